@@ -1,0 +1,52 @@
+"""Stage configs: frozen pydantic models, and the canonical form that artifact keys are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ddsr_core.progress import ProgressFactory, silent
+
+
+class StageConfig(BaseModel):
+    """Base of every stage config. Whatever stands in one changes the stage's key; what must not, stands in `Runtime`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a stage is run, as opposed to what it computes: nothing in here enters an artifact's key.
+
+    Attributes:
+        device: a torch device string; see `resolve_device` for ``auto``.
+        progress: how progress is shown.
+    """
+
+    device: str = "cpu"
+    progress: ProgressFactory = field(default=silent)
+
+
+def resolve_device(name: str = "auto") -> str:
+    """``auto`` becomes ``cuda`` where torch sees a GPU, else ``cpu``; any other name is passed through."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of ``value`` (pydantic models included): sorted keys, no spaces, no NaN."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of `canonical_json`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

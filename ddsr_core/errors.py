@@ -1,0 +1,42 @@
+"""The one exception family. A message says what happened, where, and how to mend it."""
+
+from __future__ import annotations
+
+
+class DdsrError(Exception):
+    """Base of every error that a user can cause or mend.
+
+    Args:
+        what: what happened, one sentence.
+        where: file, config field, row or stage that it happened in.
+        mend: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: object | None = None, mend: str | None = None) -> None:
+        self.what, self.where, self.mend = what, None if where is None else str(where), mend
+        lines = [what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if mend:
+            lines.append(f"  mend:  {mend}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(DdsrError):
+    """An unknown preset, field, architecture, or a value out of range."""
+
+
+class InputError(DdsrError):
+    """Images, data sets or weights that cannot be used as they are."""
+
+
+class MissingWeightsError(InputError):
+    """Weights that are neither on disk nor reachable; the message names the exact files to bring."""
+
+
+class TrainingError(DdsrError):
+    """A training run that must not go on, such as a loss that is not finite."""
+
+
+class StorageError(DdsrError):
+    """The home folder cannot be read or written: permissions, a full disk, a damaged artifact."""

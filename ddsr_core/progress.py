@@ -1,0 +1,35 @@
+"""Progress as an interface: the library reports, the caller (CLI, Prefect, tests) decides how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """One running piece of work."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Count ``amount`` more units as done."""
+
+    def note(self, text: str) -> None:
+        """Show a short text, such as the current loss, beside the bar."""
+
+
+#: ``progress("Scoring photos", total=100, unit="photos", done=0)`` -> context manager that yields a `Bar`.
+ProgressFactory = Callable[..., AbstractContextManager[Bar]]
+
+
+class _SilentBar:
+    def advance(self, amount: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@contextmanager
+def silent(title: str, *, total: int, unit: str = "items", done: int = 0) -> Iterator[Bar]:
+    """A `ProgressFactory` that shows nothing."""
+    yield _SilentBar()
