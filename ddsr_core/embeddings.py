@@ -90,7 +90,9 @@ def _open_clip(config: EmbeddingsConfig, device: str) -> Embedder:
         )
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
-            config.model, pretrained=str(Path(config.weights).expanduser()) if is_file else config.weights, weights_only=True
+            config.model,
+            pretrained=str(Path(config.weights).expanduser()) if is_file else config.weights,
+            weights_only=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingWeightsError(

@@ -44,7 +44,9 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise InputError(f"the file wants to load {module}.{name}, which is no array", mend="do not trust this file")
+            raise InputError(
+                f"the file wants to load {module}.{name}, which is no array", mend="do not trust this file"
+            )
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 

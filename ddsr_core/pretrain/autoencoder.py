@@ -62,9 +62,7 @@ def batch_of(patches: np.ndarray, size: int, seed: int, step: int) -> Tensor:
 class AutoencoderTrainer:
     """The state of one run: networks, optimisers, and a step for each phase."""
 
-    def __init__(
-        self, vae: AutoencoderTiny, perceptual: nn.Module, learning_rate: float, latent_noise: float
-    ) -> None:
+    def __init__(self, vae: AutoencoderTiny, perceptual: nn.Module, learning_rate: float, latent_noise: float) -> None:
         self.vae = vae.to(memory_format=torch.channels_last)
         self.discriminator = PatchDiscriminator().to(memory_format=torch.channels_last)
         self.perceptual = perceptual.requires_grad_(False).eval()
@@ -116,9 +114,7 @@ class AutoencoderTrainer:
         return {name: float(term.detach()) for name, term in terms.items()}
 
     @staticmethod
-    def _update(
-        optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, terms: dict[str, Tensor]
-    ) -> None:
+    def _update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, terms: dict[str, Tensor]) -> None:
         for name, term in terms.items():
             if not torch.isfinite(term):
                 raise TrainingError(
