@@ -30,7 +30,7 @@ def bchw(*images: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("crop_border", [0, 3, 4])
 def test_equals_basicsr(pair: tuple[np.ndarray, np.ndarray], crop_border: int) -> None:
-    basicsr_metrics = pytest.importorskip("ddsr_core.basicsr_compat").import_basicsr("basicsr.metrics.psnr_ssim")
+    basicsr_metrics = pytest.importorskip("ddsr_core.basicsr_compat").import_basicsr("metrics.psnr_ssim")
     hr, sr = pair
     ours = fidelity(bchw(sr), bchw(hr), crop_border=crop_border)
     for on_y, psnr, ssim in [(True, ours.psnr_y, ours.ssim_y), (False, ours.psnr_rgb, ours.ssim_rgb)]:
