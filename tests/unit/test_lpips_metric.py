@@ -1,4 +1,4 @@
-"""LPIPS against the values that its authors print, the package's own forward, and stored values of known PNGs."""
+"""LPIPS against its authors' values, the package's own forward, and stored values of known PNGs."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ def bchw(*images: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("crop_border", [0, 3, 4])
 def test_equals_basicsr(pair: tuple[np.ndarray, np.ndarray], crop_border: int) -> None:
-    basicsr_metrics = pytest.importorskip("ddsr_core.basicsr_compat").import_basicsr("metrics.psnr_ssim")
+    theirs = pytest.importorskip("ddsr_core.basicsr_compat").import_basicsr("metrics.psnr_ssim")
     hr, sr = pair
     ours = fidelity(bchw(sr), bchw(hr), crop_border=crop_border)
     for on_y, psnr, ssim in [(True, ours.psnr_y, ours.ssim_y), (False, ours.psnr_rgb, ours.ssim_rgb)]:
         # BasicSR takes BGR, OpenCV's order
-        theirs = (sr[..., ::-1].copy(), hr[..., ::-1].copy(), crop_border)
-        assert psnr.item() == pytest.approx(basicsr_metrics.calculate_psnr(*theirs, test_y_channel=on_y), abs=1e-3)
-        assert ssim.item() == pytest.approx(basicsr_metrics.calculate_ssim(*theirs, test_y_channel=on_y), abs=1e-4)
+        given = (sr[..., ::-1].copy(), hr[..., ::-1].copy(), crop_border)
+        assert psnr.item() == pytest.approx(theirs.calculate_psnr(*given, test_y_channel=on_y), abs=1e-3)
+        assert ssim.item() == pytest.approx(theirs.calculate_ssim(*given, test_y_channel=on_y), abs=1e-4)
 
 
 def test_ssim_holds_in_flat_bright_regions() -> None:
@@ -80,7 +80,9 @@ def test_grey_error_is_132_hundredths_db_higher_on_y(pair: tuple[np.ndarray, np.
     assert (result.psnr_y - result.psnr_rgb).item() == pytest.approx(20 * math.log10(255 / 219), abs=1e-4)
 
 
-def test_equal_images_are_infinitely_good_and_left_out_of_the_mean(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_equal_images_have_infinite_psnr_left_out_of_the_mean(
+    pair: tuple[np.ndarray, np.ndarray],
+) -> None:
     same = fidelity(bchw(pair[0]), bchw(pair[0]), crop_border=4)
     assert same.psnr_y.item() == same.psnr_rgb.item() == math.inf
     assert same.ssim_y.item() == pytest.approx(1, abs=1e-6)
