@@ -28,7 +28,7 @@ _C2 = (0.03 * 255) ** 2
 
 
 class Fidelity(NamedTuple):
-    """The four pixel metrics of a batch, each float64 (B,). PSNR in dB (``inf`` for equal images), SSIM in [-1, 1]."""
+    """Pixel metrics of a batch, float64 (B,). PSNR in dB, ``inf`` for equal images; SSIM in [-1, 1]."""
 
     psnr_y: Tensor
     ssim_y: Tensor
