@@ -197,7 +197,14 @@ def image_schema(fields: Mapping[str, pa.DataType]) -> pa.Schema:
     import pyarrow as pa
 
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    names = {"string": "string", "int32": "int32", "int64": "int64", "float": "float32", "double": "float64", "bool": "bool"}
+    names = {
+        "string": "string",
+        "int32": "int32",
+        "int64": "int64",
+        "float": "float32",
+        "double": "float64",
+        "bool": "bool",
+    }
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     for name, kind in fields.items():
         features[name] = {"dtype": names[str(kind)], "_type": "Value"}

@@ -179,7 +179,11 @@ class Store:
         return Artifact(manifest, folder)
 
     def build(
-        self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime | None = None
+        self,
+        stage: Stage,
+        config: StageConfig,
+        inputs: Mapping[str, StageInput],
+        runtime: Runtime | None = None,
     ) -> tuple[Artifact, bool]:
         """The stage's artifact and whether it was already there. Builds it, or continues a build that was cut off.
 
@@ -209,9 +213,7 @@ class Store:
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
         started = time.monotonic()
-        result = stage.run(
-            config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime
-        )
+        result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
         shutil.rmtree(partial / RESUME, ignore_errors=True)
         files = _entries(partial)
         manifest = Manifest(

