@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +61,9 @@ class Pairs:
         (h, w), s = self.lr_sizes[index], self.scale
         end = self.ends[index] * 3
         start = end - h * w * 3
-        return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(h * s, w * s, 3)
+        return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(
+            h * s, w * s, 3
+        )
 
     def crops(self, seed: int, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Random crops, each flipped or turned in one of 8 ways, as uint8 ``(batch, p, p, 3)`` LR and HR.
@@ -110,7 +111,9 @@ def pack_pairs(
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         sizes, skipped = _pack(data, folder, lr_patch_px, scale, progress)
-        write_json(index, {"lr_sizes": sizes, "skipped": skipped})  # last: its presence says that the rest is whole
+        write_json(
+            index, {"lr_sizes": sizes, "skipped": skipped}
+        )  # last: its presence says that the rest is whole
     facts = json.loads(index.read_text())
     return Pairs(
         hr=np.memmap(folder / "hr.bin", np.uint8, "r"),
@@ -122,16 +125,17 @@ def pack_pairs(
     )
 
 
-def training_images(data: Path) -> Iterator[images.Photo]:
-    """The images of a photo folder, an image set (its ``images/``), a patches artifact or a Parquet file."""
-    shards = sorted(data.glob("patches-*.parquet")) if data.is_dir() else []
-    if shards:  # not scores.parquet, which lies beside them
-        for shard in shards:
-            yield from images.iter_photos(shard)
-    elif (data / "metadata.jsonl").is_file() and (data / "images").is_dir():
-        yield from images.iter_photos(data / "images")
-    else:
-        yield from images.iter_photos(data)
+def count_images(data: Path) -> int:
+    """How many images `images.iter_photos` will yield, without reading them."""
+    import pyarrow.parquet as pq
+
+    if data.is_dir():
+        files = images.find_images(data)
+        if files:
+            return len(files)
+    shards = sorted(data.glob("*.parquet")) if data.is_dir() else [data]
+    readers = [pq.ParquetFile(shard) for shard in shards if shard.suffix == ".parquet"]
+    return sum(reader.metadata.num_rows for reader in readers if "image" in reader.schema_arrow.names)
 
 
 def _pack(
@@ -141,13 +145,12 @@ def _pack(
 
     sizes: list[tuple[int, int]] = []
     skipped: Counter[str] = Counter()
-    photos = list(training_images(data))
     with (
         (folder / "hr.bin").open("wb") as hr_file,
         (folder / "lr.bin").open("wb") as lr_file,
-        progress("Reading training images", total=len(photos), unit="images") as bar,
+        progress("Reading training images", total=count_images(data), unit="images") as bar,
     ):
-        for photo in photos:
+        for photo in images.iter_photos(data):
             bar.advance()
             try:
                 hr = photo.read()

@@ -46,7 +46,13 @@ def edsr_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
     ``res_scale`` leaves no trace in the weights: networks of 256 channels or more are taken for the paper's large one, 0.1.
     """
-    needed = ("conv_first.weight", "body.0.conv1.weight", "conv_after_body.weight", "upsample.0.weight", "conv_last.weight")
+    needed = (
+        "conv_first.weight",
+        "body.0.conv1.weight",
+        "conv_after_body.weight",
+        "upsample.0.weight",
+        "conv_last.weight",
+    )
     if not all(name in state for name in needed) or "body.0.rdb1.conv1.weight" in state:
         return None
     feat = state["conv_first.weight"].shape[0]

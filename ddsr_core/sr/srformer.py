@@ -91,7 +91,8 @@ class PermutedAttention(nn.Module):
         _, h, w, _ = x.shape
         q = self.split_heads(windows(self.q(x), self.window))
         k, v = (
-            self.split_heads(windows(fold_cells(part), self.window // 2)) for part in self.kv(x).chunk(2, dim=-1)
+            self.split_heads(windows(fold_cells(part), self.window // 2))
+            for part in self.kv(x).chunk(2, dim=-1)
         )
         bias = self.bias()[None]
         if mask is not None:
@@ -130,7 +131,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.norm1(x)
         if self.shift:
-            y = self.attn(y.roll((-self.shift, -self.shift), (1, 2)), mask).roll((self.shift, self.shift), (1, 2))
+            y = self.attn(y.roll((-self.shift, -self.shift), (1, 2)), mask).roll(
+                (self.shift, self.shift), (1, 2)
+            )
         else:
             y = self.attn(y, None)
         x = x + y
@@ -207,7 +210,9 @@ class SRFormer(nn.Module):
     def pad(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         bottom, right = -height % self.window, -width % self.window
-        mode = "reflect" if bottom < height and right < width else "replicate"  # reflection needs a larger image
+        mode = (
+            "reflect" if bottom < height and right < width else "replicate"
+        )  # reflection needs a larger image
         return F.pad(x, (0, right, 0, bottom), mode=mode)
 
     def body(self, x: Tensor) -> Tensor:
@@ -231,7 +236,8 @@ def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     for place in places:
         depths[int(place[1])] += 1
     tables = [
-        state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))
+        state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"]
+        for i in range(len(depths))
     ]
     return {
         "embed": embed,

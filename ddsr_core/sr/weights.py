@@ -37,7 +37,12 @@ class LoadedNetwork(NamedTuple):
 
 
 def save_weights(
-    folder: Path, network: nn.Module, arch: str, kwargs: Mapping[str, Any], scale: int, facts: Mapping[str, Any]
+    folder: Path,
+    network: nn.Module,
+    arch: str,
+    kwargs: Mapping[str, Any],
+    scale: int,
+    facts: Mapping[str, Any],
 ) -> None:
     """Write ``weights.safetensors``, ``weights.pth`` (under ``params_ema``, as upscaling tools want it) and ``model.json``.
 
@@ -58,7 +63,9 @@ def save_weights(
     torch.save({"params_ema": state, "ddsr": identity}, buffer)
     write_atomically(folder / PTH, buffer.getvalue())
     params = sum(parameter.numel() for parameter in network.parameters())
-    write_json(folder / MODEL, {**facts, "arch": arch, "kwargs": dict(kwargs), "scale": scale, "params": params})
+    write_json(
+        folder / MODEL, {**facts, "arch": arch, "kwargs": dict(kwargs), "scale": scale, "params": params}
+    )
 
 
 def load_network(path: Path) -> LoadedNetwork:
@@ -72,7 +79,9 @@ def load_network(path: Path) -> LoadedNetwork:
     path = Path(path)
     file = path / SAFETENSORS if path.is_dir() else path
     if not file.is_file():
-        raise InputError("no weights there", where=file, mend="name a train-sr folder or a .safetensors or .pth file")
+        raise InputError(
+            "no weights there", where=file, mend="name a train-sr folder or a .safetensors or .pth file"
+        )
     state, identity = _read(file)
     if identity is None:
         recognised = recognise(state)
@@ -88,7 +97,9 @@ def load_network(path: Path) -> LoadedNetwork:
         network.load_state_dict(dict(state))
     except (ConfigError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"weights do not fit {arch}: {reason}", where=file, mend="bring a whole file") from error
+        raise InputError(
+            f"weights do not fit {arch}: {reason}", where=file, mend="bring a whole file"
+        ) from error
     return LoadedNetwork(network.eval(), scale, arch)
 
 
@@ -119,7 +130,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     for name in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
         raise InputError("no state dict in it", where=file, mend="bring a file of an SR network's weights")
     return content, identity
 
@@ -142,7 +155,9 @@ def _through_spandrel(file: Path, state: dict[str, Tensor]) -> LoadedNetwork:
         descriptor = ModelLoader("cpu").load_from_state_dict(dict(state))
     except UnsupportedModelError as error:
         raise InputError(
-            "a network that is not known here", where=file, mend="bring weights of ddsr or of a network spandrel loads"
+            "a network that is not known here",
+            where=file,
+            mend="bring weights of ddsr or of a network spandrel loads",
         ) from error
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
