@@ -7,13 +7,12 @@ is lower by 1.0 to 1.8 dB.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Kernel = Literal["matlab", "opencv"]
+from ddsr_core.bicubic_types import Kernel
+
 SCALE = 4
 #: LR pixels beside a cut-out that see beyond its border (the kernel's support is 4 LR pixels).
 LR_MARGIN_PX = 2
@@ -48,7 +47,11 @@ def upsample(x: Tensor, scale: int = SCALE, kernel: Kernel = "matlab") -> Tensor
         return F.interpolate(x, size=size, mode="bicubic", align_corners=False)
     padded = symmetric_pad(x, 2)
     enlarged = F.interpolate(
-        padded, size=(size[0] + 4 * scale, size[1] + 4 * scale), mode="bicubic", align_corners=False, antialias=True
+        padded,
+        size=(size[0] + 4 * scale, size[1] + 4 * scale),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
     )
     margin = 2 * scale
     return enlarged[..., margin:-margin, margin:-margin]

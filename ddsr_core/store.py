@@ -136,7 +136,9 @@ def storage_errors(where: Path) -> Iterator[None]:
         if error.errno not in mends:
             raise
         place = error.filename or where
-        raise StorageError(f"cannot write: {os.strerror(error.errno)}", where=place, mend=mends[error.errno]) from error
+        raise StorageError(
+            f"cannot write: {os.strerror(error.errno)}", where=place, mend=mends[error.errno]
+        ) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -179,7 +181,11 @@ class Store:
         return Artifact(manifest, folder)
 
     def build(
-        self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime | None = None
+        self,
+        stage: Stage,
+        config: StageConfig,
+        inputs: Mapping[str, StageInput],
+        runtime: Runtime | None = None,
     ) -> tuple[Artifact, bool]:
         """The stage's artifact and whether it was already there. Builds it, or continues a build that was cut off.
 

@@ -233,6 +233,9 @@ class DiT(nn.Module):
             self.y_embedder.embedding_table.weight, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight,
         ):  # fmt: skip
             nn.init.normal_(weight, std=0.02, generator=generator)
-        for modulation in (*(block.adaLN_modulation for block in self.blocks), self.final_layer.adaLN_modulation):
+        for modulation in (
+            *(block.adaLN_modulation for block in self.blocks),
+            self.final_layer.adaLN_modulation,
+        ):
             nn.init.zeros_(modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)

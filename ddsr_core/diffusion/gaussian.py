@@ -37,7 +37,10 @@ class Schedule:
         self.posterior_variance, self.posterior_log_variance = keep(variance), keep(log_variance)
         self.posterior_x0 = keep(beta * alpha_bar_prev.sqrt() / (1 - alpha_bar))
         self.posterior_xt = keep((1 - alpha_bar_prev) * (1 - beta).sqrt() / (1 - alpha_bar))
-        self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar = keep(alpha_bar.sqrt()), keep((1 - alpha_bar).sqrt())
+        self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar = (
+            keep(alpha_bar.sqrt()),
+            keep((1 - alpha_bar).sqrt()),
+        )
         self.sqrt_recip_alpha_bar = keep(alpha_bar.rsqrt())
         self.sqrt_recip_alpha_bar_minus_one = keep((1 / alpha_bar - 1).sqrt())
 

@@ -62,7 +62,9 @@ def batch_of(patches: np.ndarray, size: int, seed: int, step: int) -> Tensor:
 class AutoencoderTrainer:
     """The state of one run: networks, optimisers, and a step for each phase."""
 
-    def __init__(self, vae: AutoencoderTiny, perceptual: nn.Module, learning_rate: float, latent_noise: float) -> None:
+    def __init__(
+        self, vae: AutoencoderTiny, perceptual: nn.Module, learning_rate: float, latent_noise: float
+    ) -> None:
         self.vae = vae.to(memory_format=torch.channels_last)
         self.discriminator = PatchDiscriminator().to(memory_format=torch.channels_last)
         self.perceptual = perceptual.requires_grad_(False).eval()
@@ -84,7 +86,9 @@ class AutoencoderTrainer:
             "lpips": self.perceptual(real, fake.clamp(-1, 1)).mean(),
         }
 
-    def step(self, real: Tensor, weights: dict[str, float], generator: torch.Generator, adversarial: bool) -> dict[str, float]:
+    def step(
+        self, real: Tensor, weights: dict[str, float], generator: torch.Generator, adversarial: bool
+    ) -> dict[str, float]:
         """One optimiser step of phase 1 (``adversarial`` false) or phase 2. Returns each term's value."""
         with torch.autocast("cpu", torch.bfloat16):
             if adversarial:
@@ -112,10 +116,15 @@ class AutoencoderTrainer:
         return {name: float(term.detach()) for name, term in terms.items()}
 
     @staticmethod
-    def _update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, terms: dict[str, Tensor]) -> None:
+    def _update(
+        optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, terms: dict[str, Tensor]
+    ) -> None:
         for name, term in terms.items():
             if not torch.isfinite(term):
-                raise TrainingError(f"the term {name!r} of the autoencoder's loss is not finite", mend="lower the learning rate")
+                raise TrainingError(
+                    f"the term {name!r} of the autoencoder's loss is not finite",
+                    mend="lower the learning rate",
+                )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

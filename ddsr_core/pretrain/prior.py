@@ -16,7 +16,9 @@ from ddsr_core.progress import Bar, ProgressFactory, silent
 
 
 @torch.inference_mode()
-def encode_all(encoder: nn.Module, patches: np.ndarray, batch: int = 256, progress: ProgressFactory = silent) -> Tensor:
+def encode_all(
+    encoder: nn.Module, patches: np.ndarray, batch: int = 256, progress: ProgressFactory = silent
+) -> Tensor:
     """Latents of every patch and its mirror image: ``float16 (2, N, C, h, w)``."""
     both: list[list[Tensor]] = [[], []]
     with progress("Encoding patches", total=len(patches), unit="patches") as bar:
@@ -43,7 +45,9 @@ class PriorData:
     classes: Tensor
 
 
-def prior_batch(data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int) -> tuple[Tensor, ...]:
+def prior_batch(
+    data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int
+) -> tuple[Tensor, ...]:
     """Batch ``step`` of the run ``seed``: ``(x0, y, t, noise)``; labels are dropped once, here."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(data.latents.shape[1], (size,), generator=generator)
@@ -84,7 +88,11 @@ def train_prior(
     curve: list[dict[str, float]] = []
     sums = torch.zeros(2)
     for step in steps:
-        rate = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / total)))
+        rate = (
+            learning_rate
+            * min(1.0, (step + 1) / warmup)
+            * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / total)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         x0, y, t, noise = prior_batch(data, batch_size, model.config.null_row, label_dropout, seed, step)
@@ -94,7 +102,11 @@ def train_prior(
         mse, vb = simple_and_vb(schedule, output, x0, x_t, t, noise)
         loss = mse.mean() + vb.mean()
         if not torch.isfinite(loss):
-            raise TrainingError("the loss of the diffusion prior is not finite", where=f"step {step}", mend="lower learning_rate")
+            raise TrainingError(
+                "the loss of the diffusion prior is not finite",
+                where=f"step {step}",
+                mend="lower learning_rate",
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -20,7 +20,7 @@ from ddsr_core.pretrain.autoencoder import AutoencoderTrainer, new_autoencoder, 
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import textured_patches
 from ddsr_core.pretrain.prior import PriorData, channel_statistics, encode_all, train_prior
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.store import RESUME, Stage, StageResult, write_json
 
 STAGE_NAME = "pretrain"
 
@@ -115,7 +115,10 @@ def patch_features(patches: np.ndarray, runtime: Runtime, batch: int = 256) -> n
     trunk = load_lpips("alex").net
     features: list[Tensor] = []
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    with runtime.progress("Describing patches", total=len(patches), unit="patches") as bar, torch.inference_mode():
+    with (
+        runtime.progress("Describing patches", total=len(patches), unit="patches") as bar,
+        torch.inference_mode(),
+    ):
         for start in range(0, len(patches), batch):
             chunk = torch.from_numpy(patches[start : start + batch]).float() / 255
             maps = trunk(((chunk - mean) / std).permute(0, 3, 1, 2))[-1]
@@ -144,17 +147,26 @@ def _latents(
     return PriorData(normal.half(), stored["classes"]), shift, scale
 
 
-def _prior(config: PretrainConfig, data: PriorData, work: Path, runtime: Runtime) -> tuple[DiT, list[dict[str, float]]]:
+def _prior(
+    config: PretrainConfig, data: PriorData, work: Path, runtime: Runtime
+) -> tuple[DiT, list[dict[str, float]]]:
     """Train the DiT, with a checkpoint every ``checkpoint_every`` steps; returns the averaged weights."""
     shape = DiTConfig(
-        latent_px=data.latents.shape[-1], hidden=config.hidden, depth=config.depth, heads=config.heads, classes=config.classes
+        latent_px=data.latents.shape[-1],
+        hidden=config.hidden,
+        depth=config.depth,
+        heads=config.heads,
+        classes=config.classes,
     )
     model, ema = DiT(shape), DiT(shape)
     model.initialize(torch.Generator().manual_seed(config.seed))
     ema.load_state_dict(model.state_dict())
     ema.requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.prior_learning_rate, weight_decay=0.0, fused=True
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.prior_learning_rate,
+        weight_decay=0.0,
+        fused=True,
     )
     checkpoint, done, curve = work / "prior.pt", 0, []
     if checkpoint.exists():

@@ -1,0 +1,318 @@
+"""Stage 1, patches: score every window of every photo by PSNR_bic and keep those below a threshold (paper, II-A).
+
+One bicubic round trip a photo and an integral image of its squared error score all windows at once (the trick of
+SamplingAug, BMVC 2021). Two passes: scores of all, then the accepted windows, cut and written as Parquet shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from ddsr_core.bicubic_types import Kernel
+from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
+from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+
+PATCHES_PER_SHARD = 512
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PatchesConfig(StageConfig):
+    """Which windows of the photos become training patches. Set either ``threshold_db`` or ``quantile``."""
+
+    patch_px: int = Field(
+        512, ge=16, le=4096, multiple_of=4, description="height and width of a patch, pixels"
+    )
+    stride_px: int = Field(256, ge=4, multiple_of=4, description="distance of neighbouring windows, pixels")
+    flush_right: bool = Field(
+        False, description="add a last row and column of windows that touch the far edges"
+    )
+    kernel: Kernel = Field(
+        "matlab", description="bicubic kernel of PSNR_bic: matlab (antialiased) or opencv (as released)"
+    )
+    threshold_db: float | None = Field(None, description="keep windows below this PSNR_bic, dB")
+    quantile: float | None = Field(
+        0.5, gt=0, le=1, description="keep this share of the windows, lowest PSNR_bic first"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> PatchesConfig:
+        if (self.threshold_db is None) == (self.quantile is None):
+            raise ValueError("set exactly one of threshold_db and quantile (the other to null)")
+        return self
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Scores of one photo: ``psnr_bic`` float32, ``y`` and ``x`` int32, each ``(n,)``, row by row."""
+
+    psnr_bic: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+
+
+def offsets(side: int, patch_px: int, stride_px: int, flush: bool) -> np.ndarray:
+    """Window positions along one side: the top-left grid, and with ``flush`` a last window at the far edge.
+
+    >>> offsets(1000, 512, 256, flush=False).tolist(), offsets(1000, 512, 256, flush=True).tolist()
+    ([0, 256], [0, 256, 488])
+    """
+    grid = np.arange(0, side - patch_px + 1, stride_px)
+    last = (side - patch_px) // 4 * 4  # on the x4 lattice, so that LR and HR stay aligned
+    return np.append(grid, last) if flush and grid[-1] < last else grid
+
+
+def score_windows(image: np.ndarray, config: PatchesConfig) -> Windows:
+    """PSNR_bic of all windows of a photo.
+
+    The round trip is that of the whole photo, so the outermost pixels of a window inside it are resampled with their
+    true neighbours, where a cut-out would be padded: its PSNR_bic differs by a few hundredths of a dB.
+
+    Args:
+        image: ``uint8 (H, W, 3)``, both sides at least ``patch_px``.
+    """
+    from ddsr_core.bicubic import downsample, grey, upsample
+    from ddsr_core.images import to_float
+
+    height, width = (side - side % 4 for side in image.shape[:2])
+    luma = grey(to_float(image[:height, :width]))
+    error = luma - upsample(downsample(luma, kernel=config.kernel), kernel=config.kernel)
+    integral = np.pad(error[0, 0].double().square().numpy().cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    size = config.patch_px
+    ys = offsets(height, size, config.stride_px, config.flush_right)
+    xs = offsets(width, size, config.stride_px, config.flush_right)
+    below, above = integral[ys + size], integral[ys]
+    total = below[:, xs + size] - below[:, xs] - above[:, xs + size] + above[:, xs]
+    psnr = -10 * np.log10(np.maximum(total, 0) / size**2 + 1e-12)
+    y, x = np.meshgrid(ys, xs, indexing="ij")
+    return Windows(psnr.ravel().astype(np.float32), y.ravel().astype(np.int32), x.ravel().astype(np.int32))
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """``map`` on a few threads, in order, with at most ``2 * workers`` results in flight (memory stays flat)."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> StageResult:
+    """Write the accepted patches, all scores and the skipped photos (layouts: ``docs/artifacts.md``).
+
+    Raises:
+        InputError: no photo can be used, or the threshold accepts nothing.
+    """
+    sources = list(iter_photos(photos))
+    _score_all(config, sources, out, runtime)
+    skipped, scores = _gather(config, sources, out)
+    threshold = _threshold(config, scores["psnr_bic"], photos)
+    accepted = scores["psnr_bic"] < threshold if config.quantile is None else scores["psnr_bic"] <= threshold
+    if not accepted.any():
+        low, middle = float(scores["psnr_bic"].min()), float(np.median(scores["psnr_bic"]))
+        raise InputError(
+            f"no window has a PSNR_bic below {threshold:.2f} dB (lowest {low:.2f}, median {middle:.2f})",
+            where=photos,
+            mend=f"set patches.threshold_db above {low:.2f}, or use patches.quantile",
+        )
+    _write_scores(out, sources, scores, accepted)
+    _write_shards(config, sources, scores, accepted, out, runtime)
+    kept = scores["psnr_bic"][accepted].astype(np.float64)
+    reasons = Counter(item["reason"].split(":")[0] for item in skipped)
+    counts: dict[str, Any] = {
+        "photos": len(sources) - len(skipped), "total": len(accepted), "accepted": int(accepted.sum()),
+        "threshold_db": round(float(threshold), 4), "skipped": dict(sorted(reasons.items())),
+        "psnr_bic_mean": round(float(kept.mean()), 4), "kernel": config.kernel, "patch_px": config.patch_px,
+        "median_psnr_bic": round(float(np.median(scores["psnr_bic"])), 4),
+    }  # fmt: skip
+    write_json(out / "skipped.json", skipped)
+    write_json(out / "summary.json", counts)
+    return StageResult(counts)
+
+
+def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: Runtime) -> None:
+    """Pass 1: one small file a photo in ``out/resume/scores``, with its scores or the reason why it was skipped."""
+    folder = out / RESUME / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
+
+    def score(index: int) -> tuple[int, bytes]:
+        return index, _score_photo(config, sources[index])
+
+    done = len(sources) - len(todo)
+    with runtime.progress("Scoring photos", total=len(sources), unit="photos", done=done) as bar:
+        for index, data in map_ahead(score, todo, workers=min(4, os.cpu_count() or 1)):
+            write_atomically(_score_file(out, index), data)
+            bar.advance()
+
+
+def _score_file(out: Path, index: int) -> Path:
+    return out / RESUME / "scores" / f"{index:08d}.npz"
+
+
+def _score_photo(config: PatchesConfig, photo: Photo) -> bytes:
+    """An npz: ``digest``, ``reason`` (empty if used), and the fields of `Windows`."""
+    digest, reason, windows = (
+        "",
+        "",
+        Windows(*(np.empty(0, kind) for kind in (np.float32, np.int32, np.int32))),
+    )
+    try:
+        data = photo.load()
+        digest = hashlib.sha256(data).hexdigest()
+        image = decode_rgb(data, photo.name)
+        if min(image.shape[:2]) < config.patch_px:
+            reason = f"too small: {image.shape[1]}x{image.shape[0]}"
+        else:
+            windows = score_windows(image, config)
+    except InputError as error:
+        reason = f"unreadable: {error.mend}" if error.what.startswith("not a readable") else error.what
+    except OSError as error:
+        reason = f"unreadable: {error.strerror}"
+    buffer = io.BytesIO()
+    np.savez(buffer, digest=digest, reason=reason, psnr_bic=windows.psnr_bic, y=windows.y, x=windows.x)
+    return buffer.getvalue()
+
+
+def _gather(
+    config: PatchesConfig, sources: list[Photo], out: Path
+) -> tuple[list[dict[str, str]], dict[str, np.ndarray]]:
+    """The skipped photos with reasons, and the scores of the others as columns (``photo`` is an index)."""
+    skipped: list[dict[str, str]] = []
+    first_with: dict[str, str] = {}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("photo", "y", "x", "psnr_bic", "digest")}
+    for index, photo in enumerate(sources):
+        with np.load(_score_file(out, index)) as stored:
+            digest, reason = str(stored["digest"]), str(stored["reason"])
+            if not reason and digest in first_with:
+                reason = f"duplicate: same content as {first_with[digest]}"
+            if reason:
+                skipped.append({"file": photo.name, "reason": reason})
+                continue
+            first_with[digest] = photo.name
+            windows = stored["psnr_bic"]
+            columns["photo"].append(np.full(len(windows), index, np.int32))
+            columns["digest"].append(np.full(len(windows), digest))
+            for name in ("y", "x", "psnr_bic"):
+                columns[name].append(stored[name])
+    if not first_with:
+        reasons = ", ".join(
+            f"{n} {reason}" for reason, n in Counter(s["reason"].split(":")[0] for s in skipped).items()
+        )
+        raise InputError(
+            f"none of {len(sources)} images can be used ({reasons}); for example {skipped[0]['file']}: {skipped[0]['reason']}",
+            mend=f"bring images of at least {config.patch_px}x{config.patch_px}, or lower patches.patch_px",
+        )
+    return skipped, {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def _threshold(config: PatchesConfig, psnr: np.ndarray, photos: Path) -> float:
+    if config.threshold_db is not None:
+        return config.threshold_db
+    if config.quantile is None:
+        raise ConfigError("neither threshold_db nor quantile is set", where=photos)
+    # A value that occurs, so that exactly the lowest ones pass, whatever the platform's interpolation.
+    return float(np.quantile(psnr, config.quantile, method="lower"))
+
+
+def _write_scores(
+    out: Path, sources: list[Photo], scores: dict[str, np.ndarray], accepted: np.ndarray
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [photo.name for photo in sources]
+    table = pa.table(
+        {
+            "patch_id": [_patch_id(scores, row) for row in range(len(accepted))],
+            "photo": [names[index] for index in scores["photo"]],
+            "photo_digest": scores["digest"].tolist(),
+            "y": scores["y"],
+            "x": scores["x"],
+            "psnr_bic": scores["psnr_bic"],
+            "accepted": accepted,
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(out / "scores.parquet", buffer.getvalue())
+
+
+def _patch_id(scores: dict[str, np.ndarray], row: int) -> str:
+    return f"{scores['digest'][row][:16]}_{scores['y'][row]}_{scores['x'][row]}"
+
+
+def _write_shards(
+    config: PatchesConfig,
+    sources: list[Photo],
+    scores: dict[str, np.ndarray],
+    accepted: np.ndarray,
+    out: Path,
+    runtime: Runtime,
+) -> None:
+    """Pass 2: cut the accepted windows, a shard at a time; shards that are there already are not cut again."""
+    import pyarrow as pa
+
+    fields = {
+        "patch_id": pa.string(), "photo": pa.string(), "photo_digest": pa.string(),
+        "y": pa.int32(), "x": pa.int32(), "psnr_bic": pa.float32(),
+    }  # fmt: skip
+    rows = np.flatnonzero(accepted)
+    starts = range(0, len(rows), PATCHES_PER_SHARD)
+    todo = [start for start in starts if not _shard(out, start).exists()]
+    image, opened = np.empty(0), -1
+    with runtime.progress(
+        "Cutting patches", total=len(starts), unit="shards", done=len(starts) - len(todo)
+    ) as bar:
+        for start in todo:
+            records = []
+            for row in rows[start : start + PATCHES_PER_SHARD]:
+                index, y, x = (int(scores[name][row]) for name in ("photo", "y", "x"))
+                if index != opened:
+                    image, opened = sources[index].read(), index
+                name = _patch_id(scores, row)
+                png = encode_png(
+                    np.ascontiguousarray(image[y : y + config.patch_px, x : x + config.patch_px])
+                )
+                records.append(
+                    {
+                        "image": {"bytes": png, "path": f"{name}.png"},
+                        "patch_id": name,
+                        "photo": sources[index].name,
+                        "photo_digest": str(scores["digest"][row]),
+                        "y": y,
+                        "x": x,
+                        "psnr_bic": float(scores["psnr_bic"][row]),
+                    }  # fmt: skip
+                )
+            write_image_parquet(_shard(out, start), records, fields)
+            bar.advance()
+
+
+def _shard(out: Path, start: int) -> Path:
+    return out / f"patches-{start // PATCHES_PER_SHARD:05d}.parquet"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a patches artifact."""
+    return dict(json.loads((folder / "summary.json").read_text()))
+
+
+STAGE = Stage("patches", version=1, run=run)
