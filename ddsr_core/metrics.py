@@ -1,8 +1,12 @@
-"""PSNR and SSIM on Y and RGB, as the SR literature reports them (MATLAB protocol, equal to BasicSR's).
+"""PSNR and SSIM on Y and RGB, as the SR literature reports them; equal to BasicSR's functions.
 
 The SR image is clamped and rounded to 8 bits, ``crop_border`` pixels (normally the scale) are cut off each
-edge, Y is MATLAB's ``rgb2ycbcr`` (BT.601, 16 to 235, not rounded), SSIM is that of Wang et al. 2004 with an
-11x11 Gaussian window of sigma 1.5 on the valid region, and RGB SSIM is the mean over the three channels.
+edge, Y is that of MATLAB's ``rgb2ycbcr`` on floats (BT.601, 16 to 235, not rounded), SSIM is that of Wang et
+al. 2004 with an 11x11 Gaussian window of sigma 1.5 on the valid region, RGB SSIM the mean over channels.
+
+The bicubic rows that papers copy from each other were made with Y rounded to 8 bits, before and after the
+enlargement. Rounding costs about .001 of SSIM: Set5 x4 is .8104 there and .8113 by BasicSR's functions, B100
+.6675 and .6682. PSNR moves by less than .02 dB.
 """
 
 from __future__ import annotations
