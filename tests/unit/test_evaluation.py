@@ -169,7 +169,7 @@ def test_identical_images_are_left_out_of_mean_psnr(tmp_path: Path) -> None:
 
 
 def test_killed_and_run_again_gives_the_same_bytes(test_set: Path, tmp_path: Path) -> None:
-    """A process that dies without warning while it measures the third image; then two undisturbed runs beside it."""
+    """A process that dies without warning at the third image and is run again, against an undisturbed one."""
     script = f"""
 import os, sys
 from pathlib import Path
@@ -182,7 +182,8 @@ def dying(self, name, *rest):
     return measure(self, name, *rest)
 evaluation.Evaluator.measure = dying
 config = evaluation.EvaluateConfig.model_validate_json({CHEAP.model_dump_json()!r})
-evaluation.run(config, test=Path({str(test_set)!r}), out=Path({str(tmp_path / "killed")!r}), runtime=Runtime())
+test, out = Path({str(test_set)!r}), Path({str(tmp_path / "killed")!r})
+evaluation.run(config, test=test, out=out, runtime=Runtime())
 """
     died = subprocess.run([sys.executable, "-c", script], timeout=120, check=False)
     assert died.returncode == -9
