@@ -82,9 +82,7 @@ def build_network(arch: str, kwargs: Mapping[str, Any] | None = None) -> nn.Modu
     architecture = find_architecture(arch)
     network_class = _load(architecture.factory)
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise ConfigError(
-            f"{arch} is not a torch.nn.Module", where="arch", mend="name a module class as module:Class"
-        )
+        raise ConfigError(f"{arch} is not a torch.nn.Module", where="arch", mend="name a module class as module:Class")
     arguments = {**architecture.kwargs, **(kwargs or {})}
     try:
         return network_class(**arguments)

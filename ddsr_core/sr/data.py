@@ -61,9 +61,7 @@ class Pairs:
         (h, w), s = self.lr_sizes[index], self.scale
         end = self.ends[index] * 3
         start = end - h * w * 3
-        return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(
-            h * s, w * s, 3
-        )
+        return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(h * s, w * s, 3)
 
     def crops(self, seed: int, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Random crops, each flipped or turned in one of 8 ways, as uint8 ``(batch, p, p, 3)`` LR and HR.
@@ -96,9 +94,7 @@ def turned(crop: np.ndarray, turn: int) -> np.ndarray:
     return crop[:, ::-1] if turn >= 4 else crop
 
 
-def pack_pairs(
-    data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progress: ProgressFactory = silent
-) -> Pairs:
+def pack_pairs(data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progress: ProgressFactory = silent) -> Pairs:
     """Decode every image of ``data`` once and map the packed pairs from ``folder``; a finished packing is used again.
 
     Images are cut to a multiple of ``scale`` at the bottom and right. Those that cannot be read or are smaller than a
@@ -111,9 +107,7 @@ def pack_pairs(
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         sizes, skipped = _pack(data, folder, lr_patch_px, scale, progress)
-        write_json(
-            index, {"lr_sizes": sizes, "skipped": skipped}
-        )  # last: its presence says that the rest is whole
+        write_json(index, {"lr_sizes": sizes, "skipped": skipped})  # last: its presence says that the rest is whole
     facts = json.loads(index.read_text())
     return Pairs(
         hr=np.memmap(folder / "hr.bin", np.uint8, "r"),
