@@ -66,17 +66,13 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_chart(
-    series: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, x_label: str, y_label: str
-) -> str:
+def line_chart(series: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, x_label: str, y_label: str) -> str:
     """Lines of ``name: (x, y)``; each point is the mean of a bin where a curve has more than `CURVE_POINTS`."""
     drawn = {name: _binned(np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items()}
     drawn = {name: points for name, points in drawn.items() if len(points[0])}
     if not drawn:
         return ""
-    frame = _Frame(
-        np.concatenate([x for x, _ in drawn.values()]), np.concatenate([y for _, y in drawn.values()])
-    )
+    frame = _Frame(np.concatenate([x for x, _ in drawn.values()]), np.concatenate([y for _, y in drawn.values()]))
     shapes = []
     for index, (name, (x, y)) in enumerate(drawn.items()):
         points = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in zip(x, y, strict=True))

@@ -154,7 +154,9 @@ def _sheets(report: Report) -> Iterator[Sheet]:
         yield Sheet(
             label=label,
             size=sizes[label] if 0 <= label < len(sizes) else None,
-            real=[_thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])],
+            real=[
+                _thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])
+            ],
             distilled=[
                 _thumb(read_rgb(image.path), "distilled image", _db(image.psnr_bic, "PSNR_bic "))
                 for image in made.get(label, [])[: 2 * PER_CLUSTER]
@@ -227,9 +229,7 @@ def _sr_charts(report: Report) -> list[tuple[str, list[str], str]]:
         curves = read_curves(folder / "curves.csv", record.source) if folder else None
         if curves is not None and "loss" in curves.terms:
             found.setdefault(record.arch, {}).setdefault(record.source, (curves, "loss"))
-    return [
-        (arch, list(lines), _chart(lines, f"Training loss of {arch}", "L1 loss")) for arch, lines in found.items()
-    ]
+    return [(arch, list(lines), _chart(lines, f"Training loss of {arch}", "L1 loss")) for arch, lines in found.items()]
 
 
 def _is_rate(name: str) -> bool:
