@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core import bicubic, images
+from ddsr_core import images
 from ddsr_core.errors import InputError
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.store import write_json
@@ -137,6 +137,8 @@ def _pack(
 ) -> tuple[list[tuple[int, int]], dict[str, int]]:
     import torch
 
+    from ddsr_core.bicubic import make_lr
+
     sizes: list[tuple[int, int]] = []
     skipped: Counter[str] = Counter()
     with (
@@ -157,7 +159,7 @@ def _pack(
                 continue
             hr = np.ascontiguousarray(hr[: h * scale, : w * scale])
             with torch.no_grad():
-                lr = images.to_uint8(bicubic.make_lr(images.to_float(hr), scale))[0]
+                lr = images.to_uint8(make_lr(images.to_float(hr), scale))[0]
             hr_file.write(hr.tobytes())
             lr_file.write(lr.tobytes())
             sizes.append((h, w))

@@ -39,7 +39,7 @@ def fold_cells(x: Tensor) -> Tensor:
 
 
 def relative_index(cells: int) -> Tensor:
-    """Row of the bias table for each (query cell, key cell) of a window of ``cells`` x ``cells``: ``(cells^2, cells^2)``."""
+    """Row of the bias table for each (query cell, key cell) of a window: ``(cells^2, cells^2)``."""
     axis = torch.arange(cells)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     y, x = y.flatten(), x.flatten()
@@ -198,7 +198,7 @@ class SRFormer(nn.Module):
         x = self.conv_first(self.pad(x) - self.mean)
         x = x + self.conv_after_body(self.body(x))
         with torch.autocast(x.device.type, enabled=False):
-            x = self.upsample(x.float()) + self.mean
+            x = self.upsample(x.to(self.conv_first.weight.dtype)) + self.mean
         return x[..., : height * self.scale, : width * self.scale]
 
     def pad(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights of SR networks: written as safetensors and as ``.pth``, read from those or from any file that spandrel knows."""
+"""Weights of SR networks: written as safetensors and ``.pth``, read from those or any file that spandrel knows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save_weights(
     scale: int,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write ``weights.safetensors``, ``weights.pth`` (under ``params_ema``, as upscaling tools want it) and ``model.json``.
+    """Write ``weights.safetensors``, ``weights.pth`` (under ``params_ema``, for upscaling tools) and ``model.json``.
 
     Args:
         folder: where to.
@@ -72,7 +72,7 @@ def load_network(path: Path) -> LoadedNetwork:
     Files are read as safetensors or with ``weights_only``: nothing in them is run.
 
     Raises:
-        InputError: no such file, not a file of weights, a network that neither we nor spandrel know, or damaged weights.
+        InputError: no such file, not a file of weights, damaged, or of a network that neither we nor spandrel know.
     """
     path = Path(path)
     file = path / SAFETENSORS if path.is_dir() else path
