@@ -43,13 +43,9 @@ class EvaluateConfig(StageConfig):
     """How a network is measured."""
 
     scale: int = Field(default=4, ge=2, le=8, description="enlargement; the weights must have the same")
-    mod_crop: int = Field(
-        default=4, ge=1, le=64, description="HR sides are cut to a multiple of it; OST300: 8"
-    )
+    mod_crop: int = Field(default=4, ge=1, le=64, description="HR sides are cut to a multiple of it; OST300: 8")
     lpips: bool = Field(default=True, description="measure LPIPS (v0.1, AlexNet) too")
-    tile_px: int = Field(
-        default=512, ge=0, description="tile side for LR images of more than its square; 0: never"
-    )
+    tile_px: int = Field(default=512, ge=0, description="tile side for LR images of more than its square; 0: never")
     tile_overlap_px: int = Field(default=48, ge=0, description="LR pixels of a tile that only give context")
     crops: int = Field(default=4, ge=0, le=64, description="test images to store a close-up of")
     crop_px: int = Field(default=128, ge=MIN_SIDE_PX, description="side of a close-up in HR pixels")
@@ -90,9 +86,7 @@ class HrImage:
     lr: Photo | None = None
 
 
-def run(
-    config: EvaluateConfig, *, test: Path, weights: Path | None = None, out: Path, runtime: Runtime
-) -> StageResult:
+def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out: Path, runtime: Runtime) -> StageResult:
     """Measure ``weights`` (a ``train-sr`` folder or a weights file; None: bicubic) on the images of ``test``.
 
     ``test`` is any photo source, or a folder of pairs: ``HR/`` and ``LRx<scale>/`` with the same file names.
@@ -173,10 +167,7 @@ def find_test_images(test: Path | str, scale: int = 4) -> list[HrImage]:
         images = [HrImage(photo) for photo in iter_photos(test)]
     else:
         partners = {re.sub(rf"x{scale}$", "", _stem(photo)): photo for photo in iter_photos(lr_folder)}
-        images = [
-            HrImage(photo, partners.get(_stem(photo), _absent(photo.name)))
-            for photo in iter_photos(hr_folder)
-        ]
+        images = [HrImage(photo, partners.get(_stem(photo), _absent(photo.name))) for photo in iter_photos(hr_folder)]
     if not images:
         raise InputError("the test set has no images", where=test, mend="name a folder of HR images")
     return images
@@ -232,9 +223,7 @@ class Evaluator:
             row["closeup"] = self._store_closeup(closeup, hr, lr, sr) | {"image": image.hr.name}
         return row
 
-    def measure(
-        self, name: str, hr: np.ndarray, lr: np.ndarray | None = None
-    ) -> tuple[ImageScores, torch.Tensor]:
+    def measure(self, name: str, hr: np.ndarray, lr: np.ndarray | None = None) -> tuple[ImageScores, torch.Tensor]:
         """Scores of one image, and its SR image (1, 3, H, W), float, as the network gave it.
 
         Args:
@@ -274,9 +263,7 @@ class Evaluator:
 
         return make_lr(target, self.config.scale) if lr is None else to_float(lr).to(self.device)
 
-    def _store_closeup(
-        self, stem: Path, hr: np.ndarray, lr: np.ndarray | None, sr: torch.Tensor
-    ) -> dict[str, Any]:
+    def _store_closeup(self, stem: Path, hr: np.ndarray, lr: np.ndarray | None, sr: torch.Tensor) -> dict[str, Any]:
         """Cut out the square where bicubic loses most: the same for every network."""
         from ddsr_core.bicubic import upsample
 

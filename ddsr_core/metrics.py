@@ -89,9 +89,7 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int) -> Fidelity:
     difference = (sr - hr).double()
     y_difference = torch.einsum("bchw,c->bhw", difference, difference.new_tensor(Y_WEIGHTS))
     with full_precision():
-        similarity = _ssim(
-            torch.cat([rgb_to_y(sr), sr], 1), torch.cat([rgb_to_y(hr), hr], 1)
-        )  # (B, 4): Y, R, G, B
+        similarity = _ssim(torch.cat([rgb_to_y(sr), sr], 1), torch.cat([rgb_to_y(hr), hr], 1))  # (B, 4): Y, R, G, B
     return Fidelity(
         psnr_y=_to_db(y_difference.square().mean((1, 2))),
         ssim_y=similarity[:, 0],

@@ -97,9 +97,7 @@ def upscale(
             done.written.append(target)
     if jobs and not done.written:
         source, reason = done.skipped[0]
-        raise InputError(
-            f"none of {len(jobs)} images could be enlarged: {reason}", where=source, mend="see the reason"
-        )
+        raise InputError(f"none of {len(jobs)} images could be enlarged: {reason}", where=source, mend="see the reason")
     return done
 
 
@@ -133,9 +131,7 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
         )
     if single_file:
         if len(named) > 1:
-            raise InputError(
-                "many images cannot go to one file", where=output, mend="name a folder as output"
-            )
+            raise InputError("many images cannot go to one file", where=output, mend="name a folder as output")
         named = [(named[0][0], output)]
     sources = {path.resolve() for path, _ in named}
     jobs: dict[Path, Path] = {}
@@ -143,9 +139,7 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
     taken: dict[Path, Path] = {}
     for path, target in named:
         if target.resolve() in sources:
-            raise InputError(
-                "the output would replace an input image", where=target, mend="name another output"
-            )
+            raise InputError("the output would replace an input image", where=target, mend="name another output")
         if target in taken:
             raise InputError(
                 f"{taken[target].name} and {path.name} would both become {target.name}",
@@ -154,9 +148,7 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
             )
         taken[target] = path
         if target.exists() and existing == "refuse":
-            raise InputError(
-                "the output is already there", where=target, mend="name another output, or overwrite"
-            )
+            raise InputError("the output is already there", where=target, mend="name another output, or overwrite")
         if target.exists() and existing == "skip":
             kept.append(target)
         else:
@@ -167,9 +159,7 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
 def _targets(source: Path, output: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if source.resolve() == output.resolve():
-            raise InputError(
-                "input and output are the same folder", where=output, mend="name another output folder"
-            )
+            raise InputError("input and output are the same folder", where=output, mend="name another output folder")
         made_before = output.resolve()
         images = [path for path in find_images(source) if not path.resolve().is_relative_to(made_before)]
         return [(path, output / path.relative_to(source).with_suffix(".png")) for path in images]
@@ -202,9 +192,7 @@ def _enlarge(
     from ddsr_core.tiling import enlarge
 
     lr = to_float(rgb).to(device)
-    sr = to_uint8(enlarge(network, lr, scale=scale, tile_px=tile_px, overlap_px=overlap_px, on_tile=on_tile))[
-        0
-    ]
+    sr = to_uint8(enlarge(network, lr, scale=scale, tile_px=tile_px, overlap_px=overlap_px, on_tile=on_tile))[0]
     if alpha is None:
         return sr
     opacity = to_uint8(upsample(to_float(np.repeat(alpha[..., None], 3, 2)), scale))[0, ..., :1]

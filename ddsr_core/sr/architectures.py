@@ -45,7 +45,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "edsr-small": _edsr(232_963, feat=32, blocks=8),
     "edsr": _edsr(1_517_571, feat=64, blocks=16),
     "edsr-l": _edsr(43_089_923, feat=256, blocks=32, res_scale=0.1),
-    "srformer-small": _srformer(0, embed=24, depths=[2, 2], heads=[2, 2], window=8),
+    "srformer-small": _srformer(77_528, embed=32, depths=[2, 2], heads=[2, 2], window=8),
     "srformer-light": _srformer(872_748, embed=60, depths=[6, 6, 6, 6], heads=[6, 6, 6, 6], window=16),
 }
 
@@ -82,9 +82,7 @@ def build_network(arch: str, kwargs: Mapping[str, Any] | None = None) -> nn.Modu
     architecture = find_architecture(arch)
     network_class = _load(architecture.factory)
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise ConfigError(
-            f"{arch} is not a torch.nn.Module", where="arch", mend="name a module class as module:Class"
-        )
+        raise ConfigError(f"{arch} is not a torch.nn.Module", where="arch", mend="name a module class as module:Class")
     arguments = {**architecture.kwargs, **(kwargs or {})}
     try:
         return network_class(**arguments)

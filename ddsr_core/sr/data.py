@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core import bicubic, images
+from ddsr_core import images
 from ddsr_core.errors import InputError
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.store import write_json
@@ -61,9 +61,7 @@ class Pairs:
         (h, w), s = self.lr_sizes[index], self.scale
         end = self.ends[index] * 3
         start = end - h * w * 3
-        return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(
-            h * s, w * s, 3
-        )
+        return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(h * s, w * s, 3)
 
     def crops(self, seed: int, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Random crops, each flipped or turned in one of 8 ways, as uint8 ``(batch, p, p, 3)`` LR and HR.
@@ -96,9 +94,7 @@ def turned(crop: np.ndarray, turn: int) -> np.ndarray:
     return crop[:, ::-1] if turn >= 4 else crop
 
 
-def pack_pairs(
-    data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progress: ProgressFactory = silent
-) -> Pairs:
+def pack_pairs(data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progress: ProgressFactory = silent) -> Pairs:
     """Decode every image of ``data`` once and map the packed pairs from ``folder``; a finished packing is used again.
 
     Images are cut to a multiple of ``scale`` at the bottom and right. Those that cannot be read or are smaller than a
@@ -111,9 +107,7 @@ def pack_pairs(
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         sizes, skipped = _pack(data, folder, lr_patch_px, scale, progress)
-        write_json(
-            index, {"lr_sizes": sizes, "skipped": skipped}
-        )  # last: its presence says that the rest is whole
+        write_json(index, {"lr_sizes": sizes, "skipped": skipped})  # last: its presence says that the rest is whole
     facts = json.loads(index.read_text())
     return Pairs(
         hr=np.memmap(folder / "hr.bin", np.uint8, "r"),
@@ -143,6 +137,8 @@ def _pack(
 ) -> tuple[list[tuple[int, int]], dict[str, int]]:
     import torch
 
+    from ddsr_core.bicubic import make_lr
+
     sizes: list[tuple[int, int]] = []
     skipped: Counter[str] = Counter()
     with (
@@ -163,7 +159,7 @@ def _pack(
                 continue
             hr = np.ascontiguousarray(hr[: h * scale, : w * scale])
             with torch.no_grad():
-                lr = images.to_uint8(bicubic.make_lr(images.to_float(hr), scale))[0]
+                lr = images.to_uint8(make_lr(images.to_float(hr), scale))[0]
             hr_file.write(hr.tobytes())
             lr_file.write(lr.tobytes())
             sizes.append((h, w))

@@ -38,13 +38,13 @@ class EDSR(import_basicsr("archs.edsr_arch").EDSR):  # type: ignore[misc]
         x = x + self.conv_after_body(self.body(x))
         x = self.upsample(x)
         with torch.autocast(x.device.type, enabled=False):
-            return self.conv_last(x.float()) / self.img_range + self.mean
+            return self.conv_last(x.to(self.conv_last.weight.dtype)) / self.img_range + self.mean
 
 
 def edsr_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """The arguments that a state dict was made with, or None if it is not an EDSR's.
 
-    ``res_scale`` leaves no trace in the weights: networks of 256 channels or more are taken for the paper's large one, 0.1.
+    ``res_scale`` leaves no trace in the weights: 256 channels or more are taken for the paper's large network, 0.1.
     """
     needed = (
         "conv_first.weight",

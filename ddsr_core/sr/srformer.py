@@ -39,7 +39,7 @@ def fold_cells(x: Tensor) -> Tensor:
 
 
 def relative_index(cells: int) -> Tensor:
-    """Row of the bias table for each (query cell, key cell) of a window of ``cells`` x ``cells``: ``(cells^2, cells^2)``."""
+    """Row of the bias table for each (query cell, key cell) of a window: ``(cells^2, cells^2)``."""
     axis = torch.arange(cells)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     y, x = y.flatten(), x.flatten()
@@ -90,10 +90,7 @@ class PermutedAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         _, h, w, _ = x.shape
         q = self.split_heads(windows(self.q(x), self.window))
-        k, v = (
-            self.split_heads(windows(fold_cells(part), self.window // 2))
-            for part in self.kv(x).chunk(2, dim=-1)
-        )
+        k, v = (self.split_heads(windows(fold_cells(part), self.window // 2)) for part in self.kv(x).chunk(2, dim=-1))
         bias = self.bias()[None]
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(len(q) // len(mask), 1, 1, 1)
@@ -131,9 +128,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.norm1(x)
         if self.shift:
-            y = self.attn(y.roll((-self.shift, -self.shift), (1, 2)), mask).roll(
-                (self.shift, self.shift), (1, 2)
-            )
+            y = self.attn(y.roll((-self.shift, -self.shift), (1, 2)), mask).roll((self.shift, self.shift), (1, 2))
         else:
             y = self.attn(y, None)
         x = x + y
@@ -188,8 +183,7 @@ class SRFormer(nn.Module):
         self.patch_embed = nn.Module()
         self.patch_embed.norm = nn.LayerNorm(embed)
         self.layers = nn.ModuleList(
-            ResidualGroup(embed, depth, count, window, mlp_ratio)
-            for depth, count in zip(depths, heads, strict=True)
+            ResidualGroup(embed, depth, count, window, mlp_ratio) for depth, count in zip(depths, heads, strict=True)
         )
         self.norm = nn.LayerNorm(embed)
         self.conv_after_body = nn.Conv2d(embed, embed, 3, padding=1)
@@ -204,15 +198,13 @@ class SRFormer(nn.Module):
         x = self.conv_first(self.pad(x) - self.mean)
         x = x + self.conv_after_body(self.body(x))
         with torch.autocast(x.device.type, enabled=False):
-            x = self.upsample(x.float()) + self.mean
+            x = self.upsample(x.to(self.conv_first.weight.dtype)) + self.mean
         return x[..., : height * self.scale, : width * self.scale]
 
     def pad(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         bottom, right = -height % self.window, -width % self.window
-        mode = (
-            "reflect" if bottom < height and right < width else "replicate"
-        )  # reflection needs a larger image
+        mode = "reflect" if bottom < height and right < width else "replicate"  # reflection needs a larger image
         return F.pad(x, (0, right, 0, bottom), mode=mode)
 
     def body(self, x: Tensor) -> Tensor:
@@ -236,8 +228,7 @@ def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     for place in places:
         depths[int(place[1])] += 1
     tables = [
-        state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"]
-        for i in range(len(depths))
+        state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))
     ]
     return {
         "embed": embed,

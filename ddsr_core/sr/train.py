@@ -46,9 +46,7 @@ class TrainSRConfig(StageConfig):
     schedule: Literal["cosine", "step"] = Field(
         "cosine", description="cosine to zero, or halved at 50, 80, 90 and 95 % as in SRFormer's recipe"
     )
-    ema_decay: float = Field(
-        0.999, ge=0, lt=1, description="of the averaged weights, once warm; 0 keeps the last"
-    )
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, once warm; 0 keeps the last")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="of the trunk; last convolution and loss are float32"
@@ -142,9 +140,7 @@ def train(config: TrainSRConfig, state: State, pairs: Pairs, checkpoint: Path, r
         runtime.progress(title, total=config.iterations, unit="steps", done=state.step) as bar,
     ):
         while state.step < config.iterations:
-            torch.manual_seed(
-                config.seed * 1_000_003 + state.step
-            )  # for networks with dropout, so that they resume
+            torch.manual_seed(config.seed * 1_000_003 + state.step)  # for networks with dropout, so that they resume
             rate = learning_rate_at(config, state.step)
             lr, hr = pairs.batch(config.seed, state.step, config.batch_size, device)
             unseen.append(train_step(config, state, lr, hr, rate, bf16))
@@ -162,9 +158,7 @@ def train(config: TrainSRConfig, state: State, pairs: Pairs, checkpoint: Path, r
             bar.advance()
 
 
-def train_step(
-    config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, rate: float, bf16: bool
-) -> Tensor:
+def train_step(config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, rate: float, bf16: bool) -> Tensor:
     """One step of Adam on the L1 loss and of the moving average; ``[loss, gradient norm]`` on the device."""
     import torch
     import torch.nn.functional as F

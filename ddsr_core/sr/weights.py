@@ -1,4 +1,4 @@
-"""Weights of SR networks: written as safetensors and as ``.pth``, read from those or from any file that spandrel knows."""
+"""Weights of SR networks: written as safetensors and ``.pth``, read from those or any file that spandrel knows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save_weights(
     scale: int,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write ``weights.safetensors``, ``weights.pth`` (under ``params_ema``, as upscaling tools want it) and ``model.json``.
+    """Write ``weights.safetensors``, ``weights.pth`` (under ``params_ema``, for upscaling tools) and ``model.json``.
 
     Args:
         folder: where to.
@@ -63,9 +63,7 @@ def save_weights(
     torch.save({"params_ema": state, "ddsr": identity}, buffer)
     write_atomically(folder / PTH, buffer.getvalue())
     params = sum(parameter.numel() for parameter in network.parameters())
-    write_json(
-        folder / MODEL, {**facts, "arch": arch, "kwargs": dict(kwargs), "scale": scale, "params": params}
-    )
+    write_json(folder / MODEL, {**facts, "arch": arch, "kwargs": dict(kwargs), "scale": scale, "params": params})
 
 
 def load_network(path: Path) -> LoadedNetwork:
@@ -74,14 +72,12 @@ def load_network(path: Path) -> LoadedNetwork:
     Files are read as safetensors or with ``weights_only``: nothing in them is run.
 
     Raises:
-        InputError: no such file, not a file of weights, a network that neither we nor spandrel know, or damaged weights.
+        InputError: no such file, not a file of weights, damaged, or of a network that neither we nor spandrel know.
     """
     path = Path(path)
     file = path / SAFETENSORS if path.is_dir() else path
     if not file.is_file():
-        raise InputError(
-            "no weights there", where=file, mend="name a train-sr folder or a .safetensors or .pth file"
-        )
+        raise InputError("no weights there", where=file, mend="name a train-sr folder or a .safetensors or .pth file")
     state, identity = _read(file)
     if identity is None:
         recognised = recognise(state)
@@ -97,9 +93,7 @@ def load_network(path: Path) -> LoadedNetwork:
         network.load_state_dict(dict(state))
     except (ConfigError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"weights do not fit {arch}: {reason}", where=file, mend="bring a whole file"
-        ) from error
+        raise InputError(f"weights do not fit {arch}: {reason}", where=file, mend="bring a whole file") from error
     return LoadedNetwork(network.eval(), scale, arch)
 
 
@@ -130,9 +124,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     for name in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise InputError("no state dict in it", where=file, mend="bring a file of an SR network's weights")
     return content, identity
 
