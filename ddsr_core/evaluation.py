@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from ddsr_core.config import Runtime, StageConfig, digest_of, resolve_device
+from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.images import Photo, iter_photos, photo_source, save_png, to_float, to_uint8
-from ddsr_core.store import RESUME, Source, Stage, StageResult, write_atomically, write_json
+from ddsr_core.images import Photo, iter_photos, save_png, to_float, to_uint8
+from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -171,18 +171,6 @@ def find_test_images(test: Path | str, scale: int = 4) -> list[HrImage]:
     if not images:
         raise InputError("the test set has no images", where=test, mend="name a folder of HR images")
     return images
-
-
-def evaluation_source(test: Path | str, scale: int = 4) -> Source:
-    """A test set as stage input: its digest covers its HR images and, in a set of pairs, the LR images.
-
-    Raises:
-        InputError: it is not there or empty.
-    """
-    hr_folder, lr_folder = Path(test) / "HR", Path(test) / f"LRx{scale}"
-    if not (hr_folder.is_dir() and lr_folder.is_dir()):
-        return photo_source(test)
-    return Source(Path(test), digest_of([photo_source(hr_folder).digest, photo_source(lr_folder).digest]))
 
 
 def _stem(photo: Photo) -> str:

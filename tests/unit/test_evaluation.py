@@ -20,7 +20,7 @@ from ddsr_core import evaluation
 from ddsr_core.bicubic import make_lr, upsample
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.evaluation import METRICS, EvaluateConfig, evaluate_network, evaluation_source, mean_scores
+from ddsr_core.evaluation import METRICS, EvaluateConfig, evaluate_network, mean_scores
 from ddsr_core.images import read_rgb, save_png, to_float, to_uint8
 from ddsr_core.store import RESUME
 
@@ -77,9 +77,7 @@ def test_closeups_show_the_same_place_for_every_network(test_set: Path, tmp_path
     for entry in entries:
         top, left, side = entry["y"], entry["x"], entry["px"]
         hr = read_rgb(test_set / entry["image"])
-        assert np.array_equal(
-            read_rgb(tmp_path / "out" / entry["hr"]), hr[top : top + side, left : left + side]
-        )
+        assert np.array_equal(read_rgb(tmp_path / "out" / entry["hr"]), hr[top : top + side, left : left + side])
         bicubic = read_rgb(tmp_path / "out" / entry["bicubic"])
         assert bicubic.shape == (48, 48, 3)
         assert np.array_equal(bicubic, read_rgb(tmp_path / "out" / entry["sr"]))
@@ -103,9 +101,7 @@ def test_pairs_give_what_made_lr_gives(test_set: Path, tmp_path: Path) -> None:
         hr = read_rgb(test_set / f"{name}.png")
         hr = hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4]
         save_png(pairs / "HR" / f"{name}.png", hr)
-        save_png(
-            pairs / "LRx4" / f"{name}{'x4' if name == 'b' else ''}.png", to_uint8(make_lr(to_float(hr)))[0]
-        )
+        save_png(pairs / "LRx4" / f"{name}{'x4' if name == 'b' else ''}.png", to_uint8(make_lr(to_float(hr)))[0])
     evaluation.run(CHEAP, test=pairs, out=tmp_path / "given", runtime=Runtime())
     evaluation.run(CHEAP, test=pairs / "HR", out=tmp_path / "made", runtime=Runtime())
     assert files(tmp_path / "given") == files(tmp_path / "made")
@@ -125,18 +121,6 @@ def test_pairs_without_partner_or_of_another_size_are_skipped(test_set: Path, tm
         "lonely.png": "has no LR partner",
         "wrong.png": "LR 30x30 is not HR 120x96 divided by 4",
     }
-
-
-def test_the_source_digest_covers_both_halves_of_a_pair(test_set: Path, tmp_path: Path) -> None:
-    pairs = tmp_path / "pairs"
-    hr = read_rgb(test_set / "a.png")
-    save_png(pairs / "HR" / "a.png", hr)
-    save_png(pairs / "LRx4" / "a.png", hr[::4, ::4])
-    before = evaluation_source(pairs).digest
-    assert evaluation_source(pairs).digest == before
-    save_png(pairs / "LRx4" / "a.png", hr[1::4, ::4])
-    assert evaluation_source(pairs).digest != before
-    assert evaluation_source(test_set).path == test_set
 
 
 def test_bad_images_are_counted_and_do_not_stop(test_set: Path, tmp_path: Path) -> None:
@@ -239,9 +223,7 @@ def test_bicubic_on_b100(shared: Path, tmp_path: Path) -> None:
 @pytest.mark.shared
 def test_bicubic_on_set5(shared: Path, tmp_path: Path) -> None:
     """Figures measured with basicsr and lpips on the set's own HR images."""
-    evaluation.run(
-        EvaluateConfig(crops=0), test=shared / "test" / "Set5" / "HR", out=tmp_path, runtime=Runtime()
-    )
+    evaluation.run(EvaluateConfig(crops=0), test=shared / "test" / "Set5" / "HR", out=tmp_path, runtime=Runtime())
     found = summary(tmp_path)["metrics"]
     assert found["psnr_y"] == pytest.approx(28.43, abs=5e-3)
     assert found["ssim_y"] == pytest.approx(0.8113, abs=1e-4)

@@ -48,7 +48,7 @@ def test_a_folder_keeps_its_layout(tmp_path: Path) -> None:
     save_png(tmp_path / "in" / "a.png", noise(20, 31))
     save_png(tmp_path / "in" / "sub" / "b.png", noise(16, 16))
     done = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
-    assert (done.network, done.scale, done.skipped, done.kept) == ("bicubic-x2", 2, [], [])
+    assert (done.network, done.scale, done.skipped, done.kept) == ("bicubic-x2", 2, {}, [])
     assert done.written == [tmp_path / "out" / "a.png", tmp_path / "out" / "sub" / "b.png"]
     assert np.array_equal(read_rgb(done.written[0]), expected(noise(20, 31)))
 
@@ -56,9 +56,7 @@ def test_a_folder_keeps_its_layout(tmp_path: Path) -> None:
 def test_one_image_to_a_file_or_a_folder(tmp_path: Path) -> None:
     Image.fromarray(noise(12, 14)).save(tmp_path / "photo.bmp")
     assert upscale(tmp_path / "photo.bmp", tmp_path / "big.png", WEIGHTS).written == [tmp_path / "big.png"]
-    assert upscale(tmp_path / "photo.bmp", tmp_path / "out", WEIGHTS).written == [
-        tmp_path / "out" / "photo.png"
-    ]
+    assert upscale(tmp_path / "photo.bmp", tmp_path / "out", WEIGHTS).written == [tmp_path / "out" / "photo.png"]
     assert read_rgb(tmp_path / "big.png").shape == (24, 28, 3)
 
 
@@ -93,7 +91,7 @@ def test_bad_images_are_skipped_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "in" / "bad.png").write_bytes(b"not a picture")
     done = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
     assert [path.name for path in done.written] == ["good.png"]
-    assert done.skipped == [(tmp_path / "in" / "bad.png", "not a readable image")]
+    assert done.skipped == {tmp_path / "in" / "bad.png": "not a readable image"}
     with pytest.raises(InputError, match="not a readable image"):
         upscale(tmp_path / "in" / "bad.png", tmp_path / "other", WEIGHTS)
 
