@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -145,7 +147,7 @@ def train_autoencoder(
     curve: list[dict[str, float]] = []
     trainer.vae.encoder.requires_grad_(not adversarial)
     for step in steps:
-        rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / total)))
+        rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate
         generator.manual_seed(seed * 1_000_003 + step)
