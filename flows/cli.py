@@ -439,6 +439,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
 def main() -> None:
     """Entry point of the command ``ddsr``."""
+    os.environ.setdefault("LANCE_LOG", "error")  # LanceDB warns of every table that is new
     try:
         cli()
     except KeyboardInterrupt:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ddsr_core.diffusion.minimax import Memory
 
 ENCODE_BATCH = 16
+#: The terms of equation 6, and the bound of the learned variance.
+TERMS = ("simple", "vb", "r", "d", "sr")
 
 
 class FinetuneConfig(StageConfig):
@@ -278,7 +280,7 @@ def run(
     raw = Adapter(extract(state.trainable, rows), label_map, model.digest, config.gamma_blocks)
     facts = {"steps": config.steps, "config": config.model_dump(mode="json")}
     save_adapter(out, raw, extract(state.ema, rows), facts)
-    write_curves(out / "curves.csv", state.curve)
+    write_curves(out, state.curve)
     last = {name: round(value, 5) for name, value in _mean_of_last(state.curve, 100).items()}
     counts = {
         "steps": config.steps,
@@ -334,7 +336,7 @@ def encode_patches(base: Base, patches: Path, labels: dict[str, int], runtime: R
             parts["psnr_bic"].append(psnr_bic(x))
             ordered += [labels[name] for name in names]
             bar.advance(len(names))
-    latents = torch.stack([torch.cat(parts["plain"]), torch.cat(parts["mirrored"])])
+    latents = torch.stack([torch.cat(parts["plain"]), torch.cat(parts["mirrored"])]).contiguous()
     return {"latents": latents, "labels": torch.tensor(ordered), "psnr_bic": torch.cat(parts["psnr_bic"])}
 
 
@@ -367,20 +369,19 @@ def batches_of_patches(patches: Path, image_px: int) -> Iterator[tuple[list[str]
         yield names, np.stack(images)
 
 
-def write_curves(path: Path, curve: list[dict[str, float]]) -> None:
-    """``curves.csv``: one row a step; the gradient norms only where they were measured."""
-    terms = ["simple", "vb", "r", "d", "sr"]
-    columns = ["step", *terms, *(f"grad_{name}" for name in terms)]
-    lines = [",".join(columns)]
-    for row in curve:
-        cells = (str(int(row["step"])), *(f"{row[name]:.6g}" if name in row else "" for name in columns[1:]))
-        lines.append(",".join(cells))
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+def write_curves(out: Path, curve: list[dict[str, float]]) -> None:
+    """``curves.csv``: each term a step; ``gradients.csv``: the norms of their gradients, where they were measured."""
+    for name, columns in (("curves.csv", list(TERMS)), ("gradients.csv", [f"grad_{term}" for term in TERMS])):
+        lines = [",".join(["step", *columns])]
+        for row in curve:
+            if columns[0] in row:
+                lines.append(",".join([str(int(row["step"])), *(f"{row[column]:.6g}" for column in columns)]))
+        write_atomically(out / name, ("\n".join(lines) + "\n").encode())
 
 
 def _mean_of_last(curve: list[dict[str, float]], count: int) -> dict[str, float]:
     rows = curve[-count:]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in ("simple", "vb", "r", "d", "sr")}
+    return {name: sum(row[name] for row in rows) / len(rows) for name in TERMS}
 
 
 STAGE = Stage("finetune", version=1, run=run)
