@@ -28,7 +28,7 @@ def test_a_file_that_names_another_global_is_refused(intruder: object) -> None:
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
 def test_arrays_load_under_both_spellings_of_numpy(module: str) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    data = pickle.dumps({"a": array}, protocol=2).replace(b"numpy._core.multiarray", module.encode())
+    data = pickle.dumps({"a": array}, protocol=3).replace(b"numpy._core.multiarray", module.encode())
     data = data.replace(b"numpy.core.multiarray", module.encode())
     np.testing.assert_array_equal(ArrayUnpickler(io.BytesIO(data)).load()["a"], array)
 
