@@ -1,4 +1,4 @@
-"""What a report says, gathered from the artifacts of a run into frozen models. Parts that a run lacks are None or empty."""
+"""What a report says, gathered from the artifacts of a run into frozen models; what a run lacks is None or empty."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def _table_order(result: SrResult) -> tuple[str, tuple[int, str], int, int]:
 
 
 class TableRow(_Frozen):
-    """Mean over the seeds of one (architecture, source, budget, iterations); ``spread`` is the sample standard deviation."""
+    """Mean and sample standard deviation (``spread``) over the seeds of one (arch, source, budget, iterations)."""
 
     arch: str
     source: str

@@ -1,4 +1,4 @@
-"""Write the report of a run: ``report.html`` (one file, nothing fetched), ``report.json``, ``tables/results.{csv,md}``."""
+"""Write the report of a run: ``report.html`` (one file, nothing fetched), ``report.json`` and result tables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_report(run_dir: Path, record: RunRecord) -> Path:
 
 
 def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path:
-    """Write a PNG that shows a run at a glance: real patches above distilled ones per cluster, and a row of SR crops."""
+    """Write a PNG of a run at a glance: real patches above distilled ones per cluster, and a row of SR crops."""
     report = gather(record)
     real = real_patches(report, per_cluster)
     made = _distilled_by_label(report)
@@ -79,10 +79,12 @@ def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path
     ]
     first = next(_closeups(report), None)
     crops: list[tuple[str, np.ndarray]] = []
+    title = ""
     if first is not None:
-        _, tiles = first.rows[0]
+        arch, tiles = first.rows[0]
+        title = f"{arch}, trained on:"
         crops = [(t.caption, t.pixels) for t in (*first.reference, *tiles)]
-    return figures.overview(clusters, crops, path)
+    return figures.overview(clusters, crops, title, path)
 
 
 def render(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""The report of a made-up run in the layouts of docs/artifacts.md: numbers, structure, escaping, size, missing parts."""
+"""The report of a made-up run in the layouts of docs/artifacts.md: numbers, structure, escaping, size, gaps."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_page_is_self_contained_and_well_formed(run: RunRecord, tmp_path: Path) 
     path = write_report(tmp_path / "run", run)
     html = path.read_text()
     page = Page(html)
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?!data:|#)|url\(|@import""", html)
+    assert re.findall(r"""\b(?:src|href)="(?!data:|#).{0,40}|url\(|@import""", html) == []
     assert page.all("html") == [{"lang": "en"}]
     assert all(image["alt"] for image in page.all("img"))
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
@@ -207,7 +207,7 @@ def test_page_is_self_contained_and_well_formed(run: RunRecord, tmp_path: Path) 
 
 def test_names_of_users_are_escaped(run: RunRecord, tmp_path: Path) -> None:
     html = write_report(tmp_path / "run", run).read_text()
-    assert "<script" not in html
+    assert html.count("<script") == 0
     assert Page(html).text.count(f"{HOSTILE}.jpg") == 1
 
 
