@@ -16,15 +16,12 @@ from ddsr_core.images import decode_rgb, read_rgb
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,
-    FULL,
     METRICS,
-    RANDOM,
     Curves,
     Report,
     RunRecord,
     SrResult,
     TableRow,
-    gap,
     gather,
     psnr_bic_groups,
     read_curves,
@@ -99,13 +96,13 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "percent": percent, "duration": duration}
-    groups = psnr_bic_groups(report)
+    groups, rows = psnr_bic_groups(report), table_rows(report)
     return environment.get_template(TEMPLATE).render(
         report=report,
         run=report.run,
         headings=HEADINGS,
-        rows=table_rows(report),
-        gains=_gains(report),
+        rows=rows,
+        headlines=[row for row in rows if row.source == DISTILLED],
         test_images=max((result.test_images for result in report.sr), default=0),
         sheets=list(_sheets(report)),
         hidden_clusters=max(0, (report.clusters.k if report.clusters else 0) - MAX_CLUSTERS),
@@ -206,12 +203,6 @@ def _closeup_tile(image: np.ndarray, hr: np.ndarray, caption: str) -> Tile:
 
 def _db(value: float | None, before: str = "") -> str:
     return "" if value is None else f"{before}{value:.2f} dB"
-
-
-def _gains(report: Report) -> list[tuple[str, float | None, float | None, float | None]]:
-    """(architecture, PSNR-Y of distilled, less random crop, less full) for the headline."""
-    ours = {row.arch: row.metrics.psnr_y for row in table_rows(report) if row.source == DISTILLED}
-    return [(arch, value, gap(report, arch, RANDOM), gap(report, arch, FULL)) for arch, value in ours.items()]
 
 
 def _finetune_charts(report: Report) -> list[tuple[str, str]]:
