@@ -1,4 +1,4 @@
-"""What a report says, gathered from the artifacts of a run into frozen models. Parts that a run lacks are None or empty."""
+"""What a report says, gathered from the artifacts of a run into frozen models; what a run lacks is None or empty."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def _table_order(result: SrResult) -> tuple[str, tuple[int, str], int, int]:
 
 
 class TableRow(_Frozen):
-    """Mean over the seeds of one (architecture, source, budget, iterations); ``spread`` is the sample standard deviation."""
+    """Mean and sample standard deviation (``spread``) over the seeds of one (arch, source, budget, iterations)."""
 
     arch: str
     source: str
@@ -319,12 +319,13 @@ class TableRow(_Frozen):
     hr_pixels: int | None
     metrics: Metrics
     spread: Metrics
+    to_random: float | None = None
     to_full: float | None = None
     best: frozenset[str] = frozenset()
 
 
 def table_rows(report: Report) -> list[TableRow]:
-    """Rows of the results table. ``to_full``: PSNR-Y less that of the full set, same architecture and iterations, dB.
+    """Rows of the results table. ``to_random``, ``to_full``: PSNR-Y less that of random crop and of the full set, dB.
 
     ``best`` names the metrics in which a row leads the reduced sets (all but ``full``) of its architecture.
     """
@@ -347,22 +348,18 @@ def table_rows(report: Report) -> list[TableRow]:
         )
         for (arch, source, budget, iterations), group in groups.items()
     ]
-    return [row.model_copy(update={"to_full": _gap(row, FULL, rows), "best": _best(row, rows)}) for row in rows]
-
-
-def gap(report: Report, arch: str, source: str) -> float | None:
-    """PSNR-Y of the distilled set less that of ``source``, dB; None where either was not measured."""
-    rows = table_rows(report)
-    ours = next((row for row in rows if row.arch == arch and row.source == DISTILLED), None)
-    return _gap(ours, source, rows) if ours else None
+    gaps = [{"to_random": _gap(row, RANDOM, rows), "to_full": _gap(row, FULL, rows)} for row in rows]
+    return [row.model_copy(update={**g, "best": _best(row, rows)}) for row, g in zip(rows, gaps, strict=True)]
 
 
 def _gap(row: TableRow, source: str, rows: Iterable[TableRow]) -> float | None:
-    others = (r for r in rows if (r.arch, r.source, r.iterations) == (row.arch, source, row.iterations))
-    other = next(others, None)
-    if other is None or other is row or row.metrics.psnr_y is None or other.metrics.psnr_y is None:
-        return None
-    return row.metrics.psnr_y - other.metrics.psnr_y
+    """PSNR-Y of ``row`` less that of ``source`` at the same architecture, iterations and, but for ``full``, budget."""
+    for other in rows:
+        alike = (other.arch, other.source, other.iterations) == (row.arch, source, row.iterations)
+        if alike and other is not row and (source == FULL or other.budget == row.budget):
+            ours, theirs = row.metrics.psnr_y, other.metrics.psnr_y
+            return None if ours is None or theirs is None else ours - theirs
+    return None
 
 
 def _best(row: TableRow, rows: Iterable[TableRow]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Write the report of a run: ``report.html`` (one file, nothing fetched), ``report.json``, ``tables/results.{csv,md}``."""
+"""Write the report of a run: ``report.html`` (one file, nothing fetched), ``report.json`` and result tables."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from ddsr_core.images import decode_rgb, read_rgb
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,
-    FULL,
     METRICS,
-    RANDOM,
     Curves,
     Report,
     RunRecord,
     SrResult,
     TableRow,
-    gap,
     gather,
     psnr_bic_groups,
     read_curves,
@@ -68,7 +65,7 @@ def write_report(run_dir: Path, record: RunRecord) -> Path:
 
 
 def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path:
-    """Write a PNG that shows a run at a glance: real patches above distilled ones per cluster, and a row of SR crops."""
+    """Write a PNG of a run at a glance: real patches above distilled ones per cluster, and a row of SR crops."""
     report = gather(record)
     real = real_patches(report, per_cluster)
     made = _distilled_by_label(report)
@@ -79,10 +76,12 @@ def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path
     ]
     first = next(_closeups(report), None)
     crops: list[tuple[str, np.ndarray]] = []
+    title = ""
     if first is not None:
-        _, tiles = first.rows[0]
+        arch, tiles = first.rows[0]
+        title = f"{arch}, trained on:"
         crops = [(t.caption, t.pixels) for t in (*first.reference, *tiles)]
-    return figures.overview(clusters, crops, path)
+    return figures.overview(clusters, crops, title, path)
 
 
 def render(report: Report) -> str:
@@ -97,13 +96,13 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "percent": percent, "duration": duration}
-    groups = psnr_bic_groups(report)
+    groups, rows = psnr_bic_groups(report), table_rows(report)
     return environment.get_template(TEMPLATE).render(
         report=report,
         run=report.run,
         headings=HEADINGS,
-        rows=table_rows(report),
-        gains=_gains(report),
+        rows=rows,
+        headlines=[row for row in rows if row.source == DISTILLED],
         test_images=max((result.test_images for result in report.sr), default=0),
         sheets=list(_sheets(report)),
         hidden_clusters=max(0, (report.clusters.k if report.clusters else 0) - MAX_CLUSTERS),
@@ -204,12 +203,6 @@ def _closeup_tile(image: np.ndarray, hr: np.ndarray, caption: str) -> Tile:
 
 def _db(value: float | None, before: str = "") -> str:
     return "" if value is None else f"{before}{value:.2f} dB"
-
-
-def _gains(report: Report) -> list[tuple[str, float | None, float | None, float | None]]:
-    """(architecture, PSNR-Y of distilled, less random crop, less full) for the headline."""
-    ours = {row.arch: row.metrics.psnr_y for row in table_rows(report) if row.source == DISTILLED}
-    return [(arch, value, gap(report, arch, RANDOM), gap(report, arch, FULL)) for arch, value in ours.items()]
 
 
 def _finetune_charts(report: Report) -> list[tuple[str, str]]:
