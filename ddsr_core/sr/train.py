@@ -52,7 +52,7 @@ class TrainSRConfig(StageConfig):
         "bf16", description="of the trunk; last convolution and loss are float32"
     )
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    seed: int = Field(42, ge=0, description="of weights, crops and flips")
+    seed: int = Field(42, ge=0, lt=2**31, description="of weights, crops and flips")
 
 
 @dataclass
@@ -149,7 +149,7 @@ def train(config: TrainSRConfig, state: State, pairs: Pairs, checkpoint: Path, r
             if row or save or state.step % look_every == 0 or state.step == config.iterations:
                 look()
             if row or state.step == config.iterations:
-                loss = sum(state.losses) / len(state.losses) if state.losses else state.curve[-1][1]
+                loss = sum(state.losses) / len(state.losses)
                 state.curve.append((state.step, loss, rate))
                 state.losses.clear()
                 bar.note(f"loss {loss:.4f}")

@@ -69,7 +69,8 @@ def save_weights(
 def load_network(path: Path) -> LoadedNetwork:
     """Rebuild a network from a ``train-sr`` folder, one of its files, or a file of a network that spandrel knows.
 
-    Files are read as safetensors or with ``weights_only``: nothing in them is run.
+    Files are read as safetensors or with ``weights_only``: nothing in them is run. Only a file that says that its
+    network is ``module:Class`` has that module imported, if it is installed.
 
     Raises:
         InputError: no such file, not a file of weights, damaged, or of a network that neither we nor spandrel know.
@@ -79,15 +80,10 @@ def load_network(path: Path) -> LoadedNetwork:
     if not file.is_file():
         raise InputError("no weights there", where=file, mend="name a train-sr folder or a .safetensors or .pth file")
     state, identity = _read(file)
+    identity = identity or _recognised(state)
     if identity is None:
-        recognised = recognise(state)
-        if recognised is None:
-            return _through_spandrel(file, state)
-        arch, kwargs = recognised
-        scale = int(kwargs["scale"])
-    else:
-        arch, scale = identity["arch"], int(identity["scale"])
-        kwargs = json.loads(identity["kwargs"])
+        return _through_spandrel(file, state)
+    arch, kwargs, scale = identity
     try:
         network = build_network(arch, kwargs)
         network.load_state_dict(dict(state))
@@ -97,8 +93,31 @@ def load_network(path: Path) -> LoadedNetwork:
     return LoadedNetwork(network.eval(), scale, arch)
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """State dict of a file, and what our own files say about it (None for others)."""
+class _Identity(NamedTuple):
+    """What it takes to rebuild a network."""
+
+    arch: str
+    kwargs: dict[str, Any]
+    scale: int
+
+
+def _recognised(state: Mapping[str, Tensor]) -> _Identity | None:
+    found = recognise(state)
+    return found and _Identity(*found, scale=found[1]["scale"])
+
+
+def _identity(said: Any) -> _Identity | None:
+    """What our own files say about their network; None for other files."""
+    if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("arch", "kwargs", "scale")):
+        return None
+    kwargs = json.loads(said["kwargs"])
+    if not isinstance(kwargs, dict):
+        raise ValueError("the network's arguments are no mapping")
+    return _Identity(said["arch"], kwargs, int(said["scale"]))
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], _Identity | None]:
+    """State dict of a file, and what it says about itself."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -111,16 +130,15 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
                 state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-            return state, metadata if {"arch", "kwargs", "scale"} <= metadata.keys() else None
+                return state, _identity(opened.metadata())
         content = torch.load(file, map_location="cpu", weights_only=True)
+        identity = _identity(content.get("ddsr")) if isinstance(content, dict) else None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"cannot read weights: {reason}", where=file, mend="bring a whole file of plain tensors"
         ) from error
-    identity = content.get("ddsr") if isinstance(content, dict) else None
     for name in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

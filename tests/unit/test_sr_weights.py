@@ -109,6 +109,8 @@ def write_wrong_file(folder, kind):
         case "empty folder":
             path = folder / "empty"
             path.mkdir()
+        case "damaged identity":
+            torch.save({"params_ema": {}, "ddsr": {"arch": "edsr", "kwargs": "[1]", "scale": "4"}}, path)
         case "a function instead of a class":
             save_weights(folder, build_network("edsr-small"), "os:system", {"command": "touch pwned"}, 4, {})
             path = folder / "weights.safetensors"
@@ -124,6 +126,7 @@ def write_wrong_file(folder, kind):
         ("unknown network", "not known here"),
         ("no state dict", "no state dict"),
         ("half a network", "do not fit edsr"),
+        ("damaged identity", "arguments are no mapping"),
         ("another suffix", "not a kind of weights file"),
         ("empty folder", "no weights there"),
         ("a function instead of a class", "not a torch.nn.Module"),
