@@ -163,9 +163,7 @@ def iter_photos(source: Path | str) -> Iterator[Photo]:
     elif path.is_file():
         yield Photo(path.name, path.read_bytes)
     else:
-        raise InputError(
-            "there is no such folder or file", where=path, mend="name a folder of photos with --images"
-        )
+        raise InputError("there is no such folder or file", where=path, mend="name a folder of photos with --images")
 
 
 def _parquet_photos(path: Path) -> Iterator[Photo]:
@@ -185,9 +183,7 @@ def photo_source(source: Path | str) -> Source:
     for photo in iter_photos(source):
         try:
             entries.append((photo.name, hashlib.sha256(photo.load()).hexdigest()))
-        except (
-            OSError
-        ) as error:  # unreadable now and then: part of the input, counted as skipped by the stage
+        except OSError as error:  # unreadable now and then: part of the input, counted as skipped by the stage
             entries.append((photo.name, f"unreadable: {error.strerror}"))
     if not entries:
         raise InputError(
@@ -216,9 +212,7 @@ def image_schema(fields: Mapping[str, pa.DataType]) -> pa.Schema:
     return pa.schema([("image", struct), *fields.items()], metadata=metadata)
 
 
-def write_image_parquet(
-    path: Path, rows: Iterable[Mapping[str, Any]], fields: Mapping[str, pa.DataType]
-) -> None:
+def write_image_parquet(path: Path, rows: Iterable[Mapping[str, Any]], fields: Mapping[str, pa.DataType]) -> None:
     """Write rows (``image`` as PNG bytes, or a struct with ``bytes`` and ``path``, and ``fields``), atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -254,9 +248,7 @@ def read_image_parquet(path: Path, columns: list[str] | None = None) -> Iterator
         if "image" not in parquet.schema_arrow.names:
             if path.is_dir():
                 continue
-            raise InputError(
-                "the Parquet file has no column `image`", where=file, mend="rename the image column"
-            )
+            raise InputError("the Parquet file has no column `image`", where=file, mend="rename the image column")
         for batch in parquet.iter_batches(batch_size=64, columns=columns):
             yield from batch.to_pylist()
 
@@ -275,8 +267,7 @@ def finish_image_set(out: Path, rows: list[dict[str, Any]], fields: Mapping[str,
     lines = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in named)
     write_atomically(out / "metadata.jsonl", lines.encode())
     with_bytes = (
-        {"image": {"bytes": (out / row["file_name"]).read_bytes(), "path": row["file_name"]}, **row}
-        for row in named
+        {"image": {"bytes": (out / row["file_name"]).read_bytes(), "path": row["file_name"]}, **row} for row in named
     )
     import pyarrow as pa
 
@@ -291,9 +282,7 @@ def read_image_set(folder: Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / "metadata.jsonl"
     if not path.is_file():
-        raise InputError(
-            "not an image set: no metadata.jsonl", where=folder, mend="name a folder that `ddsr` wrote"
-        )
+        raise InputError("not an image set: no metadata.jsonl", where=folder, mend="name a folder that `ddsr` wrote")
     return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 

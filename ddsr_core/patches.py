@@ -34,20 +34,14 @@ R = TypeVar("R")
 class PatchesConfig(StageConfig):
     """Which windows of the photos become training patches. Set either ``threshold_db`` or ``quantile``."""
 
-    patch_px: int = Field(
-        512, ge=16, le=4096, multiple_of=4, description="height and width of a patch, pixels"
-    )
+    patch_px: int = Field(512, ge=16, le=4096, multiple_of=4, description="height and width of a patch, pixels")
     stride_px: int = Field(256, ge=4, multiple_of=4, description="distance of neighbouring windows, pixels")
-    flush_right: bool = Field(
-        False, description="add a last row and column of windows that touch the far edges"
-    )
+    flush_right: bool = Field(False, description="add a last row and column of windows that touch the far edges")
     kernel: Kernel = Field(
         "matlab", description="bicubic kernel of PSNR_bic: matlab (antialiased) or opencv (as released)"
     )
     threshold_db: float | None = Field(None, description="keep windows below this PSNR_bic, dB")
-    quantile: float | None = Field(
-        0.5, gt=0, le=1, description="keep this share of the windows, lowest PSNR_bic first"
-    )
+    quantile: float | None = Field(0.5, gt=0, le=1, description="keep this share of the windows, lowest PSNR_bic first")
 
     @model_validator(mode="after")
     def _one_rule(self) -> PatchesConfig:
@@ -232,9 +226,7 @@ def _threshold(config: PatchesConfig, psnr: np.ndarray, photos: Path) -> float:
     return float(np.quantile(psnr, config.quantile, method="lower"))
 
 
-def _write_scores(
-    out: Path, sources: list[Photo], scores: dict[str, np.ndarray], accepted: np.ndarray
-) -> None:
+def _write_scores(out: Path, sources: list[Photo], scores: dict[str, np.ndarray], accepted: np.ndarray) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -278,9 +270,7 @@ def _write_shards(
     starts = range(0, len(rows), PATCHES_PER_SHARD)
     todo = [start for start in starts if not _shard(out, start).exists()]
     image, opened = np.empty(0), -1
-    with runtime.progress(
-        "Cutting patches", total=len(starts), unit="shards", done=len(starts) - len(todo)
-    ) as bar:
+    with runtime.progress("Cutting patches", total=len(starts), unit="shards", done=len(starts) - len(todo)) as bar:
         for start in todo:
             records = []
             for row in rows[start : start + PATCHES_PER_SHARD]:
@@ -288,9 +278,7 @@ def _write_shards(
                 if index != opened:
                     image, opened = sources[index].read(), index
                 name = _patch_id(scores, row)
-                png = encode_png(
-                    np.ascontiguousarray(image[y : y + config.patch_px, x : x + config.patch_px])
-                )
+                png = encode_png(np.ascontiguousarray(image[y : y + config.patch_px, x : x + config.patch_px]))
                 records.append(
                     {
                         "image": {"bytes": png, "path": f"{name}.png"},

@@ -136,9 +136,7 @@ def storage_errors(where: Path) -> Iterator[None]:
         if error.errno not in mends:
             raise
         place = error.filename or where
-        raise StorageError(
-            f"cannot write: {os.strerror(error.errno)}", where=place, mend=mends[error.errno]
-        ) from error
+        raise StorageError(f"cannot write: {os.strerror(error.errno)}", where=place, mend=mends[error.errno]) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -215,9 +213,7 @@ class Store:
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
         started = time.monotonic()
-        result = stage.run(
-            config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime
-        )
+        result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
         shutil.rmtree(partial / RESUME, ignore_errors=True)
         files = _entries(partial)
         manifest = Manifest(

@@ -1,0 +1,1 @@
+"""What a user runs. Each flow reads like the pipeline's table of contents."""

@@ -88,9 +88,7 @@ class Base:
         raw = latents / self._per_channel(self.info.latent_scale, latents) + self._per_channel(
             self.info.latent_shift, latents
         )
-        return (
-            self.vae.decoder(raw) if self.info.vae_class == "AutoencoderTiny" else self.vae.decode(raw).sample
-        )
+        return self.vae.decoder(raw) if self.info.vae_class == "AutoencoderTiny" else self.vae.decode(raw).sample
 
 
 def base_folder(name_or_path: str) -> Path:
@@ -148,9 +146,7 @@ def load_base(name_or_path: str, device: str = "cpu") -> Base:
     try:
         dit.load_state_dict({name: value.float() for name, value in load_file(folder / TRANSFORMER).items()})
     except RuntimeError as error:
-        raise InputError(
-            f"the weights do not fit the shape in {INFO}: {error}", where=folder / TRANSFORMER
-        ) from error
+        raise InputError(f"the weights do not fit the shape in {INFO}: {error}", where=folder / TRANSFORMER) from error
     vae = getattr(diffusers, info.vae_class).from_pretrained(folder / "vae", local_files_only=True).float()
     for module in (dit, vae):
         module.requires_grad_(False).eval().to(device)
@@ -165,8 +161,9 @@ def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
     from ddsr_core.store import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.half().contiguous() for name, value in dit.state_dict().items()}, folder / TRANSFORMER
-    )
+    save_file({name: value.half().contiguous() for name, value in dit.state_dict().items()}, folder / TRANSFORMER)
     vae.to(torch.float16).save_pretrained(folder / "vae")
+    settings = json.loads((folder / "vae/config.json").read_text())
+    settings.pop("block_out_channels", None)  # diffusers writes it and then warns that it does not know it
+    write_json(folder / "vae/config.json", settings)
     write_json(folder / INFO, info.model_dump(mode="json"))

@@ -45,9 +45,7 @@ def to_diffusers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
         InputError: the state has DiffFit gammas.
     """
     if any("gamma" in name for name in state):
-        raise InputError(
-            "DiffFit scales have no place in diffusers' DiT", mend="fold them into the weights first"
-        )
+        raise InputError("DiffFit scales have no place in diffusers' DiT", mend="fold them into the weights first")
     result: dict[str, Tensor] = {}
     for ours, theirs in _OUTER.items():
         for kind in ("weight", "bias"):
@@ -88,8 +86,6 @@ def from_diffusers(state: Mapping[str, Tensor], position: Tensor) -> dict[str, T
         for ours, theirs in _EMBEDDERS.items():
             copy = state[f"{twin}.norm1.emb.{theirs}"]
             if ours in result and not torch.equal(result[ours], copy):
-                raise InputError(
-                    "the blocks have different copies of an embedder", where=f"{twin}.norm1.emb.{theirs}"
-                )
+                raise InputError("the blocks have different copies of an embedder", where=f"{twin}.norm1.emb.{theirs}")
             result[ours] = copy
     return result

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -62,9 +64,7 @@ def batch_of(patches: np.ndarray, size: int, seed: int, step: int) -> Tensor:
 class AutoencoderTrainer:
     """The state of one run: networks, optimisers, and a step for each phase."""
 
-    def __init__(
-        self, vae: AutoencoderTiny, perceptual: nn.Module, learning_rate: float, latent_noise: float
-    ) -> None:
+    def __init__(self, vae: AutoencoderTiny, perceptual: nn.Module, learning_rate: float, latent_noise: float) -> None:
         self.vae = vae.to(memory_format=torch.channels_last)
         self.discriminator = PatchDiscriminator().to(memory_format=torch.channels_last)
         self.perceptual = perceptual.requires_grad_(False).eval()
@@ -116,9 +116,7 @@ class AutoencoderTrainer:
         return {name: float(term.detach()) for name, term in terms.items()}
 
     @staticmethod
-    def _update(
-        optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, terms: dict[str, Tensor]
-    ) -> None:
+    def _update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, terms: dict[str, Tensor]) -> None:
         for name, term in terms.items():
             if not torch.isfinite(term):
                 raise TrainingError(
@@ -149,7 +147,7 @@ def train_autoencoder(
     curve: list[dict[str, float]] = []
     trainer.vae.encoder.requires_grad_(not adversarial)
     for step in steps:
-        rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / total)))
+        rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate
         generator.manual_seed(seed * 1_000_003 + step)

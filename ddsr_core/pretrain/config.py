@@ -17,26 +17,20 @@ class PretrainConfig(StageConfig):
         (1200, 850, 600, 420),
         description="each photo is used at these short sides, where that makes it smaller",
     )
-    least_reduction: float = Field(
-        1.9, ge=1, description="smallest reduction of a photo: hides compression marks"
-    )
+    least_reduction: float = Field(1.9, ge=1, description="smallest reduction of a photo: hides compression marks")
     most_patches: int = Field(48_000, ge=64, description="at most so many patches, drawn at random")
 
     vae_channels: int = Field(32, ge=8, description="width of the autoencoder")
     vae_steps: int = Field(5_000, ge=1, description="steps of phase 1: encoder and decoder")
     decoder_steps: int = Field(4_000, ge=0, description="steps of phase 2: decoder with the adversarial term")
     vae_batch: int = Field(16, ge=1, description="patches a step")
-    vae_learning_rate: float = Field(
-        2e-3, gt=0, description="phase 1, cosine; phase 2 starts at a quarter of it"
-    )
+    vae_learning_rate: float = Field(2e-3, gt=0, description="phase 1, cosine; phase 2 starts at a quarter of it")
     latent_noise: float = Field(
         0.05, ge=0, description="standard deviation of the noise on latents, autoencoder training"
     )
     weight_edge: float = Field(1.0, ge=0, description="weight of the edge term")
     weight_lpips: float = Field(0.5, ge=0, description="weight of LPIPS (AlexNet)")
-    weight_scale: float = Field(
-        0.02, ge=0, description="weight of the unit-variance term on latents, phase 1"
-    )
+    weight_scale: float = Field(0.02, ge=0, description="weight of the unit-variance term on latents, phase 1")
     weight_adversarial: float = Field(0.03, ge=0, description="weight of the adversarial term, phase 2")
 
     classes: int = Field(64, ge=1, le=256, description="k-means classes of the training patches")

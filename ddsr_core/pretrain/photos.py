@@ -18,9 +18,7 @@ from ddsr_core.images import find_images, read_rgb
 from ddsr_core.progress import ProgressFactory, silent
 
 
-def window_psnr_bic(
-    image: np.ndarray, window_px: int, stride_px: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def window_psnr_bic(image: np.ndarray, window_px: int, stride_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """PSNR_bic in dB of every window of a photo (``uint8 (H, W, 3)``), from one resampling of the whole photo.
 
     Returns:
@@ -38,9 +36,7 @@ def window_psnr_bic(
     return -10 * np.log10(total / window_px**2 + 1e-12), ys, xs
 
 
-def scaled_copies(
-    image: np.ndarray, short_sides_px: tuple[int, ...], least_reduction: float
-) -> Iterator[np.ndarray]:
+def scaled_copies(image: np.ndarray, short_sides_px: tuple[int, ...], least_reduction: float) -> Iterator[np.ndarray]:
     """The photo at each short side that makes it at least ``least_reduction`` times smaller (which removes JPEG marks)."""
     height, width = image.shape[:2]
     for short_side in short_sides_px:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,7 @@ from ddsr_core.progress import Bar, ProgressFactory, silent
 
 
 @torch.inference_mode()
-def encode_all(
-    encoder: nn.Module, patches: np.ndarray, batch: int = 256, progress: ProgressFactory = silent
-) -> Tensor:
+def encode_all(encoder: nn.Module, patches: np.ndarray, batch: int = 256, progress: ProgressFactory = silent) -> Tensor:
     """Latents of every patch and its mirror image: ``float16 (2, N, C, h, w)``."""
     both: list[list[Tensor]] = [[], []]
     with progress("Encoding patches", total=len(patches), unit="patches") as bar:
@@ -88,11 +88,8 @@ def train_prior(
     curve: list[dict[str, float]] = []
     sums = torch.zeros(2)
     for step in steps:
-        rate = (
-            learning_rate
-            * min(1.0, (step + 1) / warmup)
-            * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / total)))
-        )
+        cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total))
+        rate = learning_rate * min(1.0, (step + 1) / warmup) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
         x0, y, t, noise = prior_batch(data, batch_size, model.config.null_row, label_dropout, seed, step)

@@ -147,9 +147,7 @@ def _latents(
     return PriorData(normal.half(), stored["classes"]), shift, scale
 
 
-def _prior(
-    config: PretrainConfig, data: PriorData, work: Path, runtime: Runtime
-) -> tuple[DiT, list[dict[str, float]]]:
+def _prior(config: PretrainConfig, data: PriorData, work: Path, runtime: Runtime) -> tuple[DiT, list[dict[str, float]]]:
     """Train the DiT, with a checkpoint every ``checkpoint_every`` steps; returns the averaged weights."""
     shape = DiTConfig(
         latent_px=data.latents.shape[-1],

@@ -40,9 +40,7 @@ def fetch_wallpapers(folder: Path, progress: ProgressFactory = silent) -> Path:
         InputError: no apt on this machine, a package cannot be had, or a photo differs from the list.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [
-        row for row in listed_photos() if not _is_there(folder / file_name(row["path"]), row["sha256"])
-    ]
+    missing = [row for row in listed_photos() if not _is_there(folder / file_name(row["path"]), row["sha256"])]
     packages = sorted({row["package"] for row in missing})
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -74,9 +72,7 @@ def _unpack(package: str, folder: Path) -> None:
             mend="run on Debian or a relative of it, or train on photos of your own with --photos",
         )
     for command in (["apt-get", "download", package], ["dpkg-deb", "-x", f"{package}_*.deb", "."]):
-        arguments = [
-            str(match) for part in command for match in (sorted(folder.glob(part)) if "*" in part else [part])
-        ]
+        arguments = [str(match) for part in command for match in (sorted(folder.glob(part)) if "*" in part else [part])]
         done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(

@@ -28,9 +28,7 @@ def batch(t: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_q_sample_equals_diffusers():
     x0, noise, t = batch([0, 10, 500, 999])
-    torch.testing.assert_close(
-        q_sample(SCHEDULE, x0, t, noise), ORACLE.add_noise(x0, noise, t), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(q_sample(SCHEDULE, x0, t, noise), ORACLE.add_noise(x0, noise, t), rtol=1e-5, atol=1e-5)
 
 
 def test_x0_round_trip():
@@ -49,9 +47,7 @@ def test_learned_variance_interpolates_between_posterior_and_beta():
     t = torch.tensor([5, 700])
     ones = torch.ones(2, 1, 1, 1)
     torch.testing.assert_close(learned_log_variance(SCHEDULE, ones, t).flatten(), SCHEDULE.log_beta[t])
-    torch.testing.assert_close(
-        learned_log_variance(SCHEDULE, -ones, t).flatten(), SCHEDULE.posterior_log_variance[t]
-    )
+    torch.testing.assert_close(learned_log_variance(SCHEDULE, -ones, t).flatten(), SCHEDULE.posterior_log_variance[t])
 
 
 def test_kl_of_equal_gaussians_is_zero_and_of_shifted_ones_is_known():

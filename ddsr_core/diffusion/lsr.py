@@ -1,0 +1,58 @@
+"""The high-frequency term L_SR (paper, equation 5) in three modes.
+
+``off``: what the released code amounts to (its term has no gradient).
+``paper``: minus the pixel error of the decoded x0 against its own x4 bicubic round trip, at every t, images clamped to
+    [-1, 1] to give it a bound. Rewards whatever bicubic cannot carry, decoder artefacts included.
+``target``: ours. One-sided and relative to the real patch: PSNR_bic of the decoded x0 must not exceed that of the real
+    one by more than a margin; only where x0 can be predicted at all (signal above noise, t <= 258), weighted by
+    alpha_bar. Zero once the prediction is as detailed as the patch, so it cannot run away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddsr_core.bicubic import downsample, psnr_bic, upsample
+from ddsr_core.diffusion.gaussian import Schedule
+
+Mode = Literal["off", "paper", "target"]
+#: The last step at which alpha_bar >= 1/2, that is a signal-to-noise ratio of at least one.
+LAST_STEP = 258
+
+
+def lsr_loss(
+    mode: Mode,
+    x0_hat: Tensor,
+    real_psnr_bic: Tensor,
+    t: Tensor,
+    schedule: Schedule,
+    decode: Callable[[Tensor], Tensor],
+    margin_db: float = 0.0,
+) -> Tensor:
+    """L_SR of a batch; only the samples that count are decoded.
+
+    Args:
+        x0_hat: predicted latents ``float (B, C, h, w)``, with gradient.
+        real_psnr_bic: PSNR_bic of the real patches ``(B,)``, dB (`psnr_bic`, antialiased kernel).
+        t: ``(B,)``.
+        decode: latents to images ``(B, 3, H, W)`` in about [-1, 1], differentiable, its weights frozen.
+        margin_db: how much smoother than the real patch a prediction may be (``target``).
+
+    Returns:
+        Scalar, the mean over the whole batch.
+    """
+    if mode == "off":
+        return x0_hat.sum() * 0
+    if mode == "paper":
+        images = decode(x0_hat).float().clamp(-1, 1)
+        return -(images - upsample(downsample(images))).square().mean()
+    chosen = torch.nonzero(t <= LAST_STEP).flatten()
+    if not len(chosen):
+        return x0_hat.sum() * 0
+    images = (decode(x0_hat[chosen]).float() + 1) / 2
+    excess = psnr_bic(images) - real_psnr_bic[chosen] - margin_db
+    return (schedule.alpha_bar[t[chosen]] * excess.relu() / 10).sum() / len(t)

@@ -1,0 +1,167 @@
+"""The whole pipeline's config: the stages' configs side by side, presets, and overrides from the command line."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+
+from ddsr_core.clusters import ClustersConfig
+from ddsr_core.config import StageConfig
+from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.embeddings import EmbeddingsConfig
+from ddsr_core.errors import ConfigError
+from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.patches import PatchesConfig
+from ddsr_core.sampling import SampleConfig
+from ddsr_core.sr.train import TrainSRConfig
+
+PRESETS = Path(__file__).with_name("presets")
+SourceName = Literal["distilled", "random", "threshold", "full"]
+
+
+class SRConfig(StageConfig):
+    """Which SR networks are trained, on which data, by which recipe. Every source gets the same number of iterations."""
+
+    archs: tuple[str, ...] = Field(("edsr", "srformer-light"), description="networks; none to stop after sampling")
+    sources: tuple[SourceName, ...] = Field(
+        ("distilled", "random", "threshold", "full"), description="data sets that each network is trained on"
+    )
+    seeds: tuple[int, ...] = Field((42,), min_length=1, description="one training a seed")
+    train: TrainSRConfig = Field(TrainSRConfig(), description="recipe; arch and seed are filled in")
+    per_arch: dict[str, dict[str, JsonValue]] = Field({}, description="fields of the recipe that differ for a network")
+
+    @model_validator(mode="after")
+    def _recipes_exist(self) -> SRConfig:
+        for arch in self.archs:
+            self.recipe(arch, self.seeds[0])
+        return self
+
+    def recipe(self, arch: str, seed: int) -> TrainSRConfig:
+        """The training config of one network and seed."""
+        fields = {**self.train.model_dump(), **self.per_arch.get(arch, {}), "arch": arch, "seed": seed}
+        return TrainSRConfig.model_validate(fields)
+
+
+class PipelineConfig(StageConfig):
+    """Everything that a run depends on besides its images."""
+
+    preset: str = Field("best", description="preset that the values started from")
+    base: str = Field("ddsr-tiny", description="base model: ddsr-tiny, a folder, or a hub id")
+    patches: PatchesConfig = PatchesConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    clusters: ClustersConfig = ClustersConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    sample: SampleConfig = SampleConfig()
+    sr: SRConfig = SRConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def preset_names() -> list[str]:
+    """The presets that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_config(preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = ()) -> PipelineConfig:
+    """A preset, with a TOML file's values over it, with ``field.path=value`` overrides over both.
+
+    Raises:
+        ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
+    """
+    if preset not in preset_names():
+        raise ConfigError(f"no preset {preset!r}", where="--preset", mend=f"choose one of: {', '.join(preset_names())}")
+    values = _read_toml(PRESETS / f"{preset}.toml")
+    if file is not None:
+        values = _merge(values, _read_toml(file))
+    for text in overrides:
+        values = _merge(values, parse_override(text))
+    try:
+        return PipelineConfig.model_validate({"preset": preset, **values})
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``a.b=value`` to nested dictionaries; the value is TOML where it reads as TOML, else a string; ``null`` is None.
+
+    >>> parse_override("finetune.learning_rate=5e-4")
+    {'finetune': {'learning_rate': 0.0005}}
+    >>> parse_override("sr.archs=['edsr']"), parse_override("embeddings.backend=vgg16")
+    ({'sr': {'archs': ['edsr']}}, {'embeddings': {'backend': 'vgg16'}})
+
+    Raises:
+        ConfigError: no ``=``, or no field before it.
+    """
+    path, equals, raw = text.partition("=")
+    names = [name.strip() for name in path.split(".")]
+    if not equals or not all(names):
+        raise ConfigError(f"cannot read the override {text!r}", where="--set", mend="write --set stage.field=value")
+    value: Any
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None if raw.strip() in ("null", "none") else raw.strip()
+    for name in reversed(names):
+        value = {name: value}
+    return dict(value)
+
+
+def to_toml(config: BaseModel) -> str:
+    """A complete config as TOML; fields that are None are left out, as TOML has no null."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"the config file cannot be read: {error.strerror}", where=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file is not TOML: {error}", where=path) from error
+    return _complete_threshold(values)
+
+
+def _complete_threshold(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML cannot say null: whoever names one of the two threshold rules means that the other is off."""
+    patches = values.get("patches", {})
+    named = [rule for rule in ("threshold_db", "quantile") if rule in patches]
+    if len(named) == 1:
+        other = "quantile" if named == ["threshold_db"] else "threshold_db"
+        return {**values, "patches": {**patches, other: None}}
+    return values
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    over = _complete_threshold(dict(over))
+    result = dict(under)
+    for name, value in over.items():
+        old = result.get(name)
+        result[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    field = ".".join(place)
+    if first["type"] != "extra_forbidden":
+        return ConfigError(
+            f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, mend="correct the value"
+        )
+    model: Any = PipelineConfig
+    for part in place[:-1]:
+        model = model.model_fields[part].annotation
+    close = difflib.get_close_matches(place[-1], model.model_fields, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"fields here: {', '.join(model.model_fields)}"
+    return ConfigError(f"unknown field {field!r}", where=field, mend=hint)

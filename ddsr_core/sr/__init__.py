@@ -1,0 +1,1 @@
+"""Super-resolution: networks, training data, the crop baselines and the training loop."""

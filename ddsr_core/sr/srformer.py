@@ -1,0 +1,240 @@
+"""SRFormer (Zhou et al., "SRFormer: Permuted Self-Attention for Single Image Super-Resolution", ICCV 2023), light form.
+
+Written from the paper. It is SwinIR's outline with two changes: *permuted self-attention*, where keys and values are
+projected to a quarter of the channels and each 2x2 cell of tokens is folded into channels, so that a window of S x S
+queries attends to (S/2)^2 keys of full width; and a *ConvFFN*, an MLP with a 5x5 depthwise convolution in its middle.
+Stochastic depth is left out: training here is short and must repeat exactly. Tensors are channels-last throughout,
+``(B, H, W, C)``, which the convolutions read without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
+
+
+def windows(x: Tensor, size: int) -> Tensor:
+    """``(B, H, W, C)`` to ``(B * H/size * W/size, size * size, C)``."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // size, size, w // size, size, c).transpose(2, 3)
+    return x.reshape(-1, size * size, c)
+
+
+def unwindows(x: Tensor, size: int, h: int, w: int) -> Tensor:
+    """Inverse of `windows`."""
+    x = x.view(-1, h // size, w // size, size, size, x.shape[-1]).transpose(2, 3)
+    return x.reshape(-1, h, w, x.shape[-1])
+
+
+def fold_cells(x: Tensor) -> Tensor:
+    """Each 2x2 cell into channels: ``(B, H, W, C)`` to ``(B, H/2, W/2, 4C)``."""
+    b, h, w, c = x.shape
+    return x.view(b, h // 2, 2, w // 2, 2, c).transpose(2, 3).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def relative_index(cells: int) -> Tensor:
+    """Row of the bias table for each (query cell, key cell) of a window: ``(cells^2, cells^2)``."""
+    axis = torch.arange(cells)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy = y[:, None] - y[None, :] + cells - 1
+    dx = x[:, None] - x[None, :] + cells - 1
+    return dy * (2 * cells - 1) + dx
+
+
+def shift_mask(h: int, w: int, size: int, device: torch.device) -> Tensor:
+    """What shifted windows must not see: ``(windows, size^2, (size/2)^2)``, 0 or -100 added to the attention.
+
+    A cyclic shift by ``size / 2`` brings regions together that are apart in the image. The shift is even, so a 2x2 cell
+    always lies in one region.
+    """
+    regions = torch.zeros(1, h, w, 1, device=device)
+    cuts = (slice(0, -size), slice(-size, -size // 2), slice(-size // 2, None))
+    for number, (rows, columns) in enumerate((rows, columns) for rows in cuts for columns in cuts):
+        regions[:, rows, columns] = number
+    queries = windows(regions, size)
+    keys = windows(regions[:, ::2, ::2], size // 2)
+    return (queries != keys.transpose(1, 2)).float() * -100.0
+
+
+class PermutedAttention(nn.Module):
+    """Permuted self-attention in windows (section 3.2 of the paper)."""
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.dim, self.heads, self.window = dim, heads, window
+        cells = window // 2
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, dim // 4 * 2)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * cells - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", relative_index(cells), persistent=False)
+
+    def bias(self) -> Tensor:
+        """``(heads, window^2, (window/2)^2)``; the four queries of a cell share a row."""
+        cells = self.window // 2
+        table = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        table = table.view(cells, 1, cells, 1, cells**2, self.heads).expand(-1, 2, -1, 2, -1, -1)
+        return table.reshape(self.window**2, cells**2, self.heads).permute(2, 0, 1)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # (B*windows, heads, tokens, dim/heads)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        _, h, w, _ = x.shape
+        q = self.split_heads(windows(self.q(x), self.window))
+        k, v = (self.split_heads(windows(fold_cells(part), self.window // 2)) for part in self.kv(x).chunk(2, dim=-1))
+        bias = self.bias()[None]
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(len(q) // len(mask), 1, 1, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        out = out.transpose(1, 2).reshape(len(q), self.window**2, self.dim)
+        return self.proj(unwindows(out, self.window, h, w))
+
+
+class ConvFFN(nn.Module):
+    """MLP with a residual 5x5 depthwise convolution between its layers (section 3.3 of the paper)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.fc1(x))
+        local = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(x + F.gelu(local))
+
+
+class Block(nn.Module):
+    """Attention and ConvFFN, each normalised first and added to its input; every other block shifts its windows."""
+
+    def __init__(self, dim: int, heads: int, window: int, mlp_ratio: float, shifted: bool) -> None:
+        super().__init__()
+        self.shift = window // 2 if shifted else 0
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = PermutedAttention(dim, heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = ConvFFN(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = self.norm1(x)
+        if self.shift:
+            y = self.attn(y.roll((-self.shift, -self.shift), (1, 2)), mask).roll((self.shift, self.shift), (1, 2))
+        else:
+            y = self.attn(y, None)
+        x = x + y
+        return x + self.mlp(self.norm2(x))
+
+
+class ResidualGroup(nn.Module):
+    """Blocks, a 3x3 convolution, and the group's input added."""
+
+    def __init__(self, dim: int, depth: int, heads: int, window: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.residual_group = nn.Module()
+        self.residual_group.blocks = nn.ModuleList(
+            Block(dim, heads, window, mlp_ratio, shifted=i % 2 == 1) for i in range(depth)
+        )
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = x
+        for block in self.residual_group.blocks:
+            y = block(y, mask)
+        return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class SRFormer(nn.Module):
+    """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
+
+    Sizes that are no multiple of the window are padded by reflection and the result is cut.
+
+    Args:
+        embed: token width, a multiple of 4 and of each number of heads.
+        depths: blocks of each group.
+        heads: attention heads of each group.
+        window: window size S, in LR pixels; a multiple of 4.
+        mlp_ratio: width of the ConvFFN over ``embed``.
+        scale: upsampling factor.
+    """
+
+    def __init__(
+        self,
+        embed: int = 60,
+        depths: Sequence[int] = (6, 6, 6, 6),
+        heads: Sequence[int] = (6, 6, 6, 6),
+        window: int = 16,
+        mlp_ratio: float = 2.0,
+        scale: int = 4,
+    ) -> None:
+        super().__init__()
+        self.window, self.scale = window, scale
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.conv_first = nn.Conv2d(3, embed, 3, padding=1)
+        self.patch_embed = nn.Module()
+        self.patch_embed.norm = nn.LayerNorm(embed)
+        self.layers = nn.ModuleList(
+            ResidualGroup(embed, depth, count, window, mlp_ratio) for depth, count in zip(depths, heads, strict=True)
+        )
+        self.norm = nn.LayerNorm(embed)
+        self.conv_after_body = nn.Conv2d(embed, embed, 3, padding=1)
+        self.upsample = nn.Sequential(nn.Conv2d(embed, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = self.conv_first(self.pad(x) - self.mean)
+        x = x + self.conv_after_body(self.body(x))
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.upsample(x.to(self.conv_first.weight.dtype)) + self.mean
+        return x[..., : height * self.scale, : width * self.scale]
+
+    def pad(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.window, -width % self.window
+        mode = "reflect" if bottom < height and right < width else "replicate"  # reflection needs a larger image
+        return F.pad(x, (0, right, 0, bottom), mode=mode)
+
+    def body(self, x: Tensor) -> Tensor:
+        """The transformer: ``(B, C, H, W)`` to the same, H and W multiples of the window."""
+        mask = shift_mask(*x.shape[-2:], self.window, x.device)
+        x = self.patch_embed.norm(x.permute(0, 2, 3, 1))
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The arguments that a state dict was made with, or None if it is not an `SRFormer`'s."""
+    first = "layers.0.residual_group.blocks.0."
+    needed = ("conv_first.weight", first + "attn.kv.weight", first + "mlp.dwconv.weight", "upsample.0.weight")
+    if not all(name in state for name in needed):
+        return None
+    embed = state["conv_first.weight"].shape[0]
+    places = [name.split(".") for name in state if name.endswith(".attn.relative_position_bias_table")]
+    depths = [0] * (1 + max(int(place[1]) for place in places))
+    for place in places:
+        depths[int(place[1])] += 1
+    tables = [
+        state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))
+    ]
+    return {
+        "embed": embed,
+        "depths": depths,
+        "heads": [table.shape[1] for table in tables],
+        "window": int(tables[0].shape[0] ** 0.5) + 1,
+        "mlp_ratio": state[first + "mlp.fc1.weight"].shape[0] / embed,
+        "scale": int((state["upsample.0.weight"].shape[0] / 3) ** 0.5),
+    }

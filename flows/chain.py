@@ -1,0 +1,132 @@
+"""The pipeline, stage by stage, for any way of building a stage: as Prefect tasks or directly. Same keys, same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ddsr_core import clusters, embeddings, evaluation, patches, sampling
+from ddsr_core.diffusion import finetune
+from ddsr_core.diffusion.base import base_source
+from ddsr_core.errors import ConfigError
+from ddsr_core.images import photo_source
+from ddsr_core.pipeline import PipelineConfig
+from ddsr_core.sr import sources, train
+from ddsr_core.store import Artifact, Stage, StageInput
+from ddsr_core.config import StageConfig
+
+
+class Build(Protocol):
+    """Builds a stage, or finds it built: ``(artifact, was it there)``."""
+
+    def __call__(
+        self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
+    ) -> tuple[Artifact, bool]: ...
+
+
+@dataclass(frozen=True)
+class Built:
+    """One stage of a run."""
+
+    label: str
+    artifact: Artifact
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One SR network of a run: what it was trained on, and its two artifacts."""
+
+    arch: str
+    source: str
+    seed: int
+    training: Built
+    evaluation: Built
+
+
+@dataclass
+class Chain:
+    """What a run has built so far, in order."""
+
+    build: Build
+    stages: list[Built] = field(default_factory=list)
+    networks: list[Trained] = field(default_factory=list)
+    bicubic: Built | None = None
+
+    def add(self, stage: Stage, config: StageConfig, label: str = "", **inputs: StageInput) -> Artifact:
+        """Build a stage and note it."""
+        artifact, cached = self.build(stage, config, inputs, label)
+        self.stages.append(Built(label or stage.name, artifact, cached))
+        return artifact
+
+    def named(self, stage: str) -> Artifact | None:
+        """The first artifact of a stage, None if the run has not built one."""
+        return next((item.artifact for item in self.stages if item.artifact.manifest.stage == stage), None)
+
+
+def distill_and_train(config: PipelineConfig, photos: Path, test: Path | None, build: Build) -> Chain:
+    """The whole method: a folder of photos in, a distilled set and measured SR networks out.
+
+    Args:
+        photos: training photos.
+        test: test photos; None if no SR network is to be trained.
+        build: how a stage is built.
+    """
+    chain = Chain(build)
+    distilled, accepted = distill(chain, config, photos)
+    if config.sr.archs:
+        if test is None:
+            raise ConfigError("SR networks need test photos", where="--test", mend="name a folder with --test")
+        train_networks(chain, config, photos, test, distilled, accepted)
+    return chain
+
+
+def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifact, Artifact]:
+    """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches."""
+    base = base_source(config.base)
+    accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
+    vectors = chain.add(embeddings.STAGE, config.embeddings, patches=accepted)
+    labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
+    adapter = chain.add(finetune.STAGE, config.finetune, patches=accepted, clusters=labels, base=base)
+    distilled = chain.add(sampling.STAGE, config.sample, adapter=adapter, base=base, clusters=labels, patches=accepted)
+    return distilled, accepted
+
+
+def train_networks(
+    chain: Chain, config: PipelineConfig, photos: Path, test: Path, distilled: Artifact, accepted: Artifact
+) -> None:
+    """Every network on every data source, at equal iterations, and bicubic beside them."""
+    tests = photo_source(test)
+    chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests)
+    chain.bicubic = chain.stages[-1]
+    data = {name: data_source(chain, name, config, photos, distilled, accepted) for name in config.sr.sources}
+    for arch in config.sr.archs:
+        for name, images in data.items():
+            for seed in config.sr.seeds:
+                label = f"{arch} {name}" + (f" seed {seed}" if len(config.sr.seeds) > 1 else "")
+                weights = chain.add(train.STAGE, config.sr.recipe(arch, seed), label, data=images)
+                training = chain.stages[-1]
+                chain.add(evaluation.STAGE, config.evaluate, label, weights=weights, test=tests)
+                chain.networks.append(Trained(arch, name, seed, training, chain.stages[-1]))
+
+
+def data_source(
+    chain: Chain, name: str, config: PipelineConfig, photos: Path, distilled: Artifact, accepted: Artifact
+) -> StageInput:
+    """The training images of one source: as many crops as there are distilled images, or all photos."""
+    if name == "distilled":
+        return distilled
+    if name == "full":
+        return photo_source(photos)
+    crops = sources.CropsConfig(
+        kind="random" if name == "random" else "threshold",
+        count=config.sample.count,
+        patch_px=config.patches.patch_px,
+        kernel=config.patches.kernel,
+        seed=config.sr.seeds[0],
+    )
+    if name == "random":
+        return chain.add(sources.STAGE, crops, "random crops", photos=photo_source(photos))
+    return chain.add(sources.STAGE, crops, "threshold crops", patches=accepted)

@@ -1,0 +1,453 @@
+"""The command ``ddsr``. Exit codes: 0 done, 1 failed (what, where, how to mend), 2 wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ddsr_core import __version__
+from ddsr_core.errors import ConfigError, DdsrError, StorageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_HOME = "ddsr-home"
+
+
+class Group(click.Group):
+    """Commands in the order they are written; a `DdsrError` becomes one message and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DdsrError as error:
+            click.echo(f"ddsr: {error}", err=True)
+            ctx.exit(1)
+        except BrokenPipeError:
+            ctx.exit(1)
+
+
+def home_option(function: F) -> F:
+    text = "where artifacts and runs are kept (default: $DDSR_HOME, else ./ddsr-home)"
+    return click.option("--home", type=click.Path(path_type=Path), default=None, help=text)(function)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")(function)
+
+
+def device_option(function: F) -> F:
+    return click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")(function)
+
+
+def run_options(function: F) -> F:
+    """The options of commands that run the pipeline."""
+    for option in (
+        click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file laid over the preset"),
+        click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="one field; may be repeated"),
+        click.option("--run", "name", default=None, help="name of the run below HOME/runs (default: the preset's name)"),
+        click.option("--no-prefect", is_flag=True, help="run the stages directly: same keys, same bytes"),
+        home_option, device_option, json_option,
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def home_of(home: Path | None) -> Path:
+    """The home folder: the option, $DDSR_HOME, or ./ddsr-home."""
+    return (home or Path(os.environ.get("DDSR_HOME", DEFAULT_HOME))).expanduser().absolute()
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ddsr")
+def cli() -> None:
+    """Dataset distillation for super-resolution: a folder of photos in, a tiny training set out.
+
+    \b
+    Start with:  ddsr demo
+    Then:        ddsr distill --images photos/ --preset demo
+    """
+
+
+@cli.command()
+@run_options
+def demo(**options: Any) -> None:
+    """The whole pipeline on bundled photos, in minutes.
+
+    Example: ddsr demo --home /tmp/ddsr
+    """
+    from ddsr_core.demo_data import write_demo_photos
+    from ddsr_core.store import storage_errors
+
+    home = home_of(options["home"])
+    with storage_errors(home):
+        images, test = write_demo_photos(home / "demo-photos")
+    run_pipeline(images=images, test=test, preset="demo", **options)
+
+
+@cli.command()
+@click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
+@click.option("--test", default=None, help="test photos; without it one photo in ten is held out")
+@click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
+@run_options
+def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
+    """Distill a folder of photos, train SR networks on the result and compare.
+
+    Example: ddsr distill --images photos/ --preset demo --set sample.count=140
+    """
+    run_pipeline(images=Path(images), test=None if test is None else Path(test), preset=preset, **options)
+
+
+def run_pipeline(
+    *,
+    images: Path,
+    test: Path | None,
+    preset: str,
+    file: Path | None,
+    overrides: tuple[str, ...],
+    name: str | None,
+    no_prefect: bool,
+    home: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Load the config, run the chain with or without Prefect, print the table and where the report is."""
+    from ddsr_core.pipeline import load_config
+    from ddsr_core.splits import hold_out
+    from ddsr_core.store import Store
+    from flows.console import print_results, progress_for
+    from flows.runs import fail_run
+
+    config = load_config(preset, file, overrides)
+    store, run = Store(home_of(home)), name or preset
+    check_run_name(run)
+    check_home(store.home)
+    if config.sr.archs and test is None:
+        images, test = hold_out(images, store.home)
+    try:
+        arguments = (config, images, test, store, run, device, progress_for())
+        outcome = run_plainly(*arguments) if no_prefect else run_with_prefect(*arguments)
+    except KeyboardInterrupt:
+        fail_run(store, run, "stopped by the user")
+        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
+        sys.exit(130)
+    except DdsrError as error:
+        fail_run(store, run, str(error))
+        raise
+    if as_json:
+        facts = {"run": run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
+        click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
+        return
+    print_results(outcome.table)
+    cached = sum(row["cached"] for row in outcome.stages)
+    click.echo(f"{len(outcome.stages)} stages, {cached} from cache. Distilled set: {outcome.folder / 'distilled'}")
+    click.echo(f"Report: {outcome.report}")
+
+
+def check_run_name(name: str) -> None:
+    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
+        raise ConfigError(f"{name!r} cannot be the name of a run", where="--run", mend="use letters, digits, - and _")
+
+
+def check_home(home: Path) -> None:
+    """Fail before any work if the home cannot be written."""
+    from ddsr_core.store import storage_errors, write_atomically
+
+    with storage_errors(home):
+        home.mkdir(parents=True, exist_ok=True)
+        write_atomically(home / ".writable", b"")
+        (home / ".writable").unlink()
+
+
+def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
+    """The chain without Prefect."""
+    from ddsr_core.config import Runtime
+    from flows.chain import distill_and_train
+    from flows.device import resolve_device_lazily
+    from flows.runs import finish_run, start_run
+
+    runtime = Runtime(device=resolve_device_lazily(device), progress=progress)
+
+    def build(stage: Any, settings: Any, inputs: Any, label: str = "") -> Any:
+        return store.build(stage, settings, inputs, runtime)
+
+    start_run(store, run, config, images, test)
+    return finish_run(store, run, config, distill_and_train(config, images, test, build))
+
+
+def run_with_prefect(
+    config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any
+) -> Any:
+    """The flow, on the server that Prefect is set up for or on an ephemeral one."""
+    from flows.prefect_settings import apply_defaults
+
+    apply_defaults(store.home)
+    from flows.distill import distill as flow
+    from tasks import progress as shown
+
+    shown.current.set(progress)
+    return flow.with_options(flow_run_name=run)(
+        config=config, images=images, test=test, home=store.home, run=run, device=device
+    )
+
+
+@cli.command("train-sr")
+@click.option("--data", required=True, help="folder of HR images, an image set, a patches artifact, or Parquet")
+@click.option("--arch", default="edsr-small", show_default=True, help="network; an unknown name lists them all")
+@click.option("--source", type=click.Choice(["distilled", "random", "threshold", "full"]), default="full", show_default=True,
+              help="distilled and full train on DATA as it is; random and threshold on crops of it")  # fmt: skip
+@click.option("--budget", type=click.IntRange(1), default=70, show_default=True, help="crops, for random and threshold")
+@click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True, help="size of those crops")
+@click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="optimiser steps")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. batch_size=8"
+)
+@home_option
+@device_option
+@json_option
+def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, iterations: int, overrides: tuple[str, ...],
+             home: Path | None, device: str, as_json: bool) -> None:  # fmt: skip
+    """Train one SR network on any folder of images.
+
+    Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
+    """
+    from ddsr_core.images import photo_source
+    from ddsr_core.store import Store
+    from flows.single import train_one
+
+    check_home(home_of(home))
+    artifact, cached = train_one(
+        Store(home_of(home)), photo_source(data), arch=arch, source=source, budget=budget, patch_px=patch_px,
+        iterations=iterations, overrides=overrides, device=device,
+    )  # fmt: skip
+    facts = {"weights": artifact.path / "weights.safetensors", "cached": cached, **artifact.manifest.counts}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=str))
+    else:
+        click.echo(f"Weights: {facts['weights']} (and .pth){' from cache' if cached else ''}")
+
+
+@cli.command()
+@click.option("--weights", required=True, help="weights file, train-sr folder, or the word bicubic")
+@click.option("--test", required=True, help="folder of HR images, or with HR/ and LRx4/ in it")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), default=None, help="write the metrics to this file"
+)
+@click.option(
+    "--mod-crop", type=click.IntRange(1), default=4, show_default=True, help="HR sides become a multiple of it"
+)
+@click.option("--no-lpips", is_flag=True, help="leave LPIPS out")
+@home_option
+@device_option
+def evaluate(weights: str, test: str, json_file: Path | None, mod_crop: int, no_lpips: bool, home: Path | None,
+             device: str) -> None:  # fmt: skip
+    """PSNR and SSIM on Y and RGB, and LPIPS, of an SR network or of bicubic x4.
+
+    Example: ddsr evaluate --weights bicubic --test B100/
+    """
+    from ddsr_core.store import Store, write_json
+    from flows.console import print_results
+    from flows.single import evaluate_one
+
+    check_home(home_of(home))
+    artifact = evaluate_one(Store(home_of(home)), weights, Path(test), mod_crop, not no_lpips, device)
+    summary = json.loads((artifact.path / "summary.json").read_text())
+    if json_file is not None:
+        write_json(json_file, summary)
+    print_results([{"arch": summary["network"], "source": "", **summary["metrics"]}])
+    click.echo(f"{summary['images']} images; each one: {artifact.path / 'per_image.parquet'}")
+
+
+@cli.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--weights", required=True, type=click.Path(path_type=Path), help="any of ours, or what spandrel reads")
+@click.option("--tile", type=click.IntRange(0), default=512, show_default=True, help="tile side in pixels; 0: never")
+@click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
+              help="what to do with output files that are there")  # fmt: skip
+@device_option
+def upscale(source: Path, output: Path, weights: Path, tile: int, existing: str, device: str) -> None:
+    """Enlarge an image or a folder of images by 4.
+
+    Example: ddsr upscale small/ large/ --weights ddsr-home/…/weights.safetensors
+    """
+    from ddsr_core.config import Runtime, resolve_device
+    from ddsr_core.upscale import upscale as enlarge
+    from flows.console import progress_for
+
+    runtime = Runtime(device=resolve_device(device), progress=progress_for())
+    done = enlarge(source, output, weights, tile_px=tile, existing=existing, runtime=runtime)  # type: ignore[arg-type]
+    click.echo(f"{len(done.written)} written, {len(done.skipped)} skipped: {output}")
+    for path, reason in done.skipped.items():
+        click.echo(f"  {path}: {reason}")
+
+
+@cli.command()
+@home_option
+@json_option
+def runs(home: Path | None, as_json: bool) -> None:
+    """List the runs of a home folder.
+
+    Example: ddsr runs
+    """
+    from ddsr_core.store import Store
+    from flows.runs import list_runs
+
+    states = list_runs(Store(home_of(home)))
+    if as_json:
+        click.echo(json.dumps(states, indent=2))
+        return
+    if not states:
+        click.echo(f"no runs in {home_of(home)}; start with: ddsr demo")
+    for state in states:
+        click.echo(f"{state['name']:<24} {state['status']:<10} {state['preset']:<9} {state.get('started', '')}")
+
+
+@cli.command()
+@click.argument("run")
+@home_option
+@json_option
+def show(run: str, home: Path | None, as_json: bool) -> None:
+    """Stages, keys, durations and results of a run.
+
+    Example: ddsr show demo
+    """
+    from ddsr_core.store import Store
+    from flows.runs import read_run
+
+    state = read_run(Store(home_of(home)), run)
+    if as_json:
+        click.echo(json.dumps(state, indent=2))
+        return
+    click.echo(f"{state['name']}: {state['status']} ({state['preset']})")
+    for stage in state.get("stages", []):
+        origin = "cache" if stage["cached"] else "built"
+        click.echo(f"  {stage['name']:<40} {stage['key']}  {stage['seconds']:>8.1f} s  {origin}")
+    if "message" in state:
+        click.echo(state["message"])
+
+
+@cli.command()
+@click.argument("run")
+@home_option
+def report(run: str, home: Path | None) -> None:
+    """Write a run's report again from its artifacts, and say where it is.
+
+    Example: ddsr report demo
+    """
+    from ddsr_core.store import Store
+    from flows.single import rewrite_report
+
+    click.echo(f"Report: {rewrite_report(Store(home_of(home)), run)}")
+
+
+@cli.command()
+@click.option("--delete", is_flag=True, help="really remove; without it, only say what would be removed")
+@home_option
+def gc(delete: bool, home: Path | None) -> None:
+    """Remove unfinished artifacts and those that no run uses.
+
+    Example: ddsr gc --delete
+    """
+    from ddsr_core.store import Store
+    from flows.housekeeping import collect_garbage
+
+    removed = collect_garbage(Store(home_of(home)), delete)
+    for path, size in removed:
+        click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
+    total = sum(size for _, size in removed) / 1e6
+    click.echo(
+        f"{len(removed)} folders, {total:.1f} MB" + ("" if delete or not removed else "; remove with: ddsr gc --delete")
+    )
+
+
+@cli.command()
+@home_option
+@json_option
+def doctor(home: Path | None, as_json: bool) -> None:
+    """Check this machine: packages, weights, device, disk, Prefect.
+
+    Example: ddsr doctor
+    """
+    from flows.housekeeping import examine
+
+    checks = examine(home_of(home))
+    if as_json:
+        click.echo(json.dumps([check.__dict__ for check in checks], indent=2))
+    else:
+        for check in checks:
+            click.echo(f"{check.verdict:<5} {check.subject}: {check.finding}")
+            if check.mend:
+                click.echo(f"      mend: {check.mend}")
+    if any(check.verdict == "FAIL" for check in checks):
+        sys.exit(1)
+
+
+@cli.command()
+@click.option(
+    "--photos", type=click.Path(path_type=Path), default=None, help="photographs (default: Debian's wallpapers)"
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for the base model")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. prior_steps=100"
+)
+def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None:
+    """Train a base model like ddsr-tiny from a folder of photographs.
+
+    Example: ddsr pretrain --out my-base --photos photos/
+    """
+    from flows.single import pretrain_base
+
+    click.echo(f"Base model: {pretrain_base(photos, out, overrides)}")
+
+
+@cli.command()
+@click.argument("text", required=False)
+@click.option("--image", type=click.Path(path_type=Path), default=None, help="find patches that look like this image")
+@click.option("--run", "name", default="demo", show_default=True, help="run whose patches are searched")
+@click.option("-k", "count", type=click.IntRange(1), default=12, show_default=True, help="how many")
+@click.option("--sheet", type=click.Path(path_type=Path), default=None, help="write a contact sheet (PNG)")
+@home_option
+@json_option
+def search(text: str | None, image: Path | None, name: str, count: int, sheet: Path | None, home: Path | None,
+           as_json: bool) -> None:  # fmt: skip
+    """Search a run's patches by text (open_clip) or by an image.
+
+    Example: ddsr search --image wave.jpg --run demo --sheet found.png
+    """
+    from ddsr_core.store import Store
+    from flows.single import search_run
+
+    if (text is None) == (image is None):
+        raise click.UsageError("give either a text or --image FILE")
+    rows = search_run(Store(home_of(home)), name, text, image, count, sheet)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['distance']:.4f}  {row['patch_id']}  cluster {row['pseudo_label']}  {row['photo']}")
+    if sheet is not None:
+        click.echo(f"Sheet: {sheet}")
+
+
+def main() -> None:
+    """Entry point of the command ``ddsr``."""
+    os.environ.setdefault("LANCE_LOG", "error")  # LanceDB warns of every table that is new
+    try:
+        cli()
+    except KeyboardInterrupt:
+        click.echo("ddsr: stopped", err=True)
+        sys.exit(130)
+    except OSError as error:
+        raise SystemExit(f"ddsr: {StorageError(str(error.strerror), where=error.filename)}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""`ddsr gc` and `ddsr doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddsr_core.errors import DdsrError
+from ddsr_core.store import Store
+from flows.runs import list_runs
+
+LEAST_FREE_BYTES = 5_000_000_000
+
+
+def collect_garbage(store: Store, delete: bool) -> list[tuple[Path, int]]:
+    """Unfinished artifacts, and whole ones that no run names, with their sizes; removed if ``delete``.
+
+    Artifacts that another process is building now (their lock is held) are left alone.
+    """
+    from filelock import FileLock, Timeout
+
+    used = {stage["key"] for state in list_runs(store) for stage in state.get("stages", [])}
+    result = []
+    for folder in sorted((store.home / "artifacts").glob("*/*")):
+        key = folder.name.removesuffix(".partial")
+        if not folder.is_dir() or folder.name in used:
+            continue
+        try:
+            with FileLock(folder.with_name(key + ".lock"), timeout=0):
+                result.append((folder, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())))
+                if delete:
+                    shutil.rmtree(folder)
+        except Timeout:
+            continue
+    return result
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor: verdict (ok, warn, FAIL), what was looked at, what was found, how to mend."""
+
+    verdict: str
+    subject: str
+    finding: str
+    mend: str = ""
+
+
+def examine(home: Path) -> list[Check]:
+    """Look at everything that a run needs on this machine."""
+    return [_python(), *_packages(), *_weights(), _device(), _disk(home), _prefect()]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fine = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return Check("ok" if fine else "FAIL", "python", version, "" if fine else "use Python 3.11 or 3.12")
+
+
+def _packages() -> list[Check]:
+    checks = []
+    for name in (
+        "torch",
+        "torchvision",
+        "diffusers",
+        "open_clip_torch",
+        "scikit-learn",
+        "lancedb",
+        "pyarrow",
+        "prefect",
+        "basicsr",
+    ):
+        try:
+            checks.append(Check("ok", name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(Check("FAIL", name, "not installed", "run `make setup`"))
+    return checks
+
+
+def _weights() -> list[Check]:
+    from ddsr_core.diffusion.base import TINY, base_folder
+    from ddsr_core.lpips_weights import MEND, weights_file
+
+    checks = []
+    try:
+        checks.append(Check("ok", f"base model {TINY}", str(base_folder(TINY))))
+    except DdsrError as error:
+        checks.append(Check("FAIL", f"base model {TINY}", error.what, error.mend or ""))
+    for net, use in (("alex", "LPIPS"), ("vgg16", "embeddings without a hub")):
+        try:
+            checks.append(Check("ok", f"{net} trunk ({use})", str(weights_file(net))))  # type: ignore[arg-type]
+        except DdsrError as error:
+            checks.append(Check("FAIL", f"{net} trunk ({use})", error.what, MEND))
+    return checks
+
+
+def _device() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("FAIL", "device", "torch is not installed", "run `make setup`")
+    import torch
+
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return Check("ok", "device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
+    return Check(
+        "warn", "device", f"no GPU; {os.cpu_count()} CPU cores", "fine for --preset demo; the others want a GPU"
+    )
+
+
+def _disk(home: Path) -> Check:
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        return Check("FAIL", "home", f"{home} cannot be written", "choose another folder with --home")
+    verdict = "ok" if free >= LEAST_FREE_BYTES else "warn"
+    mend = "" if verdict == "ok" else "free some space: ddsr gc --delete"
+    return Check(verdict, "home", f"{home}, {free / 1e9:.0f} GB free", mend)
+
+
+def _prefect() -> Check:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Check("ok", "Prefect", "no server set (PREFECT_API_URL): runs start an ephemeral one")
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=5)
+    except httpx.HTTPError as error:
+        return Check("FAIL", "Prefect", f"{url}: {error}", "start it (prefect server start) or unset PREFECT_API_URL")
+    return Check("ok" if answer.is_success else "FAIL", "Prefect", f"{url}: HTTP {answer.status_code}")

@@ -1,0 +1,32 @@
+"""Prefect's settings for runs that a user starts from the command line. Whatever the user has set stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def apply_defaults(home: Path) -> None:
+    """Set environment defaults; must be called before Prefect is imported.
+
+    Results lie beside the artifacts that they speak of. The ephemeral server runs without the background services,
+    which a single flow does not need and whose start costs seconds.
+    """
+    defaults = {
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect-results"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    }
+    for service in (
+        "SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "TRIGGERS", "TASK_RUN_RECORDER",
+        "EVENT_PERSISTER", "EVENT_LOGGER", "DB_VACUUM",
+    ):  # fmt: skip
+        if service not in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
+            defaults[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,169 @@
+"""The run folder: ``<home>/runs/<name>/`` with run.json, config.toml, distilled/, report.html, report.json, tables/."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ddsr_core.errors import InputError
+from ddsr_core.pipeline import PipelineConfig, to_toml
+from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
+from ddsr_core.store import Artifact, Store, storage_errors, write_atomically, write_json
+from flows.chain import Built, Chain
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run has to show.
+
+    Attributes:
+        folder: the run folder; ``report``: its report.html.
+        table: one row an SR network (and bicubic).
+        stages: one row a stage: name, key, seconds, cached.
+    """
+
+    folder: Path
+    report: Path
+    table: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+
+
+def run_folder(store: Store, name: str) -> Path:
+    """``<home>/runs/<name>``."""
+    return store.home / "runs" / name
+
+
+def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
+    """Make the run folder and say in it that the run has begun.
+
+    Raises:
+        StorageError: the home cannot be written.
+    """
+    folder = run_folder(store, name)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.toml", to_toml(config).encode())
+        state = {"name": name, "preset": config.preset, "status": "running", "images": str(images), "test": str(test)}
+        write_json(folder / "run.json", {**state, "started": _now()})
+    return folder
+
+
+def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) -> Outcome:
+    """Publish the distilled set, write run.json and the report."""
+    from ddsr_core.report import write_report
+
+    folder = run_folder(store, name)
+    record = to_record(name, config, chain)
+    with storage_errors(folder):
+        distilled = chain.named("sample")
+        if distilled is not None:
+            publish_distilled(distilled, folder / "distilled")
+        started = json.loads((folder / "run.json").read_text())
+        facts = record.model_dump(mode="json", exclude={"config"})
+        write_json(folder / "run.json", {**started, **facts, "status": "completed", "finished": _now()})
+        report = write_report(folder, record)
+    return Outcome(folder, report, results_table(chain), stage_rows(chain))
+
+
+def fail_run(store: Store, name: str, message: str) -> None:
+    """Note in run.json why the run has stopped."""
+    path = run_folder(store, name) / "run.json"
+    if path.exists():
+        state = json.loads(path.read_text())
+        write_json(path, {**state, "status": "failed", "message": message, "finished": _now()})
+
+
+def to_record(name: str, config: PipelineConfig, chain: Chain) -> RunRecord:
+    """The run as the report reads it."""
+    return RunRecord(
+        name=name,
+        preset=config.preset,
+        config=config.model_dump(mode="json"),
+        stages=tuple(_stage_record(item) for item in chain.stages),
+        sr=tuple(
+            SrRecord(
+                arch=item.arch,
+                source=item.source,
+                budget=int(item.training.artifact.manifest.counts["images"]),
+                iterations=int(item.training.artifact.manifest.counts["iterations"]),
+                seed=item.seed,
+                params=int(item.training.artifact.manifest.counts["params"]),
+                train_path=item.training.artifact.path,
+                evaluate_path=item.evaluation.artifact.path,
+            )
+            for item in chain.networks
+        ),
+        bicubic_path=chain.bicubic.artifact.path if chain.bicubic else None,
+    )
+
+
+def _stage_record(item: Built) -> StageRecord:
+    manifest = item.artifact.manifest
+    return StageRecord(
+        name=manifest.stage if item.label == manifest.stage else f"{manifest.stage} ({item.label})",
+        key=manifest.key,
+        seconds=manifest.seconds,
+        cached=item.cached,
+        path=item.artifact.path,
+        counts=manifest.counts,
+    )
+
+
+def stage_rows(chain: Chain) -> list[dict[str, Any]]:
+    """One row a stage for tables: name, key, seconds (of the build, whenever it was), cached."""
+    records = (_stage_record(item) for item in chain.stages)
+    return [{"stage": r.name, "key": r.key, "seconds": r.seconds, "cached": r.cached} for r in records]
+
+
+def results_table(chain: Chain) -> list[dict[str, Any]]:
+    """One row an SR network, bicubic first: arch, source, metrics."""
+    rows = []
+    if chain.bicubic:
+        rows.append({"arch": "bicubic", "source": "", **chain.bicubic.artifact.manifest.counts["metrics"]})
+    for item in chain.networks:
+        rows.append({"arch": item.arch, "source": item.source, **item.evaluation.artifact.manifest.counts["metrics"]})
+    return rows
+
+
+def publish_distilled(artifact: Artifact, target: Path) -> None:
+    """Put the distilled set into the run folder: hard links where the file system can, else copies. All or nothing."""
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(artifact.path, fresh, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(fresh, target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def list_runs(store: Store) -> list[dict[str, Any]]:
+    """run.json of every run, oldest first."""
+    states = [json.loads(path.read_text()) for path in (store.home / "runs").glob("*/run.json")]
+    return sorted(states, key=lambda state: str(state.get("started")))
+
+
+def read_run(store: Store, name: str) -> dict[str, Any]:
+    """run.json of one run.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    path = run_folder(store, name) / "run.json"
+    if not path.is_file():
+        known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
+        raise InputError(f"no run {name!r}", where=store.home / "runs", mend=f"runs here: {known}")
+    return dict(json.loads(path.read_text()))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

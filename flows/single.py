@@ -1,0 +1,143 @@
+"""Single steps outside the whole pipeline: one training, one evaluation, a report, a search, a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ddsr_core.config import Runtime
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.images import photo_source
+from ddsr_core.pipeline import parse_override
+from ddsr_core.store import Artifact, Source, Store, sha256_of
+from flows.console import progress_for
+from flows.device import resolve_device_lazily
+
+
+def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str]) -> Any:
+    """A stage config from values and ``field=value`` texts.
+
+    Raises:
+        ConfigError: unknown field or value out of range.
+    """
+    for text in overrides:
+        values = {**values, **parse_override(text)}
+    try:
+        return config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        known = f"fields: {', '.join(config.model_fields)}"
+        raise ConfigError(f"{field}: {first['msg']}", where="--set", mend=known) from error
+
+
+def train_one(
+    store: Store, data: Source, *, arch: str, source: str, budget: int, patch_px: int, iterations: int,
+    overrides: Iterable[str], device: str,
+) -> tuple[Artifact, bool]:  # fmt: skip
+    """Train one network on ``data`` as it is, or on crops of it."""
+    from ddsr_core import patches
+    from ddsr_core.sr import sources, train
+
+    runtime = Runtime(device=resolve_device_lazily(device), progress=progress_for())
+    config = with_overrides(train.TrainSRConfig, {"arch": arch, "iterations": iterations, "lr_patch_px": 16}, overrides)
+    images: Artifact | Source = data
+    if source == "random":
+        crops = sources.CropsConfig(kind="random", count=budget, patch_px=patch_px)
+        images, _ = store.build(sources.STAGE, crops, {"photos": data}, runtime)
+    elif source == "threshold":
+        windows = patches.PatchesConfig(patch_px=patch_px, stride_px=max(4, patch_px // 2 // 4 * 4))
+        accepted, _ = store.build(patches.STAGE, windows, {"photos": data}, runtime)
+        crops = sources.CropsConfig(kind="threshold", count=budget, patch_px=patch_px)
+        images, _ = store.build(sources.STAGE, crops, {"patches": accepted}, runtime)
+    return store.build(train.STAGE, config, {"data": images}, runtime)
+
+
+def evaluate_one(store: Store, weights: str, test: Path, mod_crop: int, lpips: bool, device: str) -> Artifact:
+    """Measure a weights file, a ``train-sr`` folder or ``bicubic``."""
+    from ddsr_core import evaluation
+
+    inputs: dict[str, Source] = {"test": photo_source(test)}
+    if weights != evaluation.BICUBIC:
+        inputs["weights"] = weights_source(Path(weights).expanduser())
+    config = evaluation.EvaluateConfig(mod_crop=mod_crop, lpips=lpips)
+    runtime = Runtime(device=resolve_device_lazily(device), progress=progress_for())
+    return store.build(evaluation.STAGE, config, inputs, runtime)[0]
+
+
+def weights_source(path: Path) -> Source:
+    """A weights file, or a folder with ``weights.safetensors``, as a stage input.
+
+    Raises:
+        InputError: neither.
+    """
+    file = path / "weights.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError("no weights here", where=path, mend="name a weights file, a train-sr folder, or bicubic")
+    return Source(path, sha256_of(file))
+
+
+def rewrite_report(store: Store, name: str) -> Path:
+    """The report of a finished run, written again."""
+    from ddsr_core.report import write_report
+    from ddsr_core.report.data import RunRecord
+    from flows.runs import read_run, run_folder
+
+    state = read_run(store, name)
+    if state["status"] != "completed":
+        raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
+    folder = run_folder(store, name)
+    import tomllib
+
+    config = tomllib.loads((folder / "config.toml").read_text())
+    fields = {field: state[field] for field in RunRecord.model_fields if field in state}
+    return write_report(folder, RunRecord.model_validate({**fields, "config": config}))
+
+
+def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
+    """Train a base model into the folder ``out``; what is needed to continue lies in ``out/resume`` until it is done."""
+    import shutil
+
+    from ddsr_core.pretrain import PretrainConfig
+    from ddsr_core.pretrain.wallpapers import fetch_wallpapers
+    from ddsr_core.store import RESUME, storage_errors
+
+    config = with_overrides(PretrainConfig, {}, overrides)
+    runtime = Runtime(progress=progress_for())
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if photos is None:
+            photos = fetch_wallpapers(out / RESUME / "photos", runtime.progress)
+        from ddsr_core.pretrain.run import run
+
+        run(config, photos=photos, out=out, runtime=runtime)
+        shutil.rmtree(out / RESUME)
+    return out
+
+
+def search_run(
+    store: Store, name: str, text: str | None, image: Path | None, count: int, sheet: Path | None
+) -> list[dict[str, Any]]:
+    """The patches of a run nearest to a text or an image; optionally as a contact sheet."""
+    from ddsr_core import search
+    from ddsr_core.embeddings import EmbeddingsConfig
+    from ddsr_core.images import read_rgb, save_png
+    from flows.runs import read_run
+
+    paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
+    if "clusters" not in paths:
+        raise InputError("the run has no clusters yet", where=name, mend="finish the run first")
+    import json
+
+    described = json.loads((paths["embeddings"] / "summary.json").read_text())
+    config = EmbeddingsConfig.model_validate(described["config"])
+    query = (
+        search.embed_text(config, text) if text is not None else search.embed_query(config, read_rgb(image or Path()))
+    )
+    rows = search.nearest(paths["clusters"], query, count)
+    if sheet is not None:
+        save_png(sheet, search.contact_sheet(search.patch_images(paths["patches"], [r["patch_id"] for r in rows])))
+    return rows

@@ -1,0 +1,124 @@
+"""One Prefect task a stage. The cache key is the artifact key, the result is the small manifest (JSON, never pickle)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import Task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.context import TaskRunContext
+from pydantic import BaseModel
+
+from ddsr_core.clusters import STAGE as CLUSTERS
+from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.diffusion.finetune import STAGE as FINETUNE
+from ddsr_core.embeddings import STAGE as EMBEDDINGS
+from ddsr_core.errors import DdsrError, StorageError
+from ddsr_core.evaluation import STAGE as EVALUATE
+from ddsr_core.patches import STAGE as PATCHES
+from ddsr_core.sampling import STAGE as SAMPLE
+from ddsr_core.sr.sources import STAGE as CROPS
+from ddsr_core.sr.train import STAGE as TRAIN_SR
+from ddsr_core.store import Artifact, Manifest, Source, Stage, StageInput, Store
+from tasks import progress
+
+#: Stages that want a GPU; their runs carry the tag ``gpu``, which a concurrency limit can count.
+GPU_STAGES = frozenset({"embeddings", "finetune", "sample", "train-sr", "evaluate"})
+
+
+class InputRef(BaseModel):
+    """A stage input as a task parameter: where it lies and the digest of its content."""
+
+    path: Path
+    digest: str
+
+
+def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+    return str(parameters["key"])
+
+
+def _is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
+    """Retry what a second try can mend (the disk, the network), never bad input or a loss that is not finite."""
+    try:
+        state.result()
+    except StorageError:
+        return False
+    except DdsrError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def stage_task(stage: Stage) -> Task[..., Manifest]:
+    """The task of a stage."""
+
+    def run(
+        key: str, config: dict[str, Any], inputs: dict[str, InputRef], home: Path, device: str, config_class: str
+    ) -> Manifest:
+        sources = {name: Source(ref.path, ref.digest) for name, ref in inputs.items()}
+        runtime = Runtime(device=device, progress=progress.current.get())
+        artifact, _ = Store(home).build(stage, _config(config_class, config), sources, runtime)
+        return artifact.manifest
+
+    run.__doc__ = f"Build the `{stage.name}` artifact, or continue a build that was cut off."
+    return Task(
+        run,
+        name=stage.name,
+        cache_policy=CacheKeyFnPolicy(cache_key_fn=_cache_key),
+        persist_result=True,
+        result_serializer="json",
+        retries=2,
+        retry_delay_seconds=[5, 30],
+        retry_condition_fn=_is_worth_retrying,
+        tags=["ddsr", *(["gpu"] if stage.name in GPU_STAGES else [])],
+        version=str(stage.version),
+    )
+
+
+def _config(config_class: str, values: dict[str, Any]) -> StageConfig:
+    """The config model again, from the plain values that Prefect passes and shows."""
+    import importlib
+
+    module, _, name = config_class.rpartition(".")
+    model: type[StageConfig] = getattr(importlib.import_module(module), name)
+    return model.model_validate(values)
+
+
+TASKS: dict[str, Task[..., Manifest]] = {
+    stage.name: stage_task(stage)
+    for stage in (PATCHES, EMBEDDINGS, CLUSTERS, FINETUNE, SAMPLE, CROPS, TRAIN_SR, EVALUATE)
+}
+
+
+def build(
+    store: Store, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], device: str, label: str
+) -> tuple[Artifact, bool]:
+    """Run the stage's task: Prefect's cached manifest counts only while the artifact is whole.
+
+    Args:
+        label: shown in the run's name, such as the data source of an SR training.
+
+    Returns:
+        The artifact, and whether it was there already.
+
+    Raises:
+        StorageError: the task has finished but its artifact is not in this home.
+    """
+    key = stage.key(config, inputs)
+    there = store.find(stage.name, key) is not None
+    task = TASKS[stage.name].with_options(task_run_name=f"{stage.name} {label}".strip(), refresh_cache=not there)
+    manifest = task(
+        key=key,
+        config=config.model_dump(mode="json"),
+        inputs={name: InputRef(path=item.path, digest=item.digest) for name, item in inputs.items()},
+        home=store.home,
+        device=device,
+        config_class=f"{type(config).__module__}.{type(config).__name__}",
+    )
+    found = store.find(manifest.stage, manifest.key)
+    if found is None:
+        raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))
+    return found, there
