@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pydantic import Field, JsonValue
 from ddsr_core.config import Runtime, StageConfig, canonical_json
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.sr.architectures import build_network, find_architecture
-from ddsr_core.sr.weights import save_weights
+from ddsr_core.sr.weights import readable, save_weights
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -241,10 +240,8 @@ def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
     import torch
 
     mend = f"remove {path.parent} to train from the start"
-    try:
+    with readable(path, mend):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError("the checkpoint cannot be read", where=path, mend=mend) from error
     if content["config"] != canonical_json(config):
         raise InputError("the checkpoint belongs to a run with another config", where=path, mend=mend)
     state.network.load_state_dict(content["network"])

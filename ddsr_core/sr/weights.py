@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,33 +119,51 @@ def _identity(said: Any) -> _Identity | None:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], _Identity | None]:
     """State dict of a file, and what it says about itself."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
     if file.suffix not in SUFFIXES:
         raise InputError(
             f"{file.suffix or 'a file without suffix'} is not a kind of weights file",
             where=file,
             mend=f"one of {', '.join(SUFFIXES)}",
         )
+    with readable(file, mend="bring a whole file of plain tensors"):
+        state, said = _safetensors(file) if file.suffix == ".safetensors" else _pth(file)
+        return state, _identity(said)
+
+
+@contextmanager
+def readable(file: Path, mend: str) -> Iterator[None]:
+    """Turn what the readers of safetensors and ``.pth`` raise into an InputError.
+
+    The interpreter of ``.pth`` files raises whatever the bytes make it stumble over.
+    """
+    from safetensors import SafetensorError
+
+    stumbles = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-                return state, _identity(opened.metadata())
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        identity = _identity(content.get("ddsr")) if isinstance(content, dict) else None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, *stumbles) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"cannot read weights: {reason}", where=file, mend="bring a whole file of plain tensors"
-        ) from error
+        raise InputError(f"cannot read weights: {reason}", where=file, mend=mend) from error
+
+
+def _safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+def _pth(file: Path) -> tuple[dict[str, Tensor], Any]:
+    import torch
+
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    said = content.get("ddsr") if isinstance(content, dict) else None
     for name in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError("no state dict in it", where=file, mend="bring a file of an SR network's weights")
-    return content, identity
+        raise ValueError("no state dict in it")
+    return content, said
 
 
 def _through_spandrel(file: Path, state: dict[str, Tensor]) -> LoadedNetwork:

@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_config_is_refused(data, tmp_path):
     with pytest.raises(InputError, match="another config"):
         run(TINY.model_copy(update={"seed": 4}), data=data, out=tmp_path / "out", runtime=Runtime())
     (tmp_path / "out/resume/checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         run(TINY, data=data, out=tmp_path / "out", runtime=Runtime())
 
 

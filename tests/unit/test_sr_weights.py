@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from spandrel.architectures.RCAN import RCAN
@@ -84,6 +86,15 @@ def test_networks_of_spandrel_load_and_leave_their_input_alone(tmp_path):
         assert torch.equal(lr, before)
         torch.testing.assert_close(sr, network(before.clone()).clamp(0, 1))
     assert (scale, name) == (4, "RCAN")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x08\0\0\0\0\0\0\0"]), rest=st.binary(max_size=60))
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_any_bytes_end_in_one_message(name, start, rest, tmp_path):
+    (tmp_path / name).write_bytes(start + rest)
+    with pytest.raises(InputError):
+        load_network(tmp_path / name)
 
 
 def write_wrong_file(folder, kind):
