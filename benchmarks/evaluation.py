@@ -109,9 +109,7 @@ def main() -> None:
         medians = f"{statistics.median(mine) * 1e3:.1f} | {statistics.median(peer) * 1e3:.1f}"
         print(f"| {part} | {medians} | {sum(peer) / sum(mine):.2f} |")
     labels = ("PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB", "LPIPS")
-    print(
-        "\nlargest difference: " + ", ".join(f"{name} {value:.1e}" for name, value in zip(labels, worst, strict=True))
-    )
+    print("\nlargest difference: " + ", ".join(f"{name} {value:.1e}" for name, value in zip(labels, worst, strict=True)))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ from tasks.artifacts import publish
 
 
 @flow(name="distill", log_prints=False, validate_parameters=False)
-def distill(
-    config: PipelineConfig, images: Path, test: Path | None, home: Path, run: str, device: str = "auto"
-) -> Outcome:
+def distill(config: PipelineConfig, images: Path, test: Path | None, home: Path, run: str, device: str = "auto") -> Outcome:
     """Distill ``images`` and compare SR networks trained on the result.
 
     Args:

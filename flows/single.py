@@ -134,9 +134,7 @@ def search_run(
 
     described = json.loads((paths["embeddings"] / "summary.json").read_text())
     config = EmbeddingsConfig.model_validate(described["config"])
-    query = (
-        search.embed_text(config, text) if text is not None else search.embed_query(config, read_rgb(image or Path()))
-    )
+    query = search.embed_text(config, text) if text is not None else search.embed_query(config, read_rgb(image or Path()))
     rows = search.nearest(paths["clusters"], query, count)
     if sheet is not None:
         save_png(sheet, search.contact_sheet(search.patch_images(paths["patches"], [r["patch_id"] for r in rows])))

@@ -25,9 +25,7 @@ class PretrainConfig(StageConfig):
     decoder_steps: int = Field(4_000, ge=0, description="steps of phase 2: decoder with the adversarial term")
     vae_batch: int = Field(16, ge=1, description="patches a step")
     vae_learning_rate: float = Field(2e-3, gt=0, description="phase 1, cosine; phase 2 starts at a quarter of it")
-    latent_noise: float = Field(
-        0.05, ge=0, description="standard deviation of the noise on latents, autoencoder training"
-    )
+    latent_noise: float = Field(0.05, ge=0, description="standard deviation of the noise on latents, autoencoder training")
     weight_edge: float = Field(1.0, ge=0, description="weight of the edge term")
     weight_lpips: float = Field(0.5, ge=0, description="weight of LPIPS (AlexNet)")
     weight_scale: float = Field(0.02, ge=0, description="weight of the unit-variance term on latents, phase 1")

@@ -149,9 +149,7 @@ def _sheets(report: Report) -> Iterator[Sheet]:
         yield Sheet(
             label=label,
             size=sizes[label] if 0 <= label < len(sizes) else None,
-            real=[
-                _thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])
-            ],
+            real=[_thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])],
             distilled=[
                 _thumb(read_rgb(image.path), "distilled image", _db(image.psnr_bic, "PSNR_bic "))
                 for image in made.get(label, [])[: 2 * PER_CLUSTER]

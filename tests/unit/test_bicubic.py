@@ -66,7 +66,7 @@ def test_psnr_bic_has_a_gradient_that_lowers_it():
     before = psnr_bic(x)
     before.sum().backward()
     after = psnr_bic(x.detach() - 0.5 * x.grad / x.grad.norm())
-    assert float(after) < float(before)
+    assert after < before
 
 
 def test_lr_images_have_8_bits():

@@ -48,7 +48,7 @@ def test_scores_equal_those_of_single_crops_up_to_their_borders(kernel: str):
     windows = score_windows(image, config)
     for psnr, y, x in zip(windows.psnr_bic, windows.y, windows.x, strict=True):
         alone = float(psnr_bic(to_float(image[y : y + 64, x : x + 64]), kernel))
-        assert abs(psnr - alone) < 0.35
+        assert abs(psnr - alone) < (0.25 if alone < 30 else 1.5)  # a smooth window's few errors lie at its border
     whole = score_windows(image[:64, :64], config)
     assert abs(float(whole.psnr_bic[0]) - float(psnr_bic(to_float(image[:64, :64]), kernel))) < 1e-3
 
