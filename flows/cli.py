@@ -168,18 +168,13 @@ def check_home(home: Path) -> None:
 
 def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The chain without Prefect."""
-    from ddsr_core.config import Runtime
+    from flows.building import plain_builder
     from flows.chain import distill_and_train
-    from flows.device import resolve_device_lazily
     from flows.runs import finish_run, start_run
 
-    runtime = Runtime(device=resolve_device_lazily(device), progress=progress)
-
-    def build(stage: Any, settings: Any, inputs: Any, label: str = "") -> Any:
-        return store.build(stage, settings, inputs, runtime)
-
     start_run(store, run, config, images, test)
-    return finish_run(store, run, config, distill_and_train(config, images, test, build))
+    chain = distill_and_train(config, images, test, plain_builder(store, device, progress))
+    return finish_run(store, run, config, chain)
 
 
 def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
@@ -192,7 +187,7 @@ def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, r
 
     shown.current.set(progress)
     return flow.with_options(flow_run_name=run)(
-        config=config, images=images, test=test, home=store.home, run=run, device=device
+        images=images, test=test, config=config, home=store.home, run=run, device=device
     )
 
 
@@ -420,7 +415,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(f"{row['distance']:.4f}  {row['patch_id']}  cluster {row['pseudo_label']}  {row['photo']}")
+        click.echo(f"{row['cosine']:.4f}  {row['patch_id']}  cluster {row['pseudo_label']}  {row['photo']}")
     if sheet is not None:
         click.echo(f"Sheet: {sheet}")
 
