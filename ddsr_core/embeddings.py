@@ -114,9 +114,7 @@ def finish_vectors(vectors: np.ndarray, normalize: bool, names: Sequence[str]) -
     return np.ascontiguousarray(vectors / lengths if normalize else vectors, dtype=np.float32)
 
 
-def run(
-    config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime, weights: Path | None = None
-) -> StageResult:
+def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime, weights: Path | None = None) -> StageResult:
     """Embed every patch and write the table, in the order of the patches (layout: ``docs/artifacts.md``).
 
     Args:

@@ -1,7 +1,7 @@
 """Stage 5, sampling: draw the distilled data set from the fine-tuned model (paper, II-C).
 
-Over-sample and select: of ``oversample`` candidates an image is kept so that each pseudo-label's PSNR_bic follows that of
-its real patches. Never the lowest: those are the artefacts.
+Over-sample and select: of ``oversample`` candidates an image is kept so that the PSNR_bic of each pseudo-label follows
+that of its real patches. Never the lowest: those are the artefacts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ddsr_core.diffusion.base import Base
 
 THUMBNAIL_PX = 32
+COMPARE_BATCH = 32
 
 
 class SampleConfig(StageConfig):
@@ -34,9 +35,7 @@ class SampleConfig(StageConfig):
     count: int = Field(70, ge=1, le=100_000, description="images of the distilled set")
     sampler: Literal["ancestral", "dpmpp", "unipc"] = Field("dpmpp", description="ancestral is what was released")
     steps: int = Field(25, ge=2, le=1000, description="sampling steps")
-    guidance_scale: float = Field(
-        1.0, ge=0, le=20, description="classifier-free guidance; more of it smooths texture away"
-    )
+    guidance_scale: float = Field(1.0, ge=0, le=20, description="classifier-free guidance; more of it smooths texture away")
     guided_channels: Literal[3, 4] = Field(3, description="latent channels under guidance; 3 as released")
     weights: Literal["ema", "raw"] = Field("ema", description="averaged or last adapter weights")
     oversample: int = Field(4, ge=1, le=64, description="candidates an image; 1 keeps every sample")
@@ -48,18 +47,20 @@ class SampleConfig(StageConfig):
 
 
 @dataclass(frozen=True)
-class RealPatches:
-    """The accepted patches as selection sees them.
+class Comparison:
+    """Candidates and accepted patches side by side.
 
     Attributes:
-        ids: patch ids; ``labels``: pseudo-labels ``(N,)``; ``psnr_bic``: antialiased kernel, dB ``(N,)``.
-        thumbnails: `thumbnail_vectors` of the patches and of their mirror images ``(2N, d)``.
+        psnr_bic: of the candidates, dB ``(n,)``; antialiased kernel, here and below.
+        nearest: id of the patch that each candidate is most similar to; ``cosine``: how similar ``(n,)``.
+        real_psnr_bic: of the accepted patches, dB ``(N,)``; ``real_labels``: their pseudo-labels ``(N,)``.
     """
 
-    ids: list[str]
-    labels: np.ndarray
     psnr_bic: np.ndarray
-    thumbnails: np.ndarray
+    nearest: list[str]
+    cosine: np.ndarray
+    real_psnr_bic: np.ndarray
+    real_labels: np.ndarray
 
 
 def images_per_label(count: int, sizes: list[int]) -> list[int]:
@@ -120,15 +121,14 @@ def run(
     shares = images_per_label(config.count, sizes)
     labels = np.repeat(np.arange(len(shares)), [share * config.oversample for share in shares])
     draw_candidates(config, labels, adapter, base, out, runtime)
-    real = read_real_patches(patches, clusters, runtime)
+    compared = compare(len(labels), patches, clusters, out, runtime)
     rows: list[dict[str, Any]] = []
     for label, share in enumerate(shares):
-        mine = np.flatnonzero(labels == label)
-        rows += _chosen_of_label(config, label, mine, share, real, out)
+        rows += _chosen_of_label(config, label, np.flatnonzero(labels == label), share, compared)
     for index, row in enumerate(rows):
         write_atomically(out / image_set_name(index), _candidate(out, row.pop("candidate")).read_bytes())
     _write_set(out, rows)
-    summary = _summary(config, rows, real, out)
+    summary = _summary(config, rows, compared.real_psnr_bic, out)
     write_json(out / "summary.json", summary)
     counted = ("count", "height", "width", "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train")
     return StageResult({name: summary[name] for name in counted})
@@ -141,13 +141,18 @@ def draw_candidates(
     (out / RESUME / "candidates").mkdir(parents=True, exist_ok=True)
     # Whole batches, always the same ones: a batch of another size rounds differently in the last bit.
     batches = [
-        list(range(start, min(start + config.batch_size, len(labels))))
-        for start in range(0, len(labels), config.batch_size)
+        list(range(start, min(start + config.batch_size, len(labels)))) for start in range(0, len(labels), config.batch_size)
     ]
     todo = [batch for batch in batches if not all(_candidate(out, index).exists() for index in batch)]
     if not todo:
         return
     model, label_map = load_tuned(adapter, base, config.weights, runtime.device)
+    if unknown := sorted(set(labels.tolist()) - set(label_map)):
+        raise InputError(
+            f"the adapter does not know the pseudo-labels {unknown}",
+            where=adapter,
+            mend="give the clusters that it was fine-tuned on",
+        )
     done = len(labels) - sum(map(len, todo))
     with runtime.progress("Sampling", total=len(labels), unit="images", done=done) as bar:
         for batch in todo:
@@ -188,42 +193,51 @@ def _candidate(out: Path, index: int) -> Path:
     return out / RESUME / "candidates" / f"{index:08d}.png"
 
 
-def read_real_patches(patches: Path, clusters: Path, runtime: Runtime) -> RealPatches:
-    """PSNR_bic, pseudo-label and thumbnails of every accepted patch, read a few at a time."""
+def compare(count: int, patches: Path, clusters: Path, out: Path, runtime: Runtime) -> Comparison:
+    """PSNR_bic of candidates and patches, and for each candidate the patch it is most similar to, mirrored or not.
+
+    Patches pass by a batch at a time: memory does not grow with their number.
+    """
     from ddsr_core.bicubic import psnr_bic
     from ddsr_core.clusters import read_labels
-    from ddsr_core.images import decode_rgb, read_image_parquet
+    from ddsr_core.diffusion.training_set import batches_of_patches, label_of
+    from ddsr_core.images import read_rgb
+
+    psnr: list[float] = []
+    vectors: list[np.ndarray] = []
+    mirrored: list[np.ndarray] = []
+    for start in range(0, count, COMPARE_BATCH):
+        paths = [_candidate(out, index) for index in range(start, min(start + COMPARE_BATCH, count))]
+        images = to_float(np.stack([read_rgb(path) for path in paths]))
+        psnr += psnr_bic(images).tolist()
+        vectors.append(thumbnail_vectors(images))
+        mirrored.append(thumbnail_vectors(images.flip(3)))
+    both = np.stack([np.concatenate(vectors), np.concatenate(mirrored)])  # (2, n, d)
 
     of_patch = read_labels(clusters)
-    ids: list[str] = []
-    psnr: list[float] = []
-    plain: list[np.ndarray] = []
-    mirrored: list[np.ndarray] = []
-    with runtime.progress("Reading real patches", total=len(of_patch), unit="patches") as bar:
-        for row in read_image_parquet(patches, ["image", "patch_id"]):
-            image = to_float(decode_rgb(row["image"]["bytes"], row["patch_id"]))
-            ids.append(row["patch_id"])
-            psnr.append(float(psnr_bic(image)))
-            plain.append(thumbnail_vectors(image))
-            mirrored.append(thumbnail_vectors(image.flip(3)))
-            bar.advance()
-    labels = np.array([of_patch[name] for name in ids])
-    return RealPatches(ids, labels, np.array(psnr), np.concatenate([*plain, *mirrored]))
+    best, nearest = np.full(count, -1.0, np.float32), [""] * count
+    real_psnr: list[float] = []
+    real_labels: list[int] = []
+    side = images.shape[-1]
+    with runtime.progress("Comparing with real patches", total=len(of_patch), unit="patches") as bar:
+        for names, pixels in batches_of_patches(patches, side):
+            real = to_float(pixels)
+            real_psnr += psnr_bic(real).tolist()
+            real_labels += [label_of(of_patch, name) for name in names]
+            cosine = (both @ thumbnail_vectors(real).T).max(0)  # (n, batch)
+            winner = cosine.argmax(1)
+            for index in np.flatnonzero(cosine.max(1) > best):
+                best[index], nearest[index] = cosine[index, winner[index]], names[winner[index]]
+            bar.advance(len(names))
+    return Comparison(np.array(psnr), nearest, best, np.array(real_psnr), np.array(real_labels))
 
 
 def _chosen_of_label(
-    config: SampleConfig, label: int, candidates: np.ndarray, share: int, real: RealPatches, out: Path
+    config: SampleConfig, label: int, candidates: np.ndarray, share: int, compared: Comparison
 ) -> list[dict[str, Any]]:
-    from ddsr_core.bicubic import psnr_bic
-    from ddsr_core.images import read_rgb
-
     if not share:
         return []
-    images = to_float(np.stack([read_rgb(_candidate(out, int(index))) for index in candidates]))
-    psnr = psnr_bic(images).numpy().astype(np.float64)
-    cosine = thumbnail_vectors(images) @ real.thumbnails.T
-    nearest, closeness = cosine.argmax(1), cosine.max(1)
-    refused = closeness > config.max_cosine
+    refused = compared.cosine[candidates] > config.max_cosine
     if (~refused).sum() < share:
         raise InputError(
             f"{int(refused.sum())} of {len(candidates)} samples of pseudo-label {label} copy training patches "
@@ -231,13 +245,13 @@ def _chosen_of_label(
             where="sample.max_cosine",
             mend="raise sample.oversample, fine-tune for fewer steps, or raise sample.max_cosine",
         )
-    kept = choose(psnr, real.psnr_bic[real.labels == label], refused, share)
+    target = compared.real_psnr_bic[compared.real_labels == label]
+    kept = candidates[choose(compared.psnr_bic[candidates], target, refused, share)]
     return [
         {
-            "candidate": int(candidates[index]), "pseudo_label": label, "seed": config.seed,
-            "index": int(candidates[index]), "psnr_bic": round(float(psnr[index]), 4),
-            "nearest_patch_id": real.ids[int(nearest[index]) % len(real.ids)],
-            "max_cosine_to_train": round(float(closeness[index]), 5),
+            "candidate": int(index), "pseudo_label": label, "seed": config.seed, "index": int(index),
+            "psnr_bic": round(float(compared.psnr_bic[index]), 4), "nearest_patch_id": compared.nearest[index],
+            "max_cosine_to_train": round(float(compared.cosine[index]), 5),
         }
         for index in kept
     ]  # fmt: skip
@@ -253,7 +267,7 @@ def _write_set(out: Path, rows: list[dict[str, Any]]) -> None:
     finish_image_set(out, rows, fields)
 
 
-def _summary(config: SampleConfig, rows: list[dict[str, Any]], real: RealPatches, out: Path) -> dict[str, Any]:
+def _summary(config: SampleConfig, rows: list[dict[str, Any]], real_psnr: np.ndarray, out: Path) -> dict[str, Any]:
     from PIL import Image
 
     psnr = np.array([row["psnr_bic"] for row in rows])
@@ -266,7 +280,7 @@ def _summary(config: SampleConfig, rows: list[dict[str, Any]], real: RealPatches
         "width": width,
         "candidates": config.count * config.oversample,
         "psnr_bic_mean": round(float(psnr.mean()), 4),
-        "psnr_bic_real_mean": round(float(real.psnr_bic.mean()), 4),
+        "psnr_bic_real_mean": round(float(real_psnr.mean()), 4),
         "psnr_bic_by_label": {str(label): round(float(psnr[labels == label].mean()), 4) for label in np.unique(labels)},
         "max_cosine_to_train": max(row["max_cosine_to_train"] for row in rows),
     }

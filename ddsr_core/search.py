@@ -53,8 +53,7 @@ def search(table_dir: Path, query_vector: np.ndarray, k: int = 12) -> list[Hit]:
         raise InputError("the query vector is zero or not finite", mend="search for another image or text")
     rows = table.search(query).distance_type("cosine").limit(k).to_list()
     hits = [
-        Hit(row["patch_id"], row["photo"], row["psnr_bic"], 1 - row["_distance"], row.get("pseudo_label"))
-        for row in rows
+        Hit(row["patch_id"], row["photo"], row["psnr_bic"], 1 - row["_distance"], row.get("pseudo_label")) for row in rows
     ]
     return sorted(hits, key=lambda hit: (-hit.cosine, hit.patch_id))
 

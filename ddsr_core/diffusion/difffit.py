@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -26,14 +27,18 @@ ROWS = "y_embedder.rows"
 
 
 def unfreeze(model: DiT, gamma_blocks: int) -> dict[str, nn.Parameter]:
-    """Add scales to the first ``gamma_blocks`` blocks, freeze all but DiffFit's parameters, and return those by name."""
+    """Add scales to the first ``gamma_blocks`` blocks, freeze all but DiffFit's parameters, return those by name."""
     model.enable_gammas(gamma_blocks)
     trainable = {}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in name for part in UNFROZEN))
+        parameter.requires_grad_(_is_unfrozen(name))
         if parameter.requires_grad:
             trainable[name] = parameter
     return trainable
+
+
+def _is_unfrozen(name: str) -> bool:
+    return any(part in name for part in UNFROZEN)
 
 
 def table_rows(label_map: Mapping[int, int], null_row: int) -> list[int]:
@@ -47,7 +52,7 @@ def table_rows(label_map: Mapping[int, int], null_row: int) -> list[int]:
 
 @torch.no_grad()
 def initialize_rows(model: DiT, label_map: Mapping[int, int], start: str) -> None:
-    """Give the pseudo-labels' rows their first values: ``table`` leaves them as they are, ``null`` copies the null row."""
+    """First values of the pseudo-labels' rows: ``table`` leaves them as they are, ``null`` copies the null row."""
     table = model.y_embedder.embedding_table.weight
     if start == "null":
         for row in label_map.values():
@@ -74,7 +79,7 @@ class Adapter:
         """Put the adapter on its base model, in place.
 
         Raises:
-            InputError: the model is another base.
+            InputError: the model is another base, or the tensors do not fit it.
         """
         if base_digest != self.base_digest:
             raise InputError(
@@ -84,6 +89,15 @@ class Adapter:
         model.enable_gammas(self.gamma_blocks)
         own = dict(model.named_parameters())
         rows = table_rows(self.label_map, model.config.null_row)
+        expected = {name: p.shape for name, p in own.items() if name != TABLE and _is_unfrozen(name)}
+        expected[ROWS] = own[TABLE][rows].shape
+        found = {name: value.shape for name, value in self.tensors.items()}
+        if found != expected:
+            wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+            raise InputError(
+                f"the adapter's tensors do not fit the base model: {', '.join(wrong[:4])}",
+                mend="fine-tune again",
+            )
         with torch.no_grad():
             own[TABLE][rows] = self.tensors[ROWS].to(own[TABLE])
             for name, value in self.tensors.items():
@@ -116,14 +130,17 @@ def load_adapter(folder: Path, weights: str = "ema") -> Adapter:
     """Read an adapter; ``weights`` is ``ema`` or ``raw``.
 
     Raises:
-        InputError: no adapter in ``folder``.
+        InputError: no adapter in ``folder``, or a damaged one.
     """
     path = folder / ("adapter_ema.safetensors" if weights == "ema" else "adapter.safetensors")
     if not path.is_file() or not (folder / "adapter.json").is_file():
         raise InputError("no adapter here", where=folder, mend="name the folder of a finished `finetune` stage")
-    facts = json.loads((folder / "adapter.json").read_text())
-    label_map = {int(label): int(row) for label, row in facts["label_map"]}
-    return Adapter(load_file(path), label_map, facts["base_digest"], facts["gamma_blocks"])
+    try:
+        facts = json.loads((folder / "adapter.json").read_text())
+        label_map = {int(label): int(row) for label, row in facts["label_map"]}
+        return Adapter(load_file(path), label_map, facts["base_digest"], facts["gamma_blocks"])
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"the adapter is damaged: {error}", where=folder, mend="fine-tune again") from error
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -21,14 +21,18 @@ from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
     from ddsr_core.diffusion.base import Base
     from ddsr_core.diffusion.gaussian import Schedule
     from ddsr_core.diffusion.minimax import Memory
+    from ddsr_core.diffusion.training_set import Batch, TrainingSet
 
-ENCODE_BATCH = 16
+TERMS = ("simple", "vb", "r", "d", "sr")
+#: A sample sheet: so many pseudo-labels at most, images of each, DPM-Solver++ steps. Few, as it interrupts training.
+SHEET_LABELS, SHEET_COLUMNS, SHEET_STEPS = 16, 4, 12
 
 
 class FinetuneConfig(StageConfig):
@@ -56,54 +60,8 @@ class FinetuneConfig(StageConfig):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the networks; the losses are float32")
     norm_every: int = Field(50, ge=1, description="steps between measurements of each term's gradient norm")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    sample_every: int = Field(1_000, ge=1, description="steps between sample sheets; one at the start and the end too")
     seed: int = Field(0, ge=0, description="of batches, noise and label dropout")
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Everything about the patches that a step needs.
-
-    Attributes:
-        latents: ``float16 (2, N, C, h, w)``: as they are, mirrored.
-        labels: pseudo-labels ``int64 (N,)``.
-        psnr_bic: of the patches, antialiased kernel, ``float32 (N,)``, dB.
-        rows: pseudo-label -> row of the class table, ``int64 (k,)``.
-    """
-
-    latents: Tensor
-    labels: Tensor
-    psnr_bic: Tensor
-    rows: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's random choices: ``x0, noise (B, C, h, w)``, ``t, y (table rows), labels, psnr_bic (B,)``."""
-
-    x0: Tensor
-    noise: Tensor
-    t: Tensor
-    y: Tensor
-    labels: Tensor
-    psnr_bic: Tensor
-
-
-def draw_batch(data: TrainingSet, config: FinetuneConfig, null_row: int, step: int) -> Batch:
-    """Batch ``step``, from a generator of its own; the label is dropped once, here, and not inside the network."""
-    import torch
-
-    from ddsr_core.diffusion.gaussian import STEPS
-
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    size = config.batch_size
-    chosen = torch.randint(len(data.labels), (size,), generator=generator)
-    mirrored = torch.randint(2, (size,), generator=generator) * int(config.flip)
-    dropped = torch.rand(size, generator=generator) < config.label_dropout
-    t = torch.randint(STEPS, (size,), generator=generator)
-    x0 = data.latents[mirrored, chosen].float()
-    labels = data.labels[chosen]
-    y = torch.where(dropped, null_row, data.rows[labels])
-    return Batch(x0, torch.randn(x0.shape, generator=generator), t, y, labels, data.psnr_bic[chosen])
 
 
 def loss_terms(
@@ -153,7 +111,7 @@ def gradient_norms(terms: dict[str, Tensor], parameters: list[torch.nn.Parameter
     for name, term in terms.items():
         grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         present = [g.float().norm() for g in grads if g is not None]
-        norms[f"grad_{name}"] = float(torch.stack(present).norm()) if present else 0.0
+        norms[name] = float(torch.stack(present).norm()) if present else 0.0
     return norms
 
 
@@ -182,30 +140,49 @@ class Run:
         """One optimiser step; returns the value of every term, and now and then the norms of their gradients.
 
         Raises:
-            TrainingError: a term is not finite. Nothing has been updated then.
+            TrainingError: a term or its gradient is not finite. Nothing has been updated then.
         """
         import torch
 
-        batch = draw_batch(data, self.config, self.base.null_row, self.step)
+        batch = self._batch(data)
         terms, x0_hat = loss_terms(self.base, self.schedule, batch, self.config, self.real, self.pseudo)
-        row = {name: float(term.detach()) for name, term in terms.items()}
-        for name, value in row.items():
-            if not torch.isfinite(torch.tensor(value)):
-                raise TrainingError(
-                    f"the loss term {name!r} is {value} at step {self.step}",
-                    where="finetune",
-                    mend=f"lower finetune.learning_rate or the weight of {name!r}; the last checkpoint is kept",
-                )
+        parameters = list(self.trainable.values())
+        row = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        self._require_finite(row, "the loss term")
         if self.step % self.config.norm_every == 0:
-            row |= gradient_norms(terms, list(self.trainable.values()))
+            row |= {f"grad_{name}": norm for name, norm in gradient_norms(terms, parameters).items()}
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
+        gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not math.isfinite(float(gradient)):
+            again, _ = loss_terms(self.base, self.schedule, batch, self.config, self.real, self.pseudo)
+            norms = {**gradient_norms(again, parameters), "sum": float(gradient)}
+            self._require_finite(norms, "the gradient of the loss term")
         self.optimizer.step()
         self.real.append(batch.x0, batch.labels)
         self.pseudo.append(x0_hat, batch.labels)
         self._average()
         self.step += 1
         return row
+
+    def _batch(self, data: TrainingSet) -> Batch:
+        from ddsr_core.diffusion.training_set import draw_batch
+
+        config = self.config
+        batch = draw_batch(
+            data, step=self.step, size=config.batch_size, null_row=self.base.null_row,
+            label_dropout=config.label_dropout, flip=config.flip, seed=config.seed,
+        )  # fmt: skip
+        return batch.to(self.schedule.beta.device)
+
+    def _require_finite(self, values: dict[str, float], what: str) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{what} {name!r} is {value} at step {self.step}",
+                    where="finetune",
+                    mend=f"lower finetune.learning_rate or the weight of {name!r}; the last good checkpoint is kept",
+                )
 
     def _average(self) -> None:
         import torch
@@ -215,6 +192,21 @@ class Run:
             decay = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.trainable.values()), 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network with the averaged adapter for a while."""
+        import torch
+
+        current = list(self.trainable.values())
+        kept = [p.detach().clone() for p in current]
+        with torch.no_grad():
+            torch._foreach_copy_(current, list(self.ema.values()))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(current, kept)
 
     def save(self, path: Path) -> None:
         import torch
@@ -246,9 +238,7 @@ class Run:
         self.step, self.curve = state["step"], state["curve"]
 
 
-def run(
-    config: FinetuneConfig, *, patches: Path, clusters: Path, base: Path, out: Path, runtime: Runtime
-) -> StageResult:
+def run(config: FinetuneConfig, *, patches: Path, clusters: Path, base: Path, out: Path, runtime: Runtime) -> StageResult:
     """Fine-tune the base on the patches; write the adapter, its average, the curves and samples along the way.
 
     Raises:
@@ -257,28 +247,21 @@ def run(
     """
     from ddsr_core.diffusion.base import load_base
     from ddsr_core.diffusion.difffit import Adapter, extract, save_adapter, table_rows
+    from ddsr_core.diffusion.training_set import prepare
 
     model = load_base(str(base), runtime.device)
-    data = prepare(model, patches, clusters, out, runtime)
-    label_map = {label: label for label in range(len(data.rows))}
+    label_map = map_labels(clusters, model)
+    data = prepare(model, patches, clusters, label_map, out, runtime)
     state = Run(model, config, label_map)
     checkpoint = out / RESUME / "checkpoint.pt"
     if checkpoint.exists():
         state.load(checkpoint)
-    with runtime.progress("Fine-tuning", total=config.steps, unit="steps", done=state.step) as bar:
-        while state.step < config.steps:
-            row = state.advance(data)
-            state.curve.append({"step": state.step, **row})
-            bar.advance()
-            if state.step % 10 == 0:
-                bar.note(" ".join(f"{name} {row[name]:.3f}" for name in ("simple", "r", "d", "sr")))
-            if state.step % config.checkpoint_every == 0:
-                state.save(checkpoint)
+    train(state, data, out, checkpoint, runtime)
     rows = table_rows(label_map, model.null_row)
     raw = Adapter(extract(state.trainable, rows), label_map, model.digest, config.gamma_blocks)
     facts = {"steps": config.steps, "config": config.model_dump(mode="json")}
     save_adapter(out, raw, extract(state.ema, rows), facts)
-    write_curves(out / "curves.csv", state.curve)
+    write_curves(out, state.curve)
     last = {name: round(value, 5) for name, value in _mean_of_last(state.curve, 100).items()}
     counts = {
         "steps": config.steps,
@@ -289,24 +272,12 @@ def run(
     return StageResult({**counts, **{f"loss_{name}": value for name, value in last.items()}})
 
 
-def prepare(base: Base, patches: Path, clusters: Path, out: Path, runtime: Runtime) -> TrainingSet:
-    """Encode every patch and its mirror image once; kept in ``out/resume``.
+def map_labels(clusters: Path, base: Base) -> dict[int, int]:
+    """Pseudo-label -> row of the class table: rows 0..k-1, as explicit integers (folder names sort 10 before 2).
 
     Raises:
-        InputError: the patches have another size than the base makes, or more pseudo-labels than class rows.
+        InputError: more pseudo-labels than class rows.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from ddsr_core.clusters import read_labels
-
-    path = out / RESUME / "latents.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = encode_patches(base, patches, read_labels(clusters), runtime)
-        save_file(tensors, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
-    stored = load_file(path, device=runtime.device)
     k = int(json.loads((clusters / "summary.json").read_text())["k"])
     if k > base.dit.config.classes:
         raise InputError(
@@ -314,73 +285,78 @@ def prepare(base: Base, patches: Path, clusters: Path, out: Path, runtime: Runti
             where="clusters.k",
             mend=f"set clusters.k to at most {base.dit.config.classes}",
         )
-    return TrainingSet(**stored, rows=torch.arange(k))
+    return {label: label for label in range(k)}
 
 
-def encode_patches(base: Base, patches: Path, labels: dict[str, int], runtime: Runtime) -> dict[str, Tensor]:
-    """``latents``, ``labels`` and ``psnr_bic`` of all patches, in their order (see `TrainingSet`)."""
+def train(state: Run, data: TrainingSet, out: Path, checkpoint: Path, runtime: Runtime) -> None:
+    """Advance ``state`` to the last step, with sample sheets and checkpoints on the way."""
+    config = state.config
+    if state.step == 0:
+        write_sheet(state, out)
+    with runtime.progress("Fine-tuning", total=config.steps, unit="steps", done=state.step) as bar:
+        while state.step < config.steps:
+            try:
+                row = state.advance(data)
+            except TrainingError:
+                state.save(checkpoint)  # of the state before the bad step
+                raise
+            state.curve.append({"step": state.step, **row})
+            if state.step % config.sample_every == 0 or state.step == config.steps:
+                write_sheet(state, out)
+            if state.step % config.checkpoint_every == 0:
+                state.save(checkpoint)
+            if state.step % 10 == 0:
+                bar.note(" ".join(f"{name} {row[name]:.3f}" for name in ("simple", "r", "d", "sr")))
+            bar.advance()
+
+
+def write_sheet(state: Run, out: Path) -> None:
+    """``samples/step-000100.png``: a row a pseudo-label, drawn by the averaged adapter from the same noise."""
+    from ddsr_core.images import save_png
+
+    with state.averaged():
+        save_png(out / "samples" / f"step-{state.step:06d}.png", draw_sheet(state))
+
+
+def draw_sheet(state: Run) -> np.ndarray:
+    """``uint8 (rows * H, columns * W, 3)``."""
     import torch
 
-    from ddsr_core.bicubic import psnr_bic
-    from ddsr_core.images import to_float, to_signed
+    from ddsr_core.diffusion.samplers import sample_latents
+    from ddsr_core.images import from_signed, to_uint8
 
-    parts: dict[str, list[Tensor]] = {"plain": [], "mirrored": [], "psnr_bic": []}
-    ordered: list[int] = []
-    with runtime.progress("Encoding patches", total=len(labels), unit="patches") as bar, torch.inference_mode():
-        for names, images in batches_of_patches(patches, base.image_px):
-            x = to_float(images).to(runtime.device)
-            parts["plain"].append(base.encode(to_signed(x)).half())
-            parts["mirrored"].append(base.encode(to_signed(x.flip(3))).half())
-            parts["psnr_bic"].append(psnr_bic(x))
-            ordered += [labels[name] for name in names]
-            bar.advance(len(names))
-    latents = torch.stack([torch.cat(parts["plain"]), torch.cat(parts["mirrored"])])
-    return {"latents": latents, "labels": torch.tensor(ordered), "psnr_bic": torch.cat(parts["psnr_bic"])}
-
-
-def batches_of_patches(patches: Path, image_px: int) -> Iterator[tuple[list[str], Any]]:
-    """Ids and pixels ``uint8 (n, H, W, 3)`` of the accepted patches, a few at a time.
-
-    Raises:
-        InputError: a patch has another size than ``image_px``.
-    """
-    import numpy as np
-
-    from ddsr_core.images import decode_rgb, read_image_parquet
-
-    names: list[str] = []
-    images: list[Any] = []
-    for row in read_image_parquet(patches, ["image", "patch_id"]):
-        image = decode_rgb(row["image"]["bytes"], row["patch_id"])
-        if image.shape[:2] != (image_px, image_px):
-            raise InputError(
-                f"the base makes images of {image_px}x{image_px}, the patches are {image.shape[1]}x{image.shape[0]}",
-                where="patches.patch_px",
-                mend=f"set patches.patch_px={image_px}, or choose another base",
+    device = state.schedule.beta.device
+    table_rows = [row for _, row in sorted(state.label_map.items())][:SHEET_LABELS]
+    parts = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=state.config.precision == "bf16"):
+        for index, row in enumerate(table_rows):
+            latents = sample_latents(
+                state.base.dit,
+                torch.full((SHEET_COLUMNS,), row, device=device),
+                [index * SHEET_COLUMNS + column for column in range(SHEET_COLUMNS)],
+                seed=state.config.seed,
+                sampler="dpmpp",
+                steps=SHEET_STEPS,
+                guidance_scale=1.0,
             )
-        names.append(row["patch_id"])
-        images.append(image)
-        if len(names) == ENCODE_BATCH:
-            yield names, np.stack(images)
-            names, images = [], []
-    if names:
-        yield names, np.stack(images)
+            parts.append(from_signed(state.base.decode(latents).float()))
+    images = torch.stack(parts)  # (rows, columns, 3, H, W)
+    return to_uint8(images.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)[None])[0]
 
 
-def write_curves(path: Path, curve: list[dict[str, float]]) -> None:
-    """``curves.csv``: one row a step; the gradient norms only where they were measured."""
-    terms = ["simple", "vb", "r", "d", "sr"]
-    columns = ["step", *terms, *(f"grad_{name}" for name in terms)]
-    lines = [",".join(columns)]
-    for row in curve:
-        cells = (str(int(row["step"])), *(f"{row[name]:.6g}" if name in row else "" for name in columns[1:]))
-        lines.append(",".join(cells))
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+def write_curves(out: Path, curve: list[dict[str, float]]) -> None:
+    """``curves.csv``: the weighted terms, a row a step. ``gradients.csv``: their gradients' norms, where measured."""
+    measured = [row for row in curve if f"grad_{TERMS[0]}" in row]
+    for name, rows, prefix in (("curves.csv", curve, ""), ("gradients.csv", measured, "grad_")):
+        lines = [",".join(("step", *TERMS))]
+        for row in rows:
+            lines.append(",".join((str(int(row["step"])), *(f"{row[prefix + term]:.6g}" for term in TERMS))))
+        write_atomically(out / name, ("\n".join(lines) + "\n").encode())
 
 
 def _mean_of_last(curve: list[dict[str, float]], count: int) -> dict[str, float]:
     rows = curve[-count:]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in ("simple", "vb", "r", "d", "sr")}
+    return {name: sum(row[name] for row in rows) / len(rows) for name in TERMS}
 
 
 STAGE = Stage("finetune", version=1, run=run)

@@ -1,10 +1,11 @@
-"""Sampling latents: respaced ancestral DDPM with learned variance, DPM-Solver++ 2M and UniPC (the latter two by diffusers).
+"""Sampling latents: respaced ancestral DDPM with learned variance; DPM-Solver++ 2M and UniPC through diffusers.
 
 Every image has a generator of its own, so that what it looks like does not depend on the batch it is drawn in.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -61,22 +62,23 @@ def spaced_steps(count: int) -> list[int]:
 
 
 def ancestral(predict: Predict, noise: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:
-    """DDPM with the learned variance on a respaced schedule (Nichol & Dhariwal 2021)."""
-    full = Schedule(noise.device)
+    """DDPM with the learned variance on a respaced schedule (Nichol & Dhariwal 2021, section 4)."""
     used = spaced_steps(steps)
+    # float64: with many steps a beta is the small difference of two alpha_bars that are nearly one
+    alpha_bar = (1 - Schedule().beta.double()).cumprod(0)
     x = noise
     for position in range(len(used) - 1, -1, -1):
         output = predict(x, used[position])
         eps, v = output.chunk(2, dim=1)
-        abar = full.alpha_bar[used[position]]
-        previous = full.alpha_bar[used[position - 1]] if position else torch.ones_like(abar)
+        abar = float(alpha_bar[used[position]])
+        previous = float(alpha_bar[used[position - 1]]) if position else 1.0
         beta = 1 - abar / previous
-        x0 = (x - (1 - abar).sqrt() * eps) / abar.sqrt()
-        mean = previous.sqrt() * beta / (1 - abar) * x0 + (1 - previous) * (1 - beta).sqrt() / (1 - abar) * x
+        x0 = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
+        mean = math.sqrt(previous) * beta / (1 - abar) * x0 + (1 - previous) * math.sqrt(1 - beta) / (1 - abar) * x
         if position == 0:
             return mean
-        low = (beta * (1 - previous) / (1 - abar)).clamp(min=1e-20).log()
-        log_variance = (v + 1) / 2 * beta.log() + (1 - v) / 2 * low
+        low = math.log(beta * (1 - previous) / (1 - abar))
+        log_variance = (v + 1) / 2 * math.log(beta) + (1 - v) / 2 * low
         x = mean + (0.5 * log_variance).exp() * noise_like(generators, tuple(x.shape[1:]), x.device)
     return x
 

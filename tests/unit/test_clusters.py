@@ -129,9 +129,7 @@ def test_silhouette_of_single_members_is_none() -> None:
 def test_the_files(tmp_path: Path) -> None:
     vectors, of = blobs([6, 4, 2])
     source = write_embeddings(tmp_path / "embeddings", vectors)
-    results = [
-        run(ClustersConfig(k=3), embeddings=source, out=tmp_path / name, runtime=Runtime()) for name in ("a", "b")
-    ]
+    results = [run(ClustersConfig(k=3), embeddings=source, out=tmp_path / name, runtime=Runtime()) for name in ("a", "b")]
     labels = pq.read_table(tmp_path / "a/labels.parquet")
     assert labels.schema.names == ["patch_id", "pseudo_label", "distance"]
     assert labels.schema.types == [pa.string(), pa.int32(), pa.float32()]
@@ -154,8 +152,6 @@ def test_the_digest_follows_the_vectors_that_search_reads(tmp_path: Path) -> Non
     digests = set()
     for scale in (1, 2):
         source = write_embeddings(tmp_path / f"e{scale}", unit_length(vectors) * scale)
-        result = run(
-            ClustersConfig(k=2, spherical=True), embeddings=source, out=tmp_path / f"c{scale}", runtime=Runtime()
-        )
+        result = run(ClustersConfig(k=2, spherical=True), embeddings=source, out=tmp_path / f"c{scale}", runtime=Runtime())
         digests.add(result.digest)
     assert len(digests) == 2

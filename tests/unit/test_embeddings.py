@@ -42,7 +42,7 @@ def textures(count: int, px: int = 32, seed: int = 0) -> np.ndarray:
     return fine.clip(0, 255).astype(np.uint8)
 
 
-@pytest.fixture()
+@pytest.fixture
 def patches(tmp_path: Path) -> Path:
     """Eight patches in two shards."""
     images = textures(8)
@@ -56,7 +56,7 @@ def patches(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A random open_clip model of the architecture ``tiny``, in a weights file."""
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY)
@@ -218,9 +218,7 @@ def test_open_clip_as_backend(patches: Path, tmp_path: Path, tiny: Path) -> None
     assert len(np.unique(vectors, axis=0)) == 8
 
 
-def test_a_cut_off_run_continues_and_ends_the_same(
-    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_off_run_continues_and_ends_the_same(patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest, _, _ = embed(patches, tmp_path / "whole")
     out, calls = tmp_path / "cut", []
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from spandrel.architectures.RCAN import RCAN
@@ -61,9 +63,7 @@ def test_safetensors_metadata_is_in_order_in_every_process(tmp_path):
         "import sys, torch; from ddsr_core.safetensors_bytes import safetensors_bytes as s;"
         "sys.stdout.buffer.write(s({'b': torch.ones(3), 'a': torch.eye(2)}, {k: k * 3 for k in 'qwertzuiop'}))"
     )
-    outputs = {
-        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)
-    }
+    outputs = {subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)}
     assert outputs == {safetensors_bytes({"b": torch.ones(3), "a": torch.eye(2)}, {k: k * 3 for k in "qwertzuiop"})}
     (tmp_path / "x.safetensors").write_bytes(outputs.pop())
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
@@ -84,6 +84,15 @@ def test_networks_of_spandrel_load_and_leave_their_input_alone(tmp_path):
         assert torch.equal(lr, before)
         torch.testing.assert_close(sr, network(before.clone()).clamp(0, 1))
     assert (scale, name) == (4, "RCAN")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x08\0\0\0\0\0\0\0"]), rest=st.binary(max_size=60))
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_any_bytes_end_in_one_message(name, start, rest, tmp_path):
+    (tmp_path / name).write_bytes(start + rest)
+    with pytest.raises(InputError):
+        load_network(tmp_path / name)
 
 
 def write_wrong_file(folder, kind):
@@ -109,6 +118,8 @@ def write_wrong_file(folder, kind):
         case "empty folder":
             path = folder / "empty"
             path.mkdir()
+        case "damaged identity":
+            torch.save({"params_ema": {}, "ddsr": {"arch": "edsr", "kwargs": "[1]", "scale": "4"}}, path)
         case "a function instead of a class":
             save_weights(folder, build_network("edsr-small"), "os:system", {"command": "touch pwned"}, 4, {})
             path = folder / "weights.safetensors"
@@ -124,6 +135,7 @@ def write_wrong_file(folder, kind):
         ("unknown network", "not known here"),
         ("no state dict", "no state dict"),
         ("half a network", "do not fit edsr"),
+        ("damaged identity", "arguments are no mapping"),
         ("another suffix", "not a kind of weights file"),
         ("empty folder", "no weights there"),
         ("a function instead of a class", "not a torch.nn.Module"),
