@@ -6,24 +6,27 @@ from the package registry: real features with no model hub).
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
-from ddsr_core.errors import InputError, MissingWeightsError
+from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_image_parquet, to_float
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.patches import map_ahead
+from ddsr_core.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
+from ddsr_core.vector_table import content_digest, slices, write_table
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import pyarrow as pa
 
-TABLE = "patches"
+    from ddsr_core.embedders import OpenClipEmbedder, Vgg16Embedder
 
 
 class EmbeddingsConfig(StageConfig):
@@ -31,204 +34,157 @@ class EmbeddingsConfig(StageConfig):
 
     backend: Literal["open_clip", "vgg16"] = Field("open_clip", description="feature network")
     model: str = Field("ViT-B-32", description="open_clip architecture (open_clip only)")
-    weights: str = Field("openai", description="open_clip tag, or the path of a weights file (open_clip only)")
-    image_px: int = Field(224, ge=32, description="patches are resized to this before the network (vgg16 only), pixels")
+    weights: str = Field(
+        "openai",
+        description="open_clip tag, or the path of a weights file (open_clip only). Files of tags trained with "
+        "QuickGELU, such as openai, want a model named …-quickgelu",
+    )
+    image_px: int = Field(
+        224, ge=32, le=1024, description="patches are scaled to this before the network, pixels (vgg16 only)"
+    )
     normalize: bool = Field(True, description="scale every vector to length 1: k-means on the sphere")
-    batch_size: int = Field(32, ge=1, le=4096, description="patches a forward pass")
+    batch_size: int = Field(32, ge=1, le=4096, description="patches in one forward pass; lower it to save memory")
 
 
-class Embedder(Protocol):
-    """Describes images: ``float (B, 3, H, W)`` in [0, 1] to ``float32 (B, d)``, not normalised."""
+def weights_source(config: EmbeddingsConfig) -> Source | None:
+    """The config's weights file as a further input of the stage, so that its content enters the key; None for a tag."""
+    path = Path(config.weights).expanduser()
+    if config.backend != "open_clip" or not path.is_file():
+        return None
+    return Source(path, sha256_of(path))
 
-    def __call__(self, images: Tensor) -> Tensor: ...
 
+def load_embedder(
+    config: EmbeddingsConfig, device: str = "cpu", weights: Path | None = None
+) -> OpenClipEmbedder | Vgg16Embedder:
+    """The network of the config, ready for inference on ``device``.
 
-def load_embedder(config: EmbeddingsConfig, device: str = "cpu") -> Embedder:
-    """The network of the config, ready on ``device``.
+    Args:
+        weights: an open_clip weights file in place of ``config.weights``.
 
     Raises:
-        MissingWeightsError: weights that are neither installed nor reachable.
+        ConfigError: an unknown architecture.
+        MissingWeightsError: weights that are neither on this machine nor reachable; the message says what to bring.
+        InputError: weights of another architecture.
     """
-    return _vgg16(config, device) if config.backend == "vgg16" else _open_clip(config, device)
-
-
-def _vgg16(config: EmbeddingsConfig, device: str) -> Embedder:
     import torch
-    from torch.nn import functional as F
-    from torchvision.models import vgg16
 
-    from ddsr_core.lpips_weights import load_trunk
+    from ddsr_core.embedders import OpenClipEmbedder, Vgg16Embedder
 
-    with torch.device("meta"):
-        features = vgg16().features[:30]  # up to the ReLU after conv5_3
-    features.load_state_dict({k.removeprefix("features."): v for k, v in load_trunk("vgg16").items()}, assign=True)
-    features = features.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    mean = torch.tensor([0.485, 0.456, 0.406], device=device)[None, :, None, None]
-    std = torch.tensor([0.229, 0.224, 0.225], device=device)[None, :, None, None]
-
-    def embed(images: Tensor) -> Tensor:
-        size = (config.image_px, config.image_px)
-        x = F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        maps: Tensor = features(((x - mean) / std).contiguous(memory_format=torch.channels_last))
-        return maps.mean((2, 3))
-
-    return embed
+    embedder: OpenClipEmbedder | Vgg16Embedder
+    if config.backend == "vgg16":
+        embedder = Vgg16Embedder(config.image_px)
+    else:
+        embedder = OpenClipEmbedder(config.model, str(weights or config.weights))
+    embedder.eval().requires_grad_(False)
+    return embedder.to(device, memory_format=torch.channels_last)
 
 
-def _open_clip(config: EmbeddingsConfig, device: str) -> Embedder:
-    import open_clip
-    import torch
-    from torch.nn import functional as F
-
-    is_file = Path(config.weights).expanduser().is_file()
-    known = {tag for name, tag in open_clip.list_pretrained() if name == config.model}
-    if not is_file and config.weights not in known:
-        raise MissingWeightsError(
-            f"open_clip knows no weights {config.weights!r} for {config.model}, and there is no such file",
-            where="embeddings.weights",
-            mend=f"name a weights file, or one of: {', '.join(sorted(known)) or 'none for this model'}",
-        )
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            config.model,
-            pretrained=str(Path(config.weights).expanduser()) if is_file else config.weights,
-            weights_only=True,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise MissingWeightsError(
-            f"the weights {config.weights!r} of {config.model} cannot be loaded: {str(error).splitlines()[0]}",
-            where="embeddings.weights",
-            mend="with no network: bring open_clip_model.safetensors of that model and set "
-            "embeddings.weights=/path/to/it, or set embeddings.backend=vgg16",
-        ) from error
-    model = model.eval().requires_grad_(False).to(device)
-    normalize = preprocess.transforms[-1]
-    side = model.visual.image_size
-    size = (side, side) if isinstance(side, int) else tuple(side)
-    mean = torch.tensor(normalize.mean, device=device)[None, :, None, None]
-    std = torch.tensor(normalize.std, device=device)[None, :, None, None]
-
-    def embed(images: Tensor) -> Tensor:
-        x = F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        vectors: Tensor = model.encode_image((x - mean) / std)
-        return vectors.float()
-
-    return embed
-
-
-def embed_images(images: list[np.ndarray], embedder: Embedder, normalize: bool, device: str) -> np.ndarray:
-    """Vectors ``float32 (N, d)`` of equally large ``uint8 (H, W, 3)`` images.
+def embed_images(
+    images: np.ndarray, embedder: OpenClipEmbedder | Vgg16Embedder, config: EmbeddingsConfig, names: Sequence[str]
+) -> np.ndarray:
+    """Vectors ``float32 (B, d)`` of a batch ``uint8 (B, H, W, 3)``, of length 1 where the config says so.
 
     Raises:
-        InputError: a vector is not finite, or zero where it should be scaled to length 1.
+        InputError: a vector is not finite, or is zero and has no direction; the image is named.
     """
     import torch
 
     with torch.inference_mode():
-        vectors = embedder(to_float(np.stack(images)).to(device)).float().cpu().numpy()
-    if not np.isfinite(vectors).all():
-        raise InputError("the feature network gave a value that is not finite", mend="check embeddings.weights")
-    if normalize:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if (lengths == 0).any():
-            raise InputError("the feature network gave a zero vector", mend="set embeddings.normalize=false")
-        vectors = vectors / lengths
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+        device = next(embedder.parameters()).device
+        vectors = embedder(to_float(images).to(device)).cpu().numpy()
+    return finish_vectors(vectors, config.normalize, names)
 
 
-def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime) -> StageResult:
-    """Embed every patch and write the table, in the order of the patches.
+def finish_vectors(vectors: np.ndarray, normalize: bool, names: Sequence[str]) -> np.ndarray:
+    """Check vectors ``(B, d)`` and scale them to length 1 if ``normalize``.
+
+    Raises:
+        InputError: a vector is not finite, or zero.
+    """
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
+    if len(bad):
+        kind = "a zero vector" if lengths[bad[0], 0] == 0 else "a vector that is not finite"
+        raise InputError(
+            f"the feature network gives {kind} for {len(bad)} of {len(vectors)} images of a batch",
+            where=names[int(bad[0])],
+            mend="check that embeddings.weights belong to embeddings.model, or set embeddings.backend=vgg16",
+        )
+    return np.ascontiguousarray(vectors / lengths if normalize else vectors, dtype=np.float32)
+
+
+def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime, weights: Path | None = None) -> StageResult:
+    """Embed every patch and write the table, in the order of the patches (layout: ``docs/artifacts.md``).
+
+    Args:
+        weights: file of `weights_source`, where the config names one.
 
     Raises:
         MissingWeightsError: the network's weights are not there.
-        InputError: no patches, or vectors that are not finite.
+        InputError: no patches, or vectors that cannot be used.
     """
-    total = int(json.loads((patches / "summary.json").read_text())["accepted"])
-    parts = out / RESUME / "vectors"
-    parts.mkdir(parents=True, exist_ok=True)
-    count = -(-total // config.batch_size)
-    done = sum(_part(parts, index).exists() for index in range(count))
-    if done < count:
-        embedder = load_embedder(config, runtime.device)
-        with runtime.progress("Embedding patches", total=total, unit="patches", done=done * config.batch_size) as bar:
-            for index, rows in enumerate(_batches(patches, config.batch_size)):
-                if _part(parts, index).exists():
-                    continue
-                images = [decode_rgb(row["image"]["bytes"], row["patch_id"]) for row in rows]
-                vectors = embed_images(images, embedder, config.normalize, runtime.device)
-                write_atomically(_part(parts, index), vectors.tobytes())
-                bar.advance(len(rows))
     columns = _patch_columns(patches)
-    vectors = np.concatenate([np.frombuffer(_part(parts, index).read_bytes(), np.float32) for index in range(count)])
-    vectors = vectors.reshape(total, -1)
-    write_table(out / "lancedb", {**columns, "vector": vectors})
-    counts = {"patches": total, "dimensions": vectors.shape[1], "backend": config.backend}
+    total = columns.num_rows
+    files = [out / RESUME / "vectors" / f"{index:08d}.npy" for index in range(-(-total // config.batch_size))]
+    missing = {index for index, file in enumerate(files) if not file.exists()}
+    if missing:
+        done = min(total, (len(files) - len(missing)) * config.batch_size)
+        embedder = load_embedder(config, runtime.device, weights)
+        with runtime.progress("Embedding patches", total=total, unit="patches", done=done) as bar:
+            batches = map_ahead(_decode, _batches(patches, config.batch_size, missing), min(4, os.cpu_count() or 1))
+            for index, names, images in batches:
+                _save(files[index], embed_images(images, embedder, config, names))
+                bar.advance(len(names))
+    write_table(out, slices(columns, map(np.load, files)))
+    counts = {"patches": total, "dimensions": int(np.load(files[0]).shape[1]), "backend": config.backend}
     write_json(out / "summary.json", {**counts, "config": config.model_dump(mode="json")})
-    return StageResult(counts, digest=table_digest(columns["patch_id"], vectors))
+    digest = content_digest(columns["patch_id"].to_pylist(), map(np.load, files))
+    return StageResult(counts, digest=digest)
 
 
-def _part(folder: Path, index: int) -> Path:
-    return folder / f"{index:08d}.f32"
-
-
-def _batches(patches: Path, size: int) -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    for row in read_image_parquet(patches, ["image", "patch_id"]):
-        rows.append(row)
-        if len(rows) == size:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
-
-
-def _patch_columns(patches: Path) -> dict[str, Any]:
+def _patch_columns(patches: Path) -> pa.Table:
+    """``patch_id``, ``psnr_bic`` and ``photo`` of every patch, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = ["patch_id", "psnr_bic", "photo"]
-    table = pa.concat_tables([pq.read_table(file, columns=names) for file in sorted(patches.glob("patches-*.parquet"))])
-    return {name: table[name].to_pylist() for name in names}
+    files = sorted(patches.glob("patches-*.parquet"))
+    if not files:
+        raise InputError("there are no patches", where=patches, mend="run the patches stage first")
+    table = pa.concat_tables([pq.read_table(file, columns=names) for file in files])
+    return table.select(names).replace_schema_metadata(None)
 
 
-def write_table(folder: Path, columns: dict[str, Any]) -> None:
-    """Write a LanceDB table ``patches`` from columns; ``vector`` is ``float32 (N, d)``. Replaces an unfinished one."""
-    import lancedb
-    import pyarrow as pa
-
-    vectors = np.ascontiguousarray(columns["vector"], dtype=np.float32)
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    table = pa.table({**{name: values for name, values in columns.items() if name != "vector"}, "vector": flat})
-    lancedb.connect(str(folder)).create_table(TABLE, table, mode="overwrite")
-
-
-def read_table(folder: Path, columns: list[str] | None = None) -> dict[str, Any]:
-    """Columns of the table in ``folder`` (an embeddings or clusters artifact); ``vector`` as ``float32 (N, d)``.
-
-    Raises:
-        InputError: there is no such table.
-    """
-    import lancedb
-
-    path = Path(folder) / "lancedb"
-    if not (path / f"{TABLE}.lance").is_dir():
-        raise InputError("no table of embeddings", where=path, mend="run the embeddings stage first")
-    table = lancedb.connect(str(path)).open_table(TABLE).to_arrow()
-    result: dict[str, Any] = {}
-    for name in columns or table.column_names:
-        column = table[name].combine_chunks()
-        if name == "vector":
-            result[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-        else:
-            result[name] = column.to_pylist()
-    return result
+def _batches(patches: Path, size: int, wanted: set[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The wanted batches of ``size`` patches, with their number."""
+    rows: list[dict[str, Any]] = []
+    index = 0
+    for row in read_image_parquet(patches, ["image", "patch_id"]):
+        rows.append(row)
+        if len(rows) == size:
+            if index in wanted:
+                yield index, rows
+            rows, index = [], index + 1
+    if rows and index in wanted:
+        yield index, rows
 
 
-def table_digest(ids: list[str], vectors: np.ndarray) -> str:
-    """SHA-256 of the content of a table: LanceDB names its files at random, so their bytes say nothing."""
-    digest = hashlib.sha256("\n".join(ids).encode())
-    digest.update(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
-    return digest.hexdigest()
+def _decode(batch: tuple[int, list[dict[str, Any]]]) -> tuple[int, list[str], np.ndarray]:
+    index, rows = batch
+    images = [decode_rgb(row["image"]["bytes"], row["patch_id"]) for row in rows]
+    return index, [row["patch_id"] for row in rows], np.stack(images)
+
+
+def _save(file: Path, vectors: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    write_atomically(file, buffer.getvalue())
+
+
+def read_config(embeddings: Path) -> EmbeddingsConfig:
+    """The config that an embeddings artifact was made with, so that a query can be embedded alike."""
+    return EmbeddingsConfig.model_validate(json.loads((embeddings / "summary.json").read_text())["config"])
 
 
 STAGE = Stage("embeddings", version=1, run=run)

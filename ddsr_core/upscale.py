@@ -33,14 +33,14 @@ class Upscaled:
         scale: its enlargement.
         written: the PNG files, in the order of the inputs.
         kept: outputs that were there already (``existing="skip"``).
-        skipped: input file and the reason why it could not be enlarged.
+        skipped: why an input file could not be enlarged.
     """
 
     network: str
     scale: int
     written: list[Path]
     kept: list[Path]
-    skipped: list[tuple[Path, str]]
+    skipped: dict[Path, str]
 
 
 def upscale(
@@ -79,7 +79,7 @@ def upscale(
     network, scale, name = load_network(Path(weights))
     device = resolve_device(runtime.device)
     network = network.to(device).eval()
-    done = Upscaled(name, scale, [], kept, [])
+    done = Upscaled(name, scale, [], kept, {})
     tiles = sum(_count_tiles(source, tile_px, overlap_px) for source in jobs)
     with runtime.progress(f"Upscaling with {name}", total=tiles, unit="tiles") as bar:
         for source, target in jobs.items():
@@ -91,12 +91,12 @@ def upscale(
             except InputError as error:
                 if len(jobs) == 1:
                     raise
-                done.skipped.append((source, error.what))
+                done.skipped[source] = error.what
                 continue
             write_atomically(target, encode_png(sr))
             done.written.append(target)
     if jobs and not done.written:
-        source, reason = done.skipped[0]
+        source, reason = next(iter(done.skipped.items()))
         raise InputError(f"none of {len(jobs)} images could be enlarged: {reason}", where=source, mend="see the reason")
     return done
 

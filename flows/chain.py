@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ddsr_core import clusters, embeddings, evaluation, patches, sampling
+from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.base import base_source
 from ddsr_core.errors import ConfigError
@@ -15,7 +16,6 @@ from ddsr_core.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sr import sources, train
 from ddsr_core.store import Artifact, Stage, StageInput
-from ddsr_core.config import StageConfig
 
 
 class Build(Protocol):

@@ -163,4 +163,7 @@ def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in dit.state_dict().items()}, folder / TRANSFORMER)
     vae.to(torch.float16).save_pretrained(folder / "vae")
+    settings = json.loads((folder / "vae/config.json").read_text())
+    settings.pop("block_out_channels", None)  # diffusers writes it and then warns that it does not know it
+    write_json(folder / "vae/config.json", settings)
     write_json(folder / INFO, info.model_dump(mode="json"))

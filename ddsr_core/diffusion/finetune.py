@@ -238,9 +238,7 @@ class Run:
         self.step, self.curve = state["step"], state["curve"]
 
 
-def run(
-    config: FinetuneConfig, *, patches: Path, clusters: Path, base: Path, out: Path, runtime: Runtime
-) -> StageResult:
+def run(config: FinetuneConfig, *, patches: Path, clusters: Path, base: Path, out: Path, runtime: Runtime) -> StageResult:
     """Fine-tune the base on the patches; write the adapter, its average, the curves and samples along the way.
 
     Raises:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import math
 
 import numpy as np
 import torch
@@ -45,9 +44,7 @@ class PriorData:
     classes: Tensor
 
 
-def prior_batch(
-    data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int
-) -> tuple[Tensor, ...]:
+def prior_batch(data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int) -> tuple[Tensor, ...]:
     """Batch ``step`` of the run ``seed``: ``(x0, y, t, noise)``; labels are dropped once, here."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(data.latents.shape[1], (size,), generator=generator)

@@ -1,4 +1,4 @@
-"""Pictures of the report: curves and histograms as inline SVG (colours come from the page's CSS), images as data URIs."""
+"""Pictures of the report: curves and histograms as inline SVG (coloured by the page's CSS), images as data URIs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core.images import decode_rgb, encode_png, read_rgb
+from ddsr_core.images import decode_rgb, encode_png, read_rgb, save_png
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +24,7 @@ THUMB_PX = 128
 
 
 def thumbnail_uri(image: np.ndarray) -> str:
-    """A WebP data URI of ``uint8 (H, W, 3)``, at most `THUMB_PX` wide and high; for overviews, so lossy (quality 92)."""
+    """A WebP data URI of ``uint8 (H, W, 3)``, at most `THUMB_PX` wide and high; for overviews, so lossy."""
     from PIL import Image
 
     picture = Image.fromarray(image)
@@ -87,9 +87,7 @@ def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str, bins: 
     values = np.concatenate(list(groups.values()))
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    shares = {
-        name: 100 * np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for name, v in groups.items()
-    }
+    shares = {name: 100 * np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for name, v in groups.items()}
     frame = _Frame(edges, np.array([0, max(float(share.max()) for share in shares.values())]))
     shapes = []
     for index, (name, share) in enumerate(shares.items()):
@@ -153,13 +151,14 @@ TILE, GAP, BAND = 96, 3, 24
 
 
 def overview(
-    clusters: list[tuple[str, list[bytes], list[Path]]], crops: list[tuple[str, np.ndarray]], path: Path
+    clusters: list[tuple[str, list[bytes], list[Path]]], crops: list[tuple[str, np.ndarray]], title: str, path: Path
 ) -> Path:
     """Draw the picture for a README as PNG: per cluster a column, real patches above distilled images; below, SR crops.
 
     Args:
         clusters: (label, PNG bytes of real patches, files of distilled images) a cluster.
-        crops: (caption, ``uint8 (H, W, 3)``) of the same place.
+        crops: (caption, ``uint8 (H, W, 3)``) of the same place: HR, bicubic, then those of one network.
+        title: stands above the third crop.
         path: written atomically.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -192,8 +191,8 @@ def overview(
         x = 8 + index * (side + GAP)
         put(Image.fromarray(image), x, sheet + BAND, side)
         draw.text((x + side // 2, sheet + BAND + side + BAND // 2), caption, "black", font=font, anchor="mm")
-    from ddsr_core.images import save_png
-
+    if crops:
+        draw.text((8 + 2 * (side + GAP), sheet + BAND // 2), title, "black", font=font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, np.asarray(canvas))
     return path

@@ -1,9 +1,7 @@
-"""Write the report of a run: ``report.html`` (one file, nothing fetched), ``report.json``, ``tables/results.{csv,md}``."""
+"""Write the report of a run: ``report.html`` (one file, nothing fetched), ``report.json`` and result tables."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,21 +14,16 @@ from ddsr_core.images import decode_rgb, read_rgb
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,
-    FULL,
-    METRICS,
-    RANDOM,
     Curves,
     Report,
     RunRecord,
     SrResult,
-    TableRow,
-    gap,
     gather,
     psnr_bic_groups,
     read_curves,
     real_patches,
-    table_rows,
 )
+from ddsr_core.report.table import as_csv, as_markdown, number, plain_table, table_rows
 from ddsr_core.store import write_atomically, write_json
 
 TEMPLATE = "report.html.j2"
@@ -59,16 +52,16 @@ def write_report(run_dir: Path, record: RunRecord) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "tables").mkdir(exist_ok=True)
     write_json(run_dir / "report.json", report.to_json())
-    header, rows = _plain_table(report)
-    write_atomically(run_dir / "tables" / "results.csv", _as_csv(header, rows).encode())
-    write_atomically(run_dir / "tables" / "results.md", _as_markdown(header, rows).encode())
+    header, rows = plain_table(report)
+    write_atomically(run_dir / "tables" / "results.csv", as_csv(header, rows).encode())
+    write_atomically(run_dir / "tables" / "results.md", as_markdown(header, rows).encode())
     path = run_dir / "report.html"
     write_atomically(path, render(report).encode())
     return path
 
 
 def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path:
-    """Write a PNG that shows a run at a glance: real patches above distilled ones per cluster, and a row of SR crops."""
+    """Write a PNG of a run at a glance: real patches above distilled ones per cluster, and a row of SR crops."""
     report = gather(record)
     real = real_patches(report, per_cluster)
     made = _distilled_by_label(report)
@@ -79,10 +72,12 @@ def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path
     ]
     first = next(_closeups(report), None)
     crops: list[tuple[str, np.ndarray]] = []
+    title = ""
     if first is not None:
-        _, tiles = first.rows[0]
+        arch, tiles = first.rows[0]
+        title = f"{arch}, trained on:"
         crops = [(t.caption, t.pixels) for t in (*first.reference, *tiles)]
-    return figures.overview(clusters, crops, path)
+    return figures.overview(clusters, crops, title, path)
 
 
 def render(report: Report) -> str:
@@ -97,13 +92,13 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "percent": percent, "duration": duration}
-    groups = psnr_bic_groups(report)
+    groups, rows = psnr_bic_groups(report), table_rows(report)
     return environment.get_template(TEMPLATE).render(
         report=report,
         run=report.run,
         headings=HEADINGS,
-        rows=table_rows(report),
-        gains=_gains(report),
+        rows=rows,
+        headlines=[row for row in rows if row.source == DISTILLED],
         test_images=max((result.test_images for result in report.sr), default=0),
         sheets=list(_sheets(report)),
         hidden_clusters=max(0, (report.clusters.k if report.clusters else 0) - MAX_CLUSTERS),
@@ -154,9 +149,7 @@ def _sheets(report: Report) -> Iterator[Sheet]:
         yield Sheet(
             label=label,
             size=sizes[label] if 0 <= label < len(sizes) else None,
-            real=[
-                _thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])
-            ],
+            real=[_thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])],
             distilled=[
                 _thumb(read_rgb(image.path), "distilled image", _db(image.psnr_bic, "PSNR_bic "))
                 for image in made.get(label, [])[: 2 * PER_CLUSTER]
@@ -206,12 +199,6 @@ def _db(value: float | None, before: str = "") -> str:
     return "" if value is None else f"{before}{value:.2f} dB"
 
 
-def _gains(report: Report) -> list[tuple[str, float | None, float | None, float | None]]:
-    """(architecture, PSNR-Y of distilled, less random crop, less full) for the headline."""
-    ours = {row.arch: row.metrics.psnr_y for row in table_rows(report) if row.source == DISTILLED}
-    return [(arch, value, gap(report, arch, RANDOM), gap(report, arch, FULL)) for arch, value in ours.items()]
-
-
 def _finetune_charts(report: Report) -> list[tuple[str, str]]:
     folder = report.run.path_of("finetune")
     curves = read_curves(folder / "curves.csv", "Fine-tuning") if folder else None
@@ -239,39 +226,6 @@ def _is_rate(name: str) -> bool:
 def _chart(lines: dict[str, tuple[Curves, str]], title: str, y_label: str) -> str:
     series = {name: (np.array(c.steps), np.array(c.terms[term])) for name, (c, term) in lines.items()}
     return figures.line_chart(series, title=title, x_label="step", y_label=y_label)
-
-
-def _plain_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    header = ["arch", "source", "budget", "iterations", "seeds", "params", *METRICS, "psnr_y_sd", "psnr_y_to_full"]
-    rows = [_plain_row(row) for row in table_rows(report)]
-    if report.bicubic:
-        metrics = [number(getattr(report.bicubic, name), 4) for name in METRICS]
-        rows.insert(0, ["bicubic", *[""] * 5, *metrics, "", ""])
-    return header, rows
-
-
-def _plain_row(row: TableRow) -> list[str]:
-    facts = (row.arch, row.source, row.budget, row.iterations, row.seeds, row.params)
-    metrics = [number(getattr(row.metrics, name), 4) for name in METRICS]
-    last = ("" if value is None else f"{value:.4f}" for value in (row.spread.psnr_y, row.to_full))
-    return [*("" if fact is None else str(fact) for fact in facts), *metrics, *last]
-
-
-def _as_csv(header: list[str], rows: list[list[str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([header, *([cell if cell != "–" else "" for cell in row] for row in rows)])
-    return buffer.getvalue()
-
-
-def _as_markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """``value`` with so many decimals; an en dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 2) -> str:

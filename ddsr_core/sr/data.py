@@ -120,15 +120,22 @@ def pack_pairs(data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progr
 
 
 def count_images(data: Path) -> int:
-    """How many images `images.iter_photos` will yield, without reading them."""
+    """How many images `images.iter_photos` will yield from a folder or Parquet, without reading them.
+
+    Raises:
+        InputError: nothing is there, or a Parquet file is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if data.is_dir():
-        files = images.find_images(data)
-        if files:
-            return len(files)
+    files = images.find_images(data)
+    if files:
+        return len(files)
     shards = sorted(data.glob("*.parquet")) if data.is_dir() else [data]
-    readers = [pq.ParquetFile(shard) for shard in shards if shard.suffix == ".parquet"]
+    try:
+        readers = [pq.ParquetFile(shard) for shard in shards if shard.suffix == ".parquet"]
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError("not a readable Parquet file", where=data, mend=str(error)) from error
     return sum(reader.metadata.num_rows for reader in readers if "image" in reader.schema_arrow.names)
 
 

@@ -31,7 +31,7 @@ class CropsConfig(StageConfig):
     count: int = Field(420, ge=1, description="images, as many as the distilled set has")
     patch_px: int = Field(512, ge=16, multiple_of=4, description="height and width, pixels")
     kernel: Kernel = Field("matlab", description="bicubic kernel of the psnr_bic that is written down")
-    seed: int = Field(42, ge=0, description="of the choice")
+    seed: int = Field(42, ge=0, lt=2**31, description="of the choice")
 
 
 def run(
@@ -137,9 +137,7 @@ def _sizes(photos: Path, out: Path, runtime: Runtime) -> tuple[np.ndarray, dict[
     return np.array(facts["sizes"], np.int64).reshape(-1, 2), facts["skipped"]
 
 
-def _threshold_crops(
-    config: CropsConfig, patches: Path, out: Path, runtime: Runtime
-) -> tuple[list[Row], dict[str, Any]]:
+def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Runtime) -> tuple[list[Row], dict[str, Any]]:
     accepted = count_images(patches)
     if not accepted:
         raise InputError("no patches there", where=patches, mend="name a patches artifact")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pydantic import Field, JsonValue
 from ddsr_core.config import Runtime, StageConfig, canonical_json
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.sr.architectures import build_network, find_architecture
-from ddsr_core.sr.weights import save_weights
+from ddsr_core.sr.weights import readable, save_weights
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -48,11 +47,9 @@ class TrainSRConfig(StageConfig):
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, once warm; 0 keeps the last")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="of the trunk; last convolution and loss are float32"
-    )
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of the trunk; last convolution and loss are float32")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    seed: int = Field(42, ge=0, description="of weights, crops and flips")
+    seed: int = Field(42, ge=0, lt=2**31, description="of weights, crops and flips")
 
 
 @dataclass
@@ -149,7 +146,7 @@ def train(config: TrainSRConfig, state: State, pairs: Pairs, checkpoint: Path, r
             if row or save or state.step % look_every == 0 or state.step == config.iterations:
                 look()
             if row or state.step == config.iterations:
-                loss = sum(state.losses) / len(state.losses) if state.losses else state.curve[-1][1]
+                loss = sum(state.losses) / len(state.losses)
                 state.curve.append((state.step, loss, rate))
                 state.losses.clear()
                 bar.note(f"loss {loss:.4f}")
@@ -241,10 +238,8 @@ def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
     import torch
 
     mend = f"remove {path.parent} to train from the start"
-    try:
+    with readable(path, mend):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError("the checkpoint cannot be read", where=path, mend=mend) from error
     if content["config"] != canonical_json(config):
         raise InputError("the checkpoint belongs to a run with another config", where=path, mend=mend)
     state.network.load_state_dict(content["network"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,7 +70,8 @@ def save_weights(
 def load_network(path: Path) -> LoadedNetwork:
     """Rebuild a network from a ``train-sr`` folder, one of its files, or a file of a network that spandrel knows.
 
-    Files are read as safetensors or with ``weights_only``: nothing in them is run.
+    Files are read as safetensors or with ``weights_only``: nothing in them is run. Only a file that says that its
+    network is ``module:Class`` has that module imported, if it is installed.
 
     Raises:
         InputError: no such file, not a file of weights, damaged, or of a network that neither we nor spandrel know.
@@ -79,15 +81,10 @@ def load_network(path: Path) -> LoadedNetwork:
     if not file.is_file():
         raise InputError("no weights there", where=file, mend="name a train-sr folder or a .safetensors or .pth file")
     state, identity = _read(file)
+    identity = identity or _recognised(state)
     if identity is None:
-        recognised = recognise(state)
-        if recognised is None:
-            return _through_spandrel(file, state)
-        arch, kwargs = recognised
-        scale = int(kwargs["scale"])
-    else:
-        arch, scale = identity["arch"], int(identity["scale"])
-        kwargs = json.loads(identity["kwargs"])
+        return _through_spandrel(file, state)
+    arch, kwargs, scale = identity
     try:
         network = build_network(arch, kwargs)
         network.load_state_dict(dict(state))
@@ -97,36 +94,76 @@ def load_network(path: Path) -> LoadedNetwork:
     return LoadedNetwork(network.eval(), scale, arch)
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """State dict of a file, and what our own files say about it (None for others)."""
-    import torch
-    from safetensors import SafetensorError, safe_open
+class _Identity(NamedTuple):
+    """What it takes to rebuild a network."""
 
+    arch: str
+    kwargs: dict[str, Any]
+    scale: int
+
+
+def _recognised(state: Mapping[str, Tensor]) -> _Identity | None:
+    found = recognise(state)
+    return found and _Identity(*found, scale=found[1]["scale"])
+
+
+def _identity(said: Any) -> _Identity | None:
+    """What our own files say about their network; None for other files."""
+    if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("arch", "kwargs", "scale")):
+        return None
+    kwargs = json.loads(said["kwargs"])
+    if not isinstance(kwargs, dict):
+        raise ValueError("the network's arguments are no mapping")
+    return _Identity(said["arch"], kwargs, int(said["scale"]))
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], _Identity | None]:
+    """State dict of a file, and what it says about itself."""
     if file.suffix not in SUFFIXES:
         raise InputError(
             f"{file.suffix or 'a file without suffix'} is not a kind of weights file",
             where=file,
             mend=f"one of {', '.join(SUFFIXES)}",
         )
+    with readable(file, mend="bring a whole file of plain tensors"):
+        state, said = _safetensors(file) if file.suffix == ".safetensors" else _pth(file)
+        return state, _identity(said)
+
+
+@contextmanager
+def readable(file: Path, mend: str) -> Iterator[None]:
+    """Turn what the readers of safetensors and ``.pth`` raise into an InputError.
+
+    The interpreter of ``.pth`` files raises whatever the bytes make it stumble over.
+    """
+    from safetensors import SafetensorError
+
+    stumbles = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-            return state, metadata if {"arch", "kwargs", "scale"} <= metadata.keys() else None
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, *stumbles) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"cannot read weights: {reason}", where=file, mend="bring a whole file of plain tensors"
-        ) from error
-    identity = content.get("ddsr") if isinstance(content, dict) else None
+        raise InputError(f"cannot read weights: {reason}", where=file, mend=mend) from error
+
+
+def _safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+def _pth(file: Path) -> tuple[dict[str, Tensor], Any]:
+    import torch
+
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    said = content.get("ddsr") if isinstance(content, dict) else None
     for name in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError("no state dict in it", where=file, mend="bring a file of an SR network's weights")
-    return content, identity
+        raise ValueError("no state dict in it")
+    return content, said
 
 
 def _through_spandrel(file: Path, state: dict[str, Tensor]) -> LoadedNetwork:

@@ -123,6 +123,15 @@ def test_nothing_to_train_on(photos, tmp_path):
         pack_pairs(tmp_path / "empty", tmp_path / "packed", lr_patch_px=8)
 
 
+def test_missing_and_damaged_sources(tmp_path):
+    with pytest.raises(InputError, match="no such folder or file"):
+        pack_pairs(tmp_path / "nothing", tmp_path / "packed", lr_patch_px=8)
+    for name in ("nothing.parquet", "text.parquet"):
+        (tmp_path / "text.parquet").write_text("no Parquet")
+        with pytest.raises(InputError, match="not a readable Parquet"):
+            pack_pairs(tmp_path / name, tmp_path / "packed", lr_patch_px=8)
+
+
 def test_a_packing_that_was_cut_off_is_done_again(photos, tmp_path):
     whole = pack_pairs(photos, tmp_path / "packed", lr_patch_px=8)
     half = tmp_path / "half"

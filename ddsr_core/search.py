@@ -1,0 +1,114 @@
+"""Search among the patches of a run: the nearest to an image, to words, or to any vector of the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddsr_core.embeddings import EmbeddingsConfig, embed_images, finish_vectors, load_embedder
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.images import decode_rgb, read_rgb
+from ddsr_core.vector_table import open_table
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A patch that was found.
+
+    Attributes:
+        cosine: similarity to the query, -1 … 1.
+        pseudo_label: None where the table is that of the embeddings stage.
+    """
+
+    patch_id: str
+    photo: str
+    psnr_bic: float
+    cosine: float
+    pseudo_label: int | None = None
+
+
+def search(table_dir: Path, query_vector: np.ndarray, k: int = 12) -> list[Hit]:
+    """The ``k`` patches of highest cosine to the query, best first (equal ones by patch id); exact, not approximate.
+
+    Args:
+        table_dir: an embeddings or clusters artifact.
+        query_vector: ``float (d,)`` from the network that made the table; its length does not matter.
+
+    Raises:
+        InputError: no table, a vector of another size, or one that is zero or not finite.
+    """
+    table = open_table(table_dir)
+    query = np.asarray(query_vector, dtype=np.float32).ravel()
+    size = table.schema.field("vector").type.list_size
+    if len(query) != size:
+        raise InputError(
+            f"the query has {len(query)} numbers, the table's vectors have {size}",
+            where=table_dir,
+            mend="embed the query with the backend of the run (`ddsr_core.embeddings.read_config`)",
+        )
+    if not np.isfinite(query).all() or not query.any():
+        raise InputError("the query vector is zero or not finite", mend="search for another image or text")
+    rows = table.search(query).distance_type("cosine").limit(k).to_list()
+    hits = [
+        Hit(row["patch_id"], row["photo"], row["psnr_bic"], 1 - row["_distance"], row.get("pseudo_label")) for row in rows
+    ]
+    return sorted(hits, key=lambda hit: (-hit.cosine, hit.patch_id))
+
+
+def image_query(image: Path, config: EmbeddingsConfig, device: str = "cpu") -> np.ndarray:
+    """The vector ``float32 (d,)`` of an image file, for `search` in a table made with ``config``.
+
+    Raises:
+        InputError: not a readable image.
+        MissingWeightsError: the network's weights are not there.
+    """
+    pixels = read_rgb(image)
+    return embed_images(pixels[None], load_embedder(config, device), config, [str(image)])[0]
+
+
+def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.ndarray:
+    """The vector ``float32 (d,)`` of words, for `search` in a table made with ``config``.
+
+    Raises:
+        ConfigError: the backend has no text tower.
+        MissingWeightsError: the network's weights are not there.
+    """
+    if config.backend != "open_clip":
+        raise ConfigError(
+            f"words cannot be searched in {config.backend} embeddings, which know images only",
+            where="embeddings.backend",
+            mend="search with --image FILE, or run the pipeline with embeddings.backend=open_clip",
+        )
+    import torch
+
+    from ddsr_core.embedders import OpenClipEmbedder
+
+    embedder = OpenClipEmbedder(config.model, config.weights).eval().to(device)
+    with torch.inference_mode():
+        vectors = embedder.embed_texts([text]).cpu().numpy()
+    return finish_vectors(vectors, config.normalize, [text])[0]
+
+
+def read_patches(patches: Path, patch_ids: Sequence[str]) -> list[np.ndarray]:
+    """The named patches of a patches artifact, ``uint8 (H, W, 3)`` each, in the order asked for.
+
+    Raises:
+        InputError: one is not there.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    dataset = ds.dataset(sorted(str(file) for file in Path(patches).glob("patches-*.parquet")))
+    rows = dataset.to_table(["patch_id", "image"], filter=pc.field("patch_id").isin(list(patch_ids))).to_pylist()
+    data = {row["patch_id"]: row["image"]["bytes"] for row in rows}
+    missing = [name for name in patch_ids if name not in data]
+    if missing:
+        raise InputError(
+            f"{len(missing)} patches are not in this artifact, such as {missing[0]}",
+            where=patches,
+            mend="take the patches that the embeddings were made from",
+        )
+    return [decode_rgb(data[name], name) for name in patch_ids]

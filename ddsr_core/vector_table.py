@@ -1,0 +1,85 @@
+"""The LanceDB table of vectors that embeddings and clusters write, and that search reads.
+
+A table here is a pair: the columns without the vectors (`pyarrow.Table`) and the vectors, ``float32 (N, d)``, row by row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddsr_core.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE = "patches"
+
+
+def write_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
+    """Write ``out/lancedb`` part by part, in the order given; one left by a killed run is replaced.
+
+    Args:
+        parts: at least one (columns, vectors), all of the same columns and the same d.
+    """
+    import lancedb
+
+    shutil.rmtree(out / "lancedb", ignore_errors=True)
+    batches = chain.from_iterable(_joined(columns, vectors).to_batches() for columns, vectors in parts)
+    first = next(batches)
+    lancedb.connect(str(out / "lancedb")).create_table(TABLE, chain([first], batches), schema=first.schema)
+
+
+def _joined(columns: pa.Table, vectors: np.ndarray) -> pa.Table:
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+    return columns.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])).combine_chunks()
+
+
+def read_table(folder: Path) -> tuple[pa.Table, np.ndarray]:
+    """The whole table of an embeddings or clusters artifact: columns without ``vector``, and ``float32 (N, d)``.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    table = open_table(folder).to_arrow()
+    column = table["vector"].combine_chunks()
+    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return table.drop_columns(["vector"]), vectors
+
+
+def open_table(folder: Path) -> Any:
+    """The LanceDB table of an embeddings or clusters artifact.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    import lancedb
+
+    path = Path(folder) / "lancedb"
+    if not (path / f"{TABLE}.lance").is_dir():
+        raise InputError("there is no table of embeddings", where=path, mend="run the embeddings stage first")
+    return lancedb.connect(str(path)).open_table(TABLE)
+
+
+def content_digest(ids: Iterable[str], vectors: Iterable[np.ndarray]) -> str:
+    """SHA-256 over patch ids and vectors: LanceDB names its files at random, so the files' own digests say nothing."""
+    digest = hashlib.sha256("\n".join(ids).encode())
+    for part in vectors:
+        digest.update(np.ascontiguousarray(part, dtype=np.float32))
+    return digest.hexdigest()
+
+
+def slices(columns: pa.Table, parts: Iterable[np.ndarray]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Pair consecutive parts of the vectors with their rows of ``columns``."""
+    start = 0
+    for vectors in parts:
+        yield columns.slice(start, len(vectors)), vectors
+        start += len(vectors)

@@ -1,0 +1,149 @@
+"""Weights: what is written can be read by us, as params_ema and through spandrel; wrong files are named as such."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from spandrel.architectures.RCAN import RCAN
+from torch import nn
+
+from ddsr_core.errors import InputError
+from ddsr_core.safetensors_bytes import safetensors_bytes
+from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.weights import load_network, save_weights
+
+KWARGS = {
+    "edsr-small": {"feat": 8, "blocks": 2, "res_scale": 0.5},
+    "srformer-small": {"embed": 8, "depths": [2], "heads": [2], "window": 8},
+}
+
+
+@pytest.mark.parametrize("arch", KWARGS)
+def test_what_is_written_can_be_read(arch, tmp_path):
+    network = build_network(arch, KWARGS[arch]).eval()
+    save_weights(tmp_path, network, arch, KWARGS[arch], 4, {"iterations": 3})
+    lr = torch.rand(1, 3, 8, 8)
+    for path in (tmp_path, tmp_path / "weights.safetensors", tmp_path / "weights.pth"):
+        module, scale, name = load_network(path)
+        assert (scale, name, module.training) == (4, arch, False)
+        assert torch.equal(module(lr), network(lr))
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        assert set(file.keys()) == set(network.state_dict())
+        assert file.metadata()["arch"] == arch
+    params_ema = torch.load(tmp_path / "weights.pth", weights_only=True)["params_ema"]
+    assert params_ema.keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize("arch", KWARGS)
+def test_bare_state_dicts_are_recognised(arch, tmp_path):
+    kwargs = {**KWARGS[arch], **({"res_scale": 1.0} if arch.startswith("edsr") else {})}
+    network = build_network(arch, kwargs).eval()
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    lr = torch.rand(1, 3, 8, 8)
+    assert torch.equal(load_network(tmp_path / "x.pth").module(lr), network(lr))
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    network = build_network("edsr-small", KWARGS["edsr-small"])
+    for name in ("a", "b"):
+        save_weights(tmp_path / name, network, "edsr-small", KWARGS["edsr-small"], 4, {})
+    for name in ("weights.safetensors", "weights.pth", "model.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_safetensors_metadata_is_in_order_in_every_process(tmp_path):
+    """The library's own order changes from process to process."""
+    program = (
+        "import sys, torch; from ddsr_core.safetensors_bytes import safetensors_bytes as s;"
+        "sys.stdout.buffer.write(s({'b': torch.ones(3), 'a': torch.eye(2)}, {k: k * 3 for k in 'qwertzuiop'}))"
+    )
+    outputs = {subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)}
+    assert outputs == {safetensors_bytes({"b": torch.ones(3), "a": torch.eye(2)}, {k: k * 3 for k in "qwertzuiop"})}
+    (tmp_path / "x.safetensors").write_bytes(outputs.pop())
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("a"), torch.eye(2))
+        assert file.metadata()["q"] == "qqq"
+
+
+def test_networks_of_spandrel_load_and_leave_their_input_alone(tmp_path):
+    """Its RCAN multiplies the caller's tensor by 255 in place."""
+    torch.manual_seed(0)
+    network = RCAN(scale=4, n_resgroups=1, n_resblocks=1, n_feats=16, reduction=4).eval()
+    torch.save({"params_ema": network.state_dict()}, tmp_path / "rcan.pth")
+    module, scale, name = load_network(tmp_path / "rcan.pth")
+    lr = torch.rand(1, 3, 8, 8)
+    before = lr.clone()
+    with torch.no_grad():
+        sr = module(lr)
+        assert torch.equal(lr, before)
+        torch.testing.assert_close(sr, network(before.clone()).clamp(0, 1))
+    assert (scale, name) == (4, "RCAN")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x08\0\0\0\0\0\0\0"]), rest=st.binary(max_size=60))
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_any_bytes_end_in_one_message(name, start, rest, tmp_path):
+    (tmp_path / name).write_bytes(start + rest)
+    with pytest.raises(InputError):
+        load_network(tmp_path / name)
+
+
+def write_wrong_file(folder, kind):
+    path = folder / ("x.safetensors" if kind in ("cut off", "unknown network") else "x.pth")
+    match kind:
+        case "text":
+            path.write_text("no weights")
+        case "pickled code":
+            path.write_bytes(pickle.dumps({"params": print}))
+        case "cut off":
+            path.write_bytes(safetensors_bytes({"a": torch.ones(100)}, {})[:50])
+        case "unknown network":
+            save_file(nn.Conv2d(3, 3, 3).state_dict(), path)
+        case "no state dict":
+            torch.save([1, 2], path)
+        case "half a network":
+            state = build_network("edsr-small").state_dict()
+            state.popitem()
+            torch.save(state, path)
+        case "another suffix":
+            path = folder / "x.bin"
+            path.write_bytes(b"")
+        case "empty folder":
+            path = folder / "empty"
+            path.mkdir()
+        case "damaged identity":
+            torch.save({"params_ema": {}, "ddsr": {"arch": "edsr", "kwargs": "[1]", "scale": "4"}}, path)
+        case "a function instead of a class":
+            save_weights(folder, build_network("edsr-small"), "os:system", {"command": "touch pwned"}, 4, {})
+            path = folder / "weights.safetensors"
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("text", "cannot read weights"),
+        ("pickled code", "cannot read weights"),
+        ("cut off", "cannot read weights"),
+        ("unknown network", "not known here"),
+        ("no state dict", "no state dict"),
+        ("half a network", "do not fit edsr"),
+        ("damaged identity", "arguments are no mapping"),
+        ("another suffix", "not a kind of weights file"),
+        ("empty folder", "no weights there"),
+        ("a function instead of a class", "not a torch.nn.Module"),
+    ],
+)
+def test_wrong_files(kind, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says) as caught:
+        load_network(write_wrong_file(tmp_path, kind))
+    assert str(tmp_path) in caught.value.where
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,234 @@
+"""The store: a reader never sees a half, a killed build continues, damage is mended, two builders build once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.errors import InputError, StorageError
+from ddsr_core.store import RESUME, Source, Stage, StageResult, Store, storage_errors, write_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class CountConfig(StageConfig):
+    """A stage that writes numbered files, noting each call beside the home."""
+
+    files: int = Field(3)
+
+
+def count_up(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
+    done = out / RESUME / "done"
+    for index in range(config.files):
+        if not (done / str(index)).exists():
+            with source.open("a") as log:
+                log.write(f"{index}\n")
+            write_atomically(out / f"{index}.txt", str(index).encode())
+            write_atomically(done / str(index), b"")
+            if os.environ.get("TOY_PAUSE") == str(index):
+                time.sleep(60)
+    return StageResult({"files": config.files})
+
+
+TOY = Stage("toy", 1, count_up)
+
+CHILD = """
+import sys
+from pathlib import Path
+from ddsr_core.store import Source, Store
+from tests.unit.test_store import TOY, CountConfig
+Store(Path(sys.argv[1])).build(TOY, CountConfig(), {"source": Source(Path(sys.argv[2]), "digest")})
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log"
+    path.touch()
+    return path
+
+
+def inputs(log: Path) -> dict[str, Source]:
+    return {"source": Source(log, "digest")}
+
+
+def child(home: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", CHILD, str(home), str(log)]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+
+
+def wait_for(condition: Any, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_second_build_is_the_same_artifact_and_runs_nothing(tmp_path: Path, log: Path) -> None:
+    store = Store(tmp_path / "home")
+    first, cached = store.build(TOY, CountConfig(), inputs(log))
+    assert not cached
+    again, cached = store.build(TOY, CountConfig(), inputs(log))
+    assert cached
+    assert again == first
+    assert log.read_text() == "0\n1\n2\n"
+    assert set(first.manifest.files) == {"0.txt", "1.txt", "2.txt"}
+    assert not (first.path / RESUME).exists()
+
+
+def test_killed_build_leaves_a_partial_that_the_next_one_continues(tmp_path: Path, log: Path) -> None:
+    home = tmp_path / "home"
+    process = child(home, log, TOY_PAUSE="1")
+    try:
+        wait_for(lambda: log.read_text() == "0\n1\n")
+        key = TOY.key(CountConfig(), inputs(log))
+        partial = Store(home).folder("toy", f"{key}.partial")
+        wait_for(lambda: (partial / RESUME / "done" / "1").exists())
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert Store(home).find("toy", key) is None
+    assert partial.is_dir()
+
+    artifact, cached = Store(home).build(TOY, CountConfig(), inputs(log))
+    assert not cached
+    assert log.read_text() == "0\n1\n2\n"  # nothing twice
+    assert not partial.exists()
+    other = tmp_path / "other"
+    other.touch()
+    undisturbed, _ = Store(tmp_path / "home2").build(TOY, CountConfig(), {"source": Source(other, "digest")})
+    assert artifact.digest == undisturbed.digest
+
+
+def test_two_processes_build_once(tmp_path: Path, log: Path) -> None:
+    builders = [child(tmp_path / "home", log) for _ in range(2)]
+    assert [process.wait(60) for process in builders] == [0, 0]
+    assert log.read_text() == "0\n1\n2\n"
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "manifest"])
+def test_damaged_artifact_is_not_found_and_is_rebuilt(tmp_path: Path, log: Path, damage: str) -> None:
+    store = Store(tmp_path / "home")
+    built, _ = store.build(TOY, CountConfig(), inputs(log))
+    file = built.path / "1.txt"
+    if damage == "changed":
+        file.write_text("9")  # same size, other content
+    elif damage == "cut":
+        file.write_text("")
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (built.path / "manifest.json").write_text("{")
+    assert store.find("toy", built.key) is None
+    again, cached = store.build(TOY, CountConfig(), inputs(log))
+    assert not cached
+    assert again.digest == built.digest
+    assert (again.path / "1.txt").read_text() == "1"
+
+
+def test_error_in_a_stage_keeps_the_partial_and_whole_artifacts(tmp_path: Path, log: Path) -> None:
+    store = Store(tmp_path / "home")
+    whole, _ = store.build(TOY, CountConfig(), inputs(log))
+
+    def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
+        (out / "half.bin").write_bytes(b"half")
+        raise InputError("no good", where=source)
+
+    stage = Stage("broken", 1, broken)
+    with pytest.raises(InputError, match="no good"):
+        store.build(stage, CountConfig(), inputs(log))
+    key = stage.key(CountConfig(), inputs(log))
+    assert store.find("broken", key) is None
+    assert store.folder("broken", f"{key}.partial").is_dir()
+    assert store.find("toy", whole.key) == whole
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "--home"), (errno.EROFS, "read-only")]
+)
+def test_what_the_system_refuses_becomes_a_message_with_a_mend(tmp_path: Path, number: int, word: str) -> None:
+    with pytest.raises(StorageError, match="cannot write") as caught, storage_errors(tmp_path):
+        raise OSError(number, os.strerror(number), str(tmp_path / "x"))
+    assert caught.value.mend is not None
+    assert word in caught.value.mend
+    assert caught.value.where == str(tmp_path / "x")
+
+
+def test_full_disk_in_a_stage_keeps_what_was_finished(tmp_path: Path, log: Path) -> None:
+    store = Store(tmp_path / "home")
+    whole, _ = store.build(TOY, CountConfig(), inputs(log))
+
+    def full(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "big.bin"))
+
+    with pytest.raises(StorageError, match="No space left"):
+        store.build(Stage("full", 1, full), CountConfig(), inputs(log))
+    assert store.find("toy", whole.key) == whole
+
+
+def test_other_errors_of_the_system_are_not_disguised(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), storage_errors(tmp_path):
+        raise IsADirectoryError(errno.EISDIR, "x")
+
+
+def test_home_below_a_file_is_a_storage_error(tmp_path: Path, log: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        Store(tmp_path / "file" / "home").build(TOY, CountConfig(), inputs(log))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_home_is_a_storage_error(tmp_path: Path, log: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError):
+        Store(tmp_path / "home").build(TOY, CountConfig(), inputs(log))
+
+
+def test_key_depends_on_name_version_config_and_content_not_on_place(tmp_path: Path) -> None:
+    here = {"source": Source(tmp_path / "a", "1")}
+    key = TOY.key(CountConfig(), here)
+    assert key == TOY.key(CountConfig(), {"source": Source(tmp_path / "b", "1")})
+    others = [
+        TOY.key(CountConfig(), {"source": Source(tmp_path / "a", "2")}),
+        TOY.key(CountConfig(), {"other": Source(tmp_path / "a", "1")}),
+        TOY.key(CountConfig(files=4), here),
+        Stage("toy", 2, count_up).key(CountConfig(), here),
+        Stage("toy2", 1, count_up).key(CountConfig(), here),
+    ]
+    assert len({key, *others}) == 6
+
+
+@given(old=st.binary(max_size=64), new=st.binary(max_size=64))
+@settings(max_examples=25, deadline=None)
+def test_write_atomically_replaces_all_or_nothing(tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes) -> None:
+    path = tmp_path_factory.mktemp("atomic") / "sub" / "file"
+    write_atomically(path, old)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="full"):  # noqa: PT012
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        write_atomically(path, new)
+    assert path.read_bytes() == old
+    write_atomically(path, new)
+    assert path.read_bytes() == new
+
+
+def test_manifest_says_what_was_made_from_what(tmp_path: Path, log: Path) -> None:
+    built, _ = Store(tmp_path / "home").build(TOY, CountConfig(files=1), inputs(log), Runtime(device="cpu"))
+    manifest = json.loads((built.path / "manifest.json").read_text())
+    assert manifest["stage"] == "toy"
+    assert manifest["config"] == {"files": 1}
+    assert manifest["parents"] == {"source": "digest"}
+    assert manifest["counts"] == {"files": 1}
+    assert manifest["bytes"] == 1

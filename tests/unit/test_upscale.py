@@ -1,0 +1,172 @@
+"""Upscaling files: what goes where, what is refused, transparency, tiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ddsr_core.bicubic import upsample
+from ddsr_core.errors import InputError
+from ddsr_core.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.upscale import read_rgb_alpha, upscale
+
+WEIGHTS = Path("any.safetensors")
+
+
+class Bicubic(nn.Module):
+    def forward(self, lr: Tensor) -> Tensor:
+        return upsample(lr, 2)
+
+
+class Loaded(NamedTuple):
+    module: nn.Module
+    scale: int
+    name: str
+
+
+@pytest.fixture(autouse=True)
+def bicubic_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is under test here is all but the network."""
+    monkeypatch.setattr("ddsr_core.sr.weights.load_network", lambda path: Loaded(Bicubic(), 2, "bicubic-x2"))
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def expected(image: np.ndarray) -> np.ndarray:
+    return to_uint8(upsample(to_float(image), 2))[0]
+
+
+def test_a_folder_keeps_its_layout(tmp_path: Path) -> None:
+    save_png(tmp_path / "in" / "a.png", noise(20, 31))
+    save_png(tmp_path / "in" / "sub" / "b.png", noise(16, 16))
+    done = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
+    assert (done.network, done.scale, done.skipped, done.kept) == ("bicubic-x2", 2, {}, [])
+    assert done.written == [tmp_path / "out" / "a.png", tmp_path / "out" / "sub" / "b.png"]
+    assert np.array_equal(read_rgb(done.written[0]), expected(noise(20, 31)))
+
+
+def test_one_image_to_a_file_or_a_folder(tmp_path: Path) -> None:
+    Image.fromarray(noise(12, 14)).save(tmp_path / "photo.bmp")
+    assert upscale(tmp_path / "photo.bmp", tmp_path / "big.png", WEIGHTS).written == [tmp_path / "big.png"]
+    assert upscale(tmp_path / "photo.bmp", tmp_path / "out", WEIGHTS).written == [tmp_path / "out" / "photo.png"]
+    assert read_rgb(tmp_path / "big.png").shape == (24, 28, 3)
+
+
+def test_tiles_give_the_same_picture(tmp_path: Path) -> None:
+    save_png(tmp_path / "photo.png", noise(50, 70))
+    upscale(tmp_path / "photo.png", tmp_path / "whole.png", WEIGHTS, tile_px=0)
+    upscale(tmp_path / "photo.png", tmp_path / "tiled.png", WEIGHTS, tile_px=24)
+    assert np.array_equal(read_rgb(tmp_path / "whole.png"), read_rgb(tmp_path / "tiled.png"))
+
+
+def test_transparency_is_kept(tmp_path: Path) -> None:
+    alpha = np.zeros((16, 16), np.uint8)
+    alpha[:, 8:] = 255
+    Image.fromarray(np.dstack([noise(16, 16), alpha])).save(tmp_path / "logo.png")
+    upscale(tmp_path / "logo.png", tmp_path / "big.png", WEIGHTS)
+    rgb, opacity = read_rgb_alpha(tmp_path / "big.png")
+    assert opacity is not None
+    assert np.array_equal(rgb, expected(noise(16, 16)))
+    assert np.array_equal(opacity, expected(np.repeat(alpha[..., None], 3, 2))[..., 0])
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right to view
+    Image.fromarray(noise(10, 30)).save(tmp_path / "photo.png", exif=exif)
+    upscale(tmp_path / "photo.png", tmp_path / "big.png", WEIGHTS)
+    assert np.array_equal(read_rgb(tmp_path / "big.png"), expected(np.rot90(noise(10, 30), -1).copy()))
+
+
+def test_bad_images_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    save_png(tmp_path / "in" / "good.png", noise(16, 16))
+    (tmp_path / "in" / "bad.png").write_bytes(b"not a picture")
+    done = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
+    assert [path.name for path in done.written] == ["good.png"]
+    assert done.skipped == {tmp_path / "in" / "bad.png": "not a readable image"}
+    with pytest.raises(InputError, match="not a readable image"):
+        upscale(tmp_path / "in" / "bad.png", tmp_path / "other", WEIGHTS)
+
+
+def test_existing_outputs(tmp_path: Path) -> None:
+    save_png(tmp_path / "in" / "a.png", noise(16, 16))
+    save_png(tmp_path / "in" / "b.png", noise(18, 18))
+    save_png(tmp_path / "out" / "a.png", noise(5, 5))
+    with pytest.raises(InputError, match="already there"):
+        upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
+    assert not (tmp_path / "out" / "b.png").exists()
+    kept = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS, existing="skip")
+    assert ([path.name for path in kept.written], [path.name for path in kept.kept]) == (["b.png"], ["a.png"])
+    assert read_rgb(tmp_path / "out" / "a.png").shape == (5, 5, 3)
+    assert len(upscale(tmp_path / "in", tmp_path / "out", WEIGHTS, existing="overwrite").written) == 2
+    assert read_rgb(tmp_path / "out" / "a.png").shape == (32, 32, 3)
+
+
+def test_an_output_below_the_input_is_not_enlarged_twice(tmp_path: Path) -> None:
+    save_png(tmp_path / "in" / "a.png", noise(16, 16))
+    for _ in range(2):
+        done = upscale(tmp_path / "in", tmp_path / "in" / "x2", WEIGHTS, existing="overwrite")
+        assert done.written == [tmp_path / "in" / "x2" / "a.png"]
+    assert read_rgb(done.written[0]).shape == (32, 32, 3)
+
+
+def test_an_input_is_never_replaced(tmp_path: Path) -> None:
+    save_png(tmp_path / "a.png", noise(16, 16))
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(InputError, match="same folder"):
+        upscale(tmp_path, tmp_path, WEIGHTS, existing="overwrite")
+    for output in (tmp_path, tmp_path / "a.png", tmp_path / "." / "a.png"):
+        with pytest.raises(InputError, match="replace an input"):
+            upscale(tmp_path / "a.png", output, WEIGHTS, existing="overwrite")
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_two_inputs_for_one_output(tmp_path: Path) -> None:
+    save_png(tmp_path / "in" / "a.png", noise(16, 16))
+    Image.fromarray(noise(16, 16)).save(tmp_path / "in" / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg and a\.png would both become a\.png"):
+        upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
+    with pytest.raises(InputError, match="many images cannot go to one file"):
+        upscale(tmp_path / "in", tmp_path / "one.png", WEIGHTS)
+
+
+def test_nothing_to_enlarge(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="no images"):
+        upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
+    with pytest.raises(InputError, match="no such image"):
+        upscale(tmp_path / "gone.png", tmp_path / "out", WEIGHTS)
+
+
+def test_what_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddsr_core.upscale.MAX_PIXELS", 4 * 16 * 16)
+    save_png(tmp_path / "fits.png", noise(16, 16))
+    save_png(tmp_path / "large.png", noise(16, 17))
+    upscale(tmp_path / "fits.png", tmp_path / "out", WEIGHTS)
+    with pytest.raises(InputError, match="too large"):
+        upscale(tmp_path / "large.png", tmp_path / "out", WEIGHTS)
+
+
+def test_weights_are_loaded_from_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.weights import save_weights
+
+    kwargs = {"feat": 8, "blocks": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_weights(tmp_path / "weights", build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
+    save_png(tmp_path / "a.png", noise(16, 18))
+    done = upscale(tmp_path / "a.png", tmp_path / "big.png", tmp_path / "weights")
+    assert done.scale == 4
+    assert read_rgb(tmp_path / "big.png").shape == (64, 72, 3)
+    with pytest.raises(InputError, match="no weights"):
+        upscale(tmp_path / "a.png", tmp_path / "more.png", tmp_path / "nothing")
