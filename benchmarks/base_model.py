@@ -56,9 +56,7 @@ def draw(base: Base, guidance: float) -> torch.Tensor:
     for start in range(0, SAMPLES, 35):
         chunk = slice(start, start + 35)
         indices = list(range(SAMPLES))[chunk]
-        latents = sample_latents(
-            base.dit, rows[chunk], indices, seed=0, sampler="dpmpp", steps=25, guidance_scale=guidance
-        )
+        latents = sample_latents(base.dit, rows[chunk], indices, seed=0, sampler="dpmpp", steps=25, guidance_scale=guidance)
         parts.append(from_signed(base.decode(latents)).clamp(0, 1))
     return torch.cat(parts)
 

@@ -170,10 +170,10 @@ def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: s
     """The chain without Prefect."""
     from flows.building import plain_builder
     from flows.chain import distill_and_train
-    from flows.runs import finish_run, start_run
+    from flows.runs import finish_run, run_log, start_run
 
     start_run(store, run, config, images, test)
-    chain = distill_and_train(config, images, test, plain_builder(store, device, progress))
+    chain = distill_and_train(config, images, test, plain_builder(store, device, progress), run_log(store, run))
     return finish_run(store, run, config, chain)
 
 

@@ -12,7 +12,7 @@ from ddsr_core.splits import hold_out
 from ddsr_core.store import Store
 from flows.building import prefect_builder
 from flows.chain import distill_and_train
-from flows.runs import Outcome, fail_run, finish_run, start_run
+from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
 from tasks.artifacts import publish
 
 
@@ -43,7 +43,7 @@ def distill(
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)
     try:
-        chain = distill_and_train(config, images, test, prefect_builder(store, device))
+        chain = distill_and_train(config, images, test, prefect_builder(store, device), run_log(store, name))
     except DdsrError as error:
         fail_run(store, name, str(error))
         raise

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,19 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
     return folder
 
 
+def run_log(store: Store, name: str) -> Callable[[str], None]:
+    """Appends lines with the time to ``logs/run.log`` of a run."""
+    path = run_folder(store, name) / "logs/run.log"
+
+    def write(text: str) -> None:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(f"{_now()} {text}\n")
+
+    return write
+
+
 def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) -> Outcome:
     """Publish the distilled set, write run.json and the report."""
     from ddsr_core.report import write_report
@@ -76,6 +90,7 @@ def fail_run(store: Store, name: str, message: str) -> None:
     path = run_folder(store, name) / "run.json"
     if path.exists():
         state = json.loads(path.read_text())
+        run_log(store, name)(f"failed: {message}")
         write_json(path, {**state, "status": "failed", "message": message, "finished": _now()})
 
 

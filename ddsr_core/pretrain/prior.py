@@ -22,10 +22,10 @@ def encode_all(encoder: nn.Module, patches: np.ndarray, batch: int = 256, progre
     both: list[list[Tensor]] = [[], []]
     with progress("Encoding patches", total=len(patches), unit="patches") as bar:
         for start in range(0, len(patches), batch):
-            chunk = torch.from_numpy(patches[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            chunk = torch.from_numpy(np.array(patches[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
             for flipped, part in enumerate(both):
                 with torch.autocast("cpu", torch.bfloat16):
-                    part.append(encoder(chunk.flip(3) if flipped else chunk).half())
+                    part.append(encoder(chunk.flip(3) if flipped else chunk).half().contiguous())
             bar.advance(len(chunk))
     return torch.stack([torch.cat(part) for part in both])
 

@@ -120,7 +120,7 @@ def patch_features(patches: np.ndarray, runtime: Runtime, batch: int = 256) -> n
         torch.inference_mode(),
     ):
         for start in range(0, len(patches), batch):
-            chunk = torch.from_numpy(patches[start : start + batch]).float() / 255
+            chunk = torch.from_numpy(np.array(patches[start : start + batch])).float() / 255
             maps = trunk(((chunk - mean) / std).permute(0, 3, 1, 2))[-1]
             features.append(torch.nn.functional.normalize(maps.mean((2, 3)), dim=1))
             bar.advance(len(chunk))

@@ -42,13 +42,17 @@ def run(config: PatchesConfig, photos: Path, out: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kernel", ["matlab", "opencv"])
-def test_scores_equal_those_of_single_crops_up_to_their_borders(kernel: str):
+def test_scores_of_textured_windows_equal_those_of_single_crops_up_to_their_borders(kernel: str):
     config = PatchesConfig(patch_px=64, stride_px=32, kernel=kernel)
     image = photo(0, 128, 192)
     windows = score_windows(image, config)
+    compared = 0
     for psnr, y, x in zip(windows.psnr_bic, windows.y, windows.x, strict=True):
         alone = float(psnr_bic(to_float(image[y : y + 64, x : x + 64]), kernel))
-        assert abs(psnr - alone) < (0.25 if alone < 30 else 1.5)  # a smooth window's few errors lie at its border
+        if alone < 30:  # a smooth window's few errors lie at its border, where the two differ
+            assert abs(psnr - alone) < 0.25
+            compared += 1
+    assert compared >= 4
     whole = score_windows(image[:64, :64], config)
     assert abs(float(whole.psnr_bic[0]) - float(psnr_bic(to_float(image[:64, :64]), kernel))) < 1e-3
 

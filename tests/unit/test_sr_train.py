@@ -169,7 +169,7 @@ def psnr_y(sr: torch.Tensor, hr: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("arch", "kwargs", "rate", "steps"),
     [
-        ("edsr-small", {"feat": 16, "blocks": 4}, 2e-3, 250),
+        ("edsr-small", {"feat": 16, "blocks": 4}, 2e-3, 500),
         ("srformer-small", {}, 3e-3, 400),
     ],
 )
