@@ -66,7 +66,8 @@ def image_query(image: Path, config: EmbeddingsConfig, device: str = "cpu") -> n
         MissingWeightsError: the network's weights are not there.
     """
     pixels = read_rgb(image)
-    return embed_images(pixels[None], load_embedder(config, device), config, [str(image)])[0]
+    vectors: np.ndarray = embed_images(pixels[None], load_embedder(config, device), config, [str(image)])
+    return vectors.reshape(-1)
 
 
 def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.ndarray:
@@ -89,7 +90,7 @@ def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.n
     embedder = OpenClipEmbedder(config.model, config.weights).eval().to(device)
     with torch.inference_mode():
         vectors = embedder.embed_texts([text]).cpu().numpy()
-    return finish_vectors(vectors, config.normalize, [text])[0]
+    return finish_vectors(vectors, config.normalize, [text]).reshape(-1)
 
 
 def read_patches(patches: Path, patch_ids: Sequence[str]) -> list[np.ndarray]:

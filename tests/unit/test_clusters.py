@@ -58,9 +58,8 @@ def test_labels_are_numbers_by_size_also_from_ten_on() -> None:
     np.testing.assert_array_equal(found.labels, rank[of])
     assert found.labels.dtype == np.int32
     for label, centroid in enumerate(found.centroids):
-        np.testing.assert_allclose(
-            centroid, vectors[found.labels == label].mean(0), atol=1e-3
-        )  # scikit-learn moves the mean to 0 meanwhile
+        expected = vectors[found.labels == label].mean(0)
+        np.testing.assert_allclose(centroid, expected, atol=1e-3)  # scikit-learn moves the mean to 0 meanwhile
 
 
 @pytest.mark.parametrize("seed", range(5))
