@@ -198,7 +198,7 @@ class Run:
         """The network with the averaged adapter for a while."""
         import torch
 
-        current = list(self.trainable.values())
+        current: list[Tensor] = list(self.trainable.values())
         kept = [p.detach().clone() for p in current]
         with torch.no_grad():
             torch._foreach_copy_(current, list(self.ema.values()))

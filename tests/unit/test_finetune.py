@@ -130,9 +130,7 @@ def prepared(inputs: dict[str, Path], out: Path) -> tuple[Base, TrainingSet]:
 
 
 def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: float = 0.1, flip: bool = True) -> Batch:
-    return draw_batch(
-        data, step=step, size=size, null_row=SHAPE.null_row, label_dropout=label_dropout, flip=flip, seed=0
-    )
+    return draw_batch(data, step=step, size=size, null_row=SHAPE.null_row, label_dropout=label_dropout, flip=flip, seed=0)
 
 
 @pytest.mark.parametrize("term", ["simple", "sr"])
