@@ -77,7 +77,7 @@ def load_embedder(
     else:
         embedder = OpenClipEmbedder(config.model, str(weights or config.weights))
     embedder.eval().requires_grad_(False)
-    return embedder.to(device, memory_format=torch.channels_last)
+    return embedder.to(device).to(memory_format=torch.channels_last)
 
 
 def embed_images(

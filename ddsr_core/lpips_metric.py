@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class LpipsAlex:
         import lpips
 
         self._normalize = lpips.normalize_tensor
-        self._model = lpips_network(trunk).to(device, memory_format=torch.channels_last)
+        self._model: Any = lpips_network(trunk).to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:

@@ -323,16 +323,22 @@ def show(run: str, home: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run")
+@click.option("--picture", type=click.Path(path_type=Path), default=None, help="also write an overview picture (PNG)")
 @home_option
-def report(run: str, home: Path | None) -> None:
+def report(run: str, picture: Path | None, home: Path | None) -> None:
     """Write a run's report again from its artifacts, and say where it is.
 
-    Example: ddsr report demo
+    Example: ddsr report demo --picture overview.png
     """
+    from ddsr_core.report import overview_figure, write_report
     from ddsr_core.store import Store
-    from flows.single import rewrite_report
+    from flows.runs import read_record, run_folder
 
-    click.echo(f"Report: {rewrite_report(Store(home_of(home)), run)}")
+    store = Store(home_of(home))
+    record = read_record(store, run)
+    click.echo(f"Report: {write_report(run_folder(store, run), record)}")
+    if picture is not None:
+        click.echo(f"Picture: {overview_figure(record, picture)}")
 
 
 @cli.command()

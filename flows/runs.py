@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,6 +164,20 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
         known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
         raise InputError(f"no run {name!r}", where=store.home / "runs", mend=f"runs here: {known}")
     return dict(json.loads(path.read_text()))
+
+
+def read_record(store: Store, name: str) -> RunRecord:
+    """A finished run as the report reads it.
+
+    Raises:
+        InputError: no such run, or it has not been finished.
+    """
+    state = read_run(store, name)
+    if state["status"] != "completed":
+        raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
+    config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
+    fields = {field: state[field] for field in RunRecord.model_fields if field in state}
+    return RunRecord.model_validate({**fields, "config": config})
 
 
 def _now() -> str:

@@ -80,23 +80,6 @@ def weights_source(path: Path) -> Source:
     return Source(path, sha256_of(file))
 
 
-def rewrite_report(store: Store, name: str) -> Path:
-    """The report of a finished run, written again."""
-    from ddsr_core.report import write_report
-    from ddsr_core.report.data import RunRecord
-    from flows.runs import read_run, run_folder
-
-    state = read_run(store, name)
-    if state["status"] != "completed":
-        raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
-    folder = run_folder(store, name)
-    import tomllib
-
-    config = tomllib.loads((folder / "config.toml").read_text())
-    fields = {field: state[field] for field in RunRecord.model_fields if field in state}
-    return write_report(folder, RunRecord.model_validate({**fields, "config": config}))
-
-
 def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
     """Train a base model into the folder ``out``; what is needed to continue lies in ``out/resume`` until it is done."""
     import shutil

@@ -7,17 +7,17 @@ adapter holds only what can have changed: of the class table, the rows of the ps
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ddsr_core.diffusion.dit import DiT, DiTBlock
+from ddsr_core.diffusion.dit import DiT
 from ddsr_core.errors import InputError
 from ddsr_core.store import write_atomically, write_json
 
@@ -146,7 +146,7 @@ def load_adapter(folder: Path, weights: str = "ema") -> Adapter:
 @torch.no_grad()
 def fold(model: DiT) -> None:
     """Multiply every scale into the linear layer before it and remove it: a plain DiT with equal outputs."""
-    for block in cast(Iterable[DiTBlock], model.blocks):
+    for block in model.layers:
         attn, mlp = block.attn, block.mlp
         if attn.gamma_qkv is None or attn.gamma_proj is None or block.gamma_attn is None or block.gamma_mlp is None:
             continue

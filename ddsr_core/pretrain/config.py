@@ -22,7 +22,7 @@ class PretrainConfig(StageConfig):
 
     vae_channels: int = Field(32, ge=8, description="width of the autoencoder")
     vae_steps: int = Field(5_000, ge=1, description="steps of phase 1: encoder and decoder")
-    decoder_steps: int = Field(2_600, ge=0, description="steps of phase 2: decoder with the adversarial term")
+    decoder_steps: int = Field(2_700, ge=0, description="steps of phase 2: decoder with the adversarial term")
     vae_batch: int = Field(16, ge=1, description="patches a step")
     vae_learning_rate: float = Field(2e-3, gt=0, description="phase 1, cosine; phase 2 starts at a quarter of it")
     latent_noise: float = Field(0.05, ge=0, description="standard deviation of the noise on latents, autoencoder training")

@@ -60,7 +60,8 @@ def prior_batch(data: PriorData, size: int, null_row: int, label_dropout: float,
 def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Exponential moving average with warm-up: ``min(decay, (1 + step) / (10 + step))``."""
     factor = min(decay, (1 + step) / (10 + step))
-    averaged, current = list(ema.parameters()), list(model.parameters())
+    averaged: list[Tensor] = list(ema.parameters())
+    current: list[Tensor] = list(model.parameters())
     torch._foreach_lerp_(averaged, current, 1 - factor)
 
 

@@ -112,7 +112,7 @@ def _autoencoder(
 
 def patch_features(patches: np.ndarray, runtime: Runtime, batch: int = 256) -> np.ndarray:
     """AlexNet conv5 features, average-pooled and normalised: ``float32 (N, 256)``. Good enough to sort textures by."""
-    trunk = lpips_network().net
+    trunk: Any = lpips_network().net
     features: list[Tensor] = []
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with (

@@ -103,8 +103,8 @@ def _random_crops(config: CropsConfig, photos: Path, out: Path, runtime: Runtime
         )
     crops: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # photo -> (index, y, x)
     for index in range(config.count):
-        photo, y, x = draw_crop(sizes, config.patch_px, config.seed, index)
-        crops[photo].append((index, y, x))
+        number, y, x = draw_crop(sizes, config.patch_px, config.seed, index)
+        crops[number].append((index, y, x))
     rows: dict[int, Row] = {}
     with runtime.progress("Cutting random crops", total=config.count, unit="images") as bar:
         for number, photo in enumerate(images.iter_photos(photos)):

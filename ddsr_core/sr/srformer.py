@@ -66,6 +66,8 @@ def shift_mask(h: int, w: int, size: int, device: torch.device) -> Tensor:
 class PermutedAttention(nn.Module):
     """Permuted self-attention in windows (section 3.2 of the paper)."""
 
+    relative_position_index: Tensor
+
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.dim, self.heads, self.window = dim, heads, window
@@ -135,21 +137,29 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class Blocks(nn.Module):
+    """Blocks in sequence, the second of each pair with shifted windows."""
+
+    def __init__(self, dim: int, depth: int, heads: int, window: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, heads, window, mlp_ratio, shifted=i % 2 == 1) for i in range(depth))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
 class ResidualGroup(nn.Module):
     """Blocks, a 3x3 convolution, and the group's input added."""
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.residual_group = nn.Module()
-        self.residual_group.blocks = nn.ModuleList(
-            Block(dim, heads, window, mlp_ratio, shifted=i % 2 == 1) for i in range(depth)
-        )
+        self.residual_group = Blocks(dim, depth, heads, window, mlp_ratio)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        y = x
-        for block in self.residual_group.blocks:
-            y = block(y, mask)
+        y = self.residual_group(x, mask)
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -167,6 +177,8 @@ class SRFormer(nn.Module):
         scale: upsampling factor.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         embed: int = 60,
@@ -180,8 +192,7 @@ class SRFormer(nn.Module):
         self.window, self.scale = window, scale
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, embed, 3, padding=1)
-        self.patch_embed = nn.Module()
-        self.patch_embed.norm = nn.LayerNorm(embed)
+        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
         self.layers = nn.ModuleList(
             ResidualGroup(embed, depth, count, window, mlp_ratio) for depth, count in zip(depths, heads, strict=True)
         )
@@ -209,8 +220,8 @@ class SRFormer(nn.Module):
 
     def body(self, x: Tensor) -> Tensor:
         """The transformer: ``(B, C, H, W)`` to the same, H and W multiples of the window."""
-        mask = shift_mask(*x.shape[-2:], self.window, x.device)
-        x = self.patch_embed.norm(x.permute(0, 2, 3, 1))
+        mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device)
+        x = self.patch_embed["norm"](x.permute(0, 2, 3, 1))
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x).permute(0, 3, 1, 2)

@@ -205,7 +205,7 @@ def new_state(config: TrainSRConfig, device: str) -> State:
     with own_randomness(torch.device("cpu")):
         torch.manual_seed(config.seed)
         network = build_network(config.arch, config.arch_kwargs)
-    network = network.to(device=device, memory_format=torch.channels_last).train()
+    network = network.to(device).to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(network).requires_grad_(False).eval()
     optimiser = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
     return State(network, ema, optimiser, step=0, curve=[], losses=[])

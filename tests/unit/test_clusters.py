@@ -44,8 +44,8 @@ def test_hand_example() -> None:
     vectors = np.array([[10, 0], [0, 0], [0, 1], [0, 5], [12, 0]], np.float32)
     found = cluster(vectors, ClustersConfig(k=2))
     assert found.labels.tolist() == [1, 0, 0, 0, 1]
-    np.testing.assert_allclose(found.centroids, [[0, 2], [11, 0]])
-    np.testing.assert_allclose(found.distances, [1, 2, 1, 3, 1])
+    np.testing.assert_allclose(found.centroids, [[0, 2], [11, 0]], atol=1e-5)
+    np.testing.assert_allclose(found.distances, [1, 2, 1, 3, 1], atol=1e-5)
     assert found.inertia == pytest.approx(1 + 4 + 1 + 9 + 1)
     assert medoids(found) == [2, 0]
 
@@ -58,7 +58,9 @@ def test_labels_are_numbers_by_size_also_from_ten_on() -> None:
     np.testing.assert_array_equal(found.labels, rank[of])
     assert found.labels.dtype == np.int32
     for label, centroid in enumerate(found.centroids):
-        np.testing.assert_allclose(centroid, vectors[found.labels == label].mean(0), rtol=1e-4)
+        np.testing.assert_allclose(
+            centroid, vectors[found.labels == label].mean(0), atol=1e-3
+        )  # scikit-learn moves the mean to 0 meanwhile
 
 
 @pytest.mark.parametrize("seed", range(5))
