@@ -43,6 +43,7 @@ class SampleConfig(StageConfig):
         0.98, gt=0, le=1, description="candidates more similar than this to a training patch are refused; 1 keeps all"
     )
     batch_size: int = Field(16, ge=1, le=4096, description="images a forward pass")
+    precision: Literal["bf16", "fp32"] = Field("fp32", description="of the networks; the solver's steps are float32")
     seed: int = Field(0, ge=0, description="of the noise")
 
 
@@ -181,12 +182,13 @@ def _draw(config: SampleConfig, model: Base, rows: list[int], indices: list[int]
     from ddsr_core.diffusion.samplers import sample_latents
     from ddsr_core.images import from_signed
 
-    latents = sample_latents(
-        model.dit, torch.tensor(rows, device=device), indices, seed=config.seed, sampler=config.sampler,
-        steps=config.steps, guidance_scale=config.guidance_scale, guided_channels=config.guided_channels,
-    )  # fmt: skip
-    with torch.inference_mode():
-        return to_uint8(from_signed(model.decode(latents)))
+    half = config.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+        latents = sample_latents(
+            model.dit, torch.tensor(rows, device=device), indices, seed=config.seed, sampler=config.sampler,
+            steps=config.steps, guidance_scale=config.guidance_scale, guided_channels=config.guided_channels,
+        )  # fmt: skip
+        return to_uint8(from_signed(model.decode(latents).float()))
 
 
 def _candidate(out: Path, index: int) -> Path:

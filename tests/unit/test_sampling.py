@@ -144,6 +144,18 @@ def test_the_two_kinds_of_weights_give_different_sets(inputs: dict[str, Path], f
     assert content(tmp_path) != content(finished)
 
 
+def test_half_precision_gives_nearly_the_same_pixels(inputs: dict[str, Path], finished: Path, tmp_path: Path):
+    one = CONFIG.model_copy(update={"oversample": 1})
+    images = {}
+    for precision in ("fp32", "bf16"):
+        config = one.model_copy(update={"precision": precision})
+        sampling.run(config, **inputs, out=tmp_path / precision, runtime=Runtime())
+        paths = sorted((tmp_path / precision / "images").iterdir())
+        images[precision] = np.stack([read_rgb(path) for path in paths]).astype(float)
+    difference = np.abs(images["fp32"] - images["bf16"])
+    assert 0 < difference.mean() < 8
+
+
 def test_an_adapter_of_another_base_and_of_other_clusters_is_refused(inputs: dict[str, Path], tmp_path: Path):
     other = write_base(tmp_path / "base", seed=1)
     with pytest.raises(InputError, match="another base model"):
