@@ -93,11 +93,17 @@ def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifac
     """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches."""
     base = base_source(config.base)
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
-    vectors = chain.add(embeddings.STAGE, config.embeddings, patches=accepted)
+    vectors = chain.add(embeddings.STAGE, config.embeddings, patches=accepted, **clip_weights(config.embeddings))
     labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
     adapter = chain.add(finetune.STAGE, config.finetune, patches=accepted, clusters=labels, base=base)
     distilled = chain.add(sampling.STAGE, config.sample, adapter=adapter, base=base, clusters=labels, patches=accepted)
     return distilled, accepted
+
+
+def clip_weights(config: embeddings.EmbeddingsConfig) -> dict[str, StageInput]:
+    """The open_clip weights file as an input, where the config names one: its content belongs into the key."""
+    file = embeddings.weights_source(config)
+    return {"weights": file} if file else {}
 
 
 def train_networks(

@@ -110,11 +110,10 @@ def search_run(
         InputError: the run has no clusters yet, or the image cannot be read.
         ConfigError: a text, but the run's feature network has no text tower.
     """
-    import json
     from dataclasses import asdict
 
     from ddsr_core import search
-    from ddsr_core.embeddings import EmbeddingsConfig
+    from ddsr_core.embeddings import read_config
     from ddsr_core.images import save_png
     from ddsr_core.sheets import contact_sheet
     from flows.runs import read_run
@@ -122,8 +121,7 @@ def search_run(
     paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
     if "clusters" not in paths:
         raise InputError("the run has no clusters yet", where=name, mend="finish the run first")
-    described = json.loads((paths["embeddings"] / "summary.json").read_text())
-    config = EmbeddingsConfig.model_validate(described["config"])
+    config = read_config(paths["embeddings"])
     query = search.text_query(text, config) if text is not None else search.image_query(image or Path(), config)
     hits = search.search(paths["clusters"], query, count)
     if sheet is not None:
