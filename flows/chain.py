@@ -93,7 +93,8 @@ def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifac
     """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches."""
     base = base_source(config.base)
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
-    vectors = chain.add(embeddings.STAGE, config.embeddings, patches=accepted, **clip_weights(config.embeddings))
+    described = {"patches": accepted, **clip_weights(config.embeddings)}
+    vectors = chain.add(embeddings.STAGE, config.embeddings, "", **described)
     labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
     adapter = chain.add(finetune.STAGE, config.finetune, patches=accepted, clusters=labels, base=base)
     distilled = chain.add(sampling.STAGE, config.sample, adapter=adapter, base=base, clusters=labels, patches=accepted)
