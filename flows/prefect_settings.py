@@ -22,6 +22,7 @@ def apply_defaults(home: Path) -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     }
     for service in ("SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "TRIGGERS"):
         defaults[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
