@@ -186,9 +186,18 @@ def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, r
     from tasks import progress as shown
 
     shown.current.set(progress)
-    return flow.with_options(flow_run_name=run)(
-        images=images, test=test, config=config, home=store.home, run=run, device=device
-    )
+    try:
+        return flow.with_options(flow_run_name=run)(
+            images=images, test=test, config=config, home=store.home, run=run, device=device
+        )
+    except RuntimeError as error:
+        if "ephemeral Prefect API server" not in str(error):
+            raise
+        raise DdsrError(
+            "Prefect's temporary server did not start in time",
+            mend="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
+            "or pass --no-prefect",
+        ) from error
 
 
 @cli.command("train-sr")

@@ -101,10 +101,11 @@ def base_folder(name_or_path: str) -> Path:
     needed = (INFO, TRANSFORMER, "vae/config.json", "vae/diffusion_pytorch_model.safetensors")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
+        hint = "" if folder.exists() else " (loading DiT-XL from a hub id or its own layouts is not built yet)"
         raise MissingWeightsError(
-            f"no base model {name_or_path!r}: {', '.join(missing)} not found",
+            f"no base model {name_or_path!r}: {', '.join(missing)} not found{hint}",
             where=folder,
-            mend=f"name a folder with {', '.join(needed)} as `base`, or use base={TINY!r}, which is shipped in the package",
+            mend=f"set base={TINY!r} (64-px patches, shipped in the package), or name a folder with those files",
         )
     return folder
 
