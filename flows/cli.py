@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import click
 
 from ddsr_core import __version__
-from ddsr_core.errors import ConfigError, DdsrError, StorageError
+from ddsr_core.errors import DdsrError, StorageError
+from flows.running import check_home, home_of, run_pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
-DEFAULT_HOME = "ddsr-home"
 
 
 class Group(click.Group):
@@ -60,11 +60,6 @@ def run_options(function: F) -> F:
     return function
 
 
-def home_of(home: Path | None) -> Path:
-    """The home folder: the option, $DDSR_HOME, or ./ddsr-home."""
-    return (home or Path(os.environ.get("DDSR_HOME", DEFAULT_HOME))).expanduser().absolute()
-
-
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ddsr")
 def cli() -> None:
@@ -103,101 +98,6 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
     Example: ddsr distill --images photos/ --preset demo --set sample.count=140
     """
     run_pipeline(images=Path(images), test=None if test is None else Path(test), preset=preset, **options)
-
-
-def run_pipeline(
-    *,
-    images: Path,
-    test: Path | None,
-    preset: str,
-    file: Path | None,
-    overrides: tuple[str, ...],
-    name: str | None,
-    no_prefect: bool,
-    home: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Load the config, run the chain with or without Prefect, print the table and where the report is."""
-    from ddsr_core.pipeline import load_config
-    from ddsr_core.splits import hold_out
-    from ddsr_core.store import Store
-    from flows.console import print_results, progress_for
-    from flows.runs import fail_run
-
-    config = load_config(preset, file, overrides)
-    store, run = Store(home_of(home)), name or preset
-    check_run_name(run)
-    check_home(store.home)
-    if config.sr.archs and test is None:
-        images, test = hold_out(images, store.home)
-    try:
-        arguments = (config, images, test, store, run, device, progress_for())
-        outcome = run_plainly(*arguments) if no_prefect else run_with_prefect(*arguments)
-    except KeyboardInterrupt:
-        fail_run(store, run, "stopped by the user")
-        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
-        sys.exit(130)
-    except DdsrError as error:
-        fail_run(store, run, str(error))
-        raise
-    if as_json:
-        facts = {"run": run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
-        click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
-        return
-    print_results(outcome.table)
-    cached = sum(row["cached"] for row in outcome.stages)
-    click.echo(f"{len(outcome.stages)} stages, {cached} from cache. Distilled set: {outcome.folder / 'distilled'}")
-    click.echo(f"Report: {outcome.report}")
-
-
-def check_run_name(name: str) -> None:
-    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ConfigError(f"{name!r} cannot be the name of a run", where="--run", mend="use letters, digits, - and _")
-
-
-def check_home(home: Path) -> None:
-    """Fail before any work if the home cannot be written."""
-    from ddsr_core.store import storage_errors, write_atomically
-
-    with storage_errors(home):
-        home.mkdir(parents=True, exist_ok=True)
-        write_atomically(home / ".writable", b"")
-        (home / ".writable").unlink()
-
-
-def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
-    """The chain without Prefect."""
-    from flows.building import plain_builder
-    from flows.chain import distill_and_train
-    from flows.runs import finish_run, run_log, start_run
-
-    start_run(store, run, config, images, test)
-    chain = distill_and_train(config, images, test, plain_builder(store, device, progress), run_log(store, run))
-    return finish_run(store, run, config, chain)
-
-
-def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
-    """The flow, on the server that Prefect is set up for or on an ephemeral one."""
-    from flows.prefect_settings import apply_defaults
-
-    apply_defaults(store.home)
-    from flows.distill import distill as flow
-    from tasks import progress as shown
-
-    shown.current.set(progress)
-    try:
-        return flow.with_options(flow_run_name=run)(
-            images=images, test=test, config=config, home=store.home, run=run, device=device
-        )
-    except RuntimeError as error:
-        if "ephemeral Prefect API server" not in str(error):
-            raise
-        raise DdsrError(
-            "Prefect's temporary server did not start in time",
-            mend="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
-            "or pass --no-prefect",
-        ) from error
 
 
 @cli.command("train-sr")

@@ -165,6 +165,7 @@ def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
     save_file({name: value.half().contiguous() for name, value in dit.state_dict().items()}, folder / TRANSFORMER)
     vae.to(torch.float16).save_pretrained(folder / "vae")
     settings = json.loads((folder / "vae/config.json").read_text())
-    settings.pop("block_out_channels", None)  # diffusers writes it and then warns that it does not know it
+    for name in ("block_out_channels", "_name_or_path"):  # diffusers warns of the first; the second is a place on disk
+        settings.pop(name, None)
     write_json(folder / "vae/config.json", settings)
     write_json(folder / INFO, info.model_dump(mode="json"))
