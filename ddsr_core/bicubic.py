@@ -34,9 +34,7 @@ def downsample(x: Tensor, scale: int = SCALE, kernel: Kernel = "matlab") -> Tens
         return F.interpolate(x, size=size, mode="bicubic", align_corners=False)
     margin = 2 * scale  # half the kernel's support
     padded = symmetric_pad(x, margin)
-    reduced = F.interpolate(
-        padded, size=(size[0] + 4, size[1] + 4), mode="bicubic", align_corners=False, antialias=True
-    )
+    reduced = F.interpolate(padded, size=(size[0] + 4, size[1] + 4), mode="bicubic", align_corners=False, antialias=True)
     return reduced[..., 2:-2, 2:-2]
 
 

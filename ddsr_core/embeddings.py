@@ -76,8 +76,9 @@ def load_embedder(
         embedder = Vgg16Embedder(config.image_px)
     else:
         embedder = OpenClipEmbedder(config.model, str(weights or config.weights))
-    embedder.eval().requires_grad_(False)
-    return embedder.to(device, memory_format=torch.channels_last)
+    embedder.eval().requires_grad_(False).to(device)
+    embedder.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs and GPUs
+    return embedder
 
 
 def embed_images(
@@ -114,9 +115,7 @@ def finish_vectors(vectors: np.ndarray, normalize: bool, names: Sequence[str]) -
     return np.ascontiguousarray(vectors / lengths if normalize else vectors, dtype=np.float32)
 
 
-def run(
-    config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime, weights: Path | None = None
-) -> StageResult:
+def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime, weights: Path | None = None) -> StageResult:
     """Embed every patch and write the table, in the order of the patches (layout: ``docs/artifacts.md``).
 
     Args:

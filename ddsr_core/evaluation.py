@@ -55,9 +55,7 @@ class EvaluateConfig(StageConfig):
         if self.mod_crop % self.scale:
             raise ValueError(f"mod_crop ({self.mod_crop}) must be a multiple of scale ({self.scale})")
         if self.tile_px and self.tile_overlap_px * 2 >= self.tile_px:
-            raise ValueError(
-                f"tile_px ({self.tile_px}) must be more than twice tile_overlap_px ({self.tile_overlap_px})"
-            )
+            raise ValueError(f"tile_px ({self.tile_px}) must be more than twice tile_overlap_px ({self.tile_overlap_px})")
         return self
 
 

@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def _parquet_photos(path: Path) -> Iterator[Photo]:
     for index, row in enumerate(read_image_parquet(path)):
         name = row["image"].get("path") or f"row-{index:08d}"
         data: bytes = row["image"]["bytes"]
-        yield Photo(str(name), lambda data=data: data)
+        yield Photo(str(name), partial(bytes, data))
 
 
 def photo_source(source: Path | str) -> Source:

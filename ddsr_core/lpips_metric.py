@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,13 +37,8 @@ class LpipsAlex:
     def __init__(self, device: str | torch.device = "cpu", trunk: Mapping[str, Tensor] | None = None) -> None:
         import lpips
 
-        trunk = load_trunk() if trunk is None else trunk
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that it now warns about
-            model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
-        _replace_random_trunk(model.net, trunk)
         self._normalize = lpips.normalize_tensor
-        self._model = model.requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self._model: Any = lpips_network(trunk).to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -59,6 +55,22 @@ class LpipsAlex:
                 of_sr, of_hr = self._normalize(features).chunk(2)
                 total += head((of_sr - of_hr).square()).mean((1, 2, 3))
             return total
+
+
+def lpips_network(trunk: Mapping[str, Tensor] | None = None) -> torch.nn.Module:
+    """The package's own module ``LPIPS(net="alex")`` on a true trunk, frozen; for images in [-1, 1], differentiable.
+
+    Raises:
+        MissingWeightsError: no trunk is installed or given.
+    """
+    import lpips
+
+    trunk = load_trunk() if trunk is None else trunk
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that it now warns about
+        model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    _replace_random_trunk(model.net, trunk)
+    return model.requires_grad_(False).eval()
 
 
 def load_trunk() -> dict[str, Tensor]:

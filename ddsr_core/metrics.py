@@ -138,17 +138,22 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
     The index needs only mu_x mu_y, mu_x^2 + mu_y^2 and likewise for the variances, and all four follow from
     the first two moments of x + y and x - y: four filtered planes a channel instead of five.
     """
-    total = x + y - 255  # centred: float32 squares of 0..510 would lose digits that C2 can see
-    delta = x - y
-    planes = torch.cat([total, delta, total.square(), delta.square()], 1)
-    mean_total, mean_delta, square_total, square_delta = _gaussian_means(planes).chunk(4, 1)
-    var_total = square_total - mean_total.square()
-    var_delta = square_delta - mean_delta.square()
-    mean_total_sq = (mean_total + 255).square()
-    mean_delta_sq = mean_delta.square()
-    luminance = (mean_total_sq - mean_delta_sq + 2 * _C1) / (mean_total_sq + mean_delta_sq + 2 * _C1)
-    structure = (var_total - var_delta + 2 * _C2) / (var_total + var_delta + 2 * _C2)
-    return (luminance * structure).double().mean((2, 3))
+    mean_total, var_total = _moments(x + y - 255)  # centred: float32 squares of 0..510 would lose digits
+    mean_delta, var_delta = _moments(x - y)
+    # in place from here: on a CPU fresh memory costs more than the arithmetic
+    mean_total_sq = mean_total.add_(255).square_()
+    mean_delta_sq = mean_delta.square_()
+    luminance = (mean_total_sq - mean_delta_sq).add_(2 * _C1)
+    luminance.div_(mean_total_sq.add_(mean_delta_sq).add_(2 * _C1))
+    structure = (var_total - var_delta).add_(2 * _C2)
+    structure.div_(var_total.add_(var_delta).add_(2 * _C2))
+    return luminance.mul_(structure).double().mean((2, 3))
+
+
+def _moments(planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance under the SSIM window, valid region, of each channel: (B, C, H, W) -> two (B, C, H - 10, W - 10)."""
+    means, squares = _gaussian_means(torch.cat([planes, planes.square()], 1)).chunk(2, 1)
+    return means, squares.sub_(means.square())
 
 
 def _gaussian_means(planes: Tensor) -> Tensor:
@@ -159,4 +164,5 @@ def _gaussian_means(planes: Tensor) -> Tensor:
     channels = planes.shape[1]
     planes = planes.contiguous(memory_format=torch.channels_last)  # depthwise kernels: twice as fast on a CPU
     planes = F.conv2d(planes, window.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-    return F.conv2d(planes, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    means = F.conv2d(planes, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    return means.contiguous()

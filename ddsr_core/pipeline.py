@@ -19,6 +19,7 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.patches import PatchesConfig
 from ddsr_core.sampling import SampleConfig
+from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")
@@ -81,9 +82,12 @@ def load_config(preset: str = "demo", file: Path | None = None, overrides: Itera
     for text in overrides:
         values = _merge(values, parse_override(text))
     try:
-        return PipelineConfig.model_validate({"preset": preset, **values})
+        config = PipelineConfig.model_validate({"preset": preset, **values})
     except ValidationError as error:
         raise _explain(error) from error
+    for arch in config.sr.archs:
+        find_architecture(arch)  # a wrong name should fail here, not after the fine-tuning
+    return config
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -156,9 +160,7 @@ def _explain(error: ValidationError) -> ConfigError:
     place = [str(part) for part in first["loc"]]
     field = ".".join(place)
     if first["type"] != "extra_forbidden":
-        return ConfigError(
-            f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, mend="correct the value"
-        )
+        return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, mend="correct the value")
     model: Any = PipelineConfig
     for part in place[:-1]:
         model = model.model_fields[part].annotation

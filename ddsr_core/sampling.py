@@ -35,9 +35,7 @@ class SampleConfig(StageConfig):
     count: int = Field(70, ge=1, le=100_000, description="images of the distilled set")
     sampler: Literal["ancestral", "dpmpp", "unipc"] = Field("dpmpp", description="ancestral is what was released")
     steps: int = Field(25, ge=2, le=1000, description="sampling steps")
-    guidance_scale: float = Field(
-        1.0, ge=0, le=20, description="classifier-free guidance; more of it smooths texture away"
-    )
+    guidance_scale: float = Field(1.0, ge=0, le=20, description="classifier-free guidance; more of it smooths texture away")
     guided_channels: Literal[3, 4] = Field(3, description="latent channels under guidance; 3 as released")
     weights: Literal["ema", "raw"] = Field("ema", description="averaged or last adapter weights")
     oversample: int = Field(4, ge=1, le=64, description="candidates an image; 1 keeps every sample")
@@ -45,6 +43,7 @@ class SampleConfig(StageConfig):
         0.98, gt=0, le=1, description="candidates more similar than this to a training patch are refused; 1 keeps all"
     )
     batch_size: int = Field(16, ge=1, le=4096, description="images a forward pass")
+    precision: Literal["bf16", "fp32"] = Field("fp32", description="of the networks; the solver's steps are float32")
     seed: int = Field(0, ge=0, description="of the noise")
 
 
@@ -143,8 +142,7 @@ def draw_candidates(
     (out / RESUME / "candidates").mkdir(parents=True, exist_ok=True)
     # Whole batches, always the same ones: a batch of another size rounds differently in the last bit.
     batches = [
-        list(range(start, min(start + config.batch_size, len(labels))))
-        for start in range(0, len(labels), config.batch_size)
+        list(range(start, min(start + config.batch_size, len(labels)))) for start in range(0, len(labels), config.batch_size)
     ]
     todo = [batch for batch in batches if not all(_candidate(out, index).exists() for index in batch)]
     if not todo:
@@ -184,12 +182,13 @@ def _draw(config: SampleConfig, model: Base, rows: list[int], indices: list[int]
     from ddsr_core.diffusion.samplers import sample_latents
     from ddsr_core.images import from_signed
 
-    latents = sample_latents(
-        model.dit, torch.tensor(rows, device=device), indices, seed=config.seed, sampler=config.sampler,
-        steps=config.steps, guidance_scale=config.guidance_scale, guided_channels=config.guided_channels,
-    )  # fmt: skip
-    with torch.inference_mode():
-        return to_uint8(from_signed(model.decode(latents)))
+    half = config.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+        latents = sample_latents(
+            model.dit, torch.tensor(rows, device=device), indices, seed=config.seed, sampler=config.sampler,
+            steps=config.steps, guidance_scale=config.guidance_scale, guided_channels=config.guided_channels,
+        )  # fmt: skip
+        return to_uint8(from_signed(model.decode(latents).float()))
 
 
 def _candidate(out: Path, index: int) -> Path:

@@ -53,8 +53,7 @@ def search(table_dir: Path, query_vector: np.ndarray, k: int = 12) -> list[Hit]:
         raise InputError("the query vector is zero or not finite", mend="search for another image or text")
     rows = table.search(query).distance_type("cosine").limit(k).to_list()
     hits = [
-        Hit(row["patch_id"], row["photo"], row["psnr_bic"], 1 - row["_distance"], row.get("pseudo_label"))
-        for row in rows
+        Hit(row["patch_id"], row["photo"], row["psnr_bic"], 1 - row["_distance"], row.get("pseudo_label")) for row in rows
     ]
     return sorted(hits, key=lambda hit: (-hit.cosine, hit.patch_id))
 
@@ -67,7 +66,8 @@ def image_query(image: Path, config: EmbeddingsConfig, device: str = "cpu") -> n
         MissingWeightsError: the network's weights are not there.
     """
     pixels = read_rgb(image)
-    return embed_images(pixels[None], load_embedder(config, device), config, [str(image)])[0]
+    vectors: np.ndarray = embed_images(pixels[None], load_embedder(config, device), config, [str(image)])
+    return vectors.reshape(-1)
 
 
 def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.ndarray:
@@ -90,7 +90,7 @@ def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.n
     embedder = OpenClipEmbedder(config.model, config.weights).eval().to(device)
     with torch.inference_mode():
         vectors = embedder.embed_texts([text]).cpu().numpy()
-    return finish_vectors(vectors, config.normalize, [text])[0]
+    return finish_vectors(vectors, config.normalize, [text]).reshape(-1)
 
 
 def read_patches(patches: Path, patch_ids: Sequence[str]) -> list[np.ndarray]:

@@ -131,6 +131,7 @@ def storage_errors(where: Path) -> Iterator[None]:
             errno.EACCES: "choose a folder that you may write to with --home, or change its permissions",
             errno.EPERM: "choose a folder that you may write to with --home, or change its permissions",
             errno.EROFS: "the file system is read-only: choose another folder with --home",
+            errno.EEXIST: "a file stands where a folder is needed: move it or choose another folder with --home",
             errno.ENOTDIR: "a file stands where a folder is needed: move it or choose another folder with --home",
         }
         if error.errno not in mends:
@@ -256,8 +257,7 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
 def _entries(folder: Path) -> dict[str, FileEntry]:
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {
-        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in paths
+        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in paths
     }
 
 

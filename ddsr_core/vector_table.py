@@ -73,7 +73,7 @@ def content_digest(ids: Iterable[str], vectors: Iterable[np.ndarray]) -> str:
     """SHA-256 over patch ids and vectors: LanceDB names its files at random, so the files' own digests say nothing."""
     digest = hashlib.sha256("\n".join(ids).encode())
     for part in vectors:
-        digest.update(np.ascontiguousarray(part, dtype=np.float32))
+        digest.update(np.ascontiguousarray(part, dtype=np.float32).data)
     return digest.hexdigest()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ddsr_core import clusters, embeddings, evaluation, patches, sampling
+from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.base import base_source
 from ddsr_core.errors import ConfigError
@@ -15,7 +16,6 @@ from ddsr_core.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sr import sources, train
 from ddsr_core.store import Artifact, Stage, StageInput
-from ddsr_core.config import StageConfig
 
 
 class Build(Protocol):
@@ -51,13 +51,16 @@ class Chain:
     """What a run has built so far, in order."""
 
     build: Build
+    log: Callable[[str], None]
     stages: list[Built] = field(default_factory=list)
     networks: list[Trained] = field(default_factory=list)
     bicubic: Built | None = None
 
     def add(self, stage: Stage, config: StageConfig, label: str = "", **inputs: StageInput) -> Artifact:
         """Build a stage and note it."""
+        self.log(f"{stage.name} {label}: begins, key {stage.key(config, inputs)}")
         artifact, cached = self.build(stage, config, inputs, label)
+        self.log(f"{stage.name} {label}: {'from cache' if cached else 'built'}, {artifact.manifest.bytes} bytes")
         self.stages.append(Built(label or stage.name, artifact, cached))
         return artifact
 
@@ -66,15 +69,18 @@ class Chain:
         return next((item.artifact for item in self.stages if item.artifact.manifest.stage == stage), None)
 
 
-def distill_and_train(config: PipelineConfig, photos: Path, test: Path | None, build: Build) -> Chain:
+def distill_and_train(
+    config: PipelineConfig, photos: Path, test: Path | None, build: Build, log: Callable[[str], None]
+) -> Chain:
     """The whole method: a folder of photos in, a distilled set and measured SR networks out.
 
     Args:
         photos: training photos.
         test: test photos; None if no SR network is to be trained.
         build: how a stage is built.
+        log: takes a line when a stage begins and when it is there.
     """
-    chain = Chain(build)
+    chain = Chain(build, log)
     distilled, accepted = distill(chain, config, photos)
     if config.sr.archs:
         if test is None:

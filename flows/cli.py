@@ -168,23 +168,16 @@ def check_home(home: Path) -> None:
 
 def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The chain without Prefect."""
-    from ddsr_core.config import Runtime
+    from flows.building import plain_builder
     from flows.chain import distill_and_train
-    from flows.device import resolve_device_lazily
-    from flows.runs import finish_run, start_run
-
-    runtime = Runtime(device=resolve_device_lazily(device), progress=progress)
-
-    def build(stage: Any, settings: Any, inputs: Any, label: str = "") -> Any:
-        return store.build(stage, settings, inputs, runtime)
+    from flows.runs import finish_run, run_log, start_run
 
     start_run(store, run, config, images, test)
-    return finish_run(store, run, config, distill_and_train(config, images, test, build))
+    chain = distill_and_train(config, images, test, plain_builder(store, device, progress), run_log(store, run))
+    return finish_run(store, run, config, chain)
 
 
-def run_with_prefect(
-    config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any
-) -> Any:
+def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The flow, on the server that Prefect is set up for or on an ephemeral one."""
     from flows.prefect_settings import apply_defaults
 
@@ -194,7 +187,7 @@ def run_with_prefect(
 
     shown.current.set(progress)
     return flow.with_options(flow_run_name=run)(
-        config=config, images=images, test=test, home=store.home, run=run, device=device
+        images=images, test=test, config=config, home=store.home, run=run, device=device
     )
 
 
@@ -206,9 +199,7 @@ def run_with_prefect(
 @click.option("--budget", type=click.IntRange(1), default=70, show_default=True, help="crops, for random and threshold")
 @click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True, help="size of those crops")
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="optimiser steps")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. batch_size=8"
-)
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. batch_size=8")
 @home_option
 @device_option
 @json_option
@@ -237,12 +228,8 @@ def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, iter
 @cli.command()
 @click.option("--weights", required=True, help="weights file, train-sr folder, or the word bicubic")
 @click.option("--test", required=True, help="folder of HR images, or with HR/ and LRx4/ in it")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), default=None, help="write the metrics to this file"
-)
-@click.option(
-    "--mod-crop", type=click.IntRange(1), default=4, show_default=True, help="HR sides become a multiple of it"
-)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=None, help="write the metrics to this file")
+@click.option("--mod-crop", type=click.IntRange(1), default=4, show_default=True, help="HR sides become a multiple of it")
 @click.option("--no-lpips", is_flag=True, help="leave LPIPS out")
 @home_option
 @device_option
@@ -336,16 +323,22 @@ def show(run: str, home: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run")
+@click.option("--picture", type=click.Path(path_type=Path), default=None, help="also write an overview picture (PNG)")
 @home_option
-def report(run: str, home: Path | None) -> None:
+def report(run: str, picture: Path | None, home: Path | None) -> None:
     """Write a run's report again from its artifacts, and say where it is.
 
-    Example: ddsr report demo
+    Example: ddsr report demo --picture overview.png
     """
+    from ddsr_core.report import overview_figure, write_report
     from ddsr_core.store import Store
-    from flows.single import rewrite_report
+    from flows.runs import read_record, run_folder
 
-    click.echo(f"Report: {rewrite_report(Store(home_of(home)), run)}")
+    store = Store(home_of(home))
+    record = read_record(store, run)
+    click.echo(f"Report: {write_report(run_folder(store, run), record)}")
+    if picture is not None:
+        click.echo(f"Picture: {overview_figure(record, picture)}")
 
 
 @cli.command()
@@ -391,13 +384,9 @@ def doctor(home: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option(
-    "--photos", type=click.Path(path_type=Path), default=None, help="photographs (default: Debian's wallpapers)"
-)
+@click.option("--photos", type=click.Path(path_type=Path), default=None, help="photographs (default: Debian's wallpapers)")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for the base model")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. prior_steps=100"
-)
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. prior_steps=100")
 def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None:
     """Train a base model like ddsr-tiny from a folder of photographs.
 
@@ -432,7 +421,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(f"{row['distance']:.4f}  {row['patch_id']}  cluster {row['pseudo_label']}  {row['photo']}")
+        click.echo(f"{row['cosine']:.4f}  {row['patch_id']}  cluster {row['pseudo_label']}  {row['photo']}")
     if sheet is not None:
         click.echo(f"Sheet: {sheet}")
 

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.config import StageConfig
-from ddsr_core.pipeline import PipelineConfig
-from ddsr_core.store import Artifact, Stage, StageInput, Store
+from ddsr_core.errors import DdsrError
+from ddsr_core.pipeline import PipelineConfig, load_config
+from ddsr_core.splits import hold_out
+from ddsr_core.store import Store
+from flows.building import prefect_builder
 from flows.chain import distill_and_train
-from flows.device import resolve_device_lazily
-from flows.runs import Outcome, finish_run, start_run
-from tasks import stages
+from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
 from tasks.artifacts import publish
 
 
-@flow(name="distill", log_prints=False, validate_parameters=False)
+@flow(name="distill")
 def distill(
-    config: PipelineConfig, images: Path, test: Path | None, home: Path, run: str, device: str = "auto"
+    images: Path,
+    test: Path | None = None,
+    preset: str = "demo",
+    config: PipelineConfig | None = None,
+    home: Path = Path("ddsr-home"),
+    run: str | None = None,
+    device: str = "auto",
 ) -> Outcome:
-    """Distill ``images`` and compare SR networks trained on the result.
+    """Distill a folder of photos and compare SR networks trained on the result.
 
     Args:
+        images: training photos: a folder, Parquet with an image column, or a glob pattern.
+        test: test photos; without it one photo in ten is held out.
+        preset: demo, released, paper or best; ignored where `config` is given.
         config: every stage's config.
-        images: training photos.
-        test: test photos.
         home: where artifacts and runs are kept.
-        run: name of the run below ``home/runs``.
-        device: torch device, ``auto`` for a GPU where there is one.
+        run: name of the run below `home/runs`; the preset's name if not given.
+        device: torch device; auto takes a GPU where there is one.
     """
-    store = Store(home)
-    where = resolve_device_lazily(device)
-
-    def build(
-        stage: Stage, settings: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
-    ) -> tuple[Artifact, bool]:
-        return stages.build(store, stage, settings, inputs, where, label)
-
-    start_run(store, run, config, images, test)
-    chain = distill_and_train(config, images, test, build)
-    outcome = finish_run(store, run, config, chain)
-    publish(run, outcome.table, outcome.report)
+    config = config or load_config(preset)
+    store, name = Store(home), run or config.preset
+    if test is None and config.sr.archs:
+        images, test = hold_out(images, store.home)
+    start_run(store, name, config, images, test)
+    try:
+        chain = distill_and_train(config, images, test, prefect_builder(store, device), run_log(store, name))
+    except DdsrError as error:
+        fail_run(store, name, str(error))
+        raise
+    outcome = finish_run(store, name, config, chain)
+    publish(name, outcome.table, outcome.report)
     return outcome

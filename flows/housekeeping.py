@@ -106,9 +106,7 @@ def _device() -> Check:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Check("ok", "device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
-    return Check(
-        "warn", "device", f"no GPU; {os.cpu_count()} CPU cores", "fine for --preset demo; the others want a GPU"
-    )
+    return Check("warn", "device", f"no GPU; {os.cpu_count()} CPU cores", "fine for --preset demo; the others want a GPU")
 
 
 def _disk(home: Path) -> Check:

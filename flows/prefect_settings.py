@@ -16,17 +16,14 @@ def apply_defaults(home: Path) -> None:
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect-results"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        # The command line prints a failure once, itself; the run's page keeps the whole log.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     }
-    for service in (
-        "SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "TRIGGERS", "TASK_RUN_RECORDER",
-        "EVENT_PERSISTER", "EVENT_LOGGER", "DB_VACUUM",
-    ):  # fmt: skip
-        if service not in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
-            defaults[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
+    for service in ("SCHEDULER", "LATE_RUNS", "FOREMAN", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "TRIGGERS"):
+        defaults[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +55,19 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
     return folder
 
 
+def run_log(store: Store, name: str) -> Callable[[str], None]:
+    """Appends lines with the time to ``logs/run.log`` of a run."""
+    path = run_folder(store, name) / "logs/run.log"
+
+    def write(text: str) -> None:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(f"{_now()} {text}\n")
+
+    return write
+
+
 def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) -> Outcome:
     """Publish the distilled set, write run.json and the report."""
     from ddsr_core.report import write_report
@@ -75,6 +90,7 @@ def fail_run(store: Store, name: str, message: str) -> None:
     path = run_folder(store, name) / "run.json"
     if path.exists():
         state = json.loads(path.read_text())
+        run_log(store, name)(f"failed: {message}")
         write_json(path, {**state, "status": "failed", "message": message, "finished": _now()})
 
 
@@ -163,6 +179,20 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
         known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
         raise InputError(f"no run {name!r}", where=store.home / "runs", mend=f"runs here: {known}")
     return dict(json.loads(path.read_text()))
+
+
+def read_record(store: Store, name: str) -> RunRecord:
+    """A finished run as the report reads it.
+
+    Raises:
+        InputError: no such run, or it has not been finished.
+    """
+    state = read_run(store, name)
+    if state["status"] != "completed":
+        raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
+    config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
+    fields = {field: state[field] for field in RunRecord.model_fields if field in state}
+    return RunRecord.model_validate({**fields, "config": config})
 
 
 def _now() -> str:

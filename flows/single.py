@@ -80,23 +80,6 @@ def weights_source(path: Path) -> Source:
     return Source(path, sha256_of(file))
 
 
-def rewrite_report(store: Store, name: str) -> Path:
-    """The report of a finished run, written again."""
-    from ddsr_core.report import write_report
-    from ddsr_core.report.data import RunRecord
-    from flows.runs import read_run, run_folder
-
-    state = read_run(store, name)
-    if state["status"] != "completed":
-        raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
-    folder = run_folder(store, name)
-    import tomllib
-
-    config = tomllib.loads((folder / "config.toml").read_text())
-    fields = {field: state[field] for field in RunRecord.model_fields if field in state}
-    return write_report(folder, RunRecord.model_validate({**fields, "config": config}))
-
-
 def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
     """Train a base model into the folder ``out``; what is needed to continue lies in ``out/resume`` until it is done."""
     import shutil
@@ -121,23 +104,29 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> P
 def search_run(
     store: Store, name: str, text: str | None, image: Path | None, count: int, sheet: Path | None
 ) -> list[dict[str, Any]]:
-    """The patches of a run nearest to a text or an image; optionally as a contact sheet."""
+    """The patches of a run nearest to a text or an image; optionally as a contact sheet.
+
+    Raises:
+        InputError: the run has no clusters yet, or the image cannot be read.
+        ConfigError: a text, but the run's feature network has no text tower.
+    """
+    import json
+    from dataclasses import asdict
+
     from ddsr_core import search
     from ddsr_core.embeddings import EmbeddingsConfig
-    from ddsr_core.images import read_rgb, save_png
+    from ddsr_core.images import save_png
+    from ddsr_core.sheets import contact_sheet
     from flows.runs import read_run
 
     paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
     if "clusters" not in paths:
         raise InputError("the run has no clusters yet", where=name, mend="finish the run first")
-    import json
-
     described = json.loads((paths["embeddings"] / "summary.json").read_text())
     config = EmbeddingsConfig.model_validate(described["config"])
-    query = (
-        search.embed_text(config, text) if text is not None else search.embed_query(config, read_rgb(image or Path()))
-    )
-    rows = search.nearest(paths["clusters"], query, count)
+    query = search.text_query(text, config) if text is not None else search.image_query(image or Path(), config)
+    hits = search.search(paths["clusters"], query, count)
     if sheet is not None:
-        save_png(sheet, search.contact_sheet(search.patch_images(paths["patches"], [r["patch_id"] for r in rows])))
-    return rows
+        images = search.read_patches(paths["patches"], [hit.patch_id for hit in hits])
+        save_png(sheet, contact_sheet(images, columns=6, px=128))
+    return [asdict(hit) for hit in hits]

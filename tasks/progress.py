@@ -1,12 +1,48 @@
 """How a stage's progress is shown inside a task: the caller's choice, handed over beside Prefect's parameters.
 
-Task parameters must be plain data, and a progress bar is not.
+Task parameters must be plain data, and a progress bar is not. Where nobody has chosen (a run started from the UI), a
+line every ten seconds goes to the run's log.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
-from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.progress import Bar, ProgressFactory
 
-current: ContextVar[ProgressFactory] = ContextVar("ddsr_progress", default=silent)
+LOG_EVERY_SECONDS = 10.0
+
+
+class _LoggedBar:
+    def __init__(self, title: str, total: int, unit: str, done: int, logger: Any) -> None:
+        self.title, self.total, self.unit, self.done, self.logger = title, total, unit, done, logger
+        self.text, self.logged = "", time.monotonic()
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+        if time.monotonic() - self.logged >= LOG_EVERY_SECONDS:
+            self.log()
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+    def log(self) -> None:
+        self.logged = time.monotonic()
+        self.logger.info("%s: %d/%d %s %s", self.title, self.done, self.total, self.unit, self.text)
+
+
+@contextmanager
+def logged(title: str, *, total: int, unit: str = "items", done: int = 0) -> Iterator[Bar]:
+    """A `ProgressFactory` that writes to the log of the Prefect run it is used in."""
+    from prefect import get_run_logger
+
+    bar = _LoggedBar(title, total, unit, done, get_run_logger())
+    yield bar
+    bar.log()
+
+
+current: ContextVar[ProgressFactory] = ContextVar("ddsr_progress", default=logged)

@@ -88,8 +88,7 @@ def _config(config_class: str, values: dict[str, Any]) -> StageConfig:
 
 
 TASKS: dict[str, Task[..., Manifest]] = {
-    stage.name: stage_task(stage)
-    for stage in (PATCHES, EMBEDDINGS, CLUSTERS, FINETUNE, SAMPLE, CROPS, TRAIN_SR, EVALUATE)
+    stage.name: stage_task(stage) for stage in (PATCHES, EMBEDDINGS, CLUSTERS, FINETUNE, SAMPLE, CROPS, TRAIN_SR, EVALUATE)
 }
 
 

@@ -18,7 +18,7 @@ from ddsr_core.errors import InputError, MissingWeightsError
 from ddsr_core.store import Source, sha256_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ddsr_core.diffusion.dit import DiT
 
@@ -52,7 +52,7 @@ class Base:
     """
 
     dit: DiT
-    vae: nn.Module
+    vae: Any
     info: BaseInfo
     digest: str
 

@@ -146,7 +146,7 @@ def load_adapter(folder: Path, weights: str = "ema") -> Adapter:
 @torch.no_grad()
 def fold(model: DiT) -> None:
     """Multiply every scale into the linear layer before it and remove it: a plain DiT with equal outputs."""
-    for block in model.blocks:
+    for block in model.layers:
         attn, mlp = block.attn, block.mlp
         if attn.gamma_qkv is None or attn.gamma_proj is None or block.gamma_attn is None or block.gamma_mlp is None:
             continue

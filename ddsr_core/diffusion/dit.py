@@ -7,6 +7,7 @@ Parameter names are those of the original DiT release, so its state dicts load a
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -209,6 +210,11 @@ class DiT(nn.Module):
                 tokens = block(tokens, c)
         return self.unpatchify(self.final_layer(tokens, c))
 
+    @property
+    def layers(self) -> list[DiTBlock]:
+        """The blocks, typed."""
+        return cast("list[DiTBlock]", list(self.blocks))
+
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """``(B, N, patch * patch * C)`` to ``(B, C, h, w)``."""
         patch = self.config.patch
@@ -218,24 +224,17 @@ class DiT(nn.Module):
 
     def enable_gammas(self, blocks: int) -> None:
         """Add DiffFit's scales to the first ``blocks`` blocks (all if there are fewer)."""
-        for block in self.blocks[:blocks]:
+        for block in self.layers[:blocks]:
             block.enable_gammas()
 
     def initialize(self, generator: torch.Generator) -> None:
         """The paper's initialisation: Xavier linears, N(0, 0.02) embeddings, zero modulations and output."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.config.hidden, -1), generator=generator)
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for weight in (
-            self.y_embedder.embedding_table.weight, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight,
-        ):  # fmt: skip
-            nn.init.normal_(weight, std=0.02, generator=generator)
-        for modulation in (
-            *(block.adaLN_modulation for block in self.blocks),
-            self.final_layer.adaLN_modulation,
-        ):
-            nn.init.zeros_(modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("t_embedder", "y_embedder")):
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+            else:
+                nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)

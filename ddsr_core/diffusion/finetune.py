@@ -198,7 +198,7 @@ class Run:
         """The network with the averaged adapter for a while."""
         import torch
 
-        current = list(self.trainable.values())
+        current: list[Tensor] = list(self.trainable.values())
         kept = [p.detach().clone() for p in current]
         with torch.no_grad():
             torch._foreach_copy_(current, list(self.ema.values()))
@@ -238,9 +238,7 @@ class Run:
         self.step, self.curve = state["step"], state["curve"]
 
 
-def run(
-    config: FinetuneConfig, *, patches: Path, clusters: Path, base: Path, out: Path, runtime: Runtime
-) -> StageResult:
+def run(config: FinetuneConfig, *, patches: Path, clusters: Path, base: Path, out: Path, runtime: Runtime) -> StageResult:
     """Fine-tune the base on the patches; write the adapter, its average, the curves and samples along the way.
 
     Raises:

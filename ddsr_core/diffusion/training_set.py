@@ -128,7 +128,7 @@ def encode_patches(base: Base, patches: Path, labels: dict[str, int], runtime: R
             parts["psnr_bic"].append(psnr_bic(x).cpu())
             ordered += [label_of(labels, name) for name in names]
             bar.advance(len(names))
-    latents = torch.stack([torch.cat(parts["plain"]), torch.cat(parts["mirrored"])])
+    latents = torch.stack([torch.cat(parts["plain"]), torch.cat(parts["mirrored"])]).contiguous()
     return {"latents": latents, "labels": torch.tensor(ordered), "psnr_bic": torch.cat(parts["psnr_bic"])}
 
 

@@ -105,7 +105,7 @@ class AutoencoderTrainer:
                 # Unit variance and zero mean for each channel: what the diffusion schedule expects of a latent.
                 mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
                 terms["scale"] = mean.square().mean() + (var.log()).square().mean()
-            loss = sum(weights[name] * term for name, term in terms.items())
+            loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self._update(self.optimizer, self.vae, loss, terms)
         if adversarial:
             with torch.autocast("cpu", torch.bfloat16):

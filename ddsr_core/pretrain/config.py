@@ -22,12 +22,10 @@ class PretrainConfig(StageConfig):
 
     vae_channels: int = Field(32, ge=8, description="width of the autoencoder")
     vae_steps: int = Field(5_000, ge=1, description="steps of phase 1: encoder and decoder")
-    decoder_steps: int = Field(4_000, ge=0, description="steps of phase 2: decoder with the adversarial term")
+    decoder_steps: int = Field(2_700, ge=0, description="steps of phase 2: decoder with the adversarial term")
     vae_batch: int = Field(16, ge=1, description="patches a step")
     vae_learning_rate: float = Field(2e-3, gt=0, description="phase 1, cosine; phase 2 starts at a quarter of it")
-    latent_noise: float = Field(
-        0.05, ge=0, description="standard deviation of the noise on latents, autoencoder training"
-    )
+    latent_noise: float = Field(0.05, ge=0, description="standard deviation of the noise on latents, autoencoder training")
     weight_edge: float = Field(1.0, ge=0, description="weight of the edge term")
     weight_lpips: float = Field(0.5, ge=0, description="weight of LPIPS (AlexNet)")
     weight_scale: float = Field(0.02, ge=0, description="weight of the unit-variance term on latents, phase 1")
@@ -37,7 +35,7 @@ class PretrainConfig(StageConfig):
     hidden: int = Field(192, ge=16, description="token width of the DiT")
     depth: int = Field(6, ge=1, description="blocks of the DiT")
     heads: int = Field(6, ge=1, description="attention heads of the DiT")
-    prior_steps: int = Field(16_000, ge=1, description="steps of the DiT")
+    prior_steps: int = Field(6_500, ge=1, description="steps of the DiT")
     prior_batch: int = Field(32, ge=1, description="patches a step")
     prior_learning_rate: float = Field(1e-3, gt=0, description="AdamW, warm-up, cosine")
     prior_warmup: int = Field(500, ge=1, description="warm-up steps")

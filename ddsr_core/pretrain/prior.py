@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import math
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ def encode_all(encoder: nn.Module, patches: np.ndarray, batch: int = 256, progre
     both: list[list[Tensor]] = [[], []]
     with progress("Encoding patches", total=len(patches), unit="patches") as bar:
         for start in range(0, len(patches), batch):
-            chunk = torch.from_numpy(patches[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            chunk = torch.from_numpy(np.array(patches[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
             for flipped, part in enumerate(both):
                 with torch.autocast("cpu", torch.bfloat16):
-                    part.append(encoder(chunk.flip(3) if flipped else chunk).half())
+                    part.append(encoder(chunk.flip(3) if flipped else chunk).half().contiguous())
             bar.advance(len(chunk))
     return torch.stack([torch.cat(part) for part in both])
 
@@ -45,9 +44,7 @@ class PriorData:
     classes: Tensor
 
 
-def prior_batch(
-    data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int
-) -> tuple[Tensor, ...]:
+def prior_batch(data: PriorData, size: int, null_row: int, label_dropout: float, seed: int, step: int) -> tuple[Tensor, ...]:
     """Batch ``step`` of the run ``seed``: ``(x0, y, t, noise)``; labels are dropped once, here."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = torch.randint(data.latents.shape[1], (size,), generator=generator)
@@ -63,7 +60,8 @@ def prior_batch(
 def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Exponential moving average with warm-up: ``min(decay, (1 + step) / (10 + step))``."""
     factor = min(decay, (1 + step) / (10 + step))
-    averaged, current = list(ema.parameters()), list(model.parameters())
+    averaged: list[Tensor] = list(ema.parameters())
+    current: list[Tensor] = list(model.parameters())
     torch._foreach_lerp_(averaged, current, 1 - factor)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import BaseInfo, save_base
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.metrics_perceptual import load_lpips
+from ddsr_core.lpips_metric import lpips_network
 from ddsr_core.pretrain.autoencoder import AutoencoderTrainer, new_autoencoder, train_autoencoder
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import textured_patches
@@ -89,7 +89,7 @@ def _autoencoder(
     for name, steps, rate, adversarial in phases:
         folder = work / name
         if not (folder / "curve.json").exists() and steps:
-            trainer = AutoencoderTrainer(vae, load_lpips("alex"), rate, config.latent_noise)
+            trainer = AutoencoderTrainer(vae, lpips_network(), rate, config.latent_noise)
             weights = {
                 "l1": 1.0,
                 "edge": config.weight_edge,
@@ -112,7 +112,7 @@ def _autoencoder(
 
 def patch_features(patches: np.ndarray, runtime: Runtime, batch: int = 256) -> np.ndarray:
     """AlexNet conv5 features, average-pooled and normalised: ``float32 (N, 256)``. Good enough to sort textures by."""
-    trunk = load_lpips("alex").net
+    trunk: Any = lpips_network().net
     features: list[Tensor] = []
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with (
@@ -120,7 +120,7 @@ def patch_features(patches: np.ndarray, runtime: Runtime, batch: int = 256) -> n
         torch.inference_mode(),
     ):
         for start in range(0, len(patches), batch):
-            chunk = torch.from_numpy(patches[start : start + batch]).float() / 255
+            chunk = torch.from_numpy(np.array(patches[start : start + batch])).float() / 255
             maps = trunk(((chunk - mean) / std).permute(0, 3, 1, 2))[-1]
             features.append(torch.nn.functional.normalize(maps.mean((2, 3)), dim=1))
             bar.advance(len(chunk))

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,13 @@ FULL, RANDOM, DISTILLED = "full", "random", "distilled"
 SOURCE_ORDER = (RANDOM, "threshold", DISTILLED, FULL)
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Base of the report's models."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class StageRecord(_Frozen):
+class StageRecord(Frozen):
     """One stage of a run: its artifact, how long it took, and whether it came from the store."""
 
     name: str
@@ -37,7 +38,7 @@ class StageRecord(_Frozen):
     counts: dict[str, Any] = {}
 
 
-class SrRecord(_Frozen):
+class SrRecord(Frozen):
     """One SR network that was trained and measured.
 
     ``source`` is ``distilled``, ``random``, ``threshold``, ``full`` or another data source; ``budget`` is the number of
@@ -54,7 +55,7 @@ class SrRecord(_Frozen):
     evaluate_path: Path | None = None
 
 
-class RunRecord(_Frozen):
+class RunRecord(Frozen):
     """A run as the report reads it; stages are found by name, so any of them may be missing."""
 
     name: str
@@ -69,7 +70,7 @@ class RunRecord(_Frozen):
         return next((record.path for record in reversed(self.stages) if record.name == stage), None)
 
 
-class Metrics(_Frozen):
+class Metrics(Frozen):
     """Means over the test images; None: not measured. PSNR in dB, SSIM up to 1, LPIPS from 0 (lower is better)."""
 
     psnr_y: float | None = None
@@ -79,7 +80,7 @@ class Metrics(_Frozen):
     lpips: float | None = None
 
 
-class Patches(_Frozen):
+class Patches(Frozen):
     """What the patches stage kept. ``covered_px``: pixels of the photos that lie in at least one window's grid."""
 
     photos: int
@@ -92,7 +93,7 @@ class Patches(_Frozen):
     skipped_files: tuple[tuple[str, str], ...]
 
 
-class Clusters(_Frozen):
+class Clusters(Frozen):
     """Pseudo-labels 0 … k-1 and the number of patches in each."""
 
     k: int
@@ -100,7 +101,7 @@ class Clusters(_Frozen):
     silhouette: float | None = None
 
 
-class DistilledImage(_Frozen):
+class DistilledImage(Frozen):
     """One image of the distilled set."""
 
     path: Path
@@ -109,7 +110,7 @@ class DistilledImage(_Frozen):
     cosine: float | None = None
 
 
-class Distilled(_Frozen):
+class Distilled(Frozen):
     """The distilled set; sizes in pixels, ``max_cosine_to_train`` of its image that is nearest to a patch."""
 
     count: int
@@ -120,7 +121,7 @@ class Distilled(_Frozen):
     images: tuple[DistilledImage, ...]
 
 
-class CropSet(_Frozen):
+class CropSet(Frozen):
     """Close-up of a test image: files of the HR and bicubic crops, and of the SR crop of this evaluation."""
 
     image: str
@@ -129,7 +130,7 @@ class CropSet(_Frozen):
     sr: Path
 
 
-class SrResult(_Frozen):
+class SrResult(Frozen):
     """An `SrRecord` with what was measured; ``images`` and ``hr_pixels`` count its training data."""
 
     record: SrRecord
@@ -141,7 +142,7 @@ class SrResult(_Frozen):
     crops: tuple[CropSet, ...]
 
 
-class Curves(_Frozen):
+class Curves(Frozen):
     """Columns of a ``curves.csv``: ``steps`` and one column a term."""
 
     title: str
@@ -149,7 +150,7 @@ class Curves(_Frozen):
     terms: dict[str, tuple[float, ...]]
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """Everything the report shows but pixels, which are read when drawn."""
 
     run: RunRecord
@@ -306,88 +307,9 @@ def _table_order(result: SrResult) -> tuple[str, tuple[int, str], int, int]:
     return record.arch, source_rank(record.source), record.budget or 0, record.seed
 
 
-class TableRow(_Frozen):
-    """Mean and sample standard deviation (``spread``) over the seeds of one (arch, source, budget, iterations)."""
-
-    arch: str
-    source: str
-    budget: int | None
-    iterations: int | None
-    seeds: int
-    params: int | None
-    images: int | None
-    hr_pixels: int | None
-    metrics: Metrics
-    spread: Metrics
-    to_random: float | None = None
-    to_full: float | None = None
-    best: frozenset[str] = frozenset()
-
-
-def table_rows(report: Report) -> list[TableRow]:
-    """Rows of the results table. ``to_random``, ``to_full``: PSNR-Y less that of random crop and of the full set, dB.
-
-    ``best`` names the metrics in which a row leads the reduced sets (all but ``full``) of its architecture.
-    """
-    groups: dict[tuple[str, str, int | None, int], list[SrResult]] = {}
-    for result in report.sr:
-        record = result.record
-        groups.setdefault((record.arch, record.source, record.budget, record.iterations), []).append(result)
-    rows = [
-        TableRow(
-            arch=arch,
-            source=source,
-            budget=budget,
-            iterations=iterations,
-            seeds=len(group),
-            params=group[0].params,
-            images=group[0].images,
-            hr_pixels=group[0].hr_pixels,
-            metrics=_over_seeds(group, mean),
-            spread=_over_seeds(group, spread),
-        )
-        for (arch, source, budget, iterations), group in groups.items()
-    ]
-    gaps = [{"to_random": _gap(row, RANDOM, rows), "to_full": _gap(row, FULL, rows)} for row in rows]
-    return [row.model_copy(update={**g, "best": _best(row, rows)}) for row, g in zip(rows, gaps, strict=True)]
-
-
-def _gap(row: TableRow, source: str, rows: Iterable[TableRow]) -> float | None:
-    """PSNR-Y of ``row`` less that of ``source`` at the same architecture, iterations and, but for ``full``, budget."""
-    for other in rows:
-        alike = (other.arch, other.source, other.iterations) == (row.arch, source, row.iterations)
-        if alike and other is not row and (source == FULL or other.budget == row.budget):
-            ours, theirs = row.metrics.psnr_y, other.metrics.psnr_y
-            return None if ours is None or theirs is None else ours - theirs
-    return None
-
-
-def _best(row: TableRow, rows: Iterable[TableRow]) -> frozenset[str]:
-    rivals = [other for other in rows if other.arch == row.arch and other.source != FULL]
-    if row.source == FULL or len(rivals) < 2:
-        return frozenset()
-    leading = set()
-    for metric in METRICS:
-        values = [value for other in rivals if (value := getattr(other.metrics, metric)) is not None]
-        top = (min if metric == "lpips" else max)(values, default=None)
-        if top is not None and getattr(row.metrics, metric) == top:
-            leading.add(metric)
-    return frozenset(leading)
-
-
-def _over_seeds(group: list[SrResult], reduce: Any) -> Metrics:
-    columns = {name: [getattr(result.metrics, name) for result in group] for name in METRICS}
-    return Metrics(**{name: reduce([v for v in values if v is not None]) for name, values in columns.items()})
-
-
 def mean(values: list[float]) -> float | None:
     """Arithmetic mean, or None of nothing."""
     return math.fsum(values) / len(values) if values else None
-
-
-def spread(values: list[float]) -> float | None:
-    """Sample standard deviation, or None of fewer than two values."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def read_curves(path: Path, title: str) -> Curves | None:

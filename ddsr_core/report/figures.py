@@ -87,9 +87,7 @@ def histogram(groups: dict[str, np.ndarray], *, title: str, x_label: str, bins: 
     values = np.concatenate(list(groups.values()))
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    shares = {
-        name: 100 * np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for name, v in groups.items()
-    }
+    shares = {name: 100 * np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / len(v) for name, v in groups.items()}
     frame = _Frame(edges, np.array([0, max(float(share.max()) for share in shares.values())]))
     shapes = []
     for index, (name, share) in enumerate(shares.items()):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,18 +14,16 @@ from ddsr_core.images import decode_rgb, read_rgb
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,
-    METRICS,
     Curves,
     Report,
     RunRecord,
     SrResult,
-    TableRow,
     gather,
     psnr_bic_groups,
     read_curves,
     real_patches,
-    table_rows,
 )
+from ddsr_core.report.table import as_csv, as_markdown, number, plain_table, table_rows
 from ddsr_core.store import write_atomically, write_json
 
 TEMPLATE = "report.html.j2"
@@ -56,9 +52,9 @@ def write_report(run_dir: Path, record: RunRecord) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "tables").mkdir(exist_ok=True)
     write_json(run_dir / "report.json", report.to_json())
-    header, rows = _plain_table(report)
-    write_atomically(run_dir / "tables" / "results.csv", _as_csv(header, rows).encode())
-    write_atomically(run_dir / "tables" / "results.md", _as_markdown(header, rows).encode())
+    header, rows = plain_table(report)
+    write_atomically(run_dir / "tables" / "results.csv", as_csv(header, rows).encode())
+    write_atomically(run_dir / "tables" / "results.md", as_markdown(header, rows).encode())
     path = run_dir / "report.html"
     write_atomically(path, render(report).encode())
     return path
@@ -153,9 +149,7 @@ def _sheets(report: Report) -> Iterator[Sheet]:
         yield Sheet(
             label=label,
             size=sizes[label] if 0 <= label < len(sizes) else None,
-            real=[
-                _thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])
-            ],
+            real=[_thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])],
             distilled=[
                 _thumb(read_rgb(image.path), "distilled image", _db(image.psnr_bic, "PSNR_bic "))
                 for image in made.get(label, [])[: 2 * PER_CLUSTER]
@@ -232,39 +226,6 @@ def _is_rate(name: str) -> bool:
 def _chart(lines: dict[str, tuple[Curves, str]], title: str, y_label: str) -> str:
     series = {name: (np.array(c.steps), np.array(c.terms[term])) for name, (c, term) in lines.items()}
     return figures.line_chart(series, title=title, x_label="step", y_label=y_label)
-
-
-def _plain_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    header = ["arch", "source", "budget", "iterations", "seeds", "params", *METRICS, "psnr_y_sd", "psnr_y_to_full"]
-    rows = [_plain_row(row) for row in table_rows(report)]
-    if report.bicubic:
-        metrics = [number(getattr(report.bicubic, name), 4) for name in METRICS]
-        rows.insert(0, ["bicubic", *[""] * 5, *metrics, "", ""])
-    return header, rows
-
-
-def _plain_row(row: TableRow) -> list[str]:
-    facts = (row.arch, row.source, row.budget, row.iterations, row.seeds, row.params)
-    metrics = [number(getattr(row.metrics, name), 4) for name in METRICS]
-    last = ("" if value is None else f"{value:.4f}" for value in (row.spread.psnr_y, row.to_full))
-    return [*("" if fact is None else str(fact) for fact in facts), *metrics, *last]
-
-
-def _as_csv(header: list[str], rows: list[list[str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([header, *([cell if cell != "–" else "" for cell in row] for row in rows)])
-    return buffer.getvalue()
-
-
-def _as_markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """``value`` with so many decimals; an en dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 2) -> str:

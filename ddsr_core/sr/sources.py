@@ -137,9 +137,7 @@ def _sizes(photos: Path, out: Path, runtime: Runtime) -> tuple[np.ndarray, dict[
     return np.array(facts["sizes"], np.int64).reshape(-1, 2), facts["skipped"]
 
 
-def _threshold_crops(
-    config: CropsConfig, patches: Path, out: Path, runtime: Runtime
-) -> tuple[list[Row], dict[str, Any]]:
+def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Runtime) -> tuple[list[Row], dict[str, Any]]:
     accepted = count_images(patches)
     if not accepted:
         raise InputError("no patches there", where=patches, mend="name a patches artifact")

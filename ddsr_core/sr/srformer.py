@@ -238,9 +238,7 @@ def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     depths = [0] * (1 + max(int(place[1]) for place in places))
     for place in places:
         depths[int(place[1])] += 1
-    tables = [
-        state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))
-    ]
+    tables = [state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))]
     return {
         "embed": embed,
         "depths": depths,

@@ -47,9 +47,7 @@ class TrainSRConfig(StageConfig):
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, once warm; 0 keeps the last")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="of the trunk; last convolution and loss are float32"
-    )
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of the trunk; last convolution and loss are float32")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     seed: int = Field(42, ge=0, lt=2**31, description="of weights, crops and flips")
 

@@ -44,8 +44,8 @@ def test_hand_example() -> None:
     vectors = np.array([[10, 0], [0, 0], [0, 1], [0, 5], [12, 0]], np.float32)
     found = cluster(vectors, ClustersConfig(k=2))
     assert found.labels.tolist() == [1, 0, 0, 0, 1]
-    np.testing.assert_allclose(found.centroids, [[0, 2], [11, 0]])
-    np.testing.assert_allclose(found.distances, [1, 2, 1, 3, 1])
+    np.testing.assert_allclose(found.centroids, [[0, 2], [11, 0]], atol=1e-5)
+    np.testing.assert_allclose(found.distances, [1, 2, 1, 3, 1], atol=1e-5)
     assert found.inertia == pytest.approx(1 + 4 + 1 + 9 + 1)
     assert medoids(found) == [2, 0]
 
@@ -58,7 +58,8 @@ def test_labels_are_numbers_by_size_also_from_ten_on() -> None:
     np.testing.assert_array_equal(found.labels, rank[of])
     assert found.labels.dtype == np.int32
     for label, centroid in enumerate(found.centroids):
-        np.testing.assert_allclose(centroid, vectors[found.labels == label].mean(0), rtol=1e-4)
+        expected = vectors[found.labels == label].mean(0)
+        np.testing.assert_allclose(centroid, expected, atol=1e-3)  # scikit-learn moves the mean to 0 meanwhile
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -129,9 +130,7 @@ def test_silhouette_of_single_members_is_none() -> None:
 def test_the_files(tmp_path: Path) -> None:
     vectors, of = blobs([6, 4, 2])
     source = write_embeddings(tmp_path / "embeddings", vectors)
-    results = [
-        run(ClustersConfig(k=3), embeddings=source, out=tmp_path / name, runtime=Runtime()) for name in ("a", "b")
-    ]
+    results = [run(ClustersConfig(k=3), embeddings=source, out=tmp_path / name, runtime=Runtime()) for name in ("a", "b")]
     labels = pq.read_table(tmp_path / "a/labels.parquet")
     assert labels.schema.names == ["patch_id", "pseudo_label", "distance"]
     assert labels.schema.types == [pa.string(), pa.int32(), pa.float32()]
@@ -154,8 +153,6 @@ def test_the_digest_follows_the_vectors_that_search_reads(tmp_path: Path) -> Non
     digests = set()
     for scale in (1, 2):
         source = write_embeddings(tmp_path / f"e{scale}", unit_length(vectors) * scale)
-        result = run(
-            ClustersConfig(k=2, spherical=True), embeddings=source, out=tmp_path / f"c{scale}", runtime=Runtime()
-        )
+        result = run(ClustersConfig(k=2, spherical=True), embeddings=source, out=tmp_path / f"c{scale}", runtime=Runtime())
         digests.add(result.digest)
     assert len(digests) == 2

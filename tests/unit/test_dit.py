@@ -56,7 +56,8 @@ def test_gammas_of_one_change_nothing_and_sit_in_the_first_blocks_only():
         model.enable_gammas(1)
         torch.testing.assert_close(model(x, t, y), before, rtol=0, atol=0)
     names = [name for name, _ in model.named_parameters() if "gamma" in name]
-    assert names and all(name.startswith("blocks.0.") for name in names)
+    assert names
+    assert all(name.startswith("blocks.0.") for name in names)
 
 
 def test_block_checkpointing_gives_the_same_gradient():

@@ -17,9 +17,10 @@ import pytest
 from ddsr_core.errors import InputError
 from ddsr_core.images import encode_png, finish_image_set, image_set_name, read_rgb, save_png, write_image_parquet
 from ddsr_core.report import RunRecord, SrRecord, StageRecord, overview_figure, write_report
-from ddsr_core.report.data import Metrics, gather, read_curves, real_patches, table_rows
+from ddsr_core.report.data import Metrics, gather, read_curves, real_patches
 from ddsr_core.report.figures import crop_psnr, histogram, line_chart
 from ddsr_core.report.html import licence_note
+from ddsr_core.report.table import table_rows
 from ddsr_core.store import write_json
 
 HOSTILE = '<script>alert("x")</script>'
@@ -111,11 +112,12 @@ def fake_run(
     for arch in archs:
         for source in SOURCES:
             for seed in seeds:
+                budget = None if source == "full" else count
                 folder = home / f"{arch}-{source}-{seed}"
                 fake_training(folder / "train", source)
                 fake_evaluation(folder / "eval", paint, PSNR_Y[source] + seed, crops)
                 records.append(
-                    SrRecord(arch=arch, source=source, budget=None if source == "full" else count, iterations=400, seed=seed,
+                    SrRecord(arch=arch, source=source, budget=budget, iterations=400, seed=seed,
                              train_path=folder / "train", evaluate_path=folder / "eval")
                 )  # fmt: skip
     names = ("patches", "embeddings", "clusters", "finetune", "sample")

@@ -20,7 +20,7 @@ from ddsr_core.sheets import GAP_PX, contact_sheet
 from ddsr_core.vector_table import write_table
 
 
-@pytest.fixture()
+@pytest.fixture
 def table(tmp_path: Path) -> Path:
     vectors = np.array([[3, 0], [1, 1], [0, 2], [-1, 0], [5, 5]], np.float32)
     columns = pa.table(

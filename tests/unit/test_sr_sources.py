@@ -32,9 +32,7 @@ def noise(height: int, width: int, seed: int) -> np.ndarray:
 
 def digest(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and "resume" not in p.parts)
-    return hashlib.sha256(
-        b"".join(p.relative_to(folder).as_posix().encode() + p.read_bytes() for p in files)
-    ).hexdigest()
+    return hashlib.sha256(b"".join(p.relative_to(folder).as_posix().encode() + p.read_bytes() for p in files)).hexdigest()
 
 
 @pytest.fixture
@@ -49,8 +47,7 @@ def photos(tmp_path):
 def patches(tmp_path):
     fields = {"patch_id": pa.string(), "photo": pa.string(), "y": pa.int32(), "x": pa.int32()}
     rows = [
-        {"image": encode_png(noise(16, 16, i)), "patch_id": f"id{i}", "photo": "p.png", "y": i, "x": 0}
-        for i in range(3)
+        {"image": encode_png(noise(16, 16, i)), "patch_id": f"id{i}", "photo": "p.png", "y": i, "x": 0} for i in range(3)
     ]
     write_image_parquet(tmp_path / "patches/patches-00000.parquet", rows, fields)
     return tmp_path / "patches"

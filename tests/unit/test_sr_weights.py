@@ -63,9 +63,7 @@ def test_safetensors_metadata_is_in_order_in_every_process(tmp_path):
         "import sys, torch; from ddsr_core.safetensors_bytes import safetensors_bytes as s;"
         "sys.stdout.buffer.write(s({'b': torch.ones(3), 'a': torch.eye(2)}, {k: k * 3 for k in 'qwertzuiop'}))"
     )
-    outputs = {
-        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)
-    }
+    outputs = {subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)}
     assert outputs == {safetensors_bytes({"b": torch.ones(3), "a": torch.eye(2)}, {k: k * 3 for k in "qwertzuiop"})}
     (tmp_path / "x.safetensors").write_bytes(outputs.pop())
     with safe_open(tmp_path / "x.safetensors", "pt") as file:

@@ -216,7 +216,7 @@ def test_key_depends_on_name_version_config_and_content_not_on_place(tmp_path: P
 def test_write_atomically_replaces_all_or_nothing(tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes) -> None:
     path = tmp_path_factory.mktemp("atomic") / "sub" / "file"
     write_atomically(path, old)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="full"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="full"):  # noqa: PT012
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         write_atomically(path, new)
     assert path.read_bytes() == old

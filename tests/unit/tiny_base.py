@@ -32,7 +32,8 @@ def tiny_dit(seed: int = 0, shape: DiTConfig = SHAPE) -> DiT:
 def write_base(folder: Path, seed: int = 0) -> Path:
     channels = {"encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
     vae = AutoencoderTiny(
-        **channels, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), latent_channels=4, block_out_channels=(8, 8, 8),
+        **channels, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
+        latent_channels=4,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

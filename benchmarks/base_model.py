@@ -1,0 +1,88 @@
+"""Figures of a base model's card: PSNR_bic of real patches, of their reconstructions, and of samples; a sheet of samples.
+
+    python benchmarks/base_model.py [--base ddsr-tiny] [--sheet samples.png]
+
+The patches are windows of the demo's photographs with PSNR_bic below 26 dB, none of which the base has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddsr_core.bicubic import psnr_bic
+from ddsr_core.demo_data import write_demo_photos
+from ddsr_core.diffusion.base import Base, load_base
+from ddsr_core.diffusion.samplers import sample_latents
+from ddsr_core.images import find_images, from_signed, read_rgb, save_png, to_float, to_signed, to_uint8
+from ddsr_core.patches import PatchesConfig, score_windows
+from ddsr_core.sheets import contact_sheet
+
+BELOW_DB = 26.0
+SAMPLES = 70
+
+
+def textured_windows(side: int) -> torch.Tensor:
+    """Windows of all demo photographs, ``float (N, 3, side, side)`` in [0, 1]."""
+    config = PatchesConfig(patch_px=side, stride_px=side // 2)
+    kept = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in write_demo_photos(Path(folder)):
+            for path in find_images(part):
+                image = read_rgb(path)
+                windows = score_windows(image, config)
+                for psnr, y, x in zip(windows.psnr_bic, windows.y, windows.x, strict=True):
+                    if psnr < BELOW_DB:
+                        kept.append(image[y : y + side, x : x + side])
+    return to_float(np.stack(kept))
+
+
+@torch.inference_mode()
+def reconstruct(base: Base, images: torch.Tensor) -> torch.Tensor:
+    parts = [from_signed(base.decode(base.encode(to_signed(chunk)))) for chunk in images.split(32)]
+    return torch.cat(parts).clamp(0, 1)
+
+
+@torch.inference_mode()
+def draw(base: Base, guidance: float) -> torch.Tensor:
+    """Samples of the null label and of the first classes in turn."""
+    rows = torch.tensor([base.null_row if i % 8 == 0 else i % base.dit.config.classes for i in range(SAMPLES)])
+    parts = []
+    for start in range(0, SAMPLES, 35):
+        chunk = slice(start, start + 35)
+        indices = list(range(SAMPLES))[chunk]
+        latents = sample_latents(base.dit, rows[chunk], indices, seed=0, sampler="dpmpp", steps=25, guidance_scale=guidance)
+        parts.append(from_signed(base.decode(latents)).clamp(0, 1))
+    return torch.cat(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="ddsr-tiny")
+    parser.add_argument("--sheet", type=Path, default=None)
+    arguments = parser.parse_args()
+    base = load_base(arguments.base)
+    real = textured_windows(base.image_px)
+    again = reconstruct(base, real)
+    error = (real - again).square().mean((1, 2, 3))
+    figures = {
+        "windows": len(real),
+        "reconstruction_psnr_db": float((-10 * error.log10()).mean()),
+        "psnr_bic_real_db": float(psnr_bic(real).mean()),
+        "psnr_bic_reconstruction_db": float(psnr_bic(again).mean()),
+    }
+    for guidance in (1.0, 1.5, 2.5):
+        samples = draw(base, guidance)
+        figures[f"psnr_bic_samples_guidance_{guidance}_db"] = float(psnr_bic(samples).mean())
+        if guidance == 1.0 and arguments.sheet:
+            save_png(arguments.sheet, contact_sheet(list(to_uint8(samples)), columns=14, px=base.image_px))
+    print(json.dumps({name: round(value, 2) for name, value in figures.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The two ways to build a stage: as a Prefect task, or directly. Same keys, same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.progress import ProgressFactory
+from ddsr_core.store import Artifact, Stage, StageInput, Store
+from flows.chain import Build
+from flows.device import resolve_device_lazily
+
+
+def plain_builder(store: Store, device: str, progress: ProgressFactory) -> Build:
+    """Stages run here and now."""
+    runtime = Runtime(device=resolve_device_lazily(device), progress=progress)
+
+    def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
+        return store.build(stage, config, inputs, runtime)
+
+    return build
+
+
+def prefect_builder(store: Store, device: str) -> Build:
+    """Stages run as tasks of the current flow run."""
+    from tasks import stages
+
+    where = resolve_device_lazily(device)
+
+    def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
+        return stages.build(store, stage, config, inputs, where, label)
+
+    return build

@@ -1,0 +1,38 @@
+"""The evaluate flow: PSNR, SSIM and LPIPS of an SR network, or of bicubic, on a test set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from ddsr_core import evaluation
+from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.images import photo_source
+from ddsr_core.store import Manifest, Source, Store
+from flows.building import prefect_builder
+from flows.single import weights_source
+
+
+@flow(name="evaluate")
+def evaluate(
+    test: Path,
+    weights: Path | None = None,
+    config: EvaluateConfig | None = None,
+    home: Path = Path("ddsr-home"),
+    device: str = "auto",
+) -> Manifest:
+    """Measure an SR network.
+
+    Args:
+        test: folder of HR images, or with `HR/` and `LRx4/` in it.
+        weights: weights file or train-sr folder; bicubic if not given.
+        config: protocol.
+        home: where artifacts are kept.
+        device: torch device; auto takes a GPU where there is one.
+    """
+    inputs: dict[str, Source] = {"test": photo_source(test)}
+    if weights is not None:
+        inputs["weights"] = weights_source(weights)
+    build = prefect_builder(Store(home), device)
+    return build(evaluation.STAGE, config or EvaluateConfig(), inputs, str(weights or "bicubic"))[0].manifest

@@ -1,0 +1,30 @@
+"""The train-sr flow: one SR network on one data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from ddsr_core.images import photo_source
+from ddsr_core.sr import train
+from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.store import Manifest, Store
+from flows.building import prefect_builder
+
+
+@flow(name="train-sr")
+def train_sr(
+    data: Path, config: TrainSRConfig | None = None, home: Path = Path("ddsr-home"), device: str = "auto"
+) -> Manifest:
+    """Train one SR network.
+
+    Args:
+        data: folder of HR images, an image set such as a run's `distilled/`, a patches artifact, or Parquet.
+        config: network and recipe.
+        home: where artifacts are kept.
+        device: torch device; auto takes a GPU where there is one.
+    """
+    config = config or TrainSRConfig()
+    build = prefect_builder(Store(home), device)
+    return build(train.STAGE, config, {"data": photo_source(data)}, config.arch)[0].manifest

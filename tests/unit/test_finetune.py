@@ -1,0 +1,251 @@
+"""Fine-tuning on a random base of 16-pixel images: exact resume, errors that name the term, what is drawn."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from interruption import Killed, digests, killing_after
+from tiny_base import IMAGE_PX, SHAPE, write_base, write_clusters, write_patches
+
+from ddsr_core.config import Runtime
+from ddsr_core.diffusion import finetune
+from ddsr_core.diffusion.base import Base, load_base
+from ddsr_core.diffusion.difffit import ROWS, load_adapter
+from ddsr_core.diffusion.finetune import TERMS, FinetuneConfig, Run, loss_terms
+from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, patches_of_step, prepare
+from ddsr_core.errors import InputError, TrainingError
+from ddsr_core.progress import Bar
+
+CONFIG = FinetuneConfig(
+    steps=12, batch_size=6, gamma_blocks=2, memory_size=5, ema_decay=0.9,
+    norm_every=5, checkpoint_every=4, sample_every=6,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("inputs")
+    return {
+        "patches": write_patches(home / "patches"),
+        "clusters": write_clusters(home / "clusters"),
+        "base": write_base(home / "base"),
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    finetune.run(CONFIG, **inputs, out=out, runtime=Runtime())
+    return out
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_of_a_finished_stage(finished: Path):
+    names = set(digests(finished))
+    assert names == {
+        "adapter.json", "adapter.safetensors", "adapter_ema.safetensors", "curves.csv", "gradients.csv", "summary.json",
+        "samples/step-000000.png", "samples/step-000006.png", "samples/step-000012.png",
+    }  # fmt: skip
+    facts = json.loads((finished / "adapter.json").read_text())
+    assert facts["label_map"] == [[0, 0], [1, 1], [2, 2]]
+    assert facts["config"]["steps"] == 12
+
+
+def test_every_term_is_written_for_every_step_and_its_gradient_now_and_then(finished: Path):
+    curves, gradients = read_csv(finished / "curves.csv"), read_csv(finished / "gradients.csv")
+    assert [int(row["step"]) for row in curves] == list(range(1, 13))
+    assert [int(row["step"]) for row in gradients] == [1, 6, 11]
+    for row in (*curves, *gradients):
+        assert set(row) == {"step", *TERMS}
+        assert all(torch.isfinite(torch.tensor(float(cell))) for cell in row.values())
+    assert float(curves[0]["d"]) == 0.0  # memories are empty at first
+    assert float(curves[-1]["r"]) > 0
+    assert all(float(gradients[-1][term]) > 0 for term in ("simple", "vb", "r", "d"))
+
+
+@pytest.mark.parametrize(("title", "amount"), [("Encoding patches", 16), ("Fine-tuning", 2), ("Fine-tuning", 10)])
+def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
+    inputs: dict[str, Path], finished: Path, tmp_path: Path, title: str, amount: int
+):
+    with pytest.raises(Killed):
+        finetune.run(CONFIG, **inputs, out=tmp_path, runtime=killing_after(title, amount))
+    finetune.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
+    assert digests(tmp_path) == digests(finished)
+
+
+def test_a_resumed_run_does_not_start_again(inputs: dict[str, Path], tmp_path: Path):
+    with pytest.raises(Killed):
+        finetune.run(CONFIG, **inputs, out=tmp_path, runtime=killing_after("Fine-tuning", 10))
+    started_at: list[int] = []
+
+    @contextmanager
+    def progress(name: str, *, total: int, unit: str = "items", done: int = 0) -> Iterator[Bar]:
+        assert name != "Encoding patches"
+        started_at.append(done)
+        with Runtime().progress(name, total=total) as bar:
+            yield bar
+
+    finetune.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime(progress=progress))
+    assert started_at == [8]
+
+
+def test_training_changes_the_rows_and_lowers_the_loss_on_a_fixed_batch(inputs: dict[str, Path], tmp_path: Path):
+    base, data = prepared(inputs, tmp_path)
+    config = CONFIG.model_copy(update={"steps": 60, "precision": "fp32", "norm_every": 1000})
+    state = Run(base, config, {0: 0, 1: 1, 2: 2})
+    batch = draw(data, step=10_000, size=24)
+
+    def simple() -> float:
+        with torch.no_grad():
+            terms, _ = loss_terms(base, state.schedule, batch, config, state.real, state.pseudo)
+        return float(terms["simple"])
+
+    before = simple()
+    for _ in range(60):
+        state.advance(data)
+    assert simple() < 0.9 * before
+
+
+def test_averaged_and_last_weights_differ_and_lie_on_the_adapters_base(finished: Path, inputs: dict[str, Path]):
+    raw, ema = load_adapter(finished, "raw"), load_adapter(finished, "ema")
+    assert not torch.equal(raw.tensors[ROWS], ema.tensors[ROWS])
+    base = load_base(str(inputs["base"]))
+    raw.apply(base.dit, base.digest)
+
+
+def prepared(inputs: dict[str, Path], out: Path) -> tuple[Base, TrainingSet]:
+    base = load_base(str(inputs["base"]))
+    label_map = {0: 0, 1: 1, 2: 2}
+    return base, prepare(base, inputs["patches"], inputs["clusters"], label_map, out, Runtime())
+
+
+def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: float = 0.1, flip: bool = True) -> Batch:
+    return draw_batch(data, step=step, size=size, null_row=SHAPE.null_row, label_dropout=label_dropout, flip=flip, seed=0)
+
+
+@pytest.mark.parametrize("term", ["simple", "sr"])
+def test_a_loss_that_is_not_finite_names_its_term_and_step_and_keeps_a_checkpoint(
+    inputs: dict[str, Path], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: str
+):
+    whole = finetune.loss_terms
+
+    def broken(base, schedule, batch, config, real, pseudo):  # type: ignore[no-untyped-def]
+        terms, x0_hat = whole(base, schedule, batch, config, real, pseudo)
+        return ({**terms, term: terms[term] * float("nan")} if broken.step == 6 else terms), x0_hat
+
+    advance = Run.advance
+
+    def counted(self: Run, data: TrainingSet) -> dict[str, float]:
+        broken.step = self.step  # type: ignore[attr-defined]
+        return advance(self, data)
+
+    monkeypatch.setattr(finetune, "loss_terms", broken)
+    monkeypatch.setattr(Run, "advance", counted)
+    with pytest.raises(TrainingError, match=rf"'{term}' is nan at step 6"):
+        finetune.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
+    monkeypatch.undo()
+    finetune.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
+    assert digests(tmp_path) == digests(finished)
+
+
+def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base, data = prepared(inputs, tmp_path)
+    state = Run(base, CONFIG.model_copy(update={"norm_every": 1000}), {0: 0, 1: 1, 2: 2})
+    state.step = 1
+    whole = finetune.loss_terms
+
+    def broken(*args):  # type: ignore[no-untyped-def]
+        terms, x0_hat = whole(*args)
+        return {**terms, "vb": terms["vb"] + (terms["vb"] - terms["vb"].detach()).abs().sqrt()}, x0_hat
+
+    monkeypatch.setattr(finetune, "loss_terms", broken)
+    before = {name: p.detach().clone() for name, p in state.trainable.items()}
+    with pytest.raises(TrainingError, match="gradient of the loss term 'vb'"):
+        state.advance(data)
+    assert all(torch.equal(p, before[name]) for name, p in state.trainable.items())
+
+
+def test_labels_are_dropped_once_a_sample_and_stay_known_to_the_memories(inputs: dict[str, Path], tmp_path: Path):
+    _, data = prepared(inputs, tmp_path)
+    batch = draw(data, size=4000, label_dropout=0.25)
+    dropped = batch.y == SHAPE.null_row
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(batch.y[~dropped], batch.labels[~dropped])
+    assert batch.labels.max() == 2
+    assert not (draw(data, size=500, label_dropout=0.0).y == SHAPE.null_row).any()
+
+
+def test_both_flips_are_encoded_and_drawn(inputs: dict[str, Path], tmp_path: Path):
+    _, data = prepared(inputs, tmp_path)
+    assert data.latents.shape == (2, 24, 4, 4, 4)
+    assert not torch.equal(data.latents[0], data.latents[1])
+    chosen = patches_of_step(24, 0, 24, 0)
+
+    def mirrored(flip: bool) -> list[bool]:
+        return [
+            bool(torch.equal(x, data.latents[1, i].float()))
+            for x, i in zip(draw(data, size=24, flip=flip).x0, chosen, strict=True)
+        ]
+
+    assert 4 < sum(mirrored(True)) < 20
+    assert not any(mirrored(False))
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 4), (3, 8), (7, 7)])
+def test_every_patch_comes_once_an_epoch(count: int, size: int):
+    steps = 3 * count  # size whole epochs of it, three times
+    drawn = torch.cat([patches_of_step(count, step, size, seed=1) for step in range(steps)])
+    epochs = drawn.reshape(-1, count)
+    assert all(epoch.sort().values.tolist() == list(range(count)) for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1]) or count < 4
+
+
+def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, Path], tmp_path: Path):
+    base, data = prepared(inputs, tmp_path)
+    batch = draw(data)
+    state = Run(base, CONFIG, {0: 0, 1: 1, 2: 2})
+    predictions = {}
+    for kind in ("x0", "paper"):
+        config = CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"})
+        _, predictions[kind] = loss_terms(base, state.schedule, batch, config, state.real, state.pseudo)
+    sqrt_abar = state.schedule.sqrt_alpha_bar[batch.t][:, None, None, None]
+    noise_part = state.schedule.sqrt_one_minus_alpha_bar[batch.t][:, None, None, None]
+    x_t = sqrt_abar * batch.x0 + noise_part * batch.noise
+    eps = x_t - predictions["paper"]
+    torch.testing.assert_close(predictions["x0"] * sqrt_abar, x_t - noise_part * eps, rtol=1e-3, atol=1e-3)
+    assert not predictions["x0"].requires_grad
+
+
+def test_patches_of_another_size_are_refused(inputs: dict[str, Path], tmp_path: Path):
+    wrong = write_patches(tmp_path / "patches", side=IMAGE_PX * 2)
+    with pytest.raises(InputError, match="patches are 32x32"):
+        finetune.run(CONFIG, **{**inputs, "patches": wrong}, out=tmp_path, runtime=Runtime())
+
+
+def test_clusters_of_other_patches_are_refused(inputs: dict[str, Path], tmp_path: Path):
+    fewer = write_clusters(tmp_path / "clusters", count=6)
+    with pytest.raises(InputError, match="no pseudo-label"):
+        finetune.run(CONFIG, **{**inputs, "clusters": fewer}, out=tmp_path, runtime=Runtime())
+
+
+def test_more_pseudo_labels_than_class_rows_are_refused(inputs: dict[str, Path], tmp_path: Path):
+    many = write_clusters(tmp_path / "clusters", k=13)
+    with pytest.raises(InputError, match="13 pseudo-labels do not fit"):
+        finetune.run(CONFIG, **{**inputs, "clusters": many}, out=tmp_path, runtime=Runtime())
+
+
+def test_a_config_does_not_cost_an_import_of_torch():
+    code = "import sys, ddsr_core.diffusion.finetune, ddsr_core.sampling; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

@@ -1,0 +1,142 @@
+"""The patches stage: scores, thresholds, skipped photos, and going on after a kill."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from ddsr_core import patches
+from ddsr_core.bicubic import psnr_bic
+from ddsr_core.config import Runtime
+from ddsr_core.errors import InputError
+from ddsr_core.images import decode_rgb, read_image_parquet, save_png, to_float
+from ddsr_core.patches import PatchesConfig, offsets, score_windows
+from ddsr_core.store import sha256_of
+
+CONFIG = PatchesConfig(patch_px=32, stride_px=16, quantile=0.5)
+
+
+def photo(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
+    """Noise, sharp on the left and ever smoother to the right: windows of every PSNR_bic."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    parts = [cv2.GaussianBlur(noise, (0, 0), 0.5 + step) for step in range(4)]
+    quarter = width // 4
+    return np.concatenate([part[:, i * quarter : (i + 1) * quarter] for i, part in enumerate(parts)], axis=1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for seed in range(3):
+        save_png(folder / f"{seed}.png", photo(seed))
+    return folder
+
+
+def run(config: PatchesConfig, photos: Path, out: Path) -> dict[str, object]:
+    out.mkdir(exist_ok=True)
+    return dict(patches.run(config, photos=photos, out=out, runtime=Runtime()).counts)
+
+
+@pytest.mark.parametrize("kernel", ["matlab", "opencv"])
+def test_scores_of_textured_windows_equal_those_of_single_crops_up_to_their_borders(kernel: str):
+    config = PatchesConfig(patch_px=64, stride_px=32, kernel=kernel)
+    image = photo(0, 128, 192)
+    windows = score_windows(image, config)
+    compared = 0
+    for psnr, y, x in zip(windows.psnr_bic, windows.y, windows.x, strict=True):
+        alone = float(psnr_bic(to_float(image[y : y + 64, x : x + 64]), kernel))
+        if alone < 30:  # a smooth window's few errors lie at its border, where the two differ
+            assert abs(psnr - alone) < 0.25
+            compared += 1
+    assert compared >= 4
+    whole = score_windows(image[:64, :64], config)
+    assert abs(float(whole.psnr_bic[0]) - float(psnr_bic(to_float(image[:64, :64]), kernel))) < 1e-3
+
+
+def test_the_flush_window_touches_the_far_edge_on_the_x4_lattice():
+    assert offsets(1003, 512, 256, flush=True).tolist() == [0, 256, 488]
+    assert offsets(768, 512, 256, flush=True).tolist() == [0, 256]
+
+
+def test_quantile_keeps_the_lowest_half_and_patches_are_the_pixels_of_the_photo(photos: Path, tmp_path: Path):
+    counts = run(CONFIG, photos, tmp_path / "out")
+    scores = pq.read_table(tmp_path / "out/scores.parquet").to_pydict()
+    assert counts["total"] == len(scores["psnr_bic"]) == 3 * 5 * 7
+    assert counts["accepted"] == pytest.approx(counts["total"] / 2, abs=1)
+    accepted = [p for p, keep in zip(scores["psnr_bic"], scores["accepted"], strict=True) if keep]
+    rejected = [p for p, keep in zip(scores["psnr_bic"], scores["accepted"], strict=True) if not keep]
+    assert max(accepted) <= min(rejected)
+    for row in read_image_parquet(tmp_path / "out"):
+        source = decode_rgb((photos / row["photo"]).read_bytes(), row["photo"])
+        expected = source[row["y"] : row["y"] + 32, row["x"] : row["x"] + 32]
+        np.testing.assert_array_equal(decode_rgb(row["image"]["bytes"], "patch"), expected)
+
+
+def test_skipped_photos_are_counted_with_reasons_and_stop_nothing(photos: Path, tmp_path: Path):
+    save_png(photos / "small.png", photo(9)[:20, :20].copy())
+    (photos / "broken.jpg").write_bytes(b"no image at all")
+    (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
+    counts = run(CONFIG, photos, tmp_path / "out")
+    assert counts["skipped"] == {"duplicate": 1, "too small": 1, "unreadable": 1}
+    assert counts["photos"] == 3
+    reasons = {row["file"]: row["reason"] for row in json.loads((tmp_path / "out/skipped.json").read_text())}
+    assert reasons["small.png"] == "too small: 20x20"
+    assert reasons["copy.png"] == "duplicate: same content as 0.png"
+
+
+def test_a_threshold_that_accepts_nothing_says_what_would(photos: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"no window has a PSNR_bic below 1\.00 dB \(lowest"):
+        run(PatchesConfig(patch_px=32, stride_px=16, threshold_db=1.0, quantile=None), photos, tmp_path / "out")
+
+
+def test_photos_that_are_all_too_small_say_so(photos: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"none of 3 images can be used \(3 too small\)"):
+        run(PatchesConfig(patch_px=512), photos, tmp_path / "out")
+
+
+def test_exactly_one_threshold_rule():
+    with pytest.raises(ValidationError, match="exactly one"):
+        PatchesConfig(threshold_db=23.0)
+    with pytest.raises(ValidationError, match="exactly one"):
+        PatchesConfig(quantile=None)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", ["Scoring photos", "Cutting patches"])
+def test_a_killed_run_goes_on_to_the_same_bytes(photos: Path, tmp_path: Path, stop_at: str, monkeypatch):
+    monkeypatch.setattr(patches, "PATCHES_PER_SHARD", 10)
+    run(CONFIG, photos, tmp_path / "whole")
+
+    class Bar:
+        count = 0
+
+        def __init__(self, title: str, **_: object) -> None:
+            self.title = title
+
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def advance(self, amount: int = 1) -> None:
+            Bar.count += 1
+            if self.title == stop_at and Bar.count >= 2:
+                raise Killed
+
+    out = tmp_path / "killed"
+    out.mkdir()
+    with pytest.raises(Killed):
+        patches.run(CONFIG, photos=photos, out=out, runtime=Runtime(progress=Bar))
+    run(CONFIG, photos, out)
+    files = sorted(p.name for p in (tmp_path / "whole").glob("*.*"))
+    assert len(files) > 6
+    for name in files:
+        assert sha256_of(out / name) == sha256_of(tmp_path / "whole" / name), name

@@ -1,0 +1,113 @@
+"""Presets, files and overrides become one frozen config; mistakes name the field."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddsr_core.errors import ConfigError
+from ddsr_core.pipeline import PipelineConfig, load_config, parse_override, preset_names, to_toml
+
+
+def test_the_four_presets_load():
+    assert preset_names() == ["best", "demo", "paper", "released"]
+    for name in preset_names():
+        assert load_config(name).preset == name
+
+
+def test_released_is_what_the_authors_code_does():
+    config = load_config("released")
+    assert (config.patches.kernel, config.patches.threshold_db, config.patches.quantile) == ("opencv", 23.0, None)
+    assert (config.embeddings.backend, config.embeddings.normalize, config.clusters.seed) == ("open_clip", False, 42)
+    tune = config.finetune
+    assert (tune.batch_size, tune.gamma_blocks, tune.row_start, tune.memory_size) == (4, 14, "table", 64)
+    assert (tune.lambda_r, tune.lambda_d, tune.lsr_mode) == (0.002, 0.008, "off")
+    assert (tune.ema_decay, tune.ema_warmup) == (0.9999, False)
+    sample = config.sample
+    assert (sample.sampler, sample.steps, sample.guidance_scale, sample.guided_channels) == ("ancestral", 50, 4.0, 3)
+    assert (sample.oversample, sample.seed) == (1, 0)
+
+
+def test_paper_differs_from_released_where_the_text_does():
+    paper, released = load_config("paper"), load_config("released")
+    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "paper", 1.0)
+    assert paper.patches == released.patches
+    assert paper.sample == released.sample
+
+
+def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[finetune]\nsteps = 11\nbatch_size = 3\n[patches]\nthreshold_db = 25.0\n")
+    config = load_config("demo", file, ["finetune.steps=12", "sr.archs=['edsr-small']"])
+    assert (config.finetune.steps, config.finetune.batch_size) == (12, 3)
+    assert (config.patches.threshold_db, config.patches.quantile) == (25.0, None)
+    assert config.sr.archs == ("edsr-small",)
+
+
+def test_a_written_config_reads_back_as_itself(tmp_path: Path):
+    for name in preset_names():
+        file = tmp_path / f"{name}.toml"
+        config = load_config(name)
+        file.write_text(to_toml(config))
+        assert load_config("demo", file).model_dump(exclude={"preset"}) == config.model_dump(exclude={"preset"})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("finetune.stpes=5", "did you mean steps?"),
+        ("finetun.steps=5", "did you mean finetune?"),
+        ("finetune.steps=0", "finetune.steps"),
+        ("sample.sampler=euler", "sample.sampler"),
+        ("clusters.k=many", "clusters.k"),
+        ("nonsense", "--set"),
+        ("=3", "--set"),
+    ],
+)
+def test_mistakes_name_the_field_and_the_mend(override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", None, [override])
+    assert message in str(caught.value)
+
+
+def test_unknown_preset_and_unknown_network_list_what_there_is():
+    with pytest.raises(ConfigError, match="best, demo, paper, released"):
+        load_config("demoo")
+
+
+@given(st.integers(-1000, 1000) | st.booleans() | st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_and_booleans_survive_an_override(value: object):
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    assert parse_override(f"a.b={text}") == {"a": {"b": value}}
+
+
+@given(st.text(alphabet=st.characters(codec="ascii", exclude_characters="\r\n\x00"), max_size=30))
+def test_an_override_is_read_or_refused_but_never_crashes(text: str):
+    name, equals, _ = text.partition("=")
+    if equals and all(part.strip() for part in name.split(".")):
+        assert isinstance(parse_override(text), dict)
+    else:
+        with pytest.raises(ConfigError, match="--set"):
+            parse_override(text)
+
+
+def test_configs_need_no_torch():
+    code = "import sys, ddsr_core.pipeline as p; p.load_config('demo'); sys.exit('torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_every_field_of_every_stage_is_described():
+    for stage, field in PipelineConfig.model_fields.items():
+        for name, part in getattr(field.annotation, "model_fields", {}).items():
+            assert part.description or hasattr(part.annotation, "model_fields"), f"{stage}.{name}"
+
+
+def test_presets_are_plain_toml():
+    folder = Path(sys.modules["ddsr_core.pipeline"].__file__ or "").with_name("presets")
+    for file in folder.glob("*.toml"):
+        assert tomllib.loads(file.read_text())["base"]

@@ -1,0 +1,125 @@
+"""Samplers: a closed form as oracle, guidance, and results that do not depend on the batch."""
+
+import pytest
+import torch
+from tiny_base import SHAPE, tiny_dit
+
+from ddsr_core.diffusion.gaussian import Schedule
+from ddsr_core.diffusion.samplers import (
+    Sampler,
+    ancestral,
+    by_scheduler,
+    guided,
+    image_generator,
+    noise_like,
+    sample_latents,
+    spaced_steps,
+)
+
+SCHEDULE = Schedule()
+
+
+def draw(sampler: Sampler, indices: list[int], *, seed: int = 0, guidance_scale: float = 1.0) -> torch.Tensor:
+    rows = torch.tensor([index % 3 for index in indices])
+    return sample_latents(tiny_dit(), rows, indices, seed=seed, sampler=sampler, steps=4, guidance_scale=guidance_scale)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_an_image_does_not_depend_on_its_batch(sampler: Sampler, guidance_scale: float):
+    together = draw(sampler, [0, 1, 2, 3, 4], guidance_scale=guidance_scale)
+    for indices in ([3], [1, 4]):
+        alone = draw(sampler, indices, guidance_scale=guidance_scale)
+        torch.testing.assert_close(alone, together[indices], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
+def test_the_same_call_gives_the_same_bits_and_another_seed_or_index_another_image(sampler: Sampler):
+    first = draw(sampler, [0, 3])
+    assert torch.equal(first, draw(sampler, [0, 3]))
+    assert not torch.allclose(first[0], first[1])  # the same class row, another index
+    assert not torch.allclose(first, draw(sampler, [0, 3], seed=1))
+
+
+def exact_eps(x: torch.Tensor, t: int, mean: float, std: float) -> torch.Tensor:
+    """The best possible noise prediction when x0 ~ N(mean, std^2)."""
+    abar = SCHEDULE.alpha_bar[t]
+    return (1 - abar).sqrt() * (x - abar.sqrt() * mean) / (abar * std**2 + 1 - abar)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ancestral", 200), ("dpmpp", 25), ("unipc", 25)])
+def test_with_the_exact_prediction_the_data_distribution_comes_out(sampler: Sampler, steps: int):
+    mean, std = 1.5, 0.4
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        eps = exact_eps(x, t, mean, std)
+        return torch.cat([eps, -torch.ones_like(eps)], dim=1)
+
+    generators = [image_generator(0, index) for index in range(4)]
+    noise = noise_like(generators, (4, 32, 32), torch.device("cpu"))
+    if sampler == "ancestral":
+        found = ancestral(predict, noise, generators, steps)
+    else:
+        found = by_scheduler(predict, noise, sampler, steps)
+    assert found.mean().item() == pytest.approx(mean, abs=0.02)
+    assert found.std().item() == pytest.approx(std, rel=0.06)
+
+
+def test_one_ancestral_step_equals_the_equations_with_the_learned_variance():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((1, 4, 2, 2), generator=generator)
+    eps, v = torch.randn((2, 1, 4, 2, 2), generator=generator)
+    v = v.tanh()
+    called: list[int] = []
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        called.append(t)
+        return torch.cat([eps, v], dim=1)
+
+    found = ancestral(predict, noise, [image_generator(7, 3)], 2)
+    assert called == [999, 0]
+    # Step 999 -> 0 of the respaced chain {0, 999}, then 0 -> x0, both by DDPM equation 7 with improved DDPM's variance.
+    a1, a0 = SCHEDULE.alpha_bar[999].double(), SCHEDULE.alpha_bar[0].double()
+    beta = 1 - a1 / a0
+    x0 = (noise - (1 - a1).sqrt() * eps) / a1.sqrt()
+    mean = (a0.sqrt() * beta * x0 + (1 - a0) * (1 - beta).sqrt() * noise) / (1 - a1)
+    share = (v + 1) / 2
+    log_variance = share * beta.log() + (1 - share) * (beta * (1 - a0) / (1 - a1)).log()
+    drawn = torch.randn((4, 2, 2), generator=image_generator(7, 3))
+    x = mean + (log_variance / 2).exp() * drawn
+    expected = (x - (1 - a0).sqrt() * eps) / a0.sqrt()
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_scale_one_is_the_class_prediction_in_one_forward_pass():
+    model, calls = tiny_dit(), []
+    model.register_forward_hook(lambda _, args, __: calls.append(len(args[0])))
+    x, rows = torch.ones((2, 4, 4, 4)), torch.tensor([1, 2])
+    with torch.no_grad():
+        found = guided(model, rows, 1.0, 3)(x, 10)
+        assert calls == [2]
+        assert torch.equal(found, model(x, torch.tensor([10, 10]), rows))
+        guided(model, rows, 1.5, 3)(x, 10)
+    assert calls == [2, 2, 4]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_guidance_extrapolates_the_first_channels_and_leaves_the_rest_to_the_class(channels: int):
+    model = tiny_dit()
+    x, t, rows = torch.ones((2, 4, 4, 4)), torch.tensor([10, 10]), torch.tensor([1, 2])
+    with torch.no_grad():
+        found = guided(model, rows, 4.0, channels)(x, 10)
+        with_class = model(x, t, rows)
+        without = model(x, t, torch.full_like(rows, SHAPE.null_row))
+    expected = without + 4 * (with_class - without)
+    torch.testing.assert_close(found[:, :channels], expected[:, :channels], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[:, channels:], with_class[:, channels:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 50, 1000])
+def test_spaced_steps_rise_from_the_first_to_the_last(count: int):
+    steps = spaced_steps(count)
+    assert len(set(steps)) == count
+    assert steps == sorted(steps)
+    assert steps[-1] == 999
+    assert count == 1 or steps[0] == 0
