@@ -30,9 +30,7 @@ TINY = TrainSRConfig(
     arch="edsr-small", arch_kwargs={"feat": 8, "blocks": 1}, iterations=12, batch_size=2, lr_patch_px=8,
     learning_rate=1e-3, checkpoint_every=4, seed=3,
 )  # fmt: skip
-TINY_SRFORMER = TINY.model_copy(
-    update={"arch": "srformer-small", "arch_kwargs": {"embed": 8, "depths": [2], "heads": [2]}}
-)
+TINY_SRFORMER = TINY.model_copy(update={"arch": "srformer-small", "arch_kwargs": {"embed": 8, "depths": [2], "heads": [2]}})
 
 
 class Enlarge(nn.Module):
@@ -180,9 +178,7 @@ def test_learns_to_beat_bicubic_on_a_photo_it_has_not_seen(arch, kwargs, rate, s
     (tmp_path / "data").mkdir()
     for name in ("coffee.png", "astronaut.png", "rocket.jpg"):
         save_png(tmp_path / "data" / f"{name}.png", read_rgb(photos / name))
-    config = TrainSRConfig(
-        arch=arch, arch_kwargs=kwargs, iterations=steps, batch_size=8, lr_patch_px=16, learning_rate=rate
-    )
+    config = TrainSRConfig(arch=arch, arch_kwargs=kwargs, iterations=steps, batch_size=8, lr_patch_px=16, learning_rate=rate)
     run(config, data=tmp_path / "data", out=tmp_path / "out", runtime=Runtime())
     hr = to_float(read_rgb(photos / "chelsea.png")[:296, :448])
     lr = make_lr(hr)
