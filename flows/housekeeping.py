@@ -82,12 +82,12 @@ def _packages() -> list[Check]:
 
 
 def _weights() -> list[Check]:
-    from ddsr_core.diffusion.base import TINY, base_folder
+    from ddsr_core.diffusion.base import TINY, locate_base
     from ddsr_core.lpips_weights import MEND, weights_file
 
     checks = []
     try:
-        checks.append(Check("ok", f"base model {TINY}", str(base_folder(TINY))))
+        checks.append(Check("ok", f"base model {TINY}", str(locate_base(TINY))))
     except DdsrError as error:
         checks.append(Check("FAIL", f"base model {TINY}", error.what, error.mend or ""))
     for net, use in (("alex", "LPIPS"), ("vgg16", "embeddings without a hub")):

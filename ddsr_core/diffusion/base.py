@@ -1,12 +1,15 @@
 """Base models: a DiT, the VAE whose latents it works on, and the facts that tie them together.
 
-A base folder holds ``ddsr_base.json`` (`BaseInfo`), ``transformer.safetensors`` (original DiT layout) and ``vae/``
-(diffusers). ``ddsr-tiny`` is shipped in the package.
+Three layouts are read: our own base folder (``ddsr_base.json``, ``transformer.safetensors`` in the original DiT layout,
+``vae/``), diffusers' (``transformer/``, ``vae/``; a folder or a hub id such as ``facebook/DiT-XL-2-512``), and a single
+file of the original release (``DiT-XL-2-512x512.pt``; its VAE is named apart). ``ddsr-tiny`` is shipped in the package.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +17,30 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddsr_core.config import digest_of
+from ddsr_core.diffusion import published
+from ddsr_core.diffusion.codec import Codec, load_codec, load_vae
 from ddsr_core.errors import InputError, MissingWeightsError
 from ddsr_core.store import Source, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddsr_core.diffusion.dit import DiT
+    from ddsr_core.diffusion.dit import DiT, DiTConfig
 
 INFO = "ddsr_base.json"
 TRANSFORMER = "transformer.safetensors"
+OWN_FILES = (INFO, TRANSFORMER, "vae/config.json", "vae/diffusion_pytorch_model.safetensors")
 TINY = "ddsr-tiny"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
+#: Attention heads of the published DiT widths: they cannot be read off a state dict.
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+DIT_LICENCE = (
+    "the published DiT weights are CC-BY-NC-4.0 (non-commercial), which raises the same question for what they draw"
+)
 
 
 class BaseInfo(BaseModel):
-    """Contents of ``ddsr_base.json``."""
+    """Facts of a base model; contents of ``ddsr_base.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -47,14 +58,17 @@ class Base:
 
     Attributes:
         dit: the noise predictor, without gammas.
-        vae: the diffusers autoencoder, frozen, in evaluation mode, float32.
-        info: facts; ``digest``: of the files.
+        codec: images to latents and back.
+        info: facts.
+        digest: of the noise predictor's weights, whatever layout they came in.
+        class_names: row of the class table -> name, where the source has them (ImageNet's, for DiT-XL).
     """
 
     dit: DiT
-    vae: Any
+    codec: Codec
     info: BaseInfo
     digest: str
+    class_names: Mapping[int, str]
 
     @property
     def image_px(self) -> int:
@@ -64,57 +78,216 @@ class Base:
     def null_row(self) -> int:
         return self.dit.config.null_row
 
-    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        import torch
-
-        return torch.tensor(values, device=like.device, dtype=like.dtype)[None, :, None, None]
+    @property
+    def vae(self) -> Any:
+        return self.codec.vae
 
     def encode(self, images: Tensor) -> Tensor:
-        """``float (B, 3, H, W)`` in [-1, 1] to diffusion latents ``(B, C, h, w)`` of about unit variance.
-
-        A Kullback-Leibler VAE gives its posterior's mean.
-        """
-        latents = (
-            self.vae.encoder(images)
-            if self.info.vae_class == "AutoencoderTiny"
-            else self.vae.encode(images).latent_dist.mode()
-        )
-        return (latents - self._per_channel(self.info.latent_shift, latents)) * self._per_channel(
-            self.info.latent_scale, latents
-        )
+        """See `Codec.encode`."""
+        return self.codec.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Inverse of `encode`: images ``(B, 3, H, W)``, about [-1, 1], not clamped; differentiable."""
-        raw = latents / self._per_channel(self.info.latent_scale, latents) + self._per_channel(
-            self.info.latent_shift, latents
-        )
-        return self.vae.decoder(raw) if self.info.vae_class == "AutoencoderTiny" else self.vae.decode(raw).sample
+        """See `Codec.decode`."""
+        return self.codec.decode(latents)
 
 
-def base_folder(name_or_path: str) -> Path:
-    """The folder of ``ddsr-tiny`` or of a base model on disk.
+def locate_base(name_or_path: str) -> Path:
+    """The folder or file of a base model; a hub id is downloaded once.
 
     Raises:
-        MissingWeightsError: there is no such folder, or no base model in it.
+        MissingWeightsError: there is none; the message names the files to bring.
     """
-    folder = SHIPPED / TINY if name_or_path == TINY else Path(name_or_path).expanduser()
-    needed = (INFO, TRANSFORMER, "vae/config.json", "vae/diffusion_pytorch_model.safetensors")
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        hint = "" if folder.exists() else " (loading DiT-XL from a hub id or its own layouts is not built yet)"
+    path = SHIPPED / TINY if name_or_path == TINY else Path(name_or_path).expanduser()
+    if path.is_file() and path.suffix in published.FILE_SUFFIXES:
+        return path
+    if not (path / INFO).is_file() and name_or_path != TINY:
+        return published.locate(name_or_path, ("transformer", "vae"), "base")
+    if missing := [name for name in OWN_FILES if not (path / name).is_file()]:
         raise MissingWeightsError(
-            f"no base model {name_or_path!r}: {', '.join(missing)} not found{hint}",
-            where=folder,
-            mend=f"set base={TINY!r} (64-px patches, shipped in the package), or name a folder with those files",
+            f"the base model {name_or_path!r} is not whole: {', '.join(missing)} not found",
+            where=path,
+            mend=f"install the package again, or name another base ({TINY}: 64-px patches, shipped)",
         )
-    return folder
+    return path
 
 
 def base_source(name_or_path: str) -> Source:
     """The base model as a stage input: its digest is that of its files, wherever they lie."""
-    folder = base_folder(name_or_path)
-    files = (INFO, TRANSFORMER, "vae/config.json", "vae/diffusion_pytorch_model.safetensors")
-    return Source(folder, digest_of({name: sha256_of(folder / name) for name in files}))
+    path = locate_base(name_or_path)
+    return Source(path, _digest_of_files(path, _files_of(path)))
+
+
+def vae_source(name_or_path: str, option: str = "vae") -> Source:
+    """A VAE in diffusers' layout (folder or hub id) as a stage input; ``option``: the config field that names it.
+
+    Raises:
+        MissingWeightsError: there is none.
+    """
+    folder = published.locate(name_or_path, (".",), option)
+    return Source(folder, _digest_of_files(folder, _model_files(folder)))
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        sidecar = path.with_suffix(".json")
+        return [path, sidecar] if sidecar.is_file() else [path]
+    if (path / INFO).is_file():
+        return [path / name for name in OWN_FILES]
+    named = [path / "model_index.json"] if (path / "model_index.json").is_file() else []
+    return [*named, *_model_files(path / "transformer"), *_model_files(path / "vae")]
+
+
+def _model_files(folder: Path) -> list[Path]:
+    weights = published.find_weights(folder)
+    return [folder / published.CONFIG] + ([weights] if weights else [])
+
+
+def _digest_of_files(root: Path, files: list[Path]) -> str:
+    return digest_of({file.name if root.is_file() else str(file.relative_to(root)): sha256_of(file) for file in files})
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names and float32 values, in order of the names; the fixed position table left out."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if name != "pos_embed":
+            digest.update(name.encode())
+            digest.update(state[name].detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def load_base(name_or_path: str, device: str = "cpu", vae: Path | None = None) -> Base:
+    """Load a base model, frozen, in float32 and evaluation mode.
+
+    Args:
+        vae: folder of a VAE to use in place of the base's own; a single file of the original release has none.
+
+    Raises:
+        MissingWeightsError: files are missing.
+        InputError: the weights do not fit their description.
+    """
+    path = locate_base(name_or_path)
+    if (path / INFO).is_file():
+        return _assemble(device, *_read_own(path, vae))
+    name = path.stem if path.is_file() else Path(name_or_path).name
+    if path.is_file():
+        config, state = _read_original(path)
+    else:
+        config, state = _read_diffusers(path / "transformer")
+    folder = vae or (None if path.is_file() else path / "vae")
+    if folder is None:
+        raise MissingWeightsError(
+            "a weights file of the original release comes without a VAE",
+            where="vae",
+            mend="set vae to a hub id such as stabilityai/sd-vae-ft-mse, or to its folder",
+        )
+    codec = load_codec(folder)
+    info = BaseInfo(
+        name=name, image_px=config.latent_px * codec.pixels_per_latent(), dit=config.model_dump(),
+        vae_class=type(codec.vae).__name__, latent_shift=codec.shift, latent_scale=codec.scale,
+        licence=DIT_LICENCE if config.hidden in HEADS else "",
+    )  # fmt: skip
+    return _assemble(device, info, config, state, codec, path, _class_names(path))
+
+
+def _assemble(
+    device: str,
+    info: BaseInfo,
+    config: DiTConfig,
+    state: dict[str, Tensor],
+    codec: Codec,
+    where: Path,
+    names: Mapping[int, str],
+) -> Base:
+    import torch
+
+    from ddsr_core.diffusion.dit import DiT
+
+    with torch.device("meta"):
+        dit = DiT(config)
+    state = {name: value.float() for name, value in state.items()}
+    try:
+        dit.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"the weights do not fit the shape of the DiT: {error}", where=where) from error
+    digest = weights_digest(state)
+    for module in (dit, codec.vae):
+        module.requires_grad_(False).eval().to(device)
+    return Base(dit, codec, info, digest, names)
+
+
+def _read_own(folder: Path, vae: Path | None) -> tuple[BaseInfo, DiTConfig, dict[str, Tensor], Codec, Path, dict[int, str]]:
+    from ddsr_core.diffusion.dit import DiTConfig
+
+    info = read_info(folder)
+    codec = load_codec(vae) if vae else Codec(load_vae(folder / "vae"), info.latent_shift, info.latent_scale)
+    state = published.read_tensors(folder / TRANSFORMER)
+    return info, DiTConfig.model_validate(info.dit), state, codec, folder, {}
+
+
+def _read_original(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
+    """The shape is read off the tensors; the heads follow from a published width, or ``{"heads": N}`` beside the file."""
+    from ddsr_core.diffusion.dit import DiTConfig
+
+    state = published.read_tensors(path)
+    try:
+        hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
+        grid = round(state["pos_embed"].shape[1] ** 0.5)
+        outputs = len(state["final_layer.linear.bias"]) // patch**2
+        values = {
+            "latent_px": grid * patch, "patch": patch, "in_channels": channels, "hidden": hidden,
+            "depth": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+            "mlp_ratio": len(state["blocks.0.mlp.fc1.bias"]) / hidden,
+            "classes": len(state["y_embedder.embedding_table.weight"]) - 1, "learn_sigma": outputs == 2 * channels,
+        }  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"not a DiT in the layout of the original release ({error})",
+            where=path,
+            mend="name a file such as DiT-XL-2-512x512.pt, or a folder in diffusers' layout",
+        ) from error
+    sidecar = path.with_suffix(".json")
+    heads = published.read_json(sidecar).get("heads") if sidecar.is_file() else HEADS.get(hidden)
+    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise InputError(
+            f"how many attention heads a DiT of width {hidden} has cannot be read off its weights",
+            where=path,
+            mend=f'write {{"heads": N}} into {sidecar.name} beside it',
+        )
+    return DiTConfig(**values, heads=heads), state
+
+
+def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
+    from ddsr_core.diffusion.dit import DiTConfig, position_table
+    from ddsr_core.diffusion.layouts import from_diffusers
+
+    values = published.read_json(folder / published.CONFIG)
+    weights = published.find_weights(folder)
+    if values.get("_class_name") != "DiTTransformer2DModel" or weights is None:
+        raise InputError("not a DiT in diffusers' layout", where=folder / published.CONFIG, mend="name another base")
+    heads, channels = values["num_attention_heads"], values["in_channels"]
+    hidden, patch, side = heads * values["attention_head_dim"], values["patch_size"], values["sample_size"]
+    state = published.read_tensors(weights)
+    try:
+        state = from_diffusers(state, position_table(hidden, side // patch))
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"the weights lack a part of the DiT: {error}", where=weights, mend="bring the file again"
+        ) from error
+    config = DiTConfig(
+        latent_px=side, patch=patch, in_channels=channels, hidden=hidden, heads=heads, depth=values["num_layers"],
+        classes=len(state["y_embedder.embedding_table.weight"]) - 1,
+        learn_sigma=(values.get("out_channels") or channels) == 2 * channels,
+    )  # fmt: skip
+    return config, state
+
+
+def _class_names(path: Path) -> dict[int, str]:
+    index = path / "model_index.json"
+    if not index.is_file():
+        return {}
+    names = published.read_json(index).get("id2label") or {}
+    return {int(row): str(name) for row, name in names.items()}
 
 
 def read_info(folder: Path) -> BaseInfo:
@@ -127,31 +300,6 @@ def read_info(folder: Path) -> BaseInfo:
         return BaseInfo.model_validate(json.loads((folder / INFO).read_text()))
     except (ValueError, ValidationError) as error:
         raise InputError(f"not a base model description: {error}", where=folder / INFO) from error
-
-
-def load_base(name_or_path: str, device: str = "cpu") -> Base:
-    """Load a base model, frozen, in float32 and evaluation mode.
-
-    Raises:
-        MissingWeightsError: files are missing.
-        InputError: the weights do not fit the description.
-    """
-    import diffusers
-    from safetensors.torch import load_file
-
-    from ddsr_core.diffusion.dit import DiT, DiTConfig
-
-    folder = base_folder(name_or_path)
-    info = read_info(folder)
-    dit = DiT(DiTConfig.model_validate(info.dit))
-    try:
-        dit.load_state_dict({name: value.float() for name, value in load_file(folder / TRANSFORMER).items()})
-    except RuntimeError as error:
-        raise InputError(f"the weights do not fit the shape in {INFO}: {error}", where=folder / TRANSFORMER) from error
-    vae = getattr(diffusers, info.vae_class).from_pretrained(folder / "vae", local_files_only=True).float()
-    for module in (dit, vae):
-        module.requires_grad_(False).eval().to(device)
-    return Base(dit, vae, info, base_source(name_or_path).digest)
 
 
 def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:

@@ -55,7 +55,7 @@ def timestep_frequencies(t: Tensor, dim: int = 256, max_period: float = 10_000) 
 def position_table(hidden: int, grid: int) -> Tensor:
     """Fixed 2-D sine-cosine table ``(1, grid*grid, hidden)``: first half of a row encodes x, second half y."""
     quarter = hidden // 4
-    rates = 10_000 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rates = 1 / 10_000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * rates
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, hidden / 2)
     x = axis[None, :, :].expand(grid, grid, -1)
