@@ -11,12 +11,14 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
+from ddsr_core.class_rows import ClassRowsConfig
 from ddsr_core.clusters import ClustersConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.latents import LatentsConfig
 from ddsr_core.patches import PatchesConfig
 from ddsr_core.sampling import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
@@ -53,10 +55,20 @@ class PipelineConfig(StageConfig):
     """Everything that a run depends on besides its images."""
 
     preset: str = Field("best", description="preset that the values started from")
-    base: str = Field("ddsr-tiny", description="base model: ddsr-tiny, a folder, or a hub id")
+    base: str = Field(
+        "ddsr-tiny",
+        description="base model: ddsr-tiny, a hub id or folder in diffusers' layout, or a file of the original DiT release",
+    )
+    vae: str | None = Field(None, description="VAE in place of the base's own: a hub id or a folder in diffusers' layout")
+    lsr_decoder: str | None = Field(
+        None,
+        description="smaller decoder of the same latents for L_SR, such as TAESD (hub id or folder)",
+    )
     patches: PatchesConfig = PatchesConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     clusters: ClustersConfig = ClustersConfig()
+    latents: LatentsConfig = LatentsConfig()
+    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="only for finetune.row_start=clip_nearest")
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
     sr: SRConfig = SRConfig()
@@ -133,21 +145,25 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the config file cannot be read: {error.strerror}", where=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config file is not TOML: {error}", where=path) from error
-    return _complete_threshold(values)
+    return _complete_alternatives(values)
 
 
-def _complete_threshold(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML cannot say null: whoever names one of the two threshold rules means that the other is off."""
-    patches = values.get("patches", {})
-    named = [rule for rule in ("threshold_db", "quantile") if rule in patches]
-    if len(named) == 1:
-        other = "quantile" if named == ["threshold_db"] else "threshold_db"
-        return {**values, "patches": {**patches, other: None}}
+#: Pairs of fields of which exactly one is set.
+ALTERNATIVES = (("patches", "threshold_db", "quantile"), ("finetune", "steps", "epochs"))
+
+
+def _complete_alternatives(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML cannot say null: whoever names one of two alternatives means that the other is off."""
+    for stage, *pair in ALTERNATIVES:
+        named = [field for field in pair if field in values.get(stage, {})]
+        if len(named) == 1:
+            other = pair[1 - pair.index(named[0])]
+            values = {**values, stage: {**values[stage], other: None}}
     return values
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    over = _complete_threshold(dict(over))
+    over = _complete_alternatives(dict(over))
     result = dict(under)
     for name, value in over.items():
         old = result.get(name)

@@ -111,7 +111,15 @@ def choose(psnr: np.ndarray, target: np.ndarray, refused: np.ndarray, count: int
 
 
 def run(
-    config: SampleConfig, *, adapter: Path, base: Path, clusters: Path, patches: Path, out: Path, runtime: Runtime
+    config: SampleConfig,
+    *,
+    adapter: Path,
+    base: Path,
+    clusters: Path,
+    patches: Path,
+    out: Path,
+    runtime: Runtime,
+    vae: Path | None = None,
 ) -> StageResult:
     """Draw the candidates, choose among them and write the distilled set.
 
@@ -202,8 +210,9 @@ def compare(count: int, patches: Path, clusters: Path, out: Path, runtime: Runti
     """
     from ddsr_core.bicubic import psnr_bic
     from ddsr_core.clusters import read_labels
-    from ddsr_core.diffusion.training_set import batches_of_patches, label_of
+    from ddsr_core.diffusion.training_set import label_of
     from ddsr_core.images import read_rgb
+    from ddsr_core.latents import batches_of_patches
 
     psnr: list[float] = []
     vectors: list[np.ndarray] = []

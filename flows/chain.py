@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ddsr_core import clusters, embeddings, evaluation, patches, sampling
+from ddsr_core import class_rows, clusters, embeddings, evaluation, latents, patches, sampling
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import finetune
-from ddsr_core.diffusion.base import base_source
+from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
 from ddsr_core.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
@@ -91,14 +91,39 @@ def distill_and_train(
 
 def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifact, Artifact]:
     """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches."""
-    base = base_source(config.base)
+    model = base_model(config)
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
     described = {"patches": accepted, **clip_weights(config.embeddings)}
     vectors = chain.add(embeddings.STAGE, config.embeddings, "", **described)
     labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
-    adapter = chain.add(finetune.STAGE, config.finetune, patches=accepted, clusters=labels, base=base)
-    distilled = chain.add(sampling.STAGE, config.sample, adapter=adapter, base=base, clusters=labels, patches=accepted)
-    return distilled, accepted
+    encoded = chain.add(latents.STAGE, config.latents, "", patches=accepted, **model)
+    rows = first_rows(chain, config, labels, model["base"])
+    learned = {"latents": encoded, "clusters": labels, **model, **rows, **lsr_decoder(config)}
+    adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
+    drawn = {"adapter": adapter, "clusters": labels, "patches": accepted, **model}
+    return chain.add(sampling.STAGE, config.sample, "", **drawn), accepted
+
+
+def base_model(config: PipelineConfig) -> dict[str, StageInput]:
+    """The base, and its VAE where the config names another."""
+    vae = {"vae": vae_source(config.vae)} if config.vae else {}
+    return {"base": base_source(config.base), **vae}
+
+
+def lsr_decoder(config: PipelineConfig) -> dict[str, StageInput]:
+    """What L_SR decodes with, where the config names it and fine-tuning needs it."""
+    if config.lsr_decoder is None or config.finetune.lsr_mode == "off":
+        return {}
+    return {"decoder": vae_source(config.lsr_decoder, "lsr_decoder")}
+
+
+def first_rows(chain: Chain, config: PipelineConfig, labels: Artifact, base: StageInput) -> dict[str, StageInput]:
+    """The classes nearest the clusters, where fine-tuning starts from them."""
+    if config.finetune.row_start != "clip_nearest":
+        return {}
+    settings = config.class_rows.model_copy(update={"embeddings": config.embeddings})
+    inputs = {"clusters": labels, "base": base, **clip_weights(config.embeddings)}
+    return {"rows": chain.add(class_rows.STAGE, settings, "", **inputs)}
 
 
 def clip_weights(config: embeddings.EmbeddingsConfig) -> dict[str, StageInput]:

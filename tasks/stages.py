@@ -11,12 +11,14 @@ from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
+from ddsr_core.class_rows import STAGE as CLASS_ROWS
 from ddsr_core.clusters import STAGE as CLUSTERS
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.diffusion.finetune import STAGE as FINETUNE
 from ddsr_core.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.errors import DdsrError, StorageError
 from ddsr_core.evaluation import STAGE as EVALUATE
+from ddsr_core.latents import STAGE as LATENTS
 from ddsr_core.patches import STAGE as PATCHES
 from ddsr_core.sampling import STAGE as SAMPLE
 from ddsr_core.sr.sources import STAGE as CROPS
@@ -25,7 +27,7 @@ from ddsr_core.store import Artifact, Manifest, Source, Stage, StageInput, Store
 from tasks import progress
 
 #: Stages that want a GPU; their runs carry the tag ``gpu``, which a concurrency limit can count.
-GPU_STAGES = frozenset({"embeddings", "finetune", "sample", "train-sr", "evaluate"})
+GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "train-sr", "evaluate"})
 
 
 class InputRef(BaseModel):
@@ -88,7 +90,19 @@ def _config(config_class: str, values: dict[str, Any]) -> StageConfig:
 
 
 TASKS: dict[str, Task[..., Manifest]] = {
-    stage.name: stage_task(stage) for stage in (PATCHES, EMBEDDINGS, CLUSTERS, FINETUNE, SAMPLE, CROPS, TRAIN_SR, EVALUATE)
+    stage.name: stage_task(stage)
+    for stage in (
+        PATCHES,
+        EMBEDDINGS,
+        CLUSTERS,
+        LATENTS,
+        CLASS_ROWS,
+        FINETUNE,
+        SAMPLE,
+        CROPS,
+        TRAIN_SR,
+        EVALUATE,
+    )
 }
 
 

@@ -190,6 +190,16 @@ def load_base(name_or_path: str, device: str = "cpu", vae: Path | None = None) -
     return _assemble(device, info, config, state, codec, path, _class_names(path))
 
 
+def load_base_facts(path: Path) -> tuple[int, dict[int, str]]:
+    """How many classes a base has, the null row not counted, and the names of their rows, where it has them."""
+    if (path / INFO).is_file():
+        return int(read_info(path).dit["classes"]), {}
+    if path.is_file():
+        return _read_original(path)[0].classes, {}
+    classes = published.read_json(path / "transformer" / published.CONFIG)["num_embeds_ada_norm"]
+    return int(classes), _class_names(path)
+
+
 def _assemble(
     device: str,
     info: BaseInfo,

@@ -7,7 +7,7 @@ adapter holds only what can have changed: of the class table, the rows of the ps
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,33 @@ def table_rows(label_map: Mapping[int, int], null_row: int) -> list[int]:
 
 
 @torch.no_grad()
-def initialize_rows(model: DiT, label_map: Mapping[int, int], start: str) -> None:
-    """First values of the pseudo-labels' rows: ``table`` leaves them as they are, ``null`` copies the null row."""
+def initialize_rows(
+    model: DiT, label_map: Mapping[int, int], start: str, nearest: Mapping[int, Sequence[int]] | None = None
+) -> None:
+    """First values of the pseudo-labels' rows of the class table.
+
+    Args:
+        start: ``imagenet_rows`` leaves them as they are; ``null`` copies the null row; ``clip_nearest`` takes the mean of
+            the rows that ``nearest`` names for each pseudo-label.
+
+    Raises:
+        InputError: ``clip_nearest`` without the nearest classes of a pseudo-label.
+    """
     table = model.y_embedder.embedding_table.weight
-    if start == "null":
-        for row in label_map.values():
-            table[row] = table[model.config.null_row]
+    if start == "imagenet_rows":
+        return
+    before = table.clone()  # a row that is written here may be one that another label starts from
+    for label, row in label_map.items():
+        if start == "null":
+            table[row] = before[model.config.null_row]
+        elif not nearest or not nearest.get(label):
+            raise InputError(
+                f"no nearest classes for pseudo-label {label}",
+                where="finetune.row_start",
+                mend="give the class-rows artifact of these clusters, or set finetune.row_start=null",
+            )
+        else:
+            table[row] = before[list(nearest[label])].mean(0)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,17 @@
 """Stage 4, fine-tuning: DiffFit on the accepted patches with L_simple + λr L_r + λd L_d + λsr L_SR (paper, II-B).
 
-The step is `training_step`, equation 6 as pure functions of tensors; around it: latents encoded once for both flips, an
-average of the adapter alone, and checkpoints from which a killed run continues to the same bytes (on a CPU).
+Equation 6 and its optimiser step are in `ddsr_core.diffusion.step`. Here is what lies around them: the budget, sample sheets
+on the way, checkpoints from which a killed run continues to the same bytes (on a CPU), and the adapter at the end.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError, TrainingError
@@ -22,15 +19,12 @@ from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-    from torch import Tensor
 
     from ddsr_core.diffusion.base import Base
-    from ddsr_core.diffusion.gaussian import Schedule
-    from ddsr_core.diffusion.minimax import Memory
-    from ddsr_core.diffusion.training_set import Batch, TrainingSet
+    from ddsr_core.diffusion.distributed import Peers
+    from ddsr_core.diffusion.step import Run
+    from ddsr_core.diffusion.training_set import TrainingSet
 
-TERMS = ("simple", "vb", "r", "d", "sr")
 #: A sample sheet: so many pseudo-labels at most, images of each, DPM-Solver++ steps. Few, as it interrupts training.
 SHEET_LABELS, SHEET_COLUMNS, SHEET_STEPS = 16, 4, 12
 
@@ -38,12 +32,19 @@ SHEET_LABELS, SHEET_COLUMNS, SHEET_STEPS = 16, 4, 12
 class FinetuneConfig(StageConfig):
     """Budget, DiffFit, and the weights of the loss terms (equation 6)."""
 
-    steps: int = Field(9_000, ge=1, description="optimiser steps")
+    steps: int | None = Field(None, ge=0, description="optimiser steps; 0 leaves the base as it is. This or epochs")
+    epochs: int | None = Field(70, ge=1, description="times that every patch is shown. This or steps")
     batch_size: int = Field(8, ge=1, le=4096, description="patches a step")
+    accumulate: int = Field(
+        1, ge=1, description="parts that a batch is computed in, one after another, to save memory; each has its own r and d"
+    )
+    processes: int = Field(1, ge=1, le=64, description="processes that share every batch, one a GPU")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of AdamW, constant, no weight decay")
-    gamma_blocks: int = Field(14, ge=0, description="first blocks that get DiffFit scales; 14 of 28 as released")
-    row_start: Literal["null", "table"] = Field(
-        "null", description="first values of the pseudo-labels' class rows: the null row, or rows 0..k-1 as they are"
+    gamma_blocks: int = Field(14, ge=0, description="first blocks that get DiffFit scales; 14 of 28 as released, 28 for all")
+    row_start: Literal["imagenet_rows", "null", "clip_nearest"] = Field(
+        "null",
+        description="first values of the pseudo-labels' class rows: rows 0..k-1 as they are (released), the null row, or "
+        "the mean of the classes whose names are nearest the cluster in CLIP's space",
     )
     lambda_r: float = Field(0.002, ge=0, description="weight of the representativeness loss")
     lambda_d: float = Field(0.008, ge=0, description="weight of the diversity loss")
@@ -51,6 +52,13 @@ class FinetuneConfig(StageConfig):
     x0_hat: Literal["x0", "paper"] = Field("x0", description="prediction in the minimax losses: x0, or z_t - eps")
     lsr_mode: Literal["off", "paper", "target"] = Field("target", description="form of L_SR")
     lambda_sr: float = Field(1.0, ge=0, description="weight of L_SR")
+    lsr_reference: Literal["patch", "decoded"] = Field(
+        "decoded",
+        description="whose PSNR_bic a prediction is measured against (target): the patch's, or its decoded latent's",
+    )
+    lsr_crop_px: int | None = Field(
+        None, ge=8, description="L_SR decodes a window of so many latent pixels; none: all. For decoders that are large"
+    )
     lsr_margin_db: float = Field(0.0, ge=0, description="how much smoother than the real patch is free, dB (target)")
     vb_weight: float = Field(1.0, ge=0, description="weight of the learned-variance bound")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="share of samples shown with the null label")
@@ -58,218 +66,134 @@ class FinetuneConfig(StageConfig):
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged adapter")
     ema_warmup: bool = Field(True, description="decay min(ema_decay, (1 + n) / (10 + n))")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the networks; the losses are float32")
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="recompute blocks in the backward pass; auto: where activations would not fit the GPU"
+    )
+    compile: bool = Field(False, description="torch.compile the network; pays over thousands of steps on a GPU")
     norm_every: int = Field(50, ge=1, description="steps between measurements of each term's gradient norm")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     sample_every: int = Field(1_000, ge=1, description="steps between sample sheets; one at the start and the end too")
     seed: int = Field(0, ge=0, description="of batches, noise and label dropout")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set either steps or epochs, and the other to null")
+        if self.batch_size % (self.accumulate * self.processes):
+            raise ValueError("batch_size must be a multiple of accumulate x processes")
+        if self.lsr_crop_px is not None and self.lsr_mode == "target" and self.lsr_reference == "patch":
+            raise ValueError("a crop has no PSNR_bic of its patch: set lsr_reference to decoded")
+        return self
 
-def loss_terms(
-    base: Base, schedule: Schedule, batch: Batch, config: FinetuneConfig, real: Memory, pseudo: Memory
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The terms of equation 6, already weighted, and the detached prediction of x0 for the memory.
-
-    The network runs in ``config.precision``; noising, x0 and every loss are float32.
-    """
-    import torch
-
-    from ddsr_core.diffusion.gaussian import predict_x0, q_sample, simple_and_vb
-    from ddsr_core.diffusion.lsr import lsr_loss
-    from ddsr_core.diffusion.minimax import minimax_losses
-
-    x_t = q_sample(schedule, batch.x0, batch.t, batch.noise)
-    half = config.precision == "bf16"
-    with torch.autocast(x_t.device.type, torch.bfloat16, enabled=half):
-        output = base.dit(x_t, batch.t, batch.y)
-    output = output.float()
-    mse, vb = simple_and_vb(schedule, output, batch.x0, x_t, batch.t, batch.noise)
-    eps = output[:, : batch.x0.shape[1]]
-    x0_hat = predict_x0(schedule, x_t, batch.t, eps)
-    compared = x0_hat if config.x0_hat == "x0" else x_t - eps
-    l_r, l_d = minimax_losses(compared, batch.labels, real, pseudo)
-
-    def decode(latents: Tensor) -> Tensor:
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=half):
-            return base.decode(latents)
-
-    l_sr = lsr_loss(config.lsr_mode, x0_hat, batch.psnr_bic, batch.t, schedule, decode, config.lsr_margin_db)
-    terms = {
-        "simple": mse.mean(),
-        "vb": config.vb_weight * vb.mean(),
-        "r": config.lambda_r * l_r,
-        "d": config.lambda_d * l_d,
-        "sr": config.lambda_sr * l_sr,
-    }
-    return terms, compared.detach()
+    def total_steps(self, patches: int) -> int:
+        """Optimiser steps for so many patches."""
+        return self.steps if self.steps is not None else -(-(self.epochs or 0) * patches // self.batch_size)
 
 
-def gradient_norms(terms: dict[str, Tensor], parameters: list[torch.nn.Parameter]) -> dict[str, float]:
-    """Norm of each term's own gradient; the graph is kept."""
-    import torch
-
-    norms = {}
-    for name, term in terms.items():
-        grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        present = [g.float().norm() for g in grads if g is not None]
-        norms[name] = float(torch.stack(present).norm()) if present else 0.0
-    return norms
-
-
-class Run:
-    """The state that a fine-tuning run carries from step to step, and its checkpoint."""
-
-    def __init__(self, base: Base, config: FinetuneConfig, label_map: dict[int, int]) -> None:
-        import torch
-
-        from ddsr_core.diffusion.difffit import initialize_rows, unfreeze
-        from ddsr_core.diffusion.gaussian import Schedule
-        from ddsr_core.diffusion.minimax import Memory
-
-        self.base, self.config, self.label_map = base, config, label_map
-        initialize_rows(base.dit, label_map, config.row_start)
-        self.trainable = unfreeze(base.dit, config.gamma_blocks)
-        self.ema = {name: p.detach().clone() for name, p in self.trainable.items()}
-        parameters = list(self.trainable.values())
-        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
-        self.real, self.pseudo = Memory(config.memory_size), Memory(config.memory_size)
-        self.schedule = Schedule(next(base.dit.parameters()).device)
-        self.step = 0
-        self.curve: list[dict[str, float]] = []
-
-    def advance(self, data: TrainingSet) -> dict[str, float]:
-        """One optimiser step; returns the value of every term, and now and then the norms of their gradients.
-
-        Raises:
-            TrainingError: a term or its gradient is not finite. Nothing has been updated then.
-        """
-        import torch
-
-        batch = self._batch(data)
-        terms, x0_hat = loss_terms(self.base, self.schedule, batch, self.config, self.real, self.pseudo)
-        parameters = list(self.trainable.values())
-        row = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        self._require_finite(row, "the loss term")
-        if self.step % self.config.norm_every == 0:
-            row |= {f"grad_{name}": norm for name, norm in gradient_norms(terms, parameters).items()}
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        gradient = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(float(gradient)):
-            again, _ = loss_terms(self.base, self.schedule, batch, self.config, self.real, self.pseudo)
-            norms = {**gradient_norms(again, parameters), "sum": float(gradient)}
-            self._require_finite(norms, "the gradient of the loss term")
-        self.optimizer.step()
-        self.real.append(batch.x0, batch.labels)
-        self.pseudo.append(x0_hat, batch.labels)
-        self._average()
-        self.step += 1
-        return row
-
-    def _batch(self, data: TrainingSet) -> Batch:
-        from ddsr_core.diffusion.training_set import draw_batch
-
-        config = self.config
-        batch = draw_batch(
-            data, step=self.step, size=config.batch_size, null_row=self.base.null_row,
-            label_dropout=config.label_dropout, flip=config.flip, seed=config.seed,
-        )  # fmt: skip
-        return batch.to(self.schedule.beta.device)
-
-    def _require_finite(self, values: dict[str, float], what: str) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{what} {name!r} is {value} at step {self.step}",
-                    where="finetune",
-                    mend=f"lower finetune.learning_rate or the weight of {name!r}; the last good checkpoint is kept",
-                )
-
-    def _average(self) -> None:
-        import torch
-
-        decay = self.config.ema_decay
-        if self.config.ema_warmup:
-            decay = min(decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), list(self.trainable.values()), 1 - decay)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The network with the averaged adapter for a while."""
-        import torch
-
-        current: list[Tensor] = list(self.trainable.values())
-        kept = [p.detach().clone() for p in current]
-        with torch.no_grad():
-            torch._foreach_copy_(current, list(self.ema.values()))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(current, kept)
-
-    def save(self, path: Path) -> None:
-        import torch
-
-        state = {
-            "trainable": {name: p.detach() for name, p in self.trainable.items()},
-            "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
-            "real": self.real.state_dict(),
-            "pseudo": self.pseudo.state_dict(),
-            "step": self.step,
-            "curve": self.curve,
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(path, buffer.getvalue())
-
-    def load(self, path: Path) -> None:
-        import torch
-
-        state = torch.load(path, weights_only=True, map_location=next(self.base.dit.parameters()).device)
-        with torch.no_grad():
-            for name, parameter in self.trainable.items():
-                parameter.copy_(state["trainable"][name])
-        self.ema = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.real.load_state_dict(state["real"])
-        self.pseudo.load_state_dict(state["pseudo"])
-        self.step, self.curve = state["step"], state["curve"]
-
-
-def run(config: FinetuneConfig, *, patches: Path, clusters: Path, base: Path, out: Path, runtime: Runtime) -> StageResult:
+def run(
+    config: FinetuneConfig,
+    *,
+    latents: Path,
+    clusters: Path,
+    base: Path,
+    out: Path,
+    runtime: Runtime,
+    vae: Path | None = None,
+    decoder: Path | None = None,
+    rows: Path | None = None,
+) -> StageResult:
     """Fine-tune the base on the patches; write the adapter, its average, the curves and samples along the way.
 
+    Args:
+        vae: VAE in place of the base's own.
+        decoder: VAE that L_SR decodes with, such as TAESD; none: the base's.
+        rows: a `class-rows` artifact, for ``row_start="clip_nearest"``.
+
     Raises:
-        MissingWeightsError, InputError: the base or the patches do not fit.
+        MissingWeightsError, InputError: the base, the latents or the clusters do not fit.
         TrainingError: a loss term is not finite; the last good checkpoint is kept.
     """
-    from ddsr_core.diffusion.base import load_base
-    from ddsr_core.diffusion.difffit import Adapter, extract, save_adapter, table_rows
-    from ddsr_core.diffusion.training_set import prepare
+    from ddsr_core.diffusion.distributed import Alone, run_together
 
-    model = load_base(str(base), runtime.device)
+    work = partial(
+        train_in_process, config=config, latents=latents, clusters=clusters, base=base, out=out, vae=vae, decoder=decoder,
+        rows=rows,
+    )  # fmt: skip
+    if config.processes == 1:
+        work(Alone(), runtime)
+    else:
+        run_together(work, config.processes, out, runtime)
+    counts = json.loads((out / "summary.json").read_text())
+    last = counts.pop("last_losses")
+    return StageResult({**counts, **{f"loss_{name}": value for name, value in last.items()}})
+
+
+def train_in_process(
+    peers: Peers,
+    runtime: Runtime,
+    *,
+    config: FinetuneConfig,
+    latents: Path,
+    clusters: Path,
+    base: Path,
+    out: Path,
+    vae: Path | None,
+    decoder: Path | None,
+    rows: Path | None,
+) -> None:
+    """All of the stage in one of its processes; process 0 writes."""
+    from ddsr_core.diffusion.base import load_base
+    from ddsr_core.diffusion.codec import load_codec
+    from ddsr_core.diffusion.step import Run
+    from ddsr_core.diffusion.training_set import load_training_set
+
+    model = load_base(str(base), runtime.device, vae)
     label_map = map_labels(clusters, model)
-    data = prepare(model, patches, clusters, label_map, out, runtime)
-    state = Run(model, config, label_map)
+    data = load_training_set(latents, clusters, label_map)
+    require_fit(model, data)
+    state = Run(
+        model, config, label_map, peers=peers,
+        decoder=load_codec(decoder, runtime.device) if decoder else None,
+        rows=read_rows(rows) if rows else None,
+    )  # fmt: skip
     checkpoint = out / RESUME / "checkpoint.pt"
     if checkpoint.exists():
         state.load(checkpoint)
-    train(state, data, out, checkpoint, runtime)
-    rows = table_rows(label_map, model.null_row)
-    raw = Adapter(extract(state.trainable, rows), label_map, model.digest, config.gamma_blocks)
-    facts = {"steps": config.steps, "config": config.model_dump(mode="json")}
-    save_adapter(out, raw, extract(state.ema, rows), facts)
+    steps = config.total_steps(len(data))
+    train(state, data, steps, out, checkpoint, runtime)
+    if peers.rank == 0:
+        write_outputs(state, steps, len(data), out)
+
+
+def require_fit(model: Base, data: TrainingSet) -> None:
+    """Raises InputError: the latents are not of the shape that the base works on."""
+    shape, dit = data.latents.mean.shape[2:], model.dit.config
+    if shape != (dit.in_channels, dit.latent_px, dit.latent_px):
+        raise InputError(
+            f"latents of {shape} do not fit a DiT for {(dit.in_channels, dit.latent_px, dit.latent_px)}",
+            where="latents",
+            mend="encode the patches with the VAE of this base",
+        )
+
+
+def read_rows(folder: Path) -> dict[int, list[int]]:
+    """Pseudo-label -> rows of the class table to start from, of a `class-rows` artifact."""
+    rows = json.loads((folder / "rows.json").read_text())["rows"]
+    return {int(label): [int(row) for row in nearest] for label, nearest in rows.items()}
+
+
+def write_outputs(state: Run, steps: int, patches: int, out: Path) -> None:
+    """The adapter, its average, curves and summary of a finished run."""
+    from ddsr_core.diffusion.difffit import Adapter, extract, save_adapter, table_rows
+
+    config = state.config
+    rows = table_rows(state.label_map, state.base.null_row)
+    raw = Adapter(extract(state.trainable, rows), state.label_map, state.base.digest, config.gamma_blocks)
+    save_adapter(out, raw, extract(state.ema, rows), {"steps": steps, "config": config.model_dump(mode="json")})
     write_curves(out, state.curve)
     last = {name: round(value, 5) for name, value in _mean_of_last(state.curve, 100).items()}
-    counts = {
-        "steps": config.steps,
-        "patches": len(data.labels),
-        "numbers": sum(t.numel() for t in raw.tensors.values()),
-    }
-    write_json(out / "summary.json", {**counts, "last_losses": last})
-    return StageResult({**counts, **{f"loss_{name}": value for name, value in last.items()}})
+    numbers = sum(tensor.numel() for tensor in raw.tensors.values())
+    write_json(out / "summary.json", {"steps": steps, "patches": patches, "numbers": numbers, "last_losses": last})
 
 
 def map_labels(clusters: Path, base: Base) -> dict[int, int]:
@@ -288,22 +212,23 @@ def map_labels(clusters: Path, base: Base) -> dict[int, int]:
     return {label: label for label in range(k)}
 
 
-def train(state: Run, data: TrainingSet, out: Path, checkpoint: Path, runtime: Runtime) -> None:
+def train(state: Run, data: TrainingSet, steps: int, out: Path, checkpoint: Path, runtime: Runtime) -> None:
     """Advance ``state`` to the last step, with sample sheets and checkpoints on the way."""
-    config = state.config
-    if state.step == 0:
+    config, writes = state.config, state.peers.rank == 0
+    if state.step == 0 and writes:
         write_sheet(state, out)
-    with runtime.progress("Fine-tuning", total=config.steps, unit="steps", done=state.step) as bar:
-        while state.step < config.steps:
+    with runtime.progress("Fine-tuning", total=steps, unit="steps", done=state.step) as bar:
+        while state.step < steps:
             try:
                 row = state.advance(data)
             except TrainingError:
-                state.save(checkpoint)  # of the state before the bad step
+                if writes:
+                    state.save(checkpoint)  # of the state before the bad step
                 raise
             state.curve.append({"step": state.step, **row})
-            if state.step % config.sample_every == 0 or state.step == config.steps:
+            if writes and (state.step % config.sample_every == 0 or state.step == steps):
                 write_sheet(state, out)
-            if state.step % config.checkpoint_every == 0:
+            if writes and state.step % config.checkpoint_every == 0:
                 state.save(checkpoint)
             if state.step % 10 == 0:
                 bar.note(" ".join(f"{name} {row[name]:.3f}" for name in ("simple", "r", "d", "sr")))
@@ -346,6 +271,8 @@ def draw_sheet(state: Run) -> np.ndarray:
 
 def write_curves(out: Path, curve: list[dict[str, float]]) -> None:
     """``curves.csv``: the weighted terms, a row a step. ``gradients.csv``: their gradients' norms, where measured."""
+    from ddsr_core.diffusion.step import TERMS
+
     measured = [row for row in curve if f"grad_{TERMS[0]}" in row]
     for name, rows, prefix in (("curves.csv", curve, ""), ("gradients.csv", measured, "grad_")):
         lines = [",".join(("step", *TERMS))]
@@ -356,7 +283,8 @@ def write_curves(out: Path, curve: list[dict[str, float]]) -> None:
 
 def _mean_of_last(curve: list[dict[str, float]], count: int) -> dict[str, float]:
     rows = curve[-count:]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in TERMS}
+    names = [name for name in rows[0] if name != "step" and not name.startswith("grad_")] if rows else []
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
-STAGE = Stage("finetune", version=1, run=run)
+STAGE = Stage("finetune", version=2, run=run)

@@ -56,3 +56,23 @@ def lsr_loss(
     images = (decode(x0_hat[chosen]).float() + 1) / 2
     excess = psnr_bic(images) - real_psnr_bic[chosen] - margin_db
     return (schedule.alpha_bar[t[chosen]] * excess.relu() / 10).sum() / len(t)
+
+
+def crop(latents: Tensor, corner: Tensor, px: int) -> Tensor:
+    """A window ``(B, C, px, px)`` of every latent ``(B, C, h, w)``, its corner at ``corner (B, 2)``, a share in [0, 1)."""
+    room = torch.tensor([latents.shape[2] - px + 1, latents.shape[3] - px + 1])
+    corners = (corner.cpu() * room).long().tolist()
+    return torch.stack([one[:, y : y + px, x : x + px] for one, (y, x) in zip(latents, corners, strict=True)])
+
+
+@torch.no_grad()
+def decoded_psnr_bic(latents: Tensor, t: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """PSNR_bic ``(B,)``, dB, of real latents as the decoder shows them; NaN where `lsr_loss` does not ask (t > 258).
+
+    What a decoder smooths away no prediction can bring back without artefacts: this is the reference that it can reach.
+    """
+    values = torch.full((len(t),), torch.nan, device=latents.device)
+    chosen = torch.nonzero(t <= LAST_STEP).flatten()
+    if len(chosen):
+        values[chosen] = psnr_bic((decode(latents[chosen]).float() + 1) / 2)
+    return values

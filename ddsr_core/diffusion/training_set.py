@@ -1,25 +1,19 @@
-"""What a fine-tuning step needs to know of the patches: latents of both flips, pseudo-labels, PSNR_bic."""
+"""What a fine-tuning step needs to know of the patches: posteriors of both flips, pseudo-labels, PSNR_bic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
-from ddsr_core.store import RESUME, write_atomically
+from ddsr_core.latents import Latents, open_latents
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from ddsr_core.diffusion.base import Base
-
-ENCODE_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -27,21 +21,30 @@ class TrainingSet:
     """Everything about the patches that a step needs, on the CPU.
 
     Attributes:
-        latents: ``float16 (2, N, C, h, w)``: as they are, mirrored (the encoder does not commute with a flip).
+        latents: posteriors of the patches and their mirror images.
         labels: pseudo-labels ``int64 (N,)``.
-        psnr_bic: of the patches, antialiased kernel, ``float32 (N,)``, dB.
         rows: pseudo-label -> row of the class table, ``int64 (k,)``.
     """
 
-    latents: Tensor
+    latents: Latents
     labels: Tensor
-    psnr_bic: Tensor
     rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's random choices: ``x0, noise (B, C, h, w)``, ``t, y (table rows), labels, psnr_bic (B,)``."""
+    """One step's random choices, ``B`` samples.
+
+    Attributes:
+        x0, noise: ``float32 (B, C, h, w)``.
+        t: 0 … 999; ``y``: rows of the class table, the null row where the label was dropped; ``labels``: pseudo-labels;
+            all ``int64 (B,)``.
+        psnr_bic: of the patches ``(B,)``, dB.
+        corner: ``(B, 2)`` in [0, 1): where L_SR cuts its crop, if it cuts one.
+    """
 
     x0: Tensor
     noise: Tensor
@@ -49,9 +52,33 @@ class Batch:
     y: Tensor
     labels: Tensor
     psnr_bic: Tensor
+    corner: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+    def part(self, index: int, count: int) -> Batch:
+        """The ``index``-th of ``count`` equal, consecutive parts."""
+        size = len(self) // count
+        return Batch(**{name: value[index * size : (index + 1) * size] for name, value in vars(self).items()})
+
+
+def load_training_set(latents: Path, clusters: Path, label_map: dict[int, int]) -> TrainingSet:
+    """The patches of a `latents` artifact with the pseudo-labels of a `clusters` artifact.
+
+    Raises:
+        InputError: a patch was not clustered.
+    """
+    import torch
+
+    from ddsr_core.clusters import read_labels
+
+    known, posteriors = read_labels(clusters), open_latents(latents)
+    labels = torch.tensor([label_of(known, name) for name in posteriors.patch_ids])
+    return TrainingSet(posteriors, labels, torch.tensor([label_map[label] for label in sorted(label_map)]))
 
 
 def draw_batch(
@@ -59,22 +86,35 @@ def draw_batch(
 ) -> Batch:
     """Batch ``step`` of the run ``seed``, whatever was drawn before it: a resumed run needs no generator's state.
 
-    The label is dropped here, once a sample, and not inside the network. The pseudo-label stays known to the minimax
-    memories. Random numbers are drawn on the CPU and so are equal on every device.
+    Latents are drawn from their posteriors. The label is dropped here, once a sample, and not inside the network; the
+    pseudo-label stays known to the minimax memories. Random numbers come from the CPU and so are equal on every device.
     """
     import torch
 
     from ddsr_core.diffusion.gaussian import STEPS
 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    chosen = patches_of_step(len(data.labels), step, size, seed)
+    chosen = patches_of_step(len(data), step, size, seed)
     mirrored = torch.randint(2, (size,), generator=generator) * int(flip)
     dropped = torch.rand(size, generator=generator) < label_dropout
     t = torch.randint(STEPS, (size,), generator=generator)
-    x0 = data.latents[mirrored, chosen].float()
     labels = data.labels[chosen]
     y = torch.where(dropped, null_row, data.rows[labels])
-    return Batch(x0, torch.randn(x0.shape, generator=generator), t, y, labels, data.psnr_bic[chosen])
+    x0 = draw_latents(data.latents, mirrored.numpy(), chosen.numpy(), generator)
+    noise = torch.randn(x0.shape, generator=generator)
+    psnr_bic = torch.from_numpy(data.latents.psnr_bic[chosen.numpy()])
+    return Batch(x0, noise, t, y, labels, psnr_bic, torch.rand(size, 2, generator=generator))
+
+
+def draw_latents(latents: Latents, mirrored: np.ndarray, chosen: np.ndarray, generator: torch.Generator) -> Tensor:
+    """Samples ``float32 (B, C, h, w)`` of the chosen posteriors; their means where the VAE has no variance."""
+    import torch
+
+    mean = torch.from_numpy(np.asarray(latents.mean[mirrored, chosen])).float()
+    if latents.log_variance is None:
+        return mean
+    log_variance = torch.from_numpy(np.asarray(latents.log_variance[mirrored, chosen])).float()
+    return mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator)
 
 
 def patches_of_step(count: int, step: int, size: int, seed: int) -> Tensor:
@@ -83,53 +123,10 @@ def patches_of_step(count: int, step: int, size: int, seed: int) -> Tensor:
 
     first, last = step * size, (step + 1) * size - 1
     epochs = range(first // count, last // count + 1)
-    orders = [
-        torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + 500_000 + epoch))
-        for epoch in epochs
-    ]
+    seeds = (seed * 1_000_003 + 500_000 + epoch for epoch in epochs)
+    orders = [torch.randperm(count, generator=torch.Generator().manual_seed(value)) for value in seeds]
     start = first - epochs[0] * count
     return torch.cat(orders)[start : start + size]
-
-
-def prepare(
-    base: Base, patches: Path, clusters: Path, label_map: dict[int, int], out: Path, runtime: Runtime
-) -> TrainingSet:
-    """Encode every patch and its mirror image once; kept in ``out/resume``.
-
-    Raises:
-        InputError: the patches have another size than the base makes, or are not those that were clustered.
-    """
-    import torch
-    from safetensors.torch import load, save
-
-    from ddsr_core.clusters import read_labels
-
-    path = out / RESUME / "latents.safetensors"
-    if not path.exists():
-        write_atomically(path, save(encode_patches(base, patches, read_labels(clusters), runtime)))
-    rows = torch.tensor([label_map[label] for label in sorted(label_map)])
-    return TrainingSet(**load(path.read_bytes()), rows=rows)
-
-
-def encode_patches(base: Base, patches: Path, labels: dict[str, int], runtime: Runtime) -> dict[str, Tensor]:
-    """``latents``, ``labels`` and ``psnr_bic`` of all patches, in their order (see `TrainingSet`)."""
-    import torch
-
-    from ddsr_core.bicubic import psnr_bic
-    from ddsr_core.images import to_float, to_signed
-
-    parts: dict[str, list[Tensor]] = {"plain": [], "mirrored": [], "psnr_bic": []}
-    ordered: list[int] = []
-    with runtime.progress("Encoding patches", total=len(labels), unit="patches") as bar, torch.inference_mode():
-        for names, images in batches_of_patches(patches, base.image_px):
-            x = to_float(images).to(runtime.device)
-            parts["plain"].append(base.encode(to_signed(x)).half().cpu())
-            parts["mirrored"].append(base.encode(to_signed(x.flip(3))).half().cpu())
-            parts["psnr_bic"].append(psnr_bic(x).cpu())
-            ordered += [label_of(labels, name) for name in names]
-            bar.advance(len(names))
-    latents = torch.stack([torch.cat(parts["plain"]), torch.cat(parts["mirrored"])]).contiguous()
-    return {"latents": latents, "labels": torch.tensor(ordered), "psnr_bic": torch.cat(parts["psnr_bic"])}
 
 
 def label_of(labels: dict[str, int], patch_id: str) -> int:
@@ -145,30 +142,3 @@ def label_of(labels: dict[str, int], patch_id: str) -> int:
             mend="give the clusters that were made from these patches",
         )
     return labels[patch_id]
-
-
-def batches_of_patches(patches: Path, image_px: int) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Ids and pixels ``uint8 (n, H, W, 3)`` of the accepted patches, a few at a time.
-
-    Raises:
-        InputError: a patch has another size than ``image_px``.
-    """
-    from ddsr_core.images import decode_rgb, read_image_parquet
-
-    names: list[str] = []
-    images: list[np.ndarray] = []
-    for row in read_image_parquet(patches, ["image", "patch_id"]):
-        image = decode_rgb(row["image"]["bytes"], row["patch_id"])
-        if image.shape[:2] != (image_px, image_px):
-            raise InputError(
-                f"the base makes images of {image_px}x{image_px}, the patches are {image.shape[1]}x{image.shape[0]}",
-                where="patches.patch_px",
-                mend=f"set patches.patch_px={image_px}, or choose another base",
-            )
-        names.append(row["patch_id"])
-        images.append(image)
-        if len(names) == ENCODE_BATCH:
-            yield names, np.stack(images)
-            names, images = [], []
-    if names:
-        yield names, np.stack(images)

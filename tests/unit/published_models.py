@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiTTransformer2DModel
+from tiny_base import tiny_dit
 
 from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.layouts import to_diffusers
-from tests.unit.tiny_base import tiny_dit
 
 #: Latents of 8 px under a VAE that halves three times: images of 64 px.
 SHAPE = DiTConfig(latent_px=8, hidden=32, depth=3, heads=4, classes=1000)
@@ -24,8 +24,9 @@ def randomize(module: torch.nn.Module, seed: int, scale: float = 0.2) -> None:
 def small_kl(seed: int = 0) -> AutoencoderKL:
     """Stable Diffusion's VAE in miniature: four levels, group norms, attention in the middle."""
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=0.18215, sample_size=64,
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=4, latent_channels=4,
+        scaling_factor=0.18215, sample_size=64,
     )  # fmt: skip
     randomize(vae, seed)
     return vae

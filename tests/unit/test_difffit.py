@@ -173,11 +173,11 @@ def test_a_folder_without_an_adapter_and_a_damaged_one(tmp_path: Path):
         load_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("start", ["table", "null"])
+@pytest.mark.parametrize("start", ["imagenet_rows", "null"])
 def test_first_values_of_the_rows(start: str):
     model, reference = tiny_dit(), tiny_dit()
     initialize_rows(model, LABELS, start)
     table, before = model.y_embedder.embedding_table.weight, reference.y_embedder.embedding_table.weight
     for row in LABELS.values():
-        assert torch.equal(table[row], before[row if start == "table" else SHAPE.null_row])
+        assert torch.equal(table[row], before[row if start == "imagenet_rows" else SHAPE.null_row])
     assert torch.equal(table[3:], before[3:])

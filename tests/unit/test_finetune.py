@@ -2,28 +2,34 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from interruption import Killed, digests, killing_after
-from tiny_base import IMAGE_PX, SHAPE, write_base, write_clusters, write_patches
+from tiny_base import SHAPE, write_base, write_clusters, write_latents, write_patches
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.difffit import ROWS, load_adapter
-from ddsr_core.diffusion.finetune import TERMS, FinetuneConfig, Run, loss_terms
-from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, patches_of_step, prepare
+from ddsr_core.diffusion.distributed import Alone
+from ddsr_core.diffusion.dit import DIT_XL_2_512
+from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.step import TERMS, Run, Step, activation_bytes, wants_checkpointing
+from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, load_training_set, patches_of_step
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.progress import Bar
 
 CONFIG = FinetuneConfig(
-    steps=12, batch_size=6, gamma_blocks=2, memory_size=5, ema_decay=0.9,
+    steps=12, epochs=None, batch_size=6, gamma_blocks=2, memory_size=5, ema_decay=0.9,
     norm_every=5, checkpoint_every=4, sample_every=6,
 )  # fmt: skip
 
@@ -31,10 +37,11 @@ CONFIG = FinetuneConfig(
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("inputs")
+    patches, base = write_patches(home / "patches"), write_base(home / "base")
     return {
-        "patches": write_patches(home / "patches"),
+        "latents": write_latents(home / "latents", patches, base),
         "clusters": write_clusters(home / "clusters"),
-        "base": write_base(home / "base"),
+        "base": base,
     }
 
 
@@ -73,7 +80,7 @@ def test_every_term_is_written_for_every_step_and_its_gradient_now_and_then(fini
     assert all(float(gradients[-1][term]) > 0 for term in ("simple", "vb", "r", "d"))
 
 
-@pytest.mark.parametrize(("title", "amount"), [("Encoding patches", 16), ("Fine-tuning", 2), ("Fine-tuning", 10)])
+@pytest.mark.parametrize(("title", "amount"), [("Fine-tuning", 2), ("Fine-tuning", 10)])
 def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
     inputs: dict[str, Path], finished: Path, tmp_path: Path, title: str, amount: int
 ):
@@ -90,7 +97,6 @@ def test_a_resumed_run_does_not_start_again(inputs: dict[str, Path], tmp_path: P
 
     @contextmanager
     def progress(name: str, *, total: int, unit: str = "items", done: int = 0) -> Iterator[Bar]:
-        assert name != "Encoding patches"
         started_at.append(done)
         with Runtime().progress(name, total=total) as bar:
             yield bar
@@ -100,15 +106,14 @@ def test_a_resumed_run_does_not_start_again(inputs: dict[str, Path], tmp_path: P
 
 
 def test_training_changes_the_rows_and_lowers_the_loss_on_a_fixed_batch(inputs: dict[str, Path], tmp_path: Path):
-    base, data = prepared(inputs, tmp_path)
+    base, data = prepared(inputs)
     config = CONFIG.model_copy(update={"steps": 60, "precision": "fp32", "norm_every": 1000})
     state = Run(base, config, {0: 0, 1: 1, 2: 2})
     batch = draw(data, step=10_000, size=24)
 
     def simple() -> float:
         with torch.no_grad():
-            terms, _ = loss_terms(base, state.schedule, batch, config, state.real, state.pseudo)
-        return float(terms["simple"])
+            return float(terms_of(state, batch)["simple"])
 
     before = simple()
     for _ in range(60):
@@ -123,10 +128,13 @@ def test_averaged_and_last_weights_differ_and_lie_on_the_adapters_base(finished:
     raw.apply(base.dit, base.digest)
 
 
-def prepared(inputs: dict[str, Path], out: Path) -> tuple[Base, TrainingSet]:
-    base = load_base(str(inputs["base"]))
+def prepared(inputs: dict[str, Path]) -> tuple[Base, TrainingSet]:
     label_map = {0: 0, 1: 1, 2: 2}
-    return base, prepare(base, inputs["patches"], inputs["clusters"], label_map, out, Runtime())
+    return load_base(str(inputs["base"])), load_training_set(inputs["latents"], inputs["clusters"], label_map)
+
+
+def terms_of(state: Run, batch: Batch) -> dict[str, torch.Tensor]:
+    return state.calculation.terms(batch, batch.labels, state.real, state.pseudo, Alone())[0]
 
 
 def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: float = 0.1, flip: bool = True) -> Batch:
@@ -137,10 +145,10 @@ def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: floa
 def test_a_loss_that_is_not_finite_names_its_term_and_step_and_keeps_a_checkpoint(
     inputs: dict[str, Path], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: str
 ):
-    whole = finetune.loss_terms
+    whole = Step.terms
 
-    def broken(base, schedule, batch, config, real, pseudo):  # type: ignore[no-untyped-def]
-        terms, x0_hat = whole(base, schedule, batch, config, real, pseudo)
+    def broken(self, *args):  # type: ignore[no-untyped-def]
+        terms, x0_hat = whole(self, *args)
         return ({**terms, term: terms[term] * float("nan")} if broken.step == 6 else terms), x0_hat
 
     advance = Run.advance
@@ -149,7 +157,7 @@ def test_a_loss_that_is_not_finite_names_its_term_and_step_and_keeps_a_checkpoin
         broken.step = self.step  # type: ignore[attr-defined]
         return advance(self, data)
 
-    monkeypatch.setattr(finetune, "loss_terms", broken)
+    monkeypatch.setattr(Step, "terms", broken)
     monkeypatch.setattr(Run, "advance", counted)
     with pytest.raises(TrainingError, match=rf"'{term}' is nan at step 6"):
         finetune.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
@@ -161,16 +169,16 @@ def test_a_loss_that_is_not_finite_names_its_term_and_step_and_keeps_a_checkpoin
 def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    base, data = prepared(inputs, tmp_path)
+    base, data = prepared(inputs)
     state = Run(base, CONFIG.model_copy(update={"norm_every": 1000}), {0: 0, 1: 1, 2: 2})
     state.step = 1
-    whole = finetune.loss_terms
+    whole = Step.terms
 
     def broken(*args):  # type: ignore[no-untyped-def]
         terms, x0_hat = whole(*args)
         return {**terms, "vb": terms["vb"] + (terms["vb"] - terms["vb"].detach()).abs().sqrt()}, x0_hat
 
-    monkeypatch.setattr(finetune, "loss_terms", broken)
+    monkeypatch.setattr(Step, "terms", broken)
     before = {name: p.detach().clone() for name, p in state.trainable.items()}
     with pytest.raises(TrainingError, match="gradient of the loss term 'vb'"):
         state.advance(data)
@@ -178,7 +186,7 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights(
 
 
 def test_labels_are_dropped_once_a_sample_and_stay_known_to_the_memories(inputs: dict[str, Path], tmp_path: Path):
-    _, data = prepared(inputs, tmp_path)
+    _, data = prepared(inputs)
     batch = draw(data, size=4000, label_dropout=0.25)
     dropped = batch.y == SHAPE.null_row
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
@@ -188,15 +196,15 @@ def test_labels_are_dropped_once_a_sample_and_stay_known_to_the_memories(inputs:
 
 
 def test_both_flips_are_encoded_and_drawn(inputs: dict[str, Path], tmp_path: Path):
-    _, data = prepared(inputs, tmp_path)
-    assert data.latents.shape == (2, 24, 4, 4, 4)
-    assert not torch.equal(data.latents[0], data.latents[1])
+    _, data = prepared(inputs)
+    mean = torch.from_numpy(data.latents.mean[:].copy())
+    assert mean.shape == (2, 24, 4, 4, 4)
+    assert not torch.equal(mean[0], mean[1])
     chosen = patches_of_step(24, 0, 24, 0)
 
     def mirrored(flip: bool) -> list[bool]:
         return [
-            bool(torch.equal(x, data.latents[1, i].float()))
-            for x, i in zip(draw(data, size=24, flip=flip).x0, chosen, strict=True)
+            bool(torch.equal(x, mean[1, i].float())) for x, i in zip(draw(data, size=24, flip=flip).x0, chosen, strict=True)
         ]
 
     assert 4 < sum(mirrored(True)) < 20
@@ -213,13 +221,13 @@ def test_every_patch_comes_once_an_epoch(count: int, size: int):
 
 
 def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, Path], tmp_path: Path):
-    base, data = prepared(inputs, tmp_path)
+    base, data = prepared(inputs)
     batch = draw(data)
     state = Run(base, CONFIG, {0: 0, 1: 1, 2: 2})
     predictions = {}
     for kind in ("x0", "paper"):
-        config = CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"})
-        _, predictions[kind] = loss_terms(base, state.schedule, batch, config, state.real, state.pseudo)
+        step = Step(base, CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"}))
+        _, predictions[kind] = step.terms(batch, batch.labels, state.real, state.pseudo, Alone())
     sqrt_abar = state.schedule.sqrt_alpha_bar[batch.t][:, None, None, None]
     noise_part = state.schedule.sqrt_one_minus_alpha_bar[batch.t][:, None, None, None]
     x_t = sqrt_abar * batch.x0 + noise_part * batch.noise
@@ -228,10 +236,12 @@ def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, P
     assert not predictions["x0"].requires_grad
 
 
-def test_patches_of_another_size_are_refused(inputs: dict[str, Path], tmp_path: Path):
-    wrong = write_patches(tmp_path / "patches", side=IMAGE_PX * 2)
-    with pytest.raises(InputError, match="patches are 32x32"):
-        finetune.run(CONFIG, **{**inputs, "patches": wrong}, out=tmp_path, runtime=Runtime())
+def test_latents_of_another_shape_are_refused(inputs: dict[str, Path], tmp_path: Path):
+    wrong = tmp_path / "latents"
+    shutil.copytree(inputs["latents"], wrong)
+    np.save(wrong / "mean.npy", np.zeros((2, 24, 4, 8, 8), np.float16))
+    with pytest.raises(InputError, match="do not fit a DiT"):
+        finetune.run(CONFIG, **{**inputs, "latents": wrong}, out=tmp_path, runtime=Runtime())
 
 
 def test_clusters_of_other_patches_are_refused(inputs: dict[str, Path], tmp_path: Path):
@@ -249,3 +259,122 @@ def test_more_pseudo_labels_than_class_rows_are_refused(inputs: dict[str, Path],
 def test_a_config_does_not_cost_an_import_of_torch():
     code = "import sys, ddsr_core.diffusion.finetune, ddsr_core.sampling; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+
+
+def test_no_steps_leave_the_base_as_it_is(inputs: dict[str, Path], tmp_path: Path):
+    config = CONFIG.model_copy(update={"steps": 0, "row_start": "imagenet_rows"})
+    finetune.run(config, **inputs, out=tmp_path, runtime=Runtime())
+    base = load_base(str(inputs["base"]))
+    before = {name: value.clone() for name, value in base.dit.state_dict().items()}
+    load_adapter(tmp_path).apply(base.dit, base.digest)
+    after = base.dit.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(bool((after[name] == 1).all()) for name in after.keys() - before.keys())
+
+
+def test_the_budget_is_steps_or_epochs():
+    assert FinetuneConfig(batch_size=8).total_steps(1000) == 8750
+    assert FinetuneConfig(batch_size=4, epochs=1).total_steps(9) == 3
+    assert CONFIG.total_steps(1000) == 12
+    with pytest.raises(ValueError, match="either steps or epochs"):
+        FinetuneConfig(steps=3)
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(inputs: dict[str, Path]):
+    rows = {}
+    for parts in (1, 3):
+        base, data = prepared(inputs)
+        plain = {"lambda_r": 0.0, "lambda_d": 0.0, "precision": "fp32", "accumulate": parts}
+        state = Run(base, CONFIG.model_copy(update=plain), {0: 0, 1: 1, 2: 2})
+        rows[parts] = [state.advance(data) for _ in range(5)]
+    for whole, split in zip(rows[1], rows[3], strict=True):
+        assert split == pytest.approx(whole, rel=2e-3, abs=1e-6)
+
+
+def test_accumulation_remembers_the_batch_in_its_order(inputs: dict[str, Path]):
+    queues = []
+    for parts in (1, 3):
+        base, data = prepared(inputs)
+        state = Run(base, CONFIG.model_copy(update={"accumulate": parts, "precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+        state.advance(data)
+        queues.append((state.real.queues, state.pseudo.queues))
+    for whole, split in zip(*queues, strict=True):
+        for label in whole:
+            torch.testing.assert_close(split[label], whole[label], rtol=1e-4, atol=1e-4)
+
+
+def test_recomputing_blocks_changes_nothing(inputs: dict[str, Path]):
+    rows = []
+    for checkpointing in ("off", "on"):
+        base, data = prepared(inputs)
+        state = Run(base, CONFIG.model_copy(update={"checkpointing": checkpointing}), {0: 0, 1: 1, 2: 2})
+        assert base.dit.checkpoint_blocks == (checkpointing == "on")
+        rows.append([state.advance(data) for _ in range(3)])
+    assert rows[0] == rows[1]
+
+
+def test_blocks_are_recomputed_where_they_would_not_fit():
+    full, shape = FinetuneConfig(batch_size=8), DIT_XL_2_512
+    assert activation_bytes(full, shape) == pytest.approx(8 * 0.99 * 2**30, rel=0.02)  # as measured on DiT-XL/2
+    assert activation_bytes(FinetuneConfig(batch_size=8, accumulate=4), shape) * 4 == activation_bytes(full, shape)
+    assert not wants_checkpointing(full, shape, torch.device("cpu"))
+    assert wants_checkpointing(FinetuneConfig(checkpointing="on"), shape, torch.device("cpu"))
+
+
+def test_two_processes_walk_the_path_of_one(inputs: dict[str, Path], tmp_path: Path):
+    curves = []
+    for processes in (1, 2):
+        config = CONFIG.model_copy(update={"processes": processes, "precision": "fp32", "norm_every": 3})
+        out = tmp_path / str(processes)
+        finetune.run(config, **inputs, out=out, runtime=Runtime())
+        curves.append((read_csv(out / "curves.csv"), read_csv(out / "gradients.csv")))
+    for alone, together in zip(*curves, strict=True):
+        assert len(alone) == len(together)
+        for a, b in zip(alone, together, strict=True):
+            assert {k: float(v) for k, v in b.items()} == pytest.approx(
+                {k: float(v) for k, v in a.items()}, rel=5e-3, abs=1e-6
+            )
+
+
+def test_an_error_in_one_process_is_the_stages_error(inputs: dict[str, Path], tmp_path: Path):
+    many = write_clusters(tmp_path / "clusters", k=13)
+    config = CONFIG.model_copy(update={"processes": 2})
+    with pytest.raises(InputError, match="13 pseudo-labels do not fit"):
+        finetune.run(config, **{**inputs, "clusters": many}, out=tmp_path / "out", runtime=Runtime())
+
+
+def test_rows_start_where_they_are_told(inputs: dict[str, Path]):
+    def rows(start: str, nearest: dict[int, list[int]] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        base, _ = prepared(inputs)
+        table = base.dit.y_embedder.embedding_table.weight
+        before = table.detach().clone()
+        Run(base, CONFIG.model_copy(update={"row_start": start}), {0: 0, 1: 1, 2: 2}, rows=nearest)
+        return before, table.detach()
+
+    before, after = rows("imagenet_rows")
+    assert torch.equal(before, after)
+    before, after = rows("null")
+    assert torch.equal(after[:3], before[SHAPE.null_row].expand(3, -1))
+    before, after = rows("clip_nearest", {0: [1, 2], 1: [0], 2: [5]})
+    torch.testing.assert_close(after[:3], torch.stack([before[[1, 2]].mean(0), before[0], before[5]]))
+    assert torch.equal(after[3:], before[3:])
+    with pytest.raises(InputError, match="no nearest classes for pseudo-label 2"):
+        rows("clip_nearest", {0: [1], 1: [1]})
+
+
+def test_lsr_looks_at_a_crop_and_at_what_the_decoder_can_show(inputs: dict[str, Path]):
+    base, data = prepared(inputs)
+    batch = draw(data, size=24)
+    batch = replace(batch, t=torch.full_like(batch.t, 50))
+    values = {}
+    for name, change in {"whole": {}, "crop": {"lsr_crop_px": 2}, "patch": {"lsr_reference": "patch"}}.items():
+        base, data = prepared(inputs)
+        config = CONFIG.model_copy(update={"precision": "fp32", **change})
+        values[name] = float(terms_of(Run(base, config, {0: 0, 1: 1, 2: 2}), batch)["sr"].detach())
+    assert len(set(values.values())) == 3
+    assert values["whole"] >= 0
+
+
+def test_a_crop_cannot_be_held_against_the_whole_patch():
+    with pytest.raises(ValueError, match="lsr_reference"):
+        FinetuneConfig(lsr_crop_px=32, lsr_reference="patch")

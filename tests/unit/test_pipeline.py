@@ -24,9 +24,11 @@ def test_released_is_what_the_authors_code_does():
     assert (config.patches.kernel, config.patches.threshold_db, config.patches.quantile) == ("opencv", 23.0, None)
     assert (config.embeddings.backend, config.embeddings.normalize, config.clusters.seed) == ("open_clip", False, 42)
     tune = config.finetune
-    assert (tune.batch_size, tune.gamma_blocks, tune.row_start, tune.memory_size) == (4, 14, "table", 64)
+    assert (tune.batch_size, tune.gamma_blocks, tune.row_start, tune.memory_size) == (4, 14, "imagenet_rows", 64)
     assert (tune.lambda_r, tune.lambda_d, tune.lsr_mode) == (0.002, 0.008, "off")
     assert (tune.ema_decay, tune.ema_warmup) == (0.9999, False)
+    assert (tune.epochs, tune.steps, tune.learning_rate, tune.label_dropout) == (70, None, 1e-3, 0.1)
+    assert (config.base, config.vae) == ("facebook/DiT-XL-2-512", "stabilityai/sd-vae-ft-mse")
     sample = config.sample
     assert (sample.sampler, sample.steps, sample.guidance_scale, sample.guided_channels) == ("ancestral", 50, 4.0, 3)
     assert (sample.oversample, sample.seed) == (1, 0)
@@ -35,8 +37,24 @@ def test_released_is_what_the_authors_code_does():
 def test_paper_differs_from_released_where_the_text_does():
     paper, released = load_config("paper"), load_config("released")
     assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "paper", 1.0)
+    assert paper.finetune.epochs == 70
     assert paper.patches == released.patches
     assert paper.sample == released.sample
+
+
+def test_best_is_ours():
+    config = load_config("best")
+    assert (config.patches.kernel, config.patches.quantile, config.patches.threshold_db) == ("matlab", 0.5, None)
+    tune = config.finetune
+    assert (tune.lsr_mode, tune.lsr_reference, tune.row_start, tune.precision) == (
+        "target",
+        "decoded",
+        "clip_nearest",
+        "bf16",
+    )
+    assert tune.ema_warmup
+    assert config.embeddings.normalize
+    assert (config.lsr_decoder, config.sample.sampler, config.sample.steps) == ("madebyollin/taesd", "dpmpp", 25)
 
 
 def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
@@ -61,7 +79,7 @@ def test_a_written_config_reads_back_as_itself(tmp_path: Path):
     [
         ("finetune.stpes=5", "did you mean steps?"),
         ("finetun.steps=5", "did you mean finetune?"),
-        ("finetune.steps=0", "finetune.steps"),
+        ("finetune.steps=-1", "finetune.steps"),
         ("sample.sampler=euler", "sample.sampler"),
         ("clusters.k=many", "clusters.k"),
         ("nonsense", "--set"),

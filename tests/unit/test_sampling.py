@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from interruption import Killed, digests, killing_after
-from tiny_base import IMAGE_PX, write_base, write_clusters, write_patches
+from tiny_base import IMAGE_PX, write_base, write_clusters, write_latents, write_patches
 
 from ddsr_core import sampling
 from ddsr_core.bicubic import psnr_bic
@@ -31,8 +31,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "clusters": write_clusters(home / "clusters", count=25, k=3),
         "base": write_base(home / "base"),
     }
-    config = FinetuneConfig(steps=2, batch_size=4, gamma_blocks=2, sample_every=2)
-    finetune.run(config, **made, out=home / "adapter", runtime=Runtime())
+    config = FinetuneConfig(steps=2, epochs=None, batch_size=4, gamma_blocks=2, sample_every=2)
+    learned = {"latents": write_latents(home / "latents", made["patches"], made["base"]), "clusters": made["clusters"]}
+    finetune.run(config, **learned, base=made["base"], out=home / "adapter", runtime=Runtime())
     return {**made, "adapter": home / "adapter"}
 
 

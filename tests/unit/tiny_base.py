@@ -10,9 +10,12 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderTiny
 
+from ddsr_core import latents
+from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import BaseInfo, save_base
 from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.images import encode_png, write_image_parquet
+from ddsr_core.latents import LatentsConfig
 
 IMAGE_PX = 16
 SHAPE = DiTConfig(latent_px=4, hidden=16, depth=3, heads=2, classes=12)
@@ -66,4 +69,10 @@ def write_clusters(folder: Path, count: int = 24, k: int = 3) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "labels.parquet").write_bytes(buffer.getvalue())
     (folder / "summary.json").write_text(json.dumps({"k": k, "sizes": np.bincount(labels, minlength=k).tolist()}))
+    return folder
+
+
+def write_latents(folder: Path, patches: Path, base: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    latents.run(LatentsConfig(batch_size=8), patches=patches, base=base, out=folder, runtime=Runtime())
     return folder

@@ -1,0 +1,110 @@
+"""Where the pseudo-labels start in the base's class table: at the named classes nearest their clusters.
+
+A cluster's centroid lies in CLIP's image space, a class name ("a photo of a tench") in the text space beside it. The rows
+of the nearest classes, averaged, are a better first value than whatever stands in rows 0..k-1 (fishes, for ImageNet).
+Neither the paper nor its code does this; it is an option of ours (``finetune.row_start="clip_nearest"``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.embeddings import EmbeddingsConfig, load_embedder
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.store import Stage, StageResult, write_json
+
+
+class ClassRowsConfig(StageConfig):
+    """How the classes nearest a cluster are found."""
+
+    nearest: int = Field(8, ge=1, le=1000, description="classes whose rows are averaged for a pseudo-label")
+    prompt: str = Field("a photo of a {}.", pattern=r"\{\}", description="text that a class name is put into")
+    embeddings: EmbeddingsConfig = Field(EmbeddingsConfig(), description="the clusters' feature network; filled in")
+
+
+def run(
+    config: ClassRowsConfig, *, clusters: Path, base: Path, out: Path, runtime: Runtime, weights: Path | None = None
+) -> StageResult:
+    """Write ``rows.json``: for each pseudo-label the rows of the class table to average, and the classes' names.
+
+    Args:
+        weights: open_clip weights file of the embeddings, where one is named.
+
+    Raises:
+        ConfigError: the feature network has no text tower.
+        InputError: the base's classes have no names.
+    """
+    if config.embeddings.backend != "open_clip":
+        raise ConfigError(
+            f"{config.embeddings.backend} has no text tower to compare class names with",
+            where="finetune.row_start",
+            mend="set embeddings.backend=open_clip, or finetune.row_start=null",
+        )
+    names = class_names(base)
+    texts = embed_names(config, list(names.values()), runtime.device, weights)
+    nearest = nearest_rows(np.load(clusters / "centroids.npy"), texts, config.nearest)
+    table = list(names)
+    rows = {str(label): [table[index] for index in chosen] for label, chosen in enumerate(nearest)}
+    described = {label: [names[row] for row in chosen] for label, chosen in rows.items()}
+    write_json(out / "rows.json", {"rows": rows, "names": described})
+    return StageResult({"nearest": {label: words[:3] for label, words in described.items()}})
+
+
+def class_names(base: Path) -> dict[int, str]:
+    """Row of the class table -> name: the base's own, or ImageNet's for a table of 1000 classes.
+
+    Raises:
+        InputError: neither.
+    """
+    from ddsr_core.diffusion.base import load_base_facts
+
+    classes, names = load_base_facts(base)
+    if names:
+        return names
+    if classes == 1000:
+        from torchvision.models import ResNet18_Weights
+
+        return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+    raise InputError(
+        f"the {classes} classes of this base have no names",
+        where=base,
+        mend="set finetune.row_start to null or imagenet_rows",
+    )
+
+
+def embed_names(config: ClassRowsConfig, names: list[str], device: str, weights: Path | None) -> np.ndarray:
+    """``float32 (len(names), d)``, of length 1."""
+    import torch
+
+    from ddsr_core.embedders import OpenClipEmbedder
+
+    embedder = load_embedder(config.embeddings, device, weights)
+    assert isinstance(embedder, OpenClipEmbedder)
+    texts = [config.prompt.format(name.partition(",")[0]) for name in names]  # "tench, Tinca tinca": the common name
+    with torch.inference_mode():
+        vectors = torch.cat([embedder.embed_texts(texts[start : start + 100]) for start in range(0, len(texts), 100)])
+    return unit_rows(vectors.float().cpu().numpy())
+
+
+def nearest_rows(centroids: np.ndarray, texts: np.ndarray, count: int) -> np.ndarray:
+    """For each centroid ``(k, d)`` the indices ``(k, count)`` of the texts ``(n, d)`` with the highest cosine.
+
+    Both clouds are centred first: images and texts lie in two cones of CLIP's space, and what all of them share would
+    make the same few names nearest to every cluster.
+    """
+    images, words = unit_rows(centroids) - unit_rows(centroids).mean(0), unit_rows(texts) - unit_rows(texts).mean(0)
+    cosine = unit_rows(images) @ unit_rows(words).T
+    return np.argsort(-cosine, axis=1, kind="stable")[:, :count]
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows of ``(n, d)`` scaled to length 1; zero rows stay zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+STAGE = Stage("class-rows", version=1, run=run)

@@ -1,0 +1,216 @@
+"""Between clusters and fine-tuning: every accepted patch and its mirror image through the VAE's encoder, once.
+
+What is kept is the posterior, not a sample of it: fine-tuning draws from it anew at every step, as the authors do, and
+never runs the encoder (which costs as much as the DiT's own forward pass).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.errors import InputError
+from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddsr_core.diffusion.base import Base
+
+MEAN, LOG_VARIANCE, PATCHES = "mean.npy", "log_variance.npy", "patches.parquet"
+
+
+class LatentsConfig(StageConfig):
+    """How patches are encoded. Float32 always: the moments are kept in float16, and training adds noise to them."""
+
+    batch_size: int = Field(16, ge=1, le=1024, description="patches in one pass of the encoder; lower it to save memory")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The posteriors of all patches, memory-mapped: nothing is read before it is asked for.
+
+    Attributes:
+        patch_ids: in the order of the patches.
+        psnr_bic: of the patches ``float32 (N,)``, dB, antialiased kernel.
+        mean: ``float16 (2, N, C, h, w)``, diffusion units: as they are, then mirrored (the encoder does not commute with
+            a flip).
+        log_variance: the same shape; None where the VAE is no variational one.
+    """
+
+    patch_ids: list[str]
+    psnr_bic: np.ndarray
+    mean: np.ndarray
+    log_variance: np.ndarray | None
+
+
+def open_latents(folder: Path) -> Latents:
+    """The arrays of a `latents` artifact.
+
+    Raises:
+        InputError: there are none.
+    """
+    import pyarrow.parquet as pq
+
+    if not (folder / PATCHES).is_file() or not (folder / MEAN).is_file():
+        raise InputError("there are no latents", where=folder, mend="run the latents stage first")
+    table = pq.read_table(folder / PATCHES)
+    deviation = folder / LOG_VARIANCE
+    return Latents(
+        patch_ids=table["patch_id"].to_pylist(),
+        psnr_bic=table["psnr_bic"].to_numpy(),
+        mean=np.load(folder / MEAN, mmap_mode="r"),
+        log_variance=np.load(deviation, mmap_mode="r") if deviation.is_file() else None,
+    )
+
+
+def run(
+    config: LatentsConfig, *, patches: Path, base: Path, out: Path, runtime: Runtime, vae: Path | None = None
+) -> StageResult:
+    """Encode the patches (layout: ``docs/artifacts.md``). Memory does not grow with their number.
+
+    Args:
+        vae: folder of a VAE in place of the base's own.
+
+    Raises:
+        MissingWeightsError: the base or the VAE is not there.
+        InputError: no patches, or of another size than the base makes.
+    """
+    from ddsr_core.diffusion.base import load_base
+
+    total = count_patches(patches)
+    resume = out / RESUME
+    resume.mkdir(parents=True, exist_ok=True)
+    journal = _Journal(resume / "done.txt", config.batch_size, total)
+    if journal.done < total:
+        model = load_base(str(base), runtime.device, vae)
+        with runtime.progress("Encoding patches", total=total, unit="patches", done=journal.done) as bar:
+            for names, images in batches_of_patches(patches, model.image_px, config.batch_size, start=journal.done):
+                mean, log_variance, psnr = encode_both(model, images, runtime.device)
+                _put(resume / MEAN, mean, journal.done, total)
+                if log_variance is not None:
+                    _put(resume / LOG_VARIANCE, log_variance, journal.done, total)
+                journal.add(names, psnr)
+                bar.advance(len(names))
+    _write_patches(out / PATCHES, *journal.read())
+    for name in (MEAN, LOG_VARIANCE):
+        if (resume / name).exists():
+            (resume / name).replace(out / name)
+    shape = np.load(out / MEAN, mmap_mode="r").shape
+    counts = {"patches": total, "latent": list(shape[2:]), "variational": (out / LOG_VARIANCE).exists()}
+    write_json(out / "summary.json", counts)
+    return StageResult(counts)
+
+
+def encode_both(model: Base, images: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
+    """Posterior moments ``float16 (2, B, C, h, w)`` of ``uint8 (B, H, W, 3)`` and their mirror images, and PSNR_bic."""
+    import torch
+
+    from ddsr_core.bicubic import psnr_bic
+    from ddsr_core.images import to_float, to_signed
+
+    def half(values: Tensor) -> np.ndarray:
+        return np.asarray(values.half().cpu().numpy())
+
+    with torch.inference_mode():
+        x = to_float(images).to(device)
+        plain, mirrored = (model.codec.moments(to_signed(view)) for view in (x, x.flip(3)))
+        mean = np.stack([half(plain[0]), half(mirrored[0])])
+        known = plain[1] is not None and mirrored[1] is not None
+        log_variance = np.stack([half(plain[1]), half(mirrored[1])]) if known else None  # type: ignore[arg-type]
+        return mean, log_variance, psnr_bic(x).cpu().tolist()
+
+
+class _Journal:
+    """A line for each patch whose latents are on disk, written after them, so that a kill loses a batch and no more."""
+
+    def __init__(self, path: Path, batch_size: int, total: int) -> None:
+        self.path = path
+        text = path.read_text() if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may have been cut
+        # Whole batches only: a batch of another size rounds differently in the last bit.
+        keep = len(lines) if len(lines) == total else len(lines) // batch_size * batch_size
+        write_atomically(path, "".join(f"{line}\n" for line in lines[:keep]).encode())
+        self.done = keep
+
+    def add(self, names: list[str], psnr: list[float]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(f"{value!r} {name}\n" for name, value in zip(names, psnr, strict=True))
+        self.done += len(names)
+
+    def read(self) -> tuple[list[str], list[float]]:
+        pairs = [line.split(" ", 1) for line in self.path.read_text().splitlines()]
+        return [name for _, name in pairs], [float(value) for value, _ in pairs]
+
+
+def _put(path: Path, values: np.ndarray, start: int, total: int) -> None:
+    """Write ``values (2, B, …)`` at patch ``start`` of the array file, which is made at its full size first."""
+    shape = (2, total, *values.shape[2:])
+    mode: Any = "r+" if path.exists() else "w+"
+    array = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+    array[:, start : start + values.shape[1]] = values
+    array.flush()
+
+
+def _write_patches(path: Path, names: list[str], psnr: list[float]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"patch_id": names, "psnr_bic": np.array(psnr, np.float32)}), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def count_patches(patches: Path) -> int:
+    """Number of accepted patches.
+
+    Raises:
+        InputError: there are none.
+    """
+    import pyarrow.parquet as pq
+
+    total = sum(int(pq.ParquetFile(file).metadata.num_rows) for file in patches.glob("patches-*.parquet"))
+    if not total:
+        raise InputError("there are no patches", where=patches, mend="run the patches stage first")
+    return total
+
+
+def batches_of_patches(
+    patches: Path, image_px: int, size: int = 16, start: int = 0
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Ids and pixels ``uint8 (n, H, W, 3)`` of the accepted patches from the ``start``-th on, ``size`` at a time.
+
+    Raises:
+        InputError: a patch has another size than ``image_px``.
+    """
+    from ddsr_core.images import decode_rgb, read_image_parquet
+
+    names: list[str] = []
+    images: list[np.ndarray] = []
+    for position, row in enumerate(read_image_parquet(patches, ["image", "patch_id"])):
+        if position < start:
+            continue
+        image = decode_rgb(row["image"]["bytes"], row["patch_id"])
+        if image.shape[:2] != (image_px, image_px):
+            raise InputError(
+                f"the base makes images of {image_px}x{image_px}, the patches are {image.shape[1]}x{image.shape[0]}",
+                where="patches.patch_px",
+                mend=f"set patches.patch_px={image_px}, or choose another base",
+            )
+        names.append(row["patch_id"])
+        images.append(image)
+        if len(names) == size:
+            yield names, np.stack(images)
+            names, images = [], []
+    if names:
+        yield names, np.stack(images)
+
+
+STAGE = Stage("latents", version=1, run=run)
