@@ -91,14 +91,14 @@ def distill_and_train(
 
 def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifact, Artifact]:
     """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches."""
-    model = base_model(config)
+    model, decoder = base_model(config), lsr_decoder(config)  # weights first: if they are missing, nothing has been done yet
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
     described = {"patches": accepted, **clip_weights(config.embeddings)}
     vectors = chain.add(embeddings.STAGE, config.embeddings, "", **described)
     labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
     encoded = chain.add(latents.STAGE, config.latents, "", patches=accepted, **model)
     rows = first_rows(chain, config, labels, model["base"])
-    learned = {"latents": encoded, "clusters": labels, **model, **rows, **lsr_decoder(config)}
+    learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder}
     adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
     drawn = {"adapter": adapter, "clusters": labels, "patches": accepted, **model}
     return chain.add(sampling.STAGE, config.sample, "", **drawn), accepted

@@ -193,7 +193,8 @@ def write_outputs(state: Run, steps: int, patches: int, out: Path) -> None:
     write_curves(out, state.curve)
     last = {name: round(value, 5) for name, value in _mean_of_last(state.curve, 100).items()}
     numbers = sum(tensor.numel() for tensor in raw.tensors.values())
-    write_json(out / "summary.json", {"steps": steps, "patches": patches, "numbers": numbers, "last_losses": last})
+    facts = {"steps": steps, "patches": patches, "numbers": numbers, "base": state.base.info.name}
+    write_json(out / "summary.json", {**facts, "licence": state.base.info.licence, "last_losses": last})
 
 
 def map_labels(clusters: Path, base: Base) -> dict[int, int]:
