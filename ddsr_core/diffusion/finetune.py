@@ -59,6 +59,13 @@ class FinetuneConfig(StageConfig):
     lsr_crop_px: int | None = Field(
         None, ge=8, description="L_SR decodes a window of so many latent pixels; none: all. For decoders that are large"
     )
+    lsr_last_step: int = Field(
+        100,
+        ge=0,
+        le=999,
+        description="last t that counts (target): with 258, the last above a signal-to-noise ratio of one, "
+        "a weight of 1 overshoots the patches' detail by 4 dB",
+    )
     lsr_margin_db: float = Field(0.0, ge=0, description="how much smoother than the real patch is free, dB (target)")
     vb_weight: float = Field(1.0, ge=0, description="weight of the learned-variance bound")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="share of samples shown with the null label")

@@ -91,8 +91,17 @@ class Step:
         if config.lsr_crop_px is not None:
             x0_hat, x0 = (crop(latents, batch.corner, config.lsr_crop_px) for latents in (x0_hat, x0))
         if config.lsr_mode == "target" and config.lsr_reference == "decoded":
-            reference = decoded_psnr_bic(x0, batch.t, self.decode)
-        return lsr_loss(config.lsr_mode, x0_hat, reference, batch.t, self.schedule, self.decode, config.lsr_margin_db)
+            reference = decoded_psnr_bic(x0, batch.t, self.decode, config.lsr_last_step)
+        return lsr_loss(
+            config.lsr_mode,
+            x0_hat,
+            reference,
+            batch.t,
+            self.schedule,
+            self.decode,
+            config.lsr_margin_db,
+            config.lsr_last_step,
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in about [-1, 1] as L_SR sees them, in ``config.precision``."""
