@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ddsr_core.diffusion.finetune import FinetuneConfig
 
 TERMS = ("simple", "vb", "r", "d", "sr")
+#: Samples that are smoother than the patches by so much get the whole weight of L_SR.
+LSR_BAND_DB = 1.0
 #: Numbers kept for the backward pass of DiffFit, per token, width and block, with fused attention; measured on DiT-XL/2.
 KEPT_PER_TOKEN = 16
 #: Share of the free GPU memory that activations may take before blocks are recomputed instead.
@@ -40,6 +42,7 @@ class Step:
     Attributes:
         base: the network, with DiffFit's parameters, and its VAE.
         decoder: what L_SR looks through: the base's own VAE, or a smaller one for the same latents.
+        lsr_share: share of ``lambda_sr`` in force, 0 … 1; see `Run.adapt`.
     """
 
     def __init__(self, base: Base, config: FinetuneConfig, decoder: Codec | None = None) -> None:
@@ -47,6 +50,7 @@ class Step:
         self.device = next(base.dit.parameters()).device
         self.schedule = Schedule(self.device)
         self.half = config.precision == "bf16"
+        self.lsr_share = 1.0
         self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(base.dit) if config.compile else base.dit
 
     def terms(
@@ -82,7 +86,7 @@ class Step:
             "vb": config.vb_weight * vb.mean(),
             "r": config.lambda_r * l_r,
             "d": config.lambda_d * l_d,
-            "sr": config.lambda_sr * self._lsr(batch, x0_hat),
+            "sr": config.lambda_sr * self.lsr_share * self._lsr(batch, x0_hat),
         }
         return terms, everyone
 
@@ -132,6 +136,7 @@ class Run:
         trainable: DiffFit's parameters by name; ``ema``: their average.
         real, pseudo: the minimax memories, equal in all processes.
         curve: a row a step: every weighted term, and now and then the norms of their gradients.
+        texture: a row a call of `adapt`.
     """
 
     def __init__(
@@ -157,6 +162,7 @@ class Run:
         base.dit.checkpoint_blocks = wants_checkpointing(config, base.dit.config, self.calculation.device)
         self.step = 0
         self.curve: list[dict[str, float]] = []
+        self.texture: list[dict[str, float]] = []
 
     def advance(self, data: TrainingSet) -> dict[str, float]:
         """One optimiser step; returns the value of every term, and now and then the norms of their gradients.
@@ -183,6 +189,19 @@ class Run:
         self.step += 1
         row = {name: sum(value[name] for value in values) / len(values) for name in values[0]}
         return row | {f"grad_{name}": _norm(grads) / self.config.accumulate for name, grads in measured.items()}
+
+    def adapt(self, samples_db: float, real_db: float) -> None:
+        """Weigh L_SR by how much smoother samples are than patches: fully from `LSR_BAND_DB` on, not at all below zero.
+
+        L_SR `target` looks at predictions of x0, which are means, and smoother than any sample: by itself it never rests
+        (left alone for 900 steps it takes ddsr-tiny's samples 3 dB below the patches).
+
+        Args:
+            samples_db, real_db: mean PSNR_bic of images that the averaged adapter draws, and of the patches.
+        """
+        self.calculation.lsr_share = min(1.0, max(0.0, (samples_db - real_db) / LSR_BAND_DB))
+        row = {"samples_db": samples_db, "real_db": real_db, "lsr_share": self.calculation.lsr_share}
+        self.texture.append({"step": self.step, **row})
 
     def _draw(self, data: TrainingSet) -> Batch:
         config = self.config
@@ -271,6 +290,7 @@ class Run:
             "pseudo": self.pseudo.state_dict(),
             "step": self.step,
             "curve": self.curve,
+            "texture": self.texture,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -286,7 +306,9 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.real.load_state_dict(state["real"])
         self.pseudo.load_state_dict(state["pseudo"])
-        self.step, self.curve = state["step"], state["curve"]
+        self.step, self.curve, self.texture = state["step"], state["curve"], state["texture"]
+        if self.texture:
+            self.calculation.lsr_share = self.texture[-1]["lsr_share"]
 
 
 def _sum(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:

@@ -30,7 +30,7 @@ from ddsr_core.progress import Bar
 
 CONFIG = FinetuneConfig(
     steps=12, epochs=None, batch_size=6, gamma_blocks=2, memory_size=5, ema_decay=0.9,
-    norm_every=5, checkpoint_every=4, sample_every=6,
+    norm_every=5, checkpoint_every=4, sample_every=6, lsr_adapt_every=3,
 )  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def test_files_of_a_finished_stage(finished: Path):
     names = set(digests(finished))
     assert names == {
         "adapter.json", "adapter.safetensors", "adapter_ema.safetensors", "curves.csv", "gradients.csv", "summary.json",
+        "texture.csv",
         "samples/step-000000.png", "samples/step-000006.png", "samples/step-000012.png",
     }  # fmt: skip
     facts = json.loads((finished / "adapter.json").read_text())
@@ -378,3 +379,23 @@ def test_lsr_looks_at_a_crop_and_at_what_the_decoder_can_show(inputs: dict[str, 
 def test_a_crop_cannot_be_held_against_the_whole_patch():
     with pytest.raises(ValueError, match="lsr_reference"):
         FinetuneConfig(lsr_crop_px=32, lsr_reference="patch")
+
+
+@pytest.mark.parametrize(("samples_db", "share"), [(30.0, 1.0), (25.0, 1.0), (24.25, 0.25), (24.0, 0.0), (21.0, 0.0)])
+def test_lsr_weighs_less_the_nearer_samples_are_to_the_patches(inputs: dict[str, Path], samples_db: float, share: float):
+    base, data = prepared(inputs)
+    batch = replace(draw(data), t=torch.full((6,), 40))
+    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+    full = float(terms_of(state, batch)["sr"].detach())
+    state.adapt(samples_db, real_db=24.0)
+    assert full > 0
+    assert float(terms_of(state, batch)["sr"].detach()) == pytest.approx(share * full)
+
+
+def test_what_was_seen_of_the_texture_is_written(finished: Path, inputs: dict[str, Path]):
+    rows = read_csv(finished / "texture.csv")
+    assert [int(row["step"]) for row in rows] == [0, 3, 6, 9]
+    _, data = prepared(inputs)
+    expected = np.mean([data.latents.psnr_bic[(data.labels == label).numpy()].mean() for label in range(3)])
+    assert all(float(row["real_db"]) == pytest.approx(expected, rel=1e-5) for row in rows)
+    assert len({row["samples_db"] for row in rows}) == 4
