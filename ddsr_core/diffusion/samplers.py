@@ -32,9 +32,7 @@ def noise_like(generators: list[torch.Generator], shape: tuple[int, ...], device
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
 
-def guided(
-    model: DiT, rows: Tensor, scale: float, channels: int, interval: tuple[float, float] = (0, STEPS - 1)
-) -> Predict:
+def guided(model: DiT, rows: Tensor, scale: float, channels: int, interval: tuple[float, float] = (0, STEPS - 1)) -> Predict:
     """Classifier-free guidance: eps = eps_null + scale (eps_class - eps_null) on the first ``channels`` channels.
 
     ``scale`` 1 is the class prediction itself and costs a single forward pass; so does every t outside ``interval``
@@ -80,8 +78,13 @@ def ancestral(
     Args:
         start: latents like ``noise`` to begin at, noised to the highest step below ``strength`` * 1000; None for pure
             noise.
+
+    Raises:
+        ConfigError: none of the steps is below ``strength`` * 1000.
     """
     used = [t for t in spaced_steps(steps) if t < strength * STEPS]
+    if not used:
+        raise _no_step_left(steps, strength)
     # float64: with many steps a beta is the small difference of two alpha_bars that are nearly one
     alpha_bar = (1 - Schedule().beta.double()).cumprod(0)
     x = noise
@@ -125,11 +128,7 @@ def by_scheduler(
     scheduler.set_timesteps(steps, device=noise.device)
     first = int((scheduler.timesteps >= strength * STEPS).sum())  # they descend
     if first == len(scheduler.timesteps):
-        raise ConfigError(
-            f"none of the {steps} steps lies below t = {strength * STEPS:g}",
-            where="sample.strength",
-            mend="raise sample.strength or sample.steps",
-        )
+        raise _no_step_left(steps, strength)
     x = noise
     if start is not None:
         scheduler.set_begin_index(first)  # else it would look t up and number its steps from the first of all
@@ -138,6 +137,14 @@ def by_scheduler(
         eps = predict(x, int(t)).chunk(2, dim=1)[0]
         x = scheduler.step(eps, t, x, return_dict=False)[0]
     return x
+
+
+def _no_step_left(steps: int, strength: float) -> ConfigError:
+    return ConfigError(
+        f"none of the {steps} steps lies below t = {strength * STEPS:g}",
+        where="sample.strength",
+        mend="raise sample.strength or sample.steps",
+    )
 
 
 @torch.inference_mode()
