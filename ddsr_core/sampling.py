@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +18,7 @@ from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
 from ddsr_core.images import encode_png, finish_image_set, image_set_name
 from ddsr_core.selection import Comparison, Scores, Select, choose, compare, random_score, score
+from ddsr_core.starts import StartLatents, starting_patches
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -90,10 +90,8 @@ def images_per_label(count: int, sizes: list[int], allocation: Literal["equal", 
     >>> images_per_label(10, [30, 60, 10], "proportional")
     [3, 6, 1]
     """
-    if allocation == "equal":
-        shares = [count // len(sizes)] * len(sizes)
-    else:
-        shares = [count * size // sum(sizes) for size in sizes]
+    parts = [1] * len(sizes) if allocation == "equal" else sizes
+    shares = [count * part // sum(parts) for part in parts]
     for label in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))[: count - sum(shares)]:
         shares[label] += 1
     return shares
@@ -134,9 +132,10 @@ def run(
     scores: list[tuple[int, Scores, Scores]] = []
     for label, share in enumerate(shares):
         if share:
-            kept, *of_label = _choose_of_label(config, label, np.flatnonzero(labels == label), share, compared)
+            candidates = np.flatnonzero(labels == label)
+            kept, reached, by_chance = _choose_of_label(config, label, candidates, share, compared)
             chosen += kept
-            scores.append((share, *of_label))
+            scores.append((share, reached, by_chance))
     rows = [_row(config, index, int(labels[index]), starts, compared) for index in chosen]
     for position, index in enumerate(chosen):
         write_atomically(out / image_set_name(position), _candidate(out, index).read_bytes())
@@ -145,28 +144,6 @@ def run(
     write_json(out / "summary.json", summary)
     counted = ("count", "height", "width", "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
     return StageResult({name: summary[name] for name in counted})
-
-
-def starting_patches(labels: np.ndarray, clusters: Path) -> list[str]:
-    """For each candidate the id of the patch that it begins at.
-
-    The j-th candidate of a pseudo-label begins at its j-th patch in order of distance to the centroid; after the last
-    the first again.
-
-    Args:
-        labels: pseudo-labels of the candidates ``(n,)``.
-    """
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(clusters / "labels.parquet", columns=["patch_id", "pseudo_label", "distance"])
-    ids, of_patch, distances = (column.to_numpy() for column in table.columns)
-    starts = np.empty(len(labels), object)
-    for label in np.unique(labels):
-        members = np.flatnonzero(of_patch == label)
-        nearest_first = ids[members[np.argsort(distances[members], kind="stable")]]
-        candidates = np.flatnonzero(labels == label)
-        starts[candidates] = nearest_first[np.arange(len(candidates)) % len(members)]
-    return [str(name) for name in starts]
 
 
 def draw_candidates(
@@ -214,39 +191,6 @@ def draw_candidates(
                 if not _candidate(out, index).exists():
                     write_atomically(_candidate(out, index), encode_png(image))
             bar.advance(len(batch))
-
-
-class StartLatents:
-    """Cached latents of the patches, for a start in the middle of the diffusion.
-
-    Raises:
-        InputError: there are none, or they are of another base.
-    """
-
-    def __init__(self, model: Base, latents: Path | None) -> None:
-        from ddsr_core.latents import open_latents
-
-        if latents is None:
-            raise InputError(
-                "a start at real patches needs their latents",
-                where="sample.strength",
-                mend="give the artifact of the latents stage as input `latents`, or set sample.strength=1",
-            )
-        stored = open_latents(latents)
-        shape = model.dit.config
-        if stored.mean.shape[2:] != (shape.in_channels, shape.latent_px, shape.latent_px):
-            raise InputError(f"the latents are of another base: {stored.mean.shape[2:]}", where=latents)
-        self.folder, self.mean, self.device = latents, stored.mean[0], next(model.dit.parameters()).device
-        self.row: Mapping[str, int] = {name: row for row, name in enumerate(stored.patch_ids)}
-
-    def of(self, patch_ids: list[str]) -> Tensor:
-        """``float32 (len(patch_ids), C, h, w)``, diffusion units, not mirrored."""
-        import torch
-
-        if missing := [name for name in patch_ids if name not in self.row]:
-            raise InputError(f"patch {missing[0]!r} has no latent", where=self.folder, mend="give the run's own latents")
-        rows = [self.row[name] for name in patch_ids]
-        return torch.from_numpy(np.stack([self.mean[row] for row in rows]).astype(np.float32)).to(self.device)
 
 
 def load_tuned(
@@ -361,7 +305,7 @@ def _summary(
         "psnr_bic_by_label": {str(label): round(float(psnr[labels == label].mean()), 4) for label in np.unique(labels)},
         "max_cosine_to_train": max(row["max_cosine_to_train"] for row in rows),
         "max_embedding_cosine_to_train": max(row["max_embedding_cosine_to_train"] for row in rows),
-        **_mean_scores([(share, chosen) for share, chosen, _ in scores], ""),
+        **_mean_scores([(share, reached) for share, reached, _ in scores], ""),
         **_mean_scores([(share, by_chance) for share, _, by_chance in scores], "_random"),
     }
 

@@ -225,7 +225,7 @@ def quantile_groups(psnr: np.ndarray, target: np.ndarray, count: int, size: int)
     wanted = np.quantile(target, (np.arange(count) + 0.5) / count).repeat(size)
     matched = linear_sum_assignment(np.abs(wanted[:, None] - psnr[None, :]))[1]
     # Many matchings are equally near where all candidates lie on one side; the one in order of size is among the best.
-    return matched[np.argsort(psnr[matched], kind="stable")].reshape(count, size)
+    return np.asarray(matched[np.argsort(psnr[matched], kind="stable")].reshape(count, size))
 
 
 def most_covering(similarity: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifac
     vectors = chain.add(embeddings.STAGE, config.embeddings, "", **described)
     labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
     adapter = chain.add(finetune.STAGE, config.finetune, patches=accepted, clusters=labels, base=base)
-    made = {"adapter": adapter, "base": base, "clusters": labels, "embeddings": vectors, **described}
+    made: dict[str, StageInput] = {"adapter": adapter, "base": base, "clusters": labels, "embeddings": vectors, **described}
     distilled = chain.add(sampling.STAGE, config.sample, "", **made)
     return distilled, accepted
 

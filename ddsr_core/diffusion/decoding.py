@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ddsr_core.diffusion.base import Base
@@ -14,14 +13,9 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.images import from_signed, to_uint8
 from ddsr_core.tiling import enlarge
 
-#: A tile and its neighbour share 1 / OVERLAP of a side with an AutoencoderKL (diffusers' own default), twice that with
-#: an AutoencoderTiny.
-OVERLAP = 4
-
 
 def decode_pixels(model: Base, latents: Tensor, tile_px: int | None = None) -> np.ndarray:
-    """Decode ``(B, C, h, w)`` to ``uint8 (B, H, W, 3)``, one image after the other: the decoder takes more memory than
-    the DiT.
+    """Decode ``(B, C, h, w)`` to ``uint8 (B, H, W, 3)``, one image after the other: a decoder's maps are large.
 
     Args:
         tile_px: see `decoder`.
@@ -33,27 +27,22 @@ def decode_pixels(model: Base, latents: Tensor, tile_px: int | None = None) -> n
 def decoder(model: Base, tile_px: int | None) -> Callable[[Tensor], Tensor]:
     """The model's decoder, in tiles where an image is larger than ``tile_px`` (image pixels; None never tiles).
 
-    Tiles are an approximation. An ``AutoencoderKL`` has attention over, and group norms of, all that it sees: a tile
-    is decoded as an image of its own, and diffusers blends the seams. An ``AutoencoderTiny`` is convolutional: a
-    tile's outer quarter is thrown away, which is exact where that is its receptive field (about 18 latent pixels for
-    TAESD) and leaves faint seams where it is less.
+    A tile's outer quarter is decoded and thrown away. That is exact for a convolutional decoder that sees no further
+    (TAESD's sees 18 latent pixels: tiles of 576 px), and near for smaller tiles. An ``AutoencoderKL`` has group norms
+    and an attention over all that it is given, so that a tile's contrast can differ from the whole image's. diffusers'
+    own tiles do the same, but end in a narrow strip of a tile: on a small random KL VAE they were off by twice as much.
 
     Raises:
-        ConfigError: ``tile_px`` is not a multiple of `OVERLAP` latent pixels: diffusers' tiles would not meet.
+        ConfigError: ``tile_px`` is not a whole number of latent pixels.
     """
     if tile_px is None:
         return model.decode
     factor = model.image_px // model.dit.config.latent_px
-    if tile_px % (OVERLAP * factor):
+    if tile_px % factor:
         raise ConfigError(
             f"tiles of {tile_px} px do not fit a VAE of {factor} px a latent pixel",
             where="sample.decode_tile_px",
-            mend=f"choose a multiple of {OVERLAP * factor}",
+            mend=f"choose a multiple of {factor}",
         )
     side = tile_px // factor
-    if model.codec.is_tiny:  # diffusers' tiles for this class hold for VAEs of 8 px a latent pixel alone
-        return partial(enlarge, model.decode, scale=factor, tile_px=side, overlap_px=side // OVERLAP)
-    vae = model.vae
-    vae.enable_tiling()
-    vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = tile_px, side, 1 / OVERLAP
-    return model.decode
+    return partial(enlarge, model.decode, scale=factor, tile_px=side, overlap_px=side // 4)
