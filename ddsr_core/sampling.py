@@ -64,7 +64,8 @@ class SampleConfig(StageConfig):
         1.0,
         gt=0,
         le=1,
-        description="the same by embedding; 1: off. What is usual depends on the network: see summary.json of a run",
+        description="the same by embedding; 1: off, as what is usual depends on the network and the patches (vgg16 at "
+        "64 px: different real patches reach 0.95 among themselves)",
     )
     batch_size: int = Field(16, ge=1, le=4096, description="images a forward pass")
     decode_tile_px: int | None = Field(

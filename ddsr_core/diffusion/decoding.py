@@ -28,7 +28,7 @@ def decoder(model: Base, tile_px: int | None) -> Callable[[Tensor], Tensor]:
     """The model's decoder, in tiles where an image is larger than ``tile_px`` (image pixels; None never tiles).
 
     A tile's outer quarter is decoded and thrown away. That is exact for a convolutional decoder that sees no further
-    (TAESD's sees 18 latent pixels: tiles of 576 px), and near for smaller tiles. An ``AutoencoderKL`` has group norms
+    (TAESD's sees 18 latent pixels: tiles of 600 px), and near for smaller tiles. An ``AutoencoderKL`` has group norms
     and an attention over all that it is given, so that a tile's contrast can differ from the whole image's. diffusers'
     own tiles do the same, but end in a narrow strip of a tile: on a small random KL VAE they were off by twice as much.
 
