@@ -100,7 +100,8 @@ def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifac
     rows = first_rows(chain, config, labels, model["base"])
     learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder}
     adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
-    drawn = {"adapter": adapter, "clusters": labels, "patches": accepted, **model}
+    start = {"latents": encoded} if config.sample.strength < 1 else {}
+    drawn = {"adapter": adapter, "clusters": labels, "embeddings": vectors, **described, **model, **start}
     return chain.add(sampling.STAGE, config.sample, "", **drawn), accepted
 
 
