@@ -25,6 +25,7 @@ from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")
+SCALES = Path(__file__).with_name("scales")
 SourceName = Literal["distilled", "random", "threshold", "full"]
 
 
@@ -80,8 +81,13 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_config(preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = ()) -> PipelineConfig:
+def load_config(
+    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), scale: str = "full"
+) -> PipelineConfig:
     """A preset, with a TOML file's values over it, with ``field.path=value`` overrides over both.
+
+    Args:
+        scale: of an experiment: ``full`` leaves the preset as it is, ``mini`` lays the small protocol over it.
 
     Raises:
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
@@ -89,10 +95,12 @@ def load_config(preset: str = "demo", file: Path | None = None, overrides: Itera
     if preset not in preset_names():
         raise ConfigError(f"no preset {preset!r}", where="--preset", mend=f"choose one of: {', '.join(preset_names())}")
     values = _read_toml(PRESETS / f"{preset}.toml")
+    if scale != "full":
+        values = merge(values, _read_toml(SCALES / f"{scale}.toml"))
     if file is not None:
-        values = _merge(values, _read_toml(file))
+        values = merge(values, _read_toml(file))
     for text in overrides:
-        values = _merge(values, parse_override(text))
+        values = merge(values, parse_override(text))
     try:
         config = PipelineConfig.model_validate({"preset": preset, **values})
     except ValidationError as error:
@@ -162,12 +170,13 @@ def _complete_alternatives(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``over`` laid over those of ``under``, table by table."""
     over = _complete_alternatives(dict(over))
     result = dict(under)
     for name, value in over.items():
         old = result.get(name)
-        result[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 

@@ -100,6 +100,29 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
     run_pipeline(images=Path(images), test=None if test is None else Path(test), preset=preset, **options)
 
 
+@cli.command()
+@click.argument("experiment", type=click.Choice(["ablation"]))
+@click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
+@click.option("--test", required=True, help="test photos")
+@click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
+@click.option("--scale", type=click.Choice(["mini", "full"]), default="mini", show_default=True,
+              help="mini: small networks and ddsr-tiny, about an hour on two cores; full: the preset as it is")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="how many seeds, from 0")
+@run_options
+def reproduce(experiment: str, images: str, test: str, **options: Any) -> None:
+    """Measure what each part of the method is worth, at equal image budget and equal iterations.
+
+    Example: ddsr reproduce ablation --images photos/ --test B100/ --scale mini --seeds 3
+    """
+    from flows.running import run_experiment
+
+    command = (
+        f"ddsr reproduce {experiment} --preset {options['preset']} --scale {options['scale']} --seeds {options['seeds']}"
+    )
+    command += "".join(f" --set {text}" for text in options["overrides"])
+    run_experiment(images=Path(images), test=Path(test), command=command, **options)
+
+
 @cli.command("train-sr")
 @click.option("--data", required=True, help="folder of HR images, an image set, a patches artifact, or Parquet")
 @click.option("--arch", default="edsr-small", show_default=True, help="network; an unknown name lists them all")
