@@ -114,13 +114,14 @@ def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:
 
 def as_markdown(cells: Iterable[Cell], bicubic: Mapping[str, float], variants: Sequence[Variant], about: str) -> str:
     """The table with what it was made by above it, and what each variant is below it."""
-    header = ["training set", "network", "seeds", *(title for _, title, _ in METRICS), "against random, dB"]
+    measured = [metric for metric in METRICS if metric[0] in bicubic]
+    header = ["training set", "network", "seeds", *(title for _, title, _ in measured), "against random, dB"]
     header += [title for _, title, _ in FACTS]
-    bicubic_row = ["bicubic", "", "", *(f"{bicubic[name]:.{digits}f}" for name, _, digits in METRICS), "", "", ""]
+    bicubic_row = ["bicubic", "", "", *(f"{bicubic[name]:.{digits}f}" for name, _, digits in measured), "", "", ""]
     lines = [about, "", _line(header), _line(["---"] * len(header)), _line(bicubic_row)]
     for row in summarize(cells):
         difference = row["difference"]
-        known = [row["metrics"][name].text(digits) for name, _, digits in METRICS]
+        known = [row["metrics"][name].text(digits) for name, _, digits in measured]
         facts = [row["facts"][name].text(digits) if name in row["facts"] else "" for name, _, digits in FACTS]
         against = difference.text(3) if difference and row["variant"] != REFERENCE else ""
         lines.append(_line([row["variant"], row["arch"], str(row["seeds"]), *known, against, *facts]))

@@ -59,7 +59,7 @@ def ablation(
     start_run(store, name, config, photos, test)
     chain = Chain(build, log)
     tests = photo_source(test)
-    bicubic = chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests).manifest.counts["metrics"]
+    bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
     sets, archs = (*ABLATION, *BASELINES), config.sr.archs
     experiment = Experiment(
         run_folder(store, name), describe(config, seeds, command), len(sets) * len(archs) * seeds, bicubic
@@ -70,9 +70,9 @@ def ablation(
                 label = f"{arch} {variant} seed {seed}"
                 weights = chain.add(train.STAGE, config.sr.recipe(arch, seed), label, data=data)
                 measured = chain.add(evaluation.STAGE, config.evaluate, label, weights=weights, test=tests)
-                experiment.add(Cell(variant, arch, seed, measured.manifest.counts["metrics"], facts))
-                psnr = measured.manifest.counts["metrics"]["psnr_y"]
-                log(f"cell {len(experiment.cells)} of {experiment.total}: {label}: {psnr:.3f} dB")
+                cell = Cell(variant, arch, seed, metrics_of(measured), facts)
+                experiment.add(cell)
+                log(f"cell {len(experiment.cells)} of {experiment.total}: {label}: {cell.metrics['psnr_y']:.3f} dB")
     return experiment
 
 
@@ -93,6 +93,11 @@ def facts_of(artifact: Artifact) -> dict[str, float]:
     """What its stage has counted of a set's images."""
     counts = artifact.manifest.counts
     return {name: float(counts[name]) for name in FACTS if name in counts}
+
+
+def metrics_of(evaluated: Artifact) -> dict[str, float]:
+    """The means that were asked for."""
+    return {name: value for name, value in evaluated.manifest.counts["metrics"].items() if value is not None}
 
 
 def describe(config: PipelineConfig, seeds: int, command: str) -> str:
