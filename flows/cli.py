@@ -254,6 +254,30 @@ def show(run: str, home: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("source", metavar="RUN|ADAPTER")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="new folder to write to")
+@click.option("--format", "kind", type=click.Choice(["original", "diffusers"]), default="original", show_default=True,
+              help="one file in the original DiT layout, or a folder for diffusers' DiTPipeline")  # fmt: skip
+@click.option(
+    "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="averaged or last weights"
+)
+@click.option("--base", default=None, help="base model, if an adapter's folder is given instead of a run")
+@click.option("--vae", default=None, help="VAE, if it is not the base's own")
+@home_option
+def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: Path | None) -> None:
+    """Write a run's fine-tuned model, DiffFit folded in, for use without ddsr.
+
+    Example: ddsr export demo --out my-dit --format diffusers
+    """
+    from ddsr_core.store import Store
+    from flows.single import export_model
+
+    folder = export_model(Store(home_of(home)), source, out, kind, weights, base, vae)
+    click.echo(f"Model: {folder}")
+    click.echo((folder / "README.md").read_text().splitlines()[-1])
+
+
+@cli.command()
 @click.argument("run")
 @click.option("--picture", type=click.Path(path_type=Path), default=None, help="also write an overview picture (PNG)")
 @home_option

@@ -13,7 +13,7 @@ from tests.integration.commands import ROOT, TINY, make_photos
 def reproduce(photos: Path, home: Path) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable, "-m", "flows.cli", "reproduce", "ablation", "--images", str(photos), "--test", str(photos),
-        "--home", str(home), "--seeds", "2", "--no-prefect",
+        "--home", str(home), "--seeds", "1", "--no-prefect",
     ]  # fmt: skip
     for text in TINY:
         if not text.startswith("sample.oversample"):
@@ -29,7 +29,7 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     folder = tmp_path / "home/runs/ablation"
     rows = list(csv.DictReader((folder / "ablation.csv").open(newline="")))
     names = ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "random", "threshold", "full"]
-    assert [(row["variant"], row["seed"]) for row in rows] == [(name, seed) for seed in "01" for name in names]
+    assert [(row["variant"], row["seed"]) for row in rows] == [(name, seed) for seed in "0" for name in names]
     assert (folder / "ablation.md").read_text() in first.stdout
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
     builds = len(list((tmp_path / "home/artifacts").glob("*/*/manifest.json")))
@@ -38,5 +38,5 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert second.returncode == 0, second.stderr
     assert {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")} == made
     adapters = len(list((tmp_path / "home/artifacts/finetune").glob("*/manifest.json")))
-    assert adapters == 2 * 5  # lsr-target and select share theirs
-    assert builds > 40
+    assert adapters == 5  # lsr-target and select share theirs
+    assert builds > 20
