@@ -52,6 +52,13 @@ class FinetuneConfig(StageConfig):
     lambda_r: float = Field(0.002, ge=0, description="weight of the representativeness loss")
     lambda_d: float = Field(0.008, ge=0, description="weight of the diversity loss")
     memory_size: int = Field(64, ge=1, description="entries a pseudo-label in each memory")
+    minimax_last_step: int = Field(
+        258,
+        ge=0,
+        le=999,
+        description="last t whose predictions the minimax losses and their memory take: 258 is the last "
+        "above a signal-to-noise ratio of one; 999 as released",
+    )
     x0_hat: Literal["x0", "paper"] = Field("x0", description="prediction in the minimax losses: x0, or z_t - eps")
     lsr_mode: Literal["off", "paper", "target"] = Field("target", description="form of L_SR")
     lambda_sr: float = Field(1.0, ge=0, description="weight of L_SR")

@@ -54,7 +54,7 @@ class Step:
         self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(base.dit) if config.compile else base.dit
 
     def terms(
-        self, batch: Batch, labels: Tensor, real: Memory, pseudo: Memory, peers: Peers
+        self, batch: Batch, labels: Tensor, t: Tensor, real: Memory, pseudo: Memory, peers: Peers
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The weighted terms, and what goes into the memory of predictions.
 
@@ -62,7 +62,7 @@ class Step:
 
         Args:
             batch: this process's part.
-            labels: pseudo-labels of all processes' parts, in order.
+            labels, t: of all processes' parts, in order.
 
         Returns:
             The terms by name, scalars, and the predictions of all processes ``(B * peers.count, C, h, w)``, detached.
@@ -80,7 +80,7 @@ class Step:
         # The others' predictions are constants here; their own processes carry their gradient.
         start = peers.rank * len(batch)
         whole = torch.cat([everyone[:start], compared, everyone[start + len(batch) :]])
-        l_r, l_d = minimax_losses(whole, labels, real, pseudo)
+        l_r, l_d = minimax_losses(whole, labels, real, pseudo, t <= config.minimax_last_step)
         terms = {
             "simple": mse.mean(),
             "vb": config.vb_weight * vb.mean(),
@@ -175,8 +175,8 @@ class Run:
         measured: dict[str, list[Tensor]] = {}
         self.optimizer.zero_grad(set_to_none=True)
         values, predictions = [], []
-        for part, labels in self._parts(batch):
-            terms, x0_hat = self.calculation.terms(part, labels, self.real, self.pseudo, self.peers)
+        for part, labels, t in self._parts(batch):
+            terms, x0_hat = self.calculation.terms(part, labels, t, self.real, self.pseudo, self.peers)
             values.append(self._values(terms))
             if self.step % self.config.norm_every == 0:
                 measured = _sum(measured, gradients(terms, parameters, self.peers))
@@ -211,13 +211,13 @@ class Run:
         )  # fmt: skip
         return batch.to(self.calculation.device)
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
-        """This process's parts of the batch, one after another, each with the pseudo-labels of all processes' parts."""
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """This process's parts of the batch, one after another, each with pseudo-labels and t of all processes' parts."""
         count = self.config.accumulate
         shares = [batch.part(rank, self.peers.count) for rank in range(self.peers.count)]
         for index in range(count):
-            labels = torch.cat([share.part(index, count).labels for share in shares])
-            yield shares[self.peers.rank].part(index, count), labels
+            parts = [share.part(index, count) for share in shares]
+            yield parts[self.peers.rank], torch.cat([p.labels for p in parts]), torch.cat([p.t for p in parts])
 
     def _values(self, terms: dict[str, Tensor]) -> dict[str, float]:
         mean = torch.stack([term.detach() for term in terms.values()])
@@ -237,8 +237,8 @@ class Run:
     def _norms_again(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> dict[str, float]:
         """Which term it was: the parts once more, until one has a gradient that is not finite."""
         norms: dict[str, float] = {}
-        for part, labels in self._parts(batch):
-            terms, _ = self.calculation.terms(part, labels, self.real, self.pseudo, self.peers)
+        for part, labels, t in self._parts(batch):
+            terms, _ = self.calculation.terms(part, labels, t, self.real, self.pseudo, self.peers)
             norms = {name: _norm(grads) for name, grads in gradients(terms, parameters, self.peers).items()}
             if not all(map(math.isfinite, norms.values())):
                 break
@@ -258,7 +258,8 @@ class Run:
         count = self.peers.count
         by_process = [torch.cat([part.chunk(count)[rank] for part in predictions]) for rank in range(count)]
         self.real.append(batch.x0, batch.labels)
-        self.pseudo.append(torch.cat(by_process), batch.labels)
+        counted = batch.t <= self.config.minimax_last_step
+        self.pseudo.append(torch.cat(by_process)[counted], batch.labels[counted])
 
     def _average(self) -> None:
         decay = self.config.ema_decay

@@ -135,7 +135,7 @@ def prepared(inputs: dict[str, Path]) -> tuple[Base, TrainingSet]:
 
 
 def terms_of(state: Run, batch: Batch) -> dict[str, torch.Tensor]:
-    return state.calculation.terms(batch, batch.labels, state.real, state.pseudo, Alone())[0]
+    return state.calculation.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())[0]
 
 
 def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: float = 0.1, flip: bool = True) -> Batch:
@@ -228,7 +228,7 @@ def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, P
     predictions = {}
     for kind in ("x0", "paper"):
         step = Step(base, CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"}))
-        _, predictions[kind] = step.terms(batch, batch.labels, state.real, state.pseudo, Alone())
+        _, predictions[kind] = step.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())
     sqrt_abar = state.schedule.sqrt_alpha_bar[batch.t][:, None, None, None]
     noise_part = state.schedule.sqrt_one_minus_alpha_bar[batch.t][:, None, None, None]
     x_t = sqrt_abar * batch.x0 + noise_part * batch.noise
