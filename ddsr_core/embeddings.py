@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from ddsr_core.ahead import map_ahead
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_image_parquet, to_float
-from ddsr_core.patches import map_ahead
 from ddsr_core.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
 from ddsr_core.vector_table import content_digest, slices, write_table
 

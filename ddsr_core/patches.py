@@ -10,16 +10,15 @@ import hashlib
 import io
 import json
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from ddsr_core.ahead import map_ahead
 from ddsr_core.bicubic_types import Kernel
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
@@ -27,8 +26,6 @@ from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_i
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 PATCHES_PER_SHARD = 512
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class PatchesConfig(StageConfig):
@@ -93,18 +90,6 @@ def score_windows(image: np.ndarray, config: PatchesConfig) -> Windows:
     psnr = -10 * np.log10(np.maximum(total, 0) / size**2 + 1e-12)
     y, x = np.meshgrid(ys, xs, indexing="ij")
     return Windows(psnr.ravel().astype(np.float32), y.ravel().astype(np.int32), x.ravel().astype(np.int32))
-
-
-def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """``map`` on a few threads, in order, with at most ``2 * workers`` results in flight (memory stays flat)."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> StageResult:
