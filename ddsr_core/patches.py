@@ -23,9 +23,12 @@ from ddsr_core.bicubic_types import Kernel
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
+from ddsr_core.round_trip import STRIP_PX, squared_error_sums
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 PATCHES_PER_SHARD = 512
+#: Photos scored at a time, one a thread.
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 class PatchesConfig(StageConfig):
@@ -75,18 +78,16 @@ def score_windows(image: np.ndarray, config: PatchesConfig) -> Windows:
     Args:
         image: ``uint8 (H, W, 3)``, both sides at least ``patch_px``.
     """
-    from ddsr_core.bicubic import downsample, grey, upsample
-    from ddsr_core.images import to_float
-
     height, width = (side - side % 4 for side in image.shape[:2])
-    luma = grey(to_float(image[:height, :width]))
-    error = luma - upsample(downsample(luma, kernel=config.kernel), kernel=config.kernel)
-    integral = np.pad(error[0, 0].double().square().numpy().cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     size = config.patch_px
     ys = offsets(height, size, config.stride_px, config.flush_right)
     xs = offsets(width, size, config.stride_px, config.flush_right)
-    below, above = integral[ys + size], integral[ys]
-    total = below[:, xs + size] - below[:, xs] - above[:, xs + size] + above[:, xs]
+    cell = int(np.gcd.reduce([STRIP_PX, size, *ys, *xs]))  # every window is a rectangle of whole cells
+    sums = squared_error_sums(image[:height, :width], config.kernel, cell)
+    integral = np.pad(sums.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    below, above = integral[(ys + size) // cell], integral[ys // cell]
+    left, right = xs // cell, (xs + size) // cell
+    total = below[:, right] - below[:, left] - above[:, right] + above[:, left]
     psnr = -10 * np.log10(np.maximum(total, 0) / size**2 + 1e-12)
     y, x = np.meshgrid(ys, xs, indexing="ij")
     return Windows(psnr.ravel().astype(np.float32), y.ravel().astype(np.int32), x.ravel().astype(np.int32))
@@ -127,6 +128,8 @@ def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> 
 
 def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: Runtime) -> None:
     """Pass 1: one small file a photo in ``out/resume/scores``, with its scores or the reason why it was skipped."""
+    from threadpoolctl import threadpool_limits
+
     folder = out / RESUME / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
@@ -135,8 +138,11 @@ def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: 
         return index, _score_photo(config, sources[index])
 
     done = len(sources) - len(todo)
-    with runtime.progress("Scoring photos", total=len(sources), unit="photos", done=done) as bar:
-        for index, data in map_ahead(score, todo, workers=min(4, os.cpu_count() or 1)):
+    with (
+        runtime.progress("Scoring photos", total=len(sources), unit="photos", done=done) as bar,
+        threadpool_limits(1, "blas"),  # a photo a thread: products that take all cores each would wait for one another
+    ):
+        for index, data in map_ahead(score, todo, WORKERS):
             write_atomically(_score_file(out, index), data)
             bar.advance()
 
@@ -284,4 +290,4 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "summary.json").read_text()))
 
 
-STAGE = Stage("patches", version=1, run=run)
+STAGE = Stage("patches", version=2, run=run)
