@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable
     data = [path.read_bytes() for path in find_images(folder)]
     arrays = [decode_rgb(item, "photo") for item in data]
     images = [Image.fromarray(array) for array in arrays]
-    configs = {kernel: PatchesConfig(patch_px=PATCH_PX, stride_px=STRIDE_PX, kernel=kernel) for kernel in ("opencv", "matlab")}
+    base = PatchesConfig(patch_px=PATCH_PX, stride_px=STRIDE_PX)
+    configs = {kernel: base.model_copy(update={"kernel": kernel}) for kernel in ("opencv", "matlab")}
     sources = list(iter_photos(folder))
 
     def ours_alone(config: PatchesConfig) -> None:
@@ -90,10 +92,10 @@ def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable
     return {
         "decoding alone": lambda: drain(map_ahead(lambda item: np.asarray(open_rgb(item)), data, threads)),
         "scoring alone, crop by crop": lambda: [crop_by_crop(image) for image in images],
-        **{f"scoring alone, ddsr {kernel}": (lambda c=config: ours_alone(c)) for kernel, config in configs.items()},
+        **{f"scoring alone, ddsr {kernel}": partial(ours_alone, config) for kernel, config in configs.items()},
         "with decoding, crop by crop": lambda: [crop_by_crop(open_rgb(item)) for item in data],
-        **{f"with decoding, ddsr {kernel}": (lambda c=config: stage(c)) for kernel, config in configs.items()},
-        "one accepted patch as PNG": lambda: [encode_png(array[:PATCH_PX, :PATCH_PX].copy()) for array in arrays],
+        **{f"with decoding, ddsr {kernel}": partial(stage, config) for kernel, config in configs.items()},
+        "one accepted patch as PNG": lambda: [encode_png(array[:PATCH_PX, :PATCH_PX].copy(), level=1) for array in arrays],
     }
 
 

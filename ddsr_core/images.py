@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps
 
 from ddsr_core.config import digest_of
 from ddsr_core.errors import InputError
-from ddsr_core.store import Source, sha256_of, write_atomically
+from ddsr_core.store import Source, sha256_of, write_atomically, writing_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 #: Larger images are refused: 256 megapixels take 3 GiB as float.
 MAX_PIXELS = 256_000_000
+#: Rows of a Parquet file that are in memory at a time.
+ROWS_PER_GROUP = 256
 
 
 def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -73,10 +76,10 @@ def read_rgb(path: Path) -> np.ndarray:
     return decode_rgb(Path(path).read_bytes(), str(path))
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of ``uint8 (H, W, 3)``; the same pixels always give the same bytes."""
+def encode_png(image: np.ndarray, level: int = 6) -> bytes:
+    """PNG bytes of ``uint8 (H, W, 3)``; the same pixels always give the same bytes. ``level``: effort, 0 to 9."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()
 
 
@@ -224,10 +227,11 @@ def write_image_parquet(path: Path, rows: Iterable[Mapping[str, Any]], fields: M
         image = row["image"]
         return {**row, "image": image if isinstance(image, Mapping) else {"bytes": image, "path": None}}
 
-    table = pa.Table.from_pylist([whole(row) for row in rows], schema=image_schema(fields))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=256)
-    write_atomically(path, buffer.getvalue())
+    schema = image_schema(fields)
+    remaining = map(whole, rows)
+    with writing_atomically(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := list(islice(remaining, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def read_image_parquet(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -256,29 +256,40 @@ def _write_shards(
     rows = np.flatnonzero(accepted)
     starts = range(0, len(rows), PATCHES_PER_SHARD)
     todo = [start for start in starts if not _shard(out, start).exists()]
-    image, opened = np.empty(0), -1
+
+    def cut(taken: np.ndarray) -> list[dict[str, Any]]:
+        return _records(config, sources[scores["photo"][taken[0]]], scores, taken)
+
     with runtime.progress("Cutting patches", total=len(starts), unit="shards", done=len(starts) - len(todo)) as bar:
         for start in todo:
-            records = []
-            for row in rows[start : start + PATCHES_PER_SHARD]:
-                index, y, x = (int(scores[name][row]) for name in ("photo", "y", "x"))
-                if index != opened:
-                    image, opened = sources[index].read(), index
-                name = _patch_id(scores, row)
-                png = encode_png(np.ascontiguousarray(image[y : y + config.patch_px, x : x + config.patch_px]))
-                records.append(
-                    {
-                        "image": {"bytes": png, "path": f"{name}.png"},
-                        "patch_id": name,
-                        "photo": sources[index].name,
-                        "photo_digest": str(scores["digest"][row]),
-                        "y": y,
-                        "x": x,
-                        "psnr_bic": float(scores["psnr_bic"][row]),
-                    }
-                )
+            shard = rows[start : start + PATCHES_PER_SHARD]
+            by_photo = np.split(shard, np.flatnonzero(np.diff(scores["photo"][shard])) + 1)
+            records = (record for of_photo in map_ahead(cut, by_photo, WORKERS) for record in of_photo)
             write_image_parquet(_shard(out, start), records, fields)
             bar.advance()
+
+
+def _records(config: PatchesConfig, photo: Photo, scores: dict[str, np.ndarray], rows: np.ndarray) -> list[dict[str, Any]]:
+    """The Parquet rows of some windows of one photo."""
+    image = photo.read()
+    records = []
+    for row in rows:
+        y, x = int(scores["y"][row]), int(scores["x"][row])
+        name = _patch_id(scores, row)
+        # Level 6 would be 8 percent smaller and take five times as long, more than all the scoring.
+        png = encode_png(np.ascontiguousarray(image[y : y + config.patch_px, x : x + config.patch_px]), level=1)
+        records.append(
+            {
+                "image": {"bytes": png, "path": f"{name}.png"},
+                "patch_id": name,
+                "photo": photo.name,
+                "photo_digest": str(scores["digest"][row]),
+                "y": y,
+                "x": x,
+                "psnr_bic": float(scores["psnr_bic"][row]),
+            }
+        )
+    return records
 
 
 def _shard(out: Path, start: int) -> Path:

@@ -15,7 +15,7 @@ from ddsr_core.bicubic_types import Kernel
 
 SCALE = 4
 #: LR rows or columns that one matrix product makes. Larger blocks multiply more zeros, smaller ones call more often.
-LR_BLOCK = 16
+LR_BLOCK = 8
 STRIP_PX = SCALE * LR_BLOCK
 #: Pixels beside an image that the kernels reach: half of 16 HR taps, less the half step; half of 4 LR taps.
 HR_MARGIN_PX = 6
@@ -35,23 +35,18 @@ def squared_error_sums(image: np.ndarray, kernel: Kernel, cell_px: int) -> np.nd
     """
     height, width = image.shape[:2]
     luma = _padded_luma(image, kernel)
-    low = _down(luma, kernel)
     up = _matrices(kernel)[1]
+    wide = _widen(_down(luma, kernel), up)
     columns = np.arange(0, width // cell_px * cell_px, cell_px)
-    enlarged = np.empty((STRIP_PX, width), np.float32)
-    wide = np.empty((LR_BLOCK + 2 * LR_MARGIN_PX, width), np.float32)
+    scratch = np.empty((STRIP_PX, width), np.float32)
     sums = []
     for start, count in _blocks(height // SCALE):
-        rows = wide[: count + 2 * LR_MARGIN_PX]
-        for left, size in _blocks(width // SCALE):
-            near = low[start : start + len(rows), left : left + size + 2 * LR_MARGIN_PX]
-            np.matmul(near, _part(up, size * SCALE, near.shape[1]).T, out=rows[:, left * SCALE : (left + size) * SCALE])
-        error = np.matmul(_part(up, count * SCALE, len(rows)), rows, out=enlarged[: count * SCALE])
+        near = wide[start : start + count + 2 * LR_MARGIN_PX]
+        error = np.matmul(_part(up, count * SCALE, len(near)), near, out=scratch[: count * SCALE])
         top = HR_MARGIN_PX + start * SCALE
         error -= luma[top : top + len(error), HR_MARGIN_PX : HR_MARGIN_PX + width]
-        np.square(error, out=error)
-        whole = len(error) // cell_px
-        strip = error[: whole * cell_px].reshape(whole, cell_px, width).sum(1)
+        cells = error[: len(error) // cell_px * cell_px].reshape(-1, cell_px, width)
+        strip = np.einsum("krc,krc->kc", cells, cells)
         sums.append(np.add.reduceat(strip[:, : len(columns) * cell_px], columns, axis=1, dtype=np.float64))
     return np.concatenate(sums) / 255**2
 
@@ -74,16 +69,27 @@ def _down(luma: np.ndarray, kernel: Kernel) -> np.ndarray:
     """``(H + 12, W + 12)`` to the LR image with margins, ``(H/4 + 4, W/4 + 4)``."""
     down = _matrices(kernel)[0]
     height, width = ((side - 2 * HR_MARGIN_PX) // SCALE for side in luma.shape)
-    low = np.empty((height + 2 * LR_MARGIN_PX, width + 2 * LR_MARGIN_PX), np.float32)
-    inside = low[LR_MARGIN_PX:-LR_MARGIN_PX, LR_MARGIN_PX:-LR_MARGIN_PX]
+    short = np.empty((height, luma.shape[1]), np.float32)
     for start, count in _blocks(height):
         near = luma[start * SCALE : (start + count) * SCALE + 2 * HR_MARGIN_PX]
-        rows = _part(down, count, len(near)) @ near
-        for left, size in _blocks(width):
-            beside = rows[:, left * SCALE : (left + size) * SCALE + 2 * HR_MARGIN_PX]
-            inside[start : start + count, left : left + size] = beside @ _part(down, size, beside.shape[1]).T
+        np.matmul(_part(down, count, len(near)), near, out=short[start : start + count])
+    low = np.empty((height + 2 * LR_MARGIN_PX, width + 2 * LR_MARGIN_PX), np.float32)
+    inside = low[LR_MARGIN_PX:-LR_MARGIN_PX, LR_MARGIN_PX:-LR_MARGIN_PX]
+    for start, count in _blocks(width):
+        near = short[:, start * SCALE : (start + count) * SCALE + 2 * HR_MARGIN_PX]
+        np.matmul(near, _part(down, count, near.shape[1]).T, out=inside[:, start : start + count])
     _fill_margins(low, LR_MARGIN_PX, kernel)
     return low
+
+
+def _widen(low: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """``(h + 4, w + 4)`` enlarged along its rows to ``(h + 4, 4 * w)``."""
+    width = low.shape[1] - 2 * LR_MARGIN_PX
+    wide = np.empty((len(low), width * SCALE), np.float32)
+    for start, count in _blocks(width):
+        near = low[:, start : start + count + 2 * LR_MARGIN_PX]
+        np.matmul(near, _part(up, count * SCALE, near.shape[1]).T, out=wide[:, start * SCALE : (start + count) * SCALE])
+    return wide
 
 
 def _blocks(side: int) -> Iterator[tuple[int, int]]:
