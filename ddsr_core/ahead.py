@@ -11,13 +11,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """``map`` on a few threads, in order, with at most ``2 * workers`` results in flight (memory stays flat)."""
+def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int | None = None) -> Iterator[R]:
+    """``map`` on a few threads, in order.
+
+    Args:
+        ahead: results in flight at most, so that memory stays flat; ``2 * workers`` if not given.
+    """
+    limit = 2 * workers if ahead is None else ahead
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * workers:
+            if len(waiting) >= limit:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

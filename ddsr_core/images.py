@@ -27,6 +27,7 @@ from ddsr_core.store import Source, sha256_of, write_atomically, writing_atomica
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -88,11 +89,13 @@ def save_png(path: Path, image: np.ndarray) -> None:
     write_atomically(path, encode_png(image))
 
 
-def to_float(image: np.ndarray) -> Tensor:
-    """``uint8 (H, W, 3)`` or ``(B, H, W, 3)`` to ``float32 (B, 3, H, W)`` in [0, 1]."""
+def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """``uint8 (H, W, 3)`` or ``(B, H, W, 3)`` to ``float32 (B, 3, H, W)`` in [0, 1], on ``device``."""
     import torch
 
-    batch = torch.from_numpy(np.array(image if image.ndim == 4 else image[None]))
+    batch = torch.from_numpy(np.array(image if image.ndim == 4 else image[None])).to(
+        device
+    )  # bytes, a quarter of the floats
     return batch.permute(0, 3, 1, 2).float().div(255)
 
 
