@@ -10,18 +10,22 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from ddsr_core.ahead import map_ahead
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_image_parquet, to_float
-from ddsr_core.patches import map_ahead
 from ddsr_core.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
 from ddsr_core.vector_table import content_digest, slices, write_table
+
+#: Threads that decode patches while the network works; a GPU needs all of them.
+DECODERS = min(16, os.cpu_count() or 1)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +97,7 @@ def embed_images(
 
     with torch.inference_mode():
         device = next(embedder.parameters()).device
-        vectors = embedder(to_float(images).to(device)).cpu().numpy()
+        vectors = embedder(to_float(images, device)).cpu().numpy()
     return finish_vectors(vectors, config.normalize, names)
 
 
@@ -133,9 +137,11 @@ def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime,
         done = min(total, (len(files) - len(missing)) * config.batch_size)
         embedder = load_embedder(config, runtime.device, weights)
         with runtime.progress("Embedding patches", total=total, unit="patches", done=done) as bar:
-            batches = map_ahead(_decode, _batches(patches, config.batch_size, missing), min(4, os.cpu_count() or 1))
-            for index, names, images in batches:
-                _save(files[index], embed_images(images, embedder, config, names))
+            rows = _rows(patches, config.batch_size, missing)
+            decoded = map_ahead(_decode, rows, DECODERS, ahead=2 * config.batch_size)
+            for index in sorted(missing):
+                names, images = zip(*islice(decoded, config.batch_size), strict=True)
+                _save(files[index], embed_images(np.stack(images), embedder, config, names))
                 bar.advance(len(names))
     write_table(out, slices(columns, map(np.load, files)))
     counts = {"patches": total, "dimensions": int(np.load(files[0]).shape[1]), "backend": config.backend}
@@ -157,24 +163,15 @@ def _patch_columns(patches: Path) -> pa.Table:
     return table.select(names).replace_schema_metadata(None)
 
 
-def _batches(patches: Path, size: int, wanted: set[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The wanted batches of ``size`` patches, with their number."""
-    rows: list[dict[str, Any]] = []
-    index = 0
-    for row in read_image_parquet(patches, ["image", "patch_id"]):
-        rows.append(row)
-        if len(rows) == size:
-            if index in wanted:
-                yield index, rows
-            rows, index = [], index + 1
-    if rows and index in wanted:
-        yield index, rows
+def _rows(patches: Path, size: int, wanted: set[int]) -> Iterator[dict[str, Any]]:
+    """The patches that are in one of the wanted batches of ``size``."""
+    for number, row in enumerate(read_image_parquet(patches, ["image", "patch_id"])):
+        if number // size in wanted:
+            yield row
 
 
-def _decode(batch: tuple[int, list[dict[str, Any]]]) -> tuple[int, list[str], np.ndarray]:
-    index, rows = batch
-    images = [decode_rgb(row["image"]["bytes"], row["patch_id"]) for row in rows]
-    return index, [row["patch_id"] for row in rows], np.stack(images)
+def _decode(row: dict[str, Any]) -> tuple[str, np.ndarray]:
+    return row["patch_id"], decode_rgb(row["image"]["bytes"], row["patch_id"])
 
 
 def _save(file: Path, vectors: np.ndarray) -> None:

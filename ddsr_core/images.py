@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,18 @@ from PIL import Image, ImageOps
 
 from ddsr_core.config import digest_of
 from ddsr_core.errors import InputError
-from ddsr_core.store import Source, sha256_of, write_atomically
+from ddsr_core.store import Source, sha256_of, write_atomically, writing_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 #: Larger images are refused: 256 megapixels take 3 GiB as float.
 MAX_PIXELS = 256_000_000
+#: Rows of a Parquet file that are in memory at a time.
+ROWS_PER_GROUP = 256
 
 
 def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -48,13 +52,15 @@ def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarr
             image: Image.Image = Image.open(io.BytesIO(data))
             if image.width * image.height > max_pixels:
                 raise InputError(f"too large: {image.width}x{image.height}", where=name, mend="scale it down")
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_to_rgb(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError("not a readable image", where=name, mend=f"repair or remove it ({error})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image  # convert would copy
     if image.mode.startswith("I;16") or image.mode == "I":
         wide = np.asarray(image).astype(np.int64)
         return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -71,10 +77,10 @@ def read_rgb(path: Path) -> np.ndarray:
     return decode_rgb(Path(path).read_bytes(), str(path))
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of ``uint8 (H, W, 3)``; the same pixels always give the same bytes."""
+def encode_png(image: np.ndarray, level: int = 6) -> bytes:
+    """PNG bytes of ``uint8 (H, W, 3)``; the same pixels always give the same bytes. ``level``: effort, 0 to 9."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()
 
 
@@ -83,11 +89,13 @@ def save_png(path: Path, image: np.ndarray) -> None:
     write_atomically(path, encode_png(image))
 
 
-def to_float(image: np.ndarray) -> Tensor:
-    """``uint8 (H, W, 3)`` or ``(B, H, W, 3)`` to ``float32 (B, 3, H, W)`` in [0, 1]."""
+def to_float(image: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """``uint8 (H, W, 3)`` or ``(B, H, W, 3)`` to ``float32 (B, 3, H, W)`` in [0, 1], on ``device``."""
     import torch
 
-    batch = torch.from_numpy(np.array(image if image.ndim == 4 else image[None]))
+    batch = torch.from_numpy(np.array(image if image.ndim == 4 else image[None])).to(
+        device
+    )  # bytes, a quarter of the floats
     return batch.permute(0, 3, 1, 2).float().div(255)
 
 
@@ -222,10 +230,11 @@ def write_image_parquet(path: Path, rows: Iterable[Mapping[str, Any]], fields: M
         image = row["image"]
         return {**row, "image": image if isinstance(image, Mapping) else {"bytes": image, "path": None}}
 
-    table = pa.Table.from_pylist([whole(row) for row in rows], schema=image_schema(fields))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=256)
-    write_atomically(path, buffer.getvalue())
+    schema = image_schema(fields)
+    remaining = map(whole, rows)
+    with writing_atomically(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := list(islice(remaining, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def read_image_parquet(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

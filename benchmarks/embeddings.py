@@ -1,0 +1,116 @@
+"""Rate of the embeddings stage (VGG16) against a one-by-one Pillow loop, and against the network alone.
+
+    python benchmarks/embeddings.py FOLDER_OF_PHOTOS [--count 64] [--batch-size 16] [--threads 2] [--device cpu]
+
+Peer: decode a patch's PNG with Pillow, make it a tensor, run the same network on it alone. Network alone: the same
+network on tensors that are in memory (on the device) already, in batches of the stage's size. The stage reads its
+Parquet shards, decodes, embeds, and writes its table; loading the weights is timed for none of them. All take turns on
+the same patches, so that a busy machine slows all; ratios are medians over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from ddsr_core import embeddings
+from ddsr_core.config import Runtime
+from ddsr_core.embeddings import EmbeddingsConfig, load_embedder
+from ddsr_core.images import encode_png, find_images, read_rgb, to_float, write_image_parquet
+
+FIELDS = {"patch_id": pa.string(), "photo": pa.string(), "psnr_bic": pa.float32()}
+
+
+def crops(photos: Path, count: int, side: int) -> list[np.ndarray]:
+    """The first ``count`` windows of the photos, side by side."""
+    found: list[np.ndarray] = []
+    for path in find_images(photos):
+        photo = read_rgb(path)
+        for y in range(0, photo.shape[0] - side + 1, side):
+            for x in range(0, photo.shape[1] - side + 1, side):
+                found.append(np.ascontiguousarray(photo[y : y + side, x : x + side]))
+                if len(found) == count:
+                    return found
+    raise SystemExit(f"the photos hold only {len(found)} crops of {side} px")
+
+
+def one_by_one(pngs: list[bytes], network: torch.nn.Module, device: str) -> None:
+    """The peer."""
+    with torch.inference_mode():
+        for png in pngs:
+            image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            network(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().div(255).to(device)).cpu()
+
+
+def network_alone(batches: list[torch.Tensor], network: torch.nn.Module) -> None:
+    """The bound."""
+    with torch.inference_mode():
+        for batch in batches:
+            network(batch).cpu()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--patch-px", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    embeddings.DECODERS = arguments.threads
+    config = EmbeddingsConfig(backend="vgg16", batch_size=arguments.batch_size)
+    network = load_embedder(config, arguments.device)
+    embeddings.load_embedder = lambda *_: network  # type: ignore[assignment]
+
+    images = crops(arguments.photos, arguments.count, arguments.patch_px)
+    pngs = [encode_png(image, level=1) for image in images]
+    starts = range(0, len(images), config.batch_size)
+    batches = [to_float(np.stack(images[at : at + config.batch_size]), arguments.device) for at in starts]
+
+    with tempfile.TemporaryDirectory() as temporary:
+        patches = Path(temporary) / "patches"
+        rows = ({"image": png, "patch_id": str(i), "photo": "", "psnr_bic": 0.0} for i, png in enumerate(pngs))
+        write_image_parquet(patches / "patches-00000.parquet", rows, FIELDS)
+
+        def stage() -> None:
+            with tempfile.TemporaryDirectory(dir=temporary) as out:
+                embeddings.run(config, patches=patches, out=Path(out), runtime=Runtime(device=arguments.device))
+
+        rivals: dict[str, Callable[[], None]] = {
+            "ddsr, whole stage": stage,
+            "one by one, Pillow": lambda: one_by_one(pngs, network, arguments.device),
+            "network alone": lambda: network_alone(batches, network),
+        }
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
+        for turn in range(arguments.repeats + 1):  # the first turn warms up
+            for name, work in rivals.items():
+                started = time.perf_counter(), time.process_time()
+                work()
+                if turn:
+                    seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
+
+    print(f"{len(images)} patches of {arguments.patch_px} px, batches of {config.batch_size}, "
+          f"{arguments.device}, {arguments.threads} threads\n")  # fmt: skip
+    print("| | wall, patches/s | CPU, ms a patch | rate of ddsr against it, wall | and in CPU time |\n|---|---|---|---|---|")
+    for name, times in seconds.items():
+        wall, cpu = (statistics.median(time[clock] for time in times) for clock in (0, 1))
+        pairs = list(zip(times, seconds["ddsr, whole stage"], strict=True))
+        by_wall, by_cpu = (statistics.median(other[i] / mine[i] for other, mine in pairs) for i in (0, 1))
+        print(f"| {name} | {len(images) / wall:.2f} | {cpu / len(images) * 1e3:.0f} | {by_wall:.2f} | {by_cpu:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Squared error of bicubic x4 down and up over a whole photo, in NumPy: what the patches stage scores windows from.
+
+The same arithmetic as ``ddsr_core.bicubic`` (to rounding) on one grey image. Each resampling is a product with a banded
+Toeplitz matrix; cut into blocks of `LR_BLOCK` it becomes small dense products, which keep to the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+
+from ddsr_core.bicubic_types import Kernel
+
+SCALE = 4
+#: LR rows or columns that one matrix product makes. Larger blocks multiply more zeros, smaller ones call more often.
+LR_BLOCK = 8
+STRIP_PX = SCALE * LR_BLOCK
+#: Pixels beside an image that the kernels reach: half of 16 HR taps, less the half step; half of 4 LR taps.
+HR_MARGIN_PX = 6
+LR_MARGIN_PX = 2
+
+
+def squared_error_sums(image: np.ndarray, kernel: Kernel, cell_px: int) -> np.ndarray:
+    """Sums of the squared round-trip error of the luma over a lattice of square cells.
+
+    Args:
+        image: ``uint8 (H, W, 3)``, H and W multiples of 4.
+        cell_px: side of a cell, a divisor of `STRIP_PX` and a multiple of 4.
+
+    Returns:
+        ``float64 (H // cell_px, W // cell_px)``, of pixels in [0, 1]; what is left over on the right and below is
+        left out.
+    """
+    height, width = image.shape[:2]
+    luma = _padded_luma(image, kernel)
+    up = _matrices(kernel)[1]
+    wide = _widen(_down(luma, kernel), up)
+    columns = np.arange(0, width // cell_px * cell_px, cell_px)
+    scratch = np.empty((STRIP_PX, width), np.float32)
+    sums = []
+    for start, count in _blocks(height // SCALE):
+        near = wide[start : start + count + 2 * LR_MARGIN_PX]
+        error = np.matmul(_part(up, count * SCALE, len(near)), near, out=scratch[: count * SCALE])
+        top = HR_MARGIN_PX + start * SCALE
+        error -= luma[top : top + len(error), HR_MARGIN_PX : HR_MARGIN_PX + width]
+        cells = error[: len(error) // cell_px * cell_px].reshape(-1, cell_px, width)
+        strip = np.einsum("krc,krc->kc", cells, cells)
+        sums.append(np.add.reduceat(strip[:, : len(columns) * cell_px], columns, axis=1, dtype=np.float64))
+    return np.concatenate(sums) / 255**2
+
+
+def _padded_luma(image: np.ndarray, kernel: Kernel) -> np.ndarray:
+    """Luma in [0, 255], ``float32 (H + 12, W + 12)``, with the margins that the kernel sees beyond the borders."""
+    import cv2
+
+    height, width = image.shape[:2]
+    luma = np.empty((height + 2 * HR_MARGIN_PX, width + 2 * HR_MARGIN_PX), np.float32)
+    inside = luma[HR_MARGIN_PX:-HR_MARGIN_PX, HR_MARGIN_PX:-HR_MARGIN_PX]
+    weights = np.array([[0.299, 0.587, 0.114]], np.float32)
+    for start in range(0, height, STRIP_PX):
+        inside[start : start + STRIP_PX] = cv2.transform(image[start : start + STRIP_PX].astype(np.float32), weights)
+    _fill_margins(luma, HR_MARGIN_PX, kernel)
+    return luma
+
+
+def _down(luma: np.ndarray, kernel: Kernel) -> np.ndarray:
+    """``(H + 12, W + 12)`` to the LR image with margins, ``(H/4 + 4, W/4 + 4)``."""
+    down = _matrices(kernel)[0]
+    height, width = ((side - 2 * HR_MARGIN_PX) // SCALE for side in luma.shape)
+    short = np.empty((height, luma.shape[1]), np.float32)
+    for start, count in _blocks(height):
+        near = luma[start * SCALE : (start + count) * SCALE + 2 * HR_MARGIN_PX]
+        np.matmul(_part(down, count, len(near)), near, out=short[start : start + count])
+    low = np.empty((height + 2 * LR_MARGIN_PX, width + 2 * LR_MARGIN_PX), np.float32)
+    inside = low[LR_MARGIN_PX:-LR_MARGIN_PX, LR_MARGIN_PX:-LR_MARGIN_PX]
+    for start, count in _blocks(width):
+        near = short[:, start * SCALE : (start + count) * SCALE + 2 * HR_MARGIN_PX]
+        np.matmul(near, _part(down, count, near.shape[1]).T, out=inside[:, start : start + count])
+    _fill_margins(low, LR_MARGIN_PX, kernel)
+    return low
+
+
+def _widen(low: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """``(h + 4, w + 4)`` enlarged along its rows to ``(h + 4, 4 * w)``."""
+    width = low.shape[1] - 2 * LR_MARGIN_PX
+    wide = np.empty((len(low), width * SCALE), np.float32)
+    for start, count in _blocks(width):
+        near = low[:, start : start + count + 2 * LR_MARGIN_PX]
+        np.matmul(near, _part(up, count * SCALE, near.shape[1]).T, out=wide[:, start * SCALE : (start + count) * SCALE])
+    return wide
+
+
+def _blocks(side: int) -> Iterator[tuple[int, int]]:
+    """First LR row and number of LR rows of each block."""
+    for start in range(0, side, LR_BLOCK):
+        yield start, min(LR_BLOCK, side - start)
+
+
+def _part(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The matrix of a smaller block: a Toeplitz matrix's corner is the same matrix."""
+    return matrix[:rows, :columns]
+
+
+@cache
+def _matrices(kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
+    """One block down ``(16, 76)`` and up ``(64, 20)``, both float32, margins included on the input's side."""
+    hr = np.arange(-HR_MARGIN_PX, STRIP_PX + HR_MARGIN_PX)
+    lr = np.arange(-LR_MARGIN_PX, LR_BLOCK + LR_MARGIN_PX)
+    centres = SCALE * np.arange(LR_BLOCK) + (SCALE - 1) / 2
+    distance = hr[None] - centres[:, None]
+    down = _cubic(distance / SCALE, -0.5) / SCALE if kernel == "matlab" else _cubic(distance, -0.75)
+    places = (np.arange(STRIP_PX) - (SCALE - 1) / 2) / SCALE
+    up = _cubic(lr[None] - places[:, None], -0.5 if kernel == "matlab" else -0.75)
+    return down.astype(np.float32), up.astype(np.float32)
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel (1981), support [-2, 2]."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def _fill_margins(padded: np.ndarray, margin: int, kernel: Kernel) -> None:
+    """Fill the outermost ``margin`` rows and columns: mirrored (matlab) or the border repeated (opencv)."""
+    for view in (padded, padded[::-1], padded.T, padded.T[::-1]):
+        view[:margin] = view[margin : 2 * margin][::-1] if kernel == "matlab" else view[margin]
