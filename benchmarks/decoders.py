@@ -22,7 +22,7 @@ class TinyBlock(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """TAESD's decoder: latents ``(B, 4, h, w)`` to images ``(B, 3, 8h, 8w)``; published width 64."""
+    """TAESD's decoder: latents ``(B, 4, h, w)`` to images ``(B, 3, 8h, 8w)``; width 64."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class SpatialAttention(nn.Module):
 
 
 class SdDecoder(nn.Module):
-    """Stable Diffusion's VAE decoder: unscaled latents ``(B, 4, h, w)`` to images ``(B, 3, 8h, 8w)``; published width 128."""
+    """Stable Diffusion's VAE decoder: unscaled latents ``(B, 4, h, w)`` to images ``(B, 3, 8h, 8w)``; width 128."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()

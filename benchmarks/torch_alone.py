@@ -7,6 +7,7 @@ nothing: enough to time code whose configs are written in the benchmark itself. 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -21,7 +22,7 @@ class Fields:
     """pydantic.BaseModel without validation: declared fields as attributes, defaults for those not given."""
 
     def __init__(self, **given: Any) -> None:
-        declared = {name for kind in type(self).__mro__ for name in kind.__dict__.get("__annotations__", {})}
+        declared = {name for kind in type(self).__mro__ for name in inspect.get_annotations(kind)}
         values = {name: getattr(type(self), name, MISSING) for name in declared} | given
         if wrong := sorted(name for name, value in values.items() if value is MISSING or name not in declared):
             raise TypeError(f"{type(self).__name__}: not given, or not declared: {', '.join(wrong)}")
