@@ -23,7 +23,6 @@ from ddsr_core.diffusion.difffit import unfreeze
 from ddsr_core.diffusion.dit import DIT_XL_2_512, DiT, DiTConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.diffusion.gaussian import STEPS
-from ddsr_core.diffusion.lsr import LAST_STEP
 from ddsr_core.diffusion.samplers import Sampler, sample_latents
 from ddsr_core.diffusion.step import Run
 from ddsr_core.diffusion.training_set import TrainingSet
@@ -163,7 +162,7 @@ def count_tflop(size: Size) -> dict[str, float]:
     """Floating-point operations (2 a multiply-add) for one sample, counted on tensors without storage, not timed.
 
     Of training: forward and DiffFit's backward; of L_SR: what it costs on average, as it decodes the real and the predicted
-    latent where t <= 258 only. Recomputation of blocks is not counted: it is no use to anybody.
+    latent at low t only. Recomputation of blocks is not counted: it is no use to anybody.
     """
     with torch.device("meta"):
         dit, taesd, sd = DiT(size.shape), TinyDecoder(size.taesd_width), SdDecoder(size.sd_width)
@@ -178,7 +177,7 @@ def count_tflop(size: Size) -> dict[str, float]:
     return {
         "forward": forward,
         "train": tflop_of(lambda: dit(latent, t, t).sum().backward()),
-        "lsr": look * (LAST_STEP + 1) / STEPS,
+        "lsr": look * (FinetuneConfig().lsr_last_step + 1) / STEPS,
         "sd_decode": tflop_of(lambda: sd(latent)),
         "taesd_decode": tflop_of(lambda: taesd(latent)),
     }
