@@ -70,7 +70,7 @@ class FinetuneConfig(StageConfig):
         None, ge=8, description="L_SR decodes a window of so many latent pixels; none: all. For decoders that are large"
     )
     lsr_last_step: int = Field(
-        100, ge=0, le=999, description="last t that counts (target); 258 is the last above a signal-to-noise ratio of one"
+        258, ge=0, le=999, description="last t that counts (target); 258 is the last above a signal-to-noise ratio of one"
     )
     lsr_adapt_every: int | None = Field(
         500,

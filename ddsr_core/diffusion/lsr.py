@@ -42,8 +42,7 @@ def lsr_loss(
         t: ``(B,)``.
         decode: latents to images ``(B, 3, H, W)`` in about [-1, 1], differentiable, its weights frozen.
         margin_db: how much smoother than the real patch a prediction may be (``target``).
-        last_step: the last t that counts (``target``). The best prediction of x0 is a mean and grows smoother with t: asked
-            for the patch's detail too early, the network adds it again at every later step.
+        last_step: the last t that counts (``target``).
 
     Returns:
         Scalar, the mean over the whole batch.

@@ -194,7 +194,7 @@ class Run:
         """Weigh L_SR by how much smoother samples are than patches: fully from `LSR_BAND_DB` on, not at all below zero.
 
         L_SR `target` looks at predictions of x0, which are means, and smoother than any sample: by itself it never rests
-        (left alone for 900 steps it takes ddsr-tiny's samples 3 dB below the patches).
+        (left alone at weight 1 it took ddsr-tiny's samples from 25.8 dB to 20.4 in 300 steps, past the patches' 24.3).
 
         Args:
             samples_db, real_db: mean PSNR_bic of images that the averaged adapter draws, and of the patches.
