@@ -399,3 +399,13 @@ def test_what_was_seen_of_the_texture_is_written(finished: Path, inputs: dict[st
     expected = np.mean([data.latents.psnr_bic[(data.labels == label).numpy()].mean() for label in range(3)])
     assert all(float(row["real_db"]) == pytest.approx(expected, rel=1e-5) for row in rows)
     assert len({row["samples_db"] for row in rows}) == 4
+
+
+def test_the_memory_of_predictions_takes_only_what_counts(inputs: dict[str, Path]):
+    for last, expected in ((999, 6), (-1, 0)):
+        base, data = prepared(inputs)
+        config = CONFIG.model_copy(update={"minimax_last_step": last, "memory_size": 64})
+        state = Run(base, config, {0: 0, 1: 1, 2: 2})
+        state.advance(data)
+        assert sum(map(len, state.pseudo.queues.values())) == expected
+        assert sum(map(len, state.real.queues.values())) == 6
