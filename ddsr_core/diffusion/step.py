@@ -54,7 +54,7 @@ class Step:
         self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(base.dit) if config.compile else base.dit
 
     def terms(
-        self, batch: Batch, labels: Tensor, t: Tensor, real: Memory, pseudo: Memory, peers: Peers
+        self, batch: Batch, labels: Tensor, t: Tensor, real: Memory, pseudo: Memory, peers: Peers, *, retain: bool = False
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The weighted terms, and what goes into the memory of predictions.
 
@@ -63,6 +63,7 @@ class Step:
         Args:
             batch: this process's part.
             labels, t: of all processes' parts, in order.
+            retain: the graph will be gone through more than once, as `gradients` does.
 
         Returns:
             The terms by name, scalars, and the predictions of all processes ``(B * peers.count, C, h, w)``, detached.
@@ -70,7 +71,8 @@ class Step:
         config = self.config
         x_t = q_sample(self.schedule, batch.x0, batch.t, batch.noise)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            output = self.predict(x_t, batch.t, batch.y)
+            # A compiled backward pass reuses the memory of what the forward pass kept, so it can run once only.
+            output = (self.base.dit if retain else self.predict)(x_t, batch.t, batch.y)
         output = output.float()
         mse, vb = simple_and_vb(self.schedule, output, batch.x0, x_t, batch.t, batch.noise)
         eps = output[:, : batch.x0.shape[1]]
@@ -175,10 +177,11 @@ class Run:
         measured: dict[str, list[Tensor]] = {}
         self.optimizer.zero_grad(set_to_none=True)
         values, predictions = [], []
+        measures = self.step % self.config.norm_every == 0
         for part, labels, t in self._parts(batch):
-            terms, x0_hat = self.calculation.terms(part, labels, t, self.real, self.pseudo, self.peers)
+            terms, x0_hat = self.calculation.terms(part, labels, t, self.real, self.pseudo, self.peers, retain=measures)
             values.append(self._values(terms))
-            if self.step % self.config.norm_every == 0:
+            if measures:
                 measured = _sum(measured, gradients(terms, parameters, self.peers))
             loss = torch.stack([_scaled(name, term, self.peers) for name, term in terms.items()]).sum()
             (loss / self.config.accumulate).backward()
@@ -238,7 +241,7 @@ class Run:
         """Which term it was: the parts once more, until one has a gradient that is not finite."""
         norms: dict[str, float] = {}
         for part, labels, t in self._parts(batch):
-            terms, _ = self.calculation.terms(part, labels, t, self.real, self.pseudo, self.peers)
+            terms, _ = self.calculation.terms(part, labels, t, self.real, self.pseudo, self.peers, retain=True)
             norms = {name: _norm(grads) for name, grads in gradients(terms, parameters, self.peers).items()}
             if not all(map(math.isfinite, norms.values())):
                 break
