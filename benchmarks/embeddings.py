@@ -73,7 +73,7 @@ def main() -> None:
     embeddings.DECODERS = arguments.threads
     config = EmbeddingsConfig(backend="vgg16", batch_size=arguments.batch_size)
     network = load_embedder(config, arguments.device)
-    embeddings.load_embedder = lambda *_: network  # type: ignore[assignment]
+    embeddings.load_embedder = lambda *_: network
 
     images = crops(arguments.photos, arguments.count, arguments.patch_px)
     pngs = [encode_png(image, level=1) for image in images]
