@@ -75,6 +75,15 @@ class PipelineConfig(StageConfig):
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="after")
+    def _stages_fit(self) -> PipelineConfig:
+        if self.finetune.row_start == "clip_nearest" and self.embeddings.backend != "open_clip":
+            raise ValueError(
+                "finetune.row_start=clip_nearest compares clusters with class names and needs embeddings.backend=open_clip; "
+                "set finetune.row_start=null"
+            )
+        return self
+
 
 def preset_names() -> list[str]:
     """The presets that are shipped."""
@@ -184,6 +193,8 @@ def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     field = ".".join(place)
+    if first["type"] == "value_error":  # a rule between fields: its text names them and says what to do
+        return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", mend="correct the values")
     if first["type"] != "extra_forbidden":
         return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, mend="correct the value")
     model: Any = PipelineConfig

@@ -107,8 +107,8 @@ def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifac
 
 def base_model(config: PipelineConfig) -> dict[str, StageInput]:
     """The base, and its VAE where the config names another."""
-    vae = {"vae": vae_source(config.vae)} if config.vae else {}
-    return {"base": base_source(config.base), **vae}
+    base = base_source(config.base)
+    return {"base": base, "vae": vae_source(config.vae)} if config.vae else {"base": base}
 
 
 def lsr_decoder(config: PipelineConfig) -> dict[str, StageInput]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError, TrainingError
@@ -93,6 +93,11 @@ class FinetuneConfig(StageConfig):
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     sample_every: int = Field(1_000, ge=1, description="steps between sample sheets; one at the start and the end too")
     seed: int = Field(0, ge=0, description="of batches, noise and label dropout")
+
+    @field_validator("row_start", mode="before")
+    @classmethod
+    def _null_is_a_name(cls, value: object) -> object:
+        return "null" if value is None else value  # ``--set finetune.row_start=null`` reads as no value elsewhere
 
     @model_validator(mode="after")
     def _consistent(self) -> FinetuneConfig:
