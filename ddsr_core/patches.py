@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -24,9 +24,14 @@ from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
 from ddsr_core.round_trip import STRIP_PX, squared_error_sums
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PATCHES_PER_SHARD = 512
+#: Rows of the table of scores that are texts at a time.
+ROWS_AT_A_TIME = 65_536
 #: Photos scored at a time, one a thread.
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -191,7 +196,7 @@ def _gather(config: PatchesConfig, sources: list[Photo], out: Path) -> tuple[lis
             first_with[digest] = photo.name
             windows = stored["psnr_bic"]
             columns["photo"].append(np.full(len(windows), index, np.int32))
-            columns["digest"].append(np.full(len(windows), digest))
+            columns["digest"].append(np.full(len(windows), digest, object))  # one text a photo
             for name in ("y", "x", "psnr_bic"):
                 columns[name].append(stored[name])
     if not first_with:
@@ -213,25 +218,33 @@ def _threshold(config: PatchesConfig, psnr: np.ndarray, photos: Path) -> float:
     return float(np.quantile(psnr, config.quantile, method="lower"))
 
 
+def _window_fields() -> dict[str, pa.DataType]:
+    import pyarrow as pa
+
+    return {
+        "patch_id": pa.string(), "photo": pa.string(), "photo_digest": pa.string(),
+        "y": pa.int32(), "x": pa.int32(), "psnr_bic": pa.float32(),
+    }  # fmt: skip
+
+
 def _write_scores(out: Path, sources: list[Photo], scores: dict[str, np.ndarray], accepted: np.ndarray) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [photo.name for photo in sources]
-    table = pa.table(
-        {
-            "patch_id": [_patch_id(scores, row) for row in range(len(accepted))],
-            "photo": [names[index] for index in scores["photo"]],
-            "photo_digest": scores["digest"].tolist(),
-            "y": scores["y"],
-            "x": scores["x"],
-            "psnr_bic": scores["psnr_bic"],
-            "accepted": accepted,
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomically(out / "scores.parquet", buffer.getvalue())
+    schema = pa.schema([*_window_fields().items(), ("accepted", pa.bool_())])
+    with writing_atomically(out / "scores.parquet") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for start in range(0, len(accepted), ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            table = {
+                "patch_id": [_patch_id(scores, row) for row in range(*rows.indices(len(accepted)))],
+                "photo": [sources[index].name for index in scores["photo"][rows]],
+                "photo_digest": scores["digest"][rows].tolist(),
+                "y": scores["y"][rows],
+                "x": scores["x"][rows],
+                "psnr_bic": scores["psnr_bic"][rows],
+                "accepted": accepted[rows],
+            }
+            writer.write_table(pa.table(table, schema=schema))
 
 
 def _patch_id(scores: dict[str, np.ndarray], row: int) -> str:
@@ -247,12 +260,7 @@ def _write_shards(
     runtime: Runtime,
 ) -> None:
     """Pass 2: cut the accepted windows, a shard at a time; shards that are there already are not cut again."""
-    import pyarrow as pa
-
-    fields = {
-        "patch_id": pa.string(), "photo": pa.string(), "photo_digest": pa.string(),
-        "y": pa.int32(), "x": pa.int32(), "psnr_bic": pa.float32(),
-    }  # fmt: skip
+    fields = _window_fields()
     rows = np.flatnonzero(accepted)
     starts = range(0, len(rows), PATCHES_PER_SHARD)
     todo = [start for start in starts if not _shard(out, start).exists()]
