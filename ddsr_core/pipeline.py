@@ -26,7 +26,7 @@ from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")
 SCALES = Path(__file__).with_name("scales")
-SourceName = Literal["distilled", "random", "threshold", "full"]
+SourceName = Literal["distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "full", "full-thresholded"]
 
 
 class SRConfig(StageConfig):

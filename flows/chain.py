@@ -14,8 +14,11 @@ from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
 from ddsr_core.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
-from ddsr_core.sr import sources, train
+from ddsr_core.sr import sources, subsets, train
 from ddsr_core.store import Artifact, Stage, StageInput
+
+#: Random crops that k-centre, HDC and loss ranking choose from, for each image that they choose.
+POOL_FACTOR = 20
 
 
 class Build(Protocol):
@@ -159,6 +162,10 @@ def data_source(
         return distilled
     if name == "full":
         return photo_source(photos)
+    if name == "full-thresholded":
+        return accepted
+    if name in ("k-centre", "hdc", "loss-ranked"):
+        return subset(chain, name, config, photos)
     crops = sources.CropsConfig(
         kind="random" if name == "random" else "threshold",
         count=config.sample.count,
@@ -169,3 +176,16 @@ def data_source(
     if name == "random":
         return chain.add(sources.STAGE, crops, "random crops", photos=photo_source(photos))
     return chain.add(sources.STAGE, crops, "threshold crops", patches=accepted)
+
+
+def subset(chain: Chain, kind: str, config: PipelineConfig, photos: Path) -> Artifact:
+    """A choice among `POOL_FACTOR` times as many random crops."""
+    size = config.sample.count * POOL_FACTOR
+    crops = sources.CropsConfig(
+        count=size, patch_px=config.patches.patch_px, kernel=config.patches.kernel, seed=config.sr.seeds[0]
+    )
+    pool = chain.add(sources.STAGE, crops, "pool of crops", photos=photo_source(photos))
+    chosen = subsets.SubsetConfig.model_validate(
+        {"kind": kind, "count": config.sample.count, "seed": config.sr.seeds[0], "embeddings": config.embeddings}
+    )
+    return chain.add(subsets.STAGE, chosen, f"{kind} crops", **{"pool": pool, **clip_weights(config.embeddings)})
