@@ -262,7 +262,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     shape = DiTConfig(latent_px=options.latent_px, hidden=options.hidden, depth=options.depth, heads=options.hidden // 72)
     vae, dit = small_vae(), random_dit(shape)
-    config = FinetuneConfig(batch_size=options.batch_size, lsr_mode="off", gamma_blocks=options.depth // 2)
+    config = FinetuneConfig(
+        batch_size=options.batch_size, lsr_mode="off", minimax_last_step=STEPS - 1, gamma_blocks=options.depth // 2
+    )
     print(proportion(dit, vae))
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     times = measure(dit, vae, config, options.repeats, clock)

@@ -149,7 +149,9 @@ def test_the_authors_step_has_our_loss() -> None:
     """Same batch, same network, memories filled by a first batch: L_simple, vb, L_r and L_d add up to one loss."""
     torch.manual_seed(0)
     vae, dit = finetune_step.small_vae(), finetune_step.random_dit(SMALL)
-    config = FinetuneConfig(batch_size=6, precision="fp32", lsr_mode="off", gamma_blocks=1, memory_size=2, flip=False)
+    config = FinetuneConfig(
+        batch_size=6, precision="fp32", lsr_mode="off", minimax_last_step=999, gamma_blocks=1, memory_size=2, flip=False
+    )
     latents = finetune_step.cached_posteriors(torch.rand(12, 3, 32, 32) * 2 - 1, vae)
     data = TrainingSet(latents, torch.arange(12) % 3, torch.arange(3))
     run = Run(finetune_step.make_base(dit, vae), config, {0: 0, 1: 1, 2: 2})
@@ -157,7 +159,7 @@ def test_the_authors_step_has_our_loss() -> None:
     authors = finetune_step.AuthorsStep(dit, vae, config, finetune_step.Stopwatch(lambda: 0.0))
     for step in range(2):
         batch = draw_batch(data, step=step, size=6, null_row=1000, label_dropout=0.1, flip=False, seed=0)
-        terms, x0_hat = run.calculation.terms(batch, batch.labels, run.real, run.pseudo, Alone())
+        terms, x0_hat = run.calculation.terms(batch, batch.labels, batch.t, run.real, run.pseudo, Alone())
         loss, theirs = authors.loss(batch.x0, batch.noise, batch.t, batch.y, batch.labels)
         assert loss.item() == pytest.approx(sum(term.item() for term in terms.values()), rel=1e-5)
         run.real.append(batch.x0, batch.labels)
