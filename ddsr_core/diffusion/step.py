@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddsr_core.diffusion.difffit import initialize_rows, unfreeze
 from ddsr_core.diffusion.distributed import Alone, Peers
@@ -24,7 +24,7 @@ from ddsr_core.store import write_atomically
 if TYPE_CHECKING:
     from ddsr_core.diffusion.base import Base
     from ddsr_core.diffusion.codec import Codec
-    from ddsr_core.diffusion.dit import DiTConfig
+    from ddsr_core.diffusion.dit import DiT, DiTConfig
     from ddsr_core.diffusion.finetune import FinetuneConfig
 
 TERMS = ("simple", "vb", "r", "d", "sr")
@@ -158,6 +158,8 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             list(self.trainable.values()), lr=config.learning_rate, weight_decay=0.0, fused=True
         )
+        if config.precision == "bf16":
+            keep_frozen_in_bf16(base.dit)
         self.real, self.pseudo = Memory(config.memory_size), Memory(config.memory_size)
         self.calculation = Step(base, config, decoder)
         self.schedule = self.calculation.schedule
@@ -313,6 +315,13 @@ class Run:
         self.step, self.curve, self.texture = state["step"], state["curve"], state["texture"]
         if self.texture:
             self.calculation.lsr_share = self.texture[-1]["lsr_share"]
+
+
+def keep_frozen_in_bf16(dit: DiT) -> None:
+    """Round the frozen matrices once instead of in every forward pass, as autocast would: the same products, less memory."""
+    for module in dit.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.bfloat16()
 
 
 def _sum(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:

@@ -23,7 +23,7 @@ from ddsr_core.diffusion.difffit import ROWS, load_adapter
 from ddsr_core.diffusion.distributed import Alone
 from ddsr_core.diffusion.dit import DIT_XL_2_512
 from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.step import TERMS, Run, Step, activation_bytes, wants_checkpointing
+from ddsr_core.diffusion.step import TERMS, Run, Step, activation_bytes, keep_frozen_in_bf16, wants_checkpointing
 from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, load_training_set, patches_of_step
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.progress import Bar
@@ -409,3 +409,15 @@ def test_the_memory_of_predictions_takes_only_what_counts(inputs: dict[str, Path
         state.advance(data)
         assert sum(map(len, state.pseudo.queues.values())) == expected
         assert sum(map(len, state.real.queues.values())) == 6
+
+
+def test_frozen_matrices_in_bf16_change_no_product(inputs: dict[str, Path]):
+    base, data = prepared(inputs)
+    batch = draw(data)
+    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+    state.calculation.half = True
+    before = {name: float(value.detach()) for name, value in terms_of(state, batch).items()}
+    keep_frozen_in_bf16(base.dit)
+    assert base.dit.layers[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in state.trainable.values())
+    assert {name: float(value.detach()) for name, value in terms_of(state, batch).items()} == before
