@@ -148,8 +148,8 @@ def test_a_loss_that_is_not_finite_names_its_term_and_step_and_keeps_a_checkpoin
 ):
     whole = Step.terms
 
-    def broken(self, *args):  # type: ignore[no-untyped-def]
-        terms, x0_hat = whole(self, *args)
+    def broken(self, *args, **named):  # type: ignore[no-untyped-def]
+        terms, x0_hat = whole(self, *args, **named)
         return ({**terms, term: terms[term] * float("nan")} if broken.step == 6 else terms), x0_hat
 
     advance = Run.advance
@@ -175,8 +175,8 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights(
     state.step = 1
     whole = Step.terms
 
-    def broken(*args):  # type: ignore[no-untyped-def]
-        terms, x0_hat = whole(*args)
+    def broken(*args, **named):  # type: ignore[no-untyped-def]
+        terms, x0_hat = whole(*args, **named)
         return {**terms, "vb": terms["vb"] + (terms["vb"] - terms["vb"].detach()).abs().sqrt()}, x0_hat
 
     monkeypatch.setattr(Step, "terms", broken)
@@ -224,7 +224,7 @@ def test_every_patch_comes_once_an_epoch(count: int, size: int):
 def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, Path], tmp_path: Path):
     base, data = prepared(inputs)
     batch = draw(data)
-    state = Run(base, CONFIG, {0: 0, 1: 1, 2: 2})
+    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
     predictions = {}
     for kind in ("x0", "paper"):
         step = Step(base, CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"}))
