@@ -46,11 +46,8 @@ def locate(name_or_path: str, parts: Sequence[str], option: str) -> Path:
         return folder
     if not HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
         shipped = " (ddsr-tiny is shipped)" if option == "base" else ""
-        raise MissingWeightsError(
-            f"there is no {name_or_path!r}",
-            where=option,
-            mend=f"set {option} to a folder, a weights file, or a hub id{shipped}",
-        )
+        mend = f"set {option} to a folder, a weights file, or a hub id{shipped}"
+        raise MissingWeightsError(f"there is no {name_or_path!r}", where=option, mend=mend)
     return _from_hub(name_or_path, parts, option)
 
 
