@@ -52,11 +52,10 @@ class PositionBias(nn.Module):
     """Dynamic position bias of each (token, cell) of a window: an MLP on their distance, averaged over the cell."""
 
     offsets: Tensor
-    rows: Tensor
 
     def __init__(self, dim: int, heads: int, window: int, cells: int) -> None:
         super().__init__()
-        self.cell = window // cells
+        self.window, self.cell = window, window // cells
         width = dim // 4
         self.pos_proj = nn.Linear(2, width)
         self.pos1 = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
@@ -64,16 +63,14 @@ class PositionBias(nn.Module):
         self.pos3 = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, heads))
         axis = torch.arange(1.0 - window, window)
         self.register_buffer("offsets", torch.cartesian_prod(axis, axis).view(len(axis), len(axis), 2), persistent=False)
-        # Where the pooled map holds the distances from token i to the tokens of cell j.
-        rows = torch.arange(window)[:, None] + (cells - 1 - torch.arange(cells)) * self.cell
-        self.register_buffer("rows", rows, persistent=False)
 
     def forward(self) -> Tensor:
         """``(heads, window^2, cells^2)``."""
         of_distance = self.pos3(self.pos2(self.pos1(self.pos_proj(self.offsets)))).permute(2, 0, 1)
         pooled = F.avg_pool2d(of_distance, self.cell, stride=1)
-        bias = pooled[:, self.rows[:, None, :, None], self.rows[None, :, None, :]]
-        return bias.flatten(3, 4).flatten(1, 2)
+        # Cell j begins behind cell 0 by j cells, so its distances to the tokens begin earlier in the map.
+        bias = pooled.unfold(1, self.window, self.cell).unfold(2, self.window, self.cell).flip(1, 2)
+        return bias.flatten(3, 4).flatten(1, 2).transpose(1, 2)
 
 
 class Correlation(nn.Module):

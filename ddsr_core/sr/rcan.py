@@ -46,23 +46,33 @@ class RCAN(import_basicsr("archs.rcan_arch").RCAN):  # type: ignore[misc]
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the authors' names under basicsr's; any other as it is.
 
-    The authors' ``sub_mean`` and ``add_mean`` are left out: constants, the same for every file.
+    The authors' ``sub_mean`` and ``add_mean`` are constants and left out. A file without them, or with others, is of a
+    network that works at another range: it stays as it is.
     """
-    if "head.0.weight" not in state or "body.0.body.0.body.0.weight" not in state:
+    mean_shift = _mean_shift()
+    if "head.0.weight" not in state or not all(name in state for name in mean_shift):
         return dict(state)
-    return {_own_name(name): value for name, value in state.items() if not name.startswith(("sub_mean.", "add_mean."))}
+    if not all(_alike(state[name], value) for name, value in mean_shift.items()):
+        return dict(state)
+    return {_own_name(name): value for name, value in state.items() if name not in mean_shift}
 
 
 def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An `RCAN`'s state dict under the authors' names, with their two mean-shift convolutions at a range of 255."""
     groups = _count(state, r"body\.(\d+)\.conv\.weight")
     blocks = _count(state, r"body\.0\.residual_group\.(\d+)\.")
-    mean = 255 * torch.tensor([0.4488, 0.4371, 0.4040])
-    public = {}
-    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
-        public[f"{name}.weight"] = torch.eye(3).view(3, 3, 1, 1)
-        public[f"{name}.bias"] = sign * mean
-    return public | {_public_name(name, groups, blocks): value for name, value in state.items()}
+    return _mean_shift() | {_public_name(name, groups, blocks): value for name, value in state.items()}
+
+
+def _mean_shift() -> dict[str, Tensor]:
+    """The authors' first and last layer: off and on with the mean of DIV2K, in grey levels."""
+    eye, mean = torch.eye(3).view(3, 3, 1, 1), 255 * torch.tensor([0.4488, 0.4371, 0.4040])
+    return {"sub_mean.weight": eye, "sub_mean.bias": -mean, "add_mean.weight": eye.clone(), "add_mean.bias": mean}
+
+
+def _alike(found: Tensor, value: Tensor) -> bool:
+    """As far as half precision can tell."""
+    return found.shape == value.shape and torch.allclose(found.float(), value, rtol=4e-3, atol=1e-3)
 
 
 _ATTENTION_OWN = {"0": "1", "2": "3"}  # basicsr counts the pooling in front as layer 0
