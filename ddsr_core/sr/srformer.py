@@ -9,6 +9,7 @@ Stochastic depth is left out: training here is short and must repeat exactly. Te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -227,8 +228,45 @@ class SRFormer(nn.Module):
         return self.norm(x).permute(0, 3, 1, 2)
 
 
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the authors' names under ours, without their masks and indices; any other as it is.
+
+    `hit_srf` shares the names of the ConvFFN, the only ones that differ.
+    """
+    constants = (".attn_mask", ".attn.relative_position_index", ".attn.aligned_relative_position_index")
+    return {
+        name.replace(".dwconv.depthwise_conv.0.", ".dwconv."): value
+        for name, value in state.items()
+        if not name.endswith(constants)
+    }
+
+
+def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An `SRFormer`'s state dict under the authors' names, with the masks and indices that their class loads.
+
+    These are whole numbers, written as small as they go; the masks are for images of 2 x 2 windows.
+    """
+    public = with_public_convffn(state)
+    for name, table in state.items():
+        block, found, _ = name.rpartition("attn.relative_position_bias_table")
+        if not found:
+            continue
+        cells = (math.isqrt(len(table)) + 1) // 2
+        index = relative_index(cells).view(cells, 1, cells, 1, cells**2).expand(-1, 2, -1, 2, -1)
+        public[f"{block}attn.aligned_relative_position_index"] = index.reshape(4 * cells**2, cells**2).short()
+        if int(block.split(".")[-2]) % 2:
+            size = 2 * cells
+            public[f"{block}attn_mask"] = shift_mask(2 * size, 2 * size, size, table.device).char()
+    return public
+
+
+def with_public_convffn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the authors' names for the weights of each `ConvFFN`."""
+    return {name.replace(".dwconv.", ".dwconv.depthwise_conv.0."): value for name, value in state.items()}
+
+
 def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments that a state dict was made with, or None if it is not an `SRFormer`'s."""
+    """The arguments that a state dict (`own_names`) was made with, or None if it is not an `SRFormer`'s."""
     first = "layers.0.residual_group.blocks.0."
     needed = ("conv_first.weight", first + "attn.kv.weight", first + "mlp.dwconv.weight", "upsample.0.weight")
     if not all(name in state for name in needed):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.safetensors_bytes import safetensors_bytes
-from ddsr_core.sr.architectures import build_network, recognise
+from ddsr_core.sr.architectures import build_network, own_names, public_names, recognise
 from ddsr_core.store import write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def save_weights(
 ) -> None:
     """Write ``weights.safetensors``, ``weights.pth`` (under ``params_ema``, for upscaling tools) and ``model.json``.
 
+    Weights have the names of the network's authors where `load_network` and other programs know those.
+
     Args:
         folder: where to.
         network: its parameters and persistent buffers are written.
@@ -56,7 +58,8 @@ def save_weights(
     """
     import torch
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = public_names(arch, network.state_dict())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     identity = {"arch": arch, "kwargs": canonical_json(dict(kwargs)), "scale": str(scale)}
     write_atomically(folder / SAFETENSORS, safetensors_bytes(state, {"format": "pt", **identity}))
     buffer = io.BytesIO()
@@ -86,7 +89,7 @@ def load_network(path: Path) -> LoadedNetwork:
     arch, kwargs, scale = identity
     try:
         network = build_network(arch, kwargs)
-        network.load_state_dict(dict(state))
+        network.load_state_dict(dict(own_names(arch, state)))
     except (ConfigError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"weights do not fit {arch}: {reason}", where=file, mend="bring a whole file") from error

@@ -34,11 +34,15 @@ def test_published_sizes():
     assert ARCHITECTURES["srformer-light"].params == 872_748  # of the official implementation
     assert ARCHITECTURES["edsr"].params == 1_517_571
     assert ARCHITECTURES["edsr-l"].params == 43_089_923
+    assert ARCHITECTURES["rcan"].params == 15_592_355  # and 24 in the authors' two mean shifts, constants
+    assert ARCHITECTURES["rrdbnet"].params == 16_697_987
+    assert ARCHITECTURES["hit-srf"].params == 866_420
 
 
-def test_unknown_name_lists_the_names():
-    with pytest.raises(ConfigError) as caught:
-        find_architecture("esdr")
+@pytest.mark.parametrize("wrong", ["esdr", "", ":Net", "nets:", "my nets:Net", "nets:Net()", "../nets:Net", ".nets:Net"])
+def test_unknown_name_lists_the_names(wrong):
+    with pytest.raises(ConfigError, match="unknown architecture") as caught:
+        find_architecture(wrong)
     assert all(name in str(caught.value) for name in ARCHITECTURES)
 
 
@@ -76,7 +80,41 @@ def test_edsr_is_basicsrs_and_moves_as_a_module():
     assert ours.double()(lr.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["edsr-small", "srformer-small"])
+TINY = {
+    "edsr-small": {"feat": 8, "blocks": 1},
+    "rcan-small": {"feat": 8, "groups": 1, "blocks": 1, "reduction": 4},
+    "rrdbnet-small": {"feat": 8, "blocks": 1, "grow": 4},
+    "srformer-small": {"embed": 8, "depths": [1], "heads": [2], "window": 8},
+    "hit-srf-small": {"embed": 40, "heads": [2], "window_px": [4, 16]},
+}
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_the_last_layer_stays_in_float32(name):
     with torch.autocast("cpu", torch.bfloat16):
-        assert build_network(name)(torch.rand(1, 3, 8, 8)).dtype == torch.float32
+        assert build_network(name, TINY[name])(torch.rand(1, 3, 8, 8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_networks_leave_their_input_alone(name):
+    lr = torch.rand(1, 3, 8, 8)
+    before = lr.clone()
+    build_network(name, TINY[name]).eval()(lr)
+    assert torch.equal(lr, before)
+
+
+def test_rcan_and_rrdbnet_are_basicsrs():
+    torch.manual_seed(0)
+    lr = torch.rand(1, 3, 9, 7)
+    rcan, rrdbnet = build_network("rcan-small", TINY["rcan-small"]), build_network("rrdbnet-small", TINY["rrdbnet-small"])
+    theirs = import_basicsr("archs.rcan_arch").RCAN(3, 3, num_feat=8, num_group=1, num_block=1, squeeze_factor=4)
+    theirs.load_state_dict(rcan.state_dict())
+    torch.testing.assert_close(rcan(lr), theirs(lr), rtol=0, atol=1e-6)
+    theirs = import_basicsr("archs.rrdbnet_arch").RRDBNet(3, 3, num_feat=8, num_block=1, num_grow_ch=4)
+    theirs.load_state_dict(rrdbnet.state_dict())
+    torch.testing.assert_close(rrdbnet(lr), theirs(lr), rtol=0, atol=1e-6)
+
+
+def test_the_generator_enlarges_by_four_only():
+    with pytest.raises(ConfigError, match="by 4, not by 2"):
+        build_network("rrdbnet", {"scale": 2})

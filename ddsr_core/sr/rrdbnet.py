@@ -1,0 +1,89 @@
+"""RRDBNet from basicsr: the generator of ESRGAN, Real-ESRGAN and RealSR.
+
+Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCVW 2018. Three namings of the same
+weights are in use: ESRGAN's first (``model.1.sub.0.RDB1.conv1.0``), that of RealSR and BSRGAN
+(``RRDB_trunk.0.RDB1.conv1``) and Real-ESRGAN's (``body.0.rdb1.conv1``), which is basicsr's and ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddsr_core.basicsr_compat import import_basicsr
+
+
+class RRDBNet(import_basicsr("archs.rrdbnet_arch").RRDBNet):  # type: ignore[misc]
+    """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, 4h, 4w)``, not clamped.
+
+    The last convolution runs in float32: bfloat16 cannot tell neighbouring grey levels apart.
+
+    Args:
+        feat: channels of the trunk.
+        blocks: residual-in-residual dense blocks.
+        grow: channels that each convolution of a dense block adds; other programs take it to be 32.
+        scale: only 4.
+
+    Raises:
+        ValueError: another scale.
+    """
+
+    def __init__(self, feat: int = 64, blocks: int = 23, grow: int = 32, scale: int = 4) -> None:
+        if scale != 4:
+            raise ValueError(f"the generator enlarges by 4, not by {scale}")
+        super().__init__(3, 3, num_feat=feat, num_block=blocks, num_grow_ch=grow)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_first(x)
+        x = x + self.conv_body(self.body(x))
+        for conv in (self.conv_up1, self.conv_up2):
+            x = self.lrelu(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+        x = self.lrelu(self.conv_hr(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.conv_last(x.to(self.conv_last.weight.dtype))
+
+
+_OUTER = {
+    "model.0": "conv_first", "model.3": "conv_up1", "model.6": "conv_up2", "model.8": "conv_hr", "model.10": "conv_last",
+    "trunk_conv": "conv_body", "upconv1": "conv_up1", "upconv2": "conv_up2", "HRconv": "conv_hr",
+}  # fmt: skip
+_INNER = re.compile(r"(?:model\.1\.sub|RRDB_trunk)\.(\d+)\.RDB(\d)\.conv(\d)(?:\.0)?")
+_AFTER_BODY = re.compile(r"model\.1\.sub\.\d+")
+
+
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of a x4 generator under Real-ESRGAN's names, whichever of the three it has; any other as it is."""
+    first = "model.10.weight" in state and "model.1.sub.0.RDB1.conv1.0.weight" in state
+    second = "HRconv.weight" in state and "RRDB_trunk.0.RDB1.conv1.weight" in state
+    return {_own_name(name): value for name, value in state.items()} if first or second else dict(state)
+
+
+def _own_name(name: str) -> str:
+    place, _, kind = name.rpartition(".")
+    if inner := _INNER.fullmatch(place):
+        return "body.{}.rdb{}.conv{}.{}".format(*inner.groups(), kind)
+    return f"{'conv_body' if _AFTER_BODY.fullmatch(place) else _OUTER.get(place, place)}.{kind}"
+
+
+def rrdbnet_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The arguments that a state dict (`own_names`) was made with, or None if it is not an `RRDBNet`'s.
+
+    Generators for x2 and x1, whose first convolution has 12 or 48 channels, and ESRGAN+ are not.
+    """
+    needed = ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_body.weight", "conv_hr.weight", "conv_last.weight")
+    if not all(name in state for name in needed) or any("conv1x1" in name for name in state):
+        return None
+    feat, channels = state["conv_first.weight"].shape[:2]
+    if channels != 3:
+        return None
+    return {
+        "feat": feat,
+        "blocks": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body.")),
+        "grow": state["body.0.rdb1.conv1.weight"].shape[0],
+        "scale": 4,
+    }
