@@ -9,30 +9,40 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ddsr_core.pipeline import PipelineConfig, merge
+from ddsr_core.pipeline import PipelineConfig, SourceName, merge
 
 #: What every variant is compared with, seed by seed.
 REFERENCE = "random"
 METRICS = (("psnr_y", "PSNR-Y, dB", 3), ("ssim_y", "SSIM-Y", 4), ("lpips", "LPIPS", 4))
-FACTS = (("psnr_bic_mean", "PSNR_bic of the images, dB", 2), ("max_cosine_to_train", "max cosine to a patch", 3))
+FACTS = (
+    ("psnr_bic_mean", "PSNR_bic of the images, dB", 2),
+    ("psnr_bic_real_mean", "of the accepted patches, dB", 2),
+    ("max_cosine_to_train", "max cosine to a patch", 3),
+)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A distilled set made in another way: its name, what it is, and the fields that differ from the config."""
+    """A training set made in another way: its name, what it is, and the fields that differ from the config.
+
+    Attributes:
+        source: ``distilled``, or what the networks are trained on instead.
+    """
 
     name: str
     meaning: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    source: SourceName = "distilled"
 
     def config(self, base: PipelineConfig, seed: int) -> PipelineConfig:
         """The config of this variant and seed."""
-        seeded = {"finetune": {"seed": seed}, "sample": {"seed": seed}}
+        seeded = {"finetune": {"seed": seed}, "sample": {"seed": seed}, "sr": {"seeds": (seed,)}}
         return PipelineConfig.model_validate(merge(merge(base.model_dump(), self.changes), seeded))
 
 
@@ -50,10 +60,27 @@ ABLATION = (
 )
 #: What the variants are measured against: other training sets for the same networks.
 BASELINES = (
-    Variant("random", "random crops of the photos"),
-    Variant("threshold", "accepted patches, drawn at random"),
-    Variant("full", "all photos, as many iterations"),
+    Variant("random", "random crops of the photos", source="random"),
+    Variant("threshold", "accepted patches, drawn at random", source="threshold"),
+    Variant("full", "all photos, as many iterations", source="full"),
 )
+
+
+@dataclass(frozen=True)
+class Design:
+    """An experiment: the name of its files, its distilled sets (at least one), and what they are measured against."""
+
+    name: str
+    distilled: tuple[Variant, ...]
+    baselines: tuple[Variant, ...]
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        return (*self.distilled, *self.baselines)
+
+
+#: A further experiment is one more entry: its variants may change any field, ``sample.count`` included.
+DESIGNS = {design.name: design for design in (Design("ablation", ABLATION, BASELINES),)}
 
 
 @dataclass(frozen=True)
@@ -117,7 +144,14 @@ def as_markdown(cells: Iterable[Cell], bicubic: Mapping[str, float], variants: S
     measured = [metric for metric in METRICS if metric[0] in bicubic]
     header = ["training set", "network", "seeds", *(title for _, title, _ in measured), "against random, dB"]
     header += [title for _, title, _ in FACTS]
-    bicubic_row = ["bicubic", "", "", *(f"{bicubic[name]:.{digits}f}" for name, _, digits in measured), "", "", ""]
+    bicubic_row = [
+        "bicubic",
+        "",
+        "",
+        *(f"{bicubic[name]:.{digits}f}" for name, _, digits in measured),
+        "",
+        *("" for _ in FACTS),
+    ]
     lines = [about, "", _line(header), _line(["---"] * len(header)), _line(bicubic_row)]
     for row in summarize(cells):
         difference = row["difference"]
@@ -146,3 +180,9 @@ def as_csv(cells: Iterable[Cell]) -> str:
         values = [cell.metrics.get(name, "") for name in names] + [cell.facts.get(name, "") for name in facts]
         writer.writerow([cell.variant, cell.arch, cell.seed, *values])
     return buffer.getvalue()
+
+
+def as_json(cells: Iterable[Cell], bicubic: Mapping[str, float], about: str) -> str:
+    """What the tables are made of, for programs."""
+    facts = {"about": about, "bicubic": dict(bicubic), "cells": [asdict(cell) for cell in cells]}
+    return json.dumps(facts, indent=2) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,11 +117,23 @@ def reproduce(experiment: str, images: str, test: str, **options: Any) -> None:
     """
     from flows.running import run_experiment
 
-    command = (
-        f"ddsr reproduce {experiment} --preset {options['preset']} --scale {options['scale']} --seeds {options['seeds']}"
-    )
-    command += "".join(f" --set {text}" for text in options["overrides"])
-    run_experiment(images=Path(images), test=Path(test), command=command, **options)
+    command = as_typed(click.get_current_context())
+    run_experiment(experiment=experiment, images=Path(images), test=Path(test), command=command, **options)
+
+
+def as_typed(context: click.Context) -> str:
+    """The command with every argument and option it has a value for, defaults included: it can be run again."""
+    words = ["ddsr", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(parameter, click.Argument):
+                words.append(str(item))
+            elif item is True:
+                words.append(parameter.opts[0])
+            elif item not in (None, False):
+                words += [parameter.opts[0], str(item)]
+    return shlex.join(words)
 
 
 @cli.command("train-sr")

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ddsr_core import evaluation
-from ddsr_core.experiments import ABLATION, BASELINES, Cell, as_csv, as_markdown
-from ddsr_core.images import photo_source
+from ddsr_core.experiments import Cell, Design, as_csv, as_json, as_markdown
+from ddsr_core.images import photo_source, read_image_set, read_rgb, save_png
 from ddsr_core.pipeline import PipelineConfig
+from ddsr_core.sheets import contact_sheet
 from ddsr_core.sr import train
-from ddsr_core.store import Artifact, StageInput, Store, storage_errors, write_atomically
+from ddsr_core.store import Artifact, StageInput, Store, storage_errors, write_atomically, write_json
 from flows.chain import Build, Chain, data_source, distill
 from flows.runs import run_folder, start_run
 
+#: Images on a contact sheet, at most: as many as a set of the mini protocol has.
+SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
 FACTS = ("psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
 
 
@@ -28,6 +31,7 @@ class Experiment:
         total: cells that it will have.
     """
 
+    design: Design
     folder: Path
     about: str
     total: int
@@ -38,18 +42,21 @@ class Experiment:
         """Take a cell in and write the tables anew: what is known can be looked at while the rest is computed."""
         self.cells.append(cell)
         with storage_errors(self.folder):
-            write_atomically(self.folder / "ablation.md", self.markdown().encode())
-            write_atomically(self.folder / "ablation.csv", as_csv(self.cells).encode())
+            for ending, text in (("md", self.markdown()), ("csv", as_csv(self.cells)), ("json", self.json())):
+                write_atomically(self.folder / f"{self.design.name}.{ending}", text.encode())
 
     def markdown(self) -> str:
-        return as_markdown(self.cells, self.bicubic, (*ABLATION, *BASELINES), self.about)
+        return as_markdown(self.cells, self.bicubic, self.design.variants, self.about)
+
+    def json(self) -> str:
+        return as_json(self.cells, self.bicubic, self.about)
 
 
-def ablation(
-    config: PipelineConfig, photos: Path, test: Path, seeds: int, store: Store, name: str, build: Build,
+def measure(
+    design: Design, config: PipelineConfig, photos: Path, test: Path, seeds: int, store: Store, name: str, build: Build,
     log: Callable[[str], None], command: str,
 ) -> Experiment:  # fmt: skip
-    """Measure every part of the method at equal image budget and equal iterations (`ddsr_core.experiments.ABLATION`).
+    """Measure every training set of a design (`ddsr_core.experiments`) with the same networks and iterations.
 
     Args:
         seeds: number of seeds, 0 … seeds - 1.
@@ -60,12 +67,13 @@ def ablation(
     chain = Chain(build, log)
     tests = photo_source(test)
     bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
-    sets, archs = (*ABLATION, *BASELINES), config.sr.archs
-    experiment = Experiment(
-        run_folder(store, name), describe(config, seeds, command), len(sets) * len(archs) * seeds, bicubic
-    )
+    folder, archs = run_folder(store, name), config.sr.archs
+    total = len(design.variants) * len(archs) * seeds
+    experiment = Experiment(design, folder, describe(config, seeds, command), total, bicubic)
     for seed in range(seeds):
-        for variant, data, facts in training_sets(chain, config, photos, seed):
+        for variant, data, facts in training_sets(chain, design, config, photos, seed):
+            if seed == 0 and isinstance(data, Artifact):
+                write_sheet(data, folder / f"sheet-{variant}.png")
             for arch in archs:
                 label = f"{arch} {variant} seed {seed}"
                 weights = chain.add(train.STAGE, config.sr.recipe(arch, seed), label, data=data)
@@ -77,16 +85,24 @@ def ablation(
 
 
 def training_sets(
-    chain: Chain, config: PipelineConfig, photos: Path, seed: int
+    chain: Chain, design: Design, config: PipelineConfig, photos: Path, seed: int
 ) -> Iterator[tuple[str, StageInput, dict[str, float]]]:
     """Every training set of one seed: the name of its variant, itself, and what is known of its images."""
-    seeded = config.model_copy(update={"sr": config.sr.model_copy(update={"seeds": (seed,)})})
-    for variant in ABLATION:
+    for variant in design.distilled:
         distilled, accepted = distill(chain, variant.config(config, seed), photos)
         yield variant.name, distilled, facts_of(distilled)
-    for baseline in BASELINES:
-        data = data_source(chain, baseline.name, seeded, photos, distilled, accepted)
+    for baseline in design.baselines:
+        data = data_source(chain, baseline.source, baseline.config(config, seed), photos, distilled, accepted)
         yield baseline.name, data, facts_of(data) if isinstance(data, Artifact) else {}
+
+
+def write_sheet(image_set: Artifact, path: Path) -> None:
+    """A contact sheet of a training set; of a large one, images at equal distances."""
+    rows = read_image_set(image_set.path)
+    shown = rows[:: -(-len(rows) // SHEET_IMAGES)]
+    images = [read_rgb(image_set.path / row["file_name"]) for row in shown]
+    with storage_errors(path):
+        save_png(path, contact_sheet(images, SHEET_COLUMNS, SHEET_PX))
 
 
 def facts_of(artifact: Artifact) -> dict[str, float]:
@@ -102,26 +118,18 @@ def metrics_of(evaluated: Artifact) -> dict[str, float]:
 
 def describe(config: PipelineConfig, seeds: int, command: str) -> str:
     """The line above a table: the command and what every cell has in common."""
-    recipe = config.sr.recipe(config.sr.archs[0], 0)
+    recipes = [config.sr.recipe(arch, 0) for arch in config.sr.archs]
+    networks = ", ".join(f"{r.arch} ({r.iterations} iterations at batch {r.batch_size})" for r in recipes)
     return (
         f"`{command}`: {config.sample.count} images of {config.patches.patch_px} px a set, base `{config.base}`, "
-        f"{recipe.iterations} iterations at batch {recipe.batch_size}, {seeds} seed{'s' if seeds > 1 else ''}."
+        f"{networks}, {seeds} seed{'s' if seeds > 1 else ''}."
     )
 
 
 def finish(store: Store, name: str, experiment: Experiment) -> dict[str, Any]:
-    """Write ``ablation.json``, mark the run completed, and return what the command prints as JSON."""
+    """Mark the run completed, and return what the command prints as JSON."""
     folder = run_folder(store, name)
-    facts = {
-        "about": experiment.about,
-        "bicubic": dict(experiment.bicubic),
-        "cells": [
-            {"variant": c.variant, "arch": c.arch, "seed": c.seed, "metrics": dict(c.metrics), "facts": dict(c.facts)}
-            for c in experiment.cells
-        ],
-    }
     with storage_errors(folder):
-        write_atomically(folder / "ablation.json", (json.dumps(facts, indent=2) + "\n").encode())
         state = json.loads((folder / "run.json").read_text())
-        write_atomically(folder / "run.json", (json.dumps({**state, "status": "completed"}, indent=2) + "\n").encode())
-    return facts
+        write_json(folder / "run.json", {**state, "status": "completed"})
+    return dict(json.loads(experiment.json()))

@@ -9,10 +9,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.errors import DdsrError
+from ddsr_core.experiments import DESIGNS
 from ddsr_core.pipeline import PipelineConfig, load_config
 from ddsr_core.store import Store
 from flows.building import prefect_builder
-from flows.experiment import ablation, finish
+from flows.experiment import finish, measure
 from flows.runs import fail_run, run_log
 
 
@@ -45,9 +46,8 @@ def reproduce(
     """
     config, store, name = config or load_config(preset), Store(home), run or experiment
     try:
-        done = ablation(
-            config, images, test, seeds, store, name, prefect_builder(store, device), run_log(store, name), command
-        )
+        build, log = prefect_builder(store, device), run_log(store, name)
+        done = measure(DESIGNS[experiment], config, images, test, seeds, store, name, build, log, command)
     except DdsrError as error:
         fail_run(store, name, str(error))
         raise

@@ -127,6 +127,7 @@ def call_flow(entry: str, run: str, home: Path, progress: Any, arguments: dict[s
 
 def run_experiment(
     *,
+    experiment: str,
     images: Path,
     test: Path,
     preset: str,
@@ -141,27 +142,29 @@ def run_experiment(
     as_json: bool,
     command: str,
 ) -> None:
-    """The ablation with or without Prefect; prints its table and where it lies."""
+    """An experiment with or without Prefect; prints its table and where it lies."""
+    from ddsr_core.experiments import DESIGNS
     from ddsr_core.pipeline import load_config
     from ddsr_core.store import Store
     from flows.building import plain_builder
     from flows.console import progress_for
-    from flows.experiment import ablation, finish
+    from flows.experiment import finish, measure
     from flows.runs import fail_run, run_folder, run_log
 
     config = load_config(preset, file, overrides, scale=scale)
-    store, run = Store(home_of(home)), name or "ablation"
+    store, run = Store(home_of(home)), name or experiment
     check_run_name(run)
     check_home(store.home)
     try:
         if no_prefect:
             build = plain_builder(store, device, progress_for())
-            done = ablation(config, images, test, seeds, store, run, build, run_log(store, run), command)
+            design, log = DESIGNS[experiment], run_log(store, run)
+            done = measure(design, config, images, test, seeds, store, run, build, log, command)
             facts = finish(store, run, done)
         else:
             arguments = {
-                "images": images, "test": test, "config": config, "seeds": seeds, "home": store.home, "run": run,
-                "device": device, "command": command,
+                "images": images, "test": test, "experiment": experiment, "config": config, "seeds": seeds,
+                "home": store.home, "run": run, "device": device, "command": command,
             }  # fmt: skip
             facts = call_flow("flows.reproduce:reproduce", run, store.home, progress_for(), arguments)
     except KeyboardInterrupt:
@@ -172,6 +175,6 @@ def run_experiment(
         fail_run(store, run, str(error))
         raise
     folder = run_folder(store, run)
-    click.echo(json.dumps(facts, indent=2) if as_json else (folder / "ablation.md").read_text())
+    click.echo(json.dumps(facts, indent=2) if as_json else (folder / f"{experiment}.md").read_text())
     if not as_json:
-        click.echo(f"Tables: {folder / 'ablation.md'} and .csv")
+        click.echo(f"Tables: {folder / experiment}.md, .csv and .json; contact sheets beside them")

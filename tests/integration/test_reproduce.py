@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ddsr_core.images import read_rgb
 from tests.integration.commands import ROOT, TINY, make_photos
 
 
@@ -30,7 +31,18 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     rows = list(csv.DictReader((folder / "ablation.csv").open(newline="")))
     names = ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "random", "threshold", "full"]
     assert [(row["variant"], row["seed"]) for row in rows] == [(name, seed) for seed in "0" for name in names]
-    assert (folder / "ablation.md").read_text() in first.stdout
+    table = (folder / "ablation.md").read_text()
+    assert table in first.stdout
+    command = table.split("`")[1]  # whole: it can be run again
+    assert command.startswith("ddsr reproduce ablation --images ")
+    assert f"--test {photos}" in command
+    assert "--set sample.count=2" in command
+    assert "--no-prefect" in command
+    assert "edsr-small (2 iterations at batch 2), 1 seed." in table
+    sheets = {path.name for path in folder.glob("sheet-*.png")}
+    assert sheets == {f"sheet-{name}.png" for name in names if name != "full"}
+    assert read_rgb(folder / "sheet-base.png").shape == (64, 130, 3)  # two images side by side
+    assert len(json.loads((folder / "ablation.json").read_text())["cells"]) == len(names)
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
     builds = len(list((tmp_path / "home/artifacts").glob("*/*/manifest.json")))
     made = {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")}

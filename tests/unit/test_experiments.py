@@ -2,18 +2,25 @@
 
 import csv
 import io
+import json
 
 import pytest
 
-from ddsr_core.experiments import ABLATION, BASELINES, Cell, Spread, as_csv, as_markdown, summarize
+from ddsr_core.experiments import ABLATION, BASELINES, DESIGNS, Cell, Spread, as_csv, as_json, as_markdown, summarize
 from ddsr_core.pipeline import load_config
 
 CELLS = [
-    Cell("base", "edsr", 0, {"psnr_y": 25.0, "ssim_y": 0.7, "lpips": 0.3}, {"psnr_bic_mean": 28.0}),
+    Cell(
+        "base", "edsr", 0, {"psnr_y": 25.0, "ssim_y": 0.7, "lpips": 0.3}, {"psnr_bic_mean": 28.0, "psnr_bic_real_mean": 21.5}
+    ),
     Cell("random", "edsr", 0, {"psnr_y": 26.0, "ssim_y": 0.8, "lpips": 0.2}),
-    Cell("base", "edsr", 1, {"psnr_y": 26.0, "ssim_y": 0.6, "lpips": 0.5}, {"psnr_bic_mean": 30.0}),
+    Cell(
+        "base", "edsr", 1, {"psnr_y": 26.0, "ssim_y": 0.6, "lpips": 0.5}, {"psnr_bic_mean": 30.0, "psnr_bic_real_mean": 21.5}
+    ),
     Cell("random", "edsr", 1, {"psnr_y": 26.4, "ssim_y": 0.8, "lpips": 0.2}),
-    Cell("base", "edsr", 2, {"psnr_y": 99.0, "ssim_y": 0.5, "lpips": 0.4}, {"psnr_bic_mean": 29.0}),
+    Cell(
+        "base", "edsr", 2, {"psnr_y": 99.0, "ssim_y": 0.5, "lpips": 0.4}, {"psnr_bic_mean": 29.0, "psnr_bic_real_mean": 21.5}
+    ),
 ]
 
 
@@ -55,6 +62,7 @@ def test_the_table_has_a_row_a_training_set_and_says_what_each_is():
     assert [line.split("|")[1].strip() for line in table] == ["training set", "---", "bicubic", "base", "random"]
     assert len({line.count("|") for line in table}) == 1
     assert "-0.700 ± 0.424" in text
+    assert "| 29.00 ± 1.00 | 21.50 ± 0.00 |" in text  # samples beside the real patches that they should resemble
     assert all(f"- `{variant.name}`: " in text for variant in (*ABLATION, *BASELINES))
 
 
@@ -63,3 +71,19 @@ def test_csv_holds_every_cell():
     assert [(row["variant"], row["seed"]) for row in rows] == [(c.variant, str(c.seed)) for c in CELLS]
     assert rows[0]["psnr_bic_mean"] == "28.0"
     assert rows[1]["psnr_bic_mean"] == ""
+
+
+def test_json_holds_every_cell():
+    facts = json.loads(as_json(CELLS, {"psnr_y": 24.9}, "made by hand"))
+    assert facts["bicubic"] == {"psnr_y": 24.9}
+    assert [Cell(**cell) for cell in facts["cells"]] == CELLS
+
+
+def test_a_baseline_has_the_seed_and_the_budget_of_the_distilled_sets():
+    config = load_config("demo", scale="mini")
+    design = DESIGNS["ablation"]
+    made = [variant.config(config, seed=7) for variant in design.variants]
+    assert {c.sr.seeds for c in made} == {(7,)}
+    assert {c.sample.count for c in made} == {config.sample.count}
+    assert [variant.source for variant in design.baselines] == ["random", "threshold", "full"]
+    assert {variant.source for variant in design.distilled} == {"distilled"}
