@@ -42,6 +42,7 @@ class Lpips:
     def __init__(
         self, net: Net = "alex", device: str | torch.device = "cpu", trunk: Mapping[str, Tensor] | None = None
     ) -> None:
+        self.net, self.device = net, torch.device(device)
         model: Any = lpips_network(trunk, net)
         self._scale = model.scaling_layer.to(device)
         self._trunk = _fast(model.net, device)
