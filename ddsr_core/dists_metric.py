@@ -56,7 +56,8 @@ class Dists:
         weights = load_weights() if weights is None else weights
         total = weights["alpha"].sum() + weights["beta"].sum()
         self._alpha, self._beta = (
-            (weights[name].detach().float().flatten() / total).to(device).split(CHANNELS) for name in ("alpha", "beta")
+            torch.split((weights[name].detach().float().flatten() / total).to(device), list(CHANNELS))
+            for name in ("alpha", "beta")
         )
         self._trunk = _Trunk(load_trunk("vgg") if trunk is None else trunk, torch.device(device))
 
@@ -96,8 +97,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     with readable(path, mend=f"bring the {FILE} of {PACKAGE}"):
         content = torch.load(path, map_location="cpu", weights_only=True)
     shape = (1, sum(CHANNELS), 1, 1)
-    weights = {name: content.get(name) for name in ("alpha", "beta")} if isinstance(content, dict) else {}
-    if not weights or any(not isinstance(value, Tensor) or value.shape != shape for value in weights.values()):
+    found = {name: content.get(name) for name in ("alpha", "beta")} if isinstance(content, dict) else {}
+    weights = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.shape == shape}
+    if len(weights) < 2:
         raise InputError(
             f"no weights of DISTS: alpha and beta of shape {shape} are wanted",
             where=path,
@@ -122,9 +124,8 @@ class _Trunk:
 
         self._stages: list[nn.Module] = []
         for indices in _STAGES:
-            stage = nn.Sequential()
-            for index in indices:
-                stage.extend([_convolution(weights, index), nn.ReLU(inplace=True)])
+            layers = [layer for index in indices for layer in (_convolution(weights, index), nn.ReLU(inplace=True))]
+            stage: nn.Module = nn.Sequential(*layers)
             stage = accelerate(stage) if device.type == "cpu" else stage
             self._stages.append(stage.to(device).to(memory_format=torch.channels_last))
         self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (_MEAN, _STD))
@@ -145,9 +146,11 @@ def _convolution(weights: Mapping[str, Tensor], index: int) -> nn.Conv2d:
         from ddsr_core.lpips_weights import MEND as TRUNK_MEND
 
         raise MissingWeightsError("the VGG16 trunk for DISTS is incomplete", where=error, mend=TRUNK_MEND) from error
-    convolution = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 3, padding=1)
-    convolution.load_state_dict({"weight": weight, "bias": bias})
-    return convolution.requires_grad_(False)
+    with torch.device("meta"):  # no random start, and none of the global generator's numbers
+        convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+    convolution.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+    convolution.requires_grad_(False)
+    return convolution
 
 
 def _l2_pool(x: Tensor) -> Tensor:

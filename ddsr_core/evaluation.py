@@ -107,8 +107,8 @@ def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out:
         done = len(images) - len(missing)
         with runtime.progress(f"Evaluating {name}", total=len(images), unit="photos", done=done) as bar:
             jobs = ((images[index], closeups.get(index)) for index in missing)
-            rows = overlapped(jobs, partial(_enlarge_or_skip, evaluator), partial(_score, evaluator), device)
-            for index, row in zip(missing, rows, strict=True):
+            scored = overlapped(jobs, partial(_enlarge_or_skip, evaluator), partial(_score, evaluator), device)
+            for index, row in zip(missing, scored, strict=True):
                 write_atomically(files[index], json.dumps(row).encode())  # no write_json: a PSNR may be inf
                 bar.advance()
     rows = [json.loads(file.read_bytes()) for file in files]

@@ -105,9 +105,10 @@ def lpips_network(trunk: Mapping[str, Tensor] | None = None, net: Net = "alex") 
     trunk = load_trunk(net) if trunk is None else trunk
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that it now warns about
-        model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
+        model: Any = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
     _replace_random_trunk(model.net, trunk)
-    return model.requires_grad_(False).eval()
+    frozen: torch.nn.Module = model.requires_grad_(False).eval()
+    return frozen
 
 
 def load_trunk(net: Net = "alex") -> dict[str, Tensor]:
@@ -124,7 +125,8 @@ def load_trunk(net: Net = "alex") -> dict[str, Tensor]:
         cached = _torchvision_cache(net)
         if not cached.is_file():
             raise
-        return torch.load(cached, map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = torch.load(cached, map_location="cpu", weights_only=True)
+        return weights
 
 
 def _torchvision_cache(net: Net) -> Path:

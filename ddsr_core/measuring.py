@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from torch import Tensor
 from ddsr_core.bicubic import make_lr
 from ddsr_core.dists_metric import Dists
 from ddsr_core.errors import InputError
-from ddsr_core.evaluation import MIN_SIDE_PX, EvaluateConfig, ImageScores, Network
+from ddsr_core.evaluation import MIN_SIDE_PX, EvaluateConfig, ImageScores
 from ddsr_core.images import to_float
 from ddsr_core.lpips_metric import Lpips, distance
 from ddsr_core.metrics import fidelity, full_precision
 from ddsr_core.pairs import HrImage, spare_px
 from ddsr_core.tiling import enlarge
+
+if TYPE_CHECKING:
+    from ddsr_core.evaluation import Network
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
@@ -113,11 +116,11 @@ class Evaluator:
     ) -> None:
         self.network, self.config, self.device = network, config, device
         self.references = references or ReferenceFeatures(0)
-        self.lpips = {
-            name: Lpips(net, device)
-            for name, net, wanted in (("lpips", "alex", config.lpips), ("lpips_vgg", "vgg", config.lpips_vgg))
-            if wanted
-        }
+        self.lpips: dict[str, Lpips] = {}
+        if config.lpips:
+            self.lpips["lpips"] = Lpips("alex", device)
+        if config.lpips_vgg:
+            self.lpips["lpips_vgg"] = Lpips("vgg", device)
         self.dists = Dists(device) if config.dists else None
 
     def read(self, image: HrImage) -> tuple[np.ndarray, np.ndarray | None]:
@@ -157,9 +160,7 @@ class Evaluator:
         """
         config = self.config
         small = make_lr(to_float(hr).to(self.device), config.scale) if lr is None else to_float(lr).to(self.device)
-        sr = enlarge(
-            self.network, small, scale=config.scale, tile_px=config.tile_px, overlap_px=config.tile_overlap_px
-        )
+        sr = enlarge(self.network, small, scale=config.scale, tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
         return Enlarged(name, hr, small, sr)
 
     def score(self, image: Enlarged) -> ImageScores:
@@ -207,4 +208,3 @@ def overlapped(
                 yield waiting.popleft().result()
     finally:
         torch.set_num_threads(cores)  # what a worker sets is also what later threads begin with
-

@@ -122,13 +122,11 @@ def _matched(hr: dict[str, Photo], lr: dict[str, Photo], folder: Path) -> list[H
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _without_segmentations(photos: Iterable[Photo]) -> list[HrImage]:
-    return [
-        HrImage(photo) for photo in photos if not any(part.endswith("_anno") for part in Path(photo.name).with_suffix("").parts)
-    ]
+    return [HrImage(photo) for photo in photos if not any(part.endswith("_anno") for part in Path(_stem(photo)).parts)]
 
 
 def _stem(photo: Photo) -> str:
