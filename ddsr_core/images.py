@@ -71,10 +71,10 @@ def read_rgb(path: Path) -> np.ndarray:
     return decode_rgb(Path(path).read_bytes(), str(path))
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of ``uint8 (H, W, 3)``; the same pixels always give the same bytes."""
+def encode_png(image: np.ndarray, icc_profile: bytes | None = None) -> bytes:
+    """PNG bytes of ``uint8 (H, W, 3)``, or ``(H, W, 4)`` with alpha; the same pixels always give the same bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=6, icc_profile=icc_profile)
     return buffer.getvalue()
 
 
