@@ -55,13 +55,20 @@ def transforms(m: int, r: int) -> Transforms:
 def fits(conv: nn.Conv2d) -> bool:
     """Whether `WinogradConv2d` can stand for a convolution, and gains."""
     return (
-        conv.kernel_size in [(k, k) for k in _KERNELS]
-        and (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
-        and isinstance(conv.padding, tuple)
-        and len(set(conv.padding)) == 1
-        and conv.padding_mode == "zeros"
+        _is_plain(conv)
+        and conv.kernel_size[0] in _KERNELS
+        and conv.stride == (1, 1)
         and conv.in_channels >= _LEAST_CHANNELS
     )
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Square, zero-padded alike on all sides, one group, no gaps."""
+    sides = {conv.kernel_size, conv.stride, conv.dilation, conv.padding}
+    return (
+        all(isinstance(side, tuple) and len(set(side)) == 1 for side in sides)
+        and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+    )  # fmt: skip
 
 
 class WinogradConv2d(nn.Module):
@@ -85,8 +92,8 @@ class WinogradConv2d(nn.Module):
         kernel = np.einsum("ai,oxij,bj->abxo", t.kernel, weight, t.kernel)
         tables = {
             "kernel": kernel.reshape(self.window**2, conv.in_channels, conv.out_channels),
-            "inputs": np.kron(t.inputs, t.inputs),
-            "outputs": np.kron(t.outputs, t.outputs),
+            "inputs": t.inputs,
+            "outputs": t.outputs,
             "bias": np.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().cpu().numpy(),
         }
         for name, table in tables.items():
@@ -113,18 +120,62 @@ class WinogradConv2d(nn.Module):
     def _strip(self, tiles: Tensor) -> Tensor:
         """(rows, columns, C, n, n) inputs to (m, m, rows, columns, C') outputs."""
         rows, columns, channels = tiles.shape[:3]
-        samples = tiles.permute(3, 4, 0, 1, 2).reshape(self.window**2, -1)
-        transformed = (self.inputs @ samples).view(self.window**2, rows * columns, channels)
-        products = torch.bmm(transformed, self.kernel).view(self.window**2, -1)
-        return (self.outputs @ products).view(_TILE, _TILE, rows, columns, -1).add_(self.bias)
+        samples = _both_ways(self.inputs, tiles.permute(3, 4, 0, 1, 2).reshape(self.window, self.window, -1))
+        products = torch.bmm(samples.view(self.window**2, rows * columns, channels), self.kernel)
+        result = _both_ways(self.outputs, products.view(self.window, self.window, -1))
+        return result.view(_TILE, _TILE, rows, columns, -1).add_(self.bias)
+
+
+def _both_ways(matrix: Tensor, squares: Tensor) -> Tensor:
+    """``matrix @ square @ matrix.T`` of each of N squares: (a, b), (b, b, N) -> (a, a, N)."""
+    side, count = squares.shape[1:]
+    rows = (matrix @ squares.view(side, side * count)).view(-1, side, count)
+    return torch.matmul(matrix, rows)
+
+
+class FoldedConv2d(nn.Module):
+    """A frozen strided convolution, such as AlexNet's first, as a `WinogradConv2d` on squares folded into channels.
+
+    Args:
+        conv: one that `folds`; its weights are copied.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.stride, self.kernel_px, self.padding = conv.stride[0], conv.kernel_size[0], int(conv.padding[0])
+        blocks = -(-self.kernel_px // self.stride)
+        spare = blocks * self.stride - self.kernel_px
+        with torch.device("meta"):
+            folded = nn.Conv2d(conv.in_channels * self.stride**2, conv.out_channels, blocks)
+        weight = F.pixel_unshuffle(F.pad(conv.weight.detach(), (0, spare, 0, spare)), self.stride)
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        folded.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+        self.folded, self.blocks = WinogradConv2d(folded), blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (B, C, H, W) to (B, C', H', W') in channels_last."""
+        ends = []
+        for size in (x.shape[3], x.shape[2]):
+            outputs = (size + 2 * self.padding - self.kernel_px) // self.stride + 1
+            ends.append((outputs + self.blocks - 1) * self.stride - size - self.padding)  # below 0: cut off
+        padded = F.pad(x, (self.padding, ends[0], self.padding, ends[1]))
+        result: Tensor = self.folded(F.pixel_unshuffle(padded, self.stride))
+        return result
+
+
+def folds(conv: nn.Conv2d) -> bool:
+    """Whether `FoldedConv2d` can stand for a convolution, and gains."""
+    stride, blocks = conv.stride[0], -(-conv.kernel_size[0] // conv.stride[0])
+    return _is_plain(conv) and stride > 1 and blocks in _KERNELS and conv.in_channels * stride**2 >= _LEAST_CHANNELS
 
 
 def accelerate(module: nn.Module) -> nn.Module:
-    """Put `WinogradConv2d` in place of every convolution below ``module`` that it `fits`; returns ``module``."""
+    """Replace every convolution below ``module`` that `fits` or `folds`; returns ``module``."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d):
-            if fits(child):
-                setattr(module, name, WinogradConv2d(child))
-        else:
+        if not isinstance(child, nn.Conv2d):
             accelerate(child)
+        elif fits(child):
+            setattr(module, name, WinogradConv2d(child))
+        elif folds(child):
+            setattr(module, name, FoldedConv2d(child))
     return module
