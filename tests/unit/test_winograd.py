@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ddsr_core import winograd
-from ddsr_core.winograd import WinogradConv2d, accelerate, fits, transforms
+from ddsr_core.winograd import FoldedConv2d, WinogradConv2d, accelerate, fits, folds, transforms
 
 
 @pytest.mark.parametrize("taps", [3, 5])
@@ -38,17 +38,33 @@ def test_equals_the_convolution(side: int, padding: int, height: int, width: int
     assert (fast - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
+@pytest.mark.parametrize(("height", "width"), [(31, 31), (64, 83), (45, 66), (34, 33)])
+def test_a_strided_convolution_folded_into_channels(height: int, width: int) -> None:
+    """The shape of AlexNet's first convolution, with every remainder of the size by the stride."""
+    conv = nn.Conv2d(3, 8, 11, stride=4, padding=2).requires_grad_(False)
+    generator = torch.Generator().manual_seed(width)
+    for parameter in conv.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(2, 3, height, width, generator=generator)
+    assert folds(conv)
+    folded = FoldedConv2d(conv)(x)
+    exact = conv.double()(x.double())
+    assert folded.shape == exact.shape
+    assert (folded - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
 def test_only_what_fits_is_replaced() -> None:
     kept = [
         nn.Conv2d(3, 64, 3, padding=1),  # too few channels to gain
         nn.Conv2d(32, 32, 3, stride=2),
+        nn.Conv2d(3, 32, 11, stride=(4, 3)),
         nn.Conv2d(32, 32, 7),
         nn.Conv2d(32, 32, 3, groups=2),
         nn.Conv2d(32, 32, 3, dilation=2),
         nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(32, 32, 3, padding="same"),
     ]
-    assert not any(fits(conv) for conv in kept)
+    assert not any(fits(conv) or folds(conv) for conv in kept)
     model = nn.Sequential(kept[0], nn.Sequential(nn.Conv2d(64, 32, 5, bias=False), nn.ReLU()))
     x = torch.rand((1, 3, 20, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
