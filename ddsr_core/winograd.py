@@ -130,7 +130,7 @@ def _both_ways(matrix: Tensor, squares: Tensor) -> Tensor:
     """``matrix @ square @ matrix.T`` of each of N squares: (a, b), (b, b, N) -> (a, a, N)."""
     side, count = squares.shape[1:]
     rows = (matrix @ squares.view(side, side * count)).view(-1, side, count)
-    return torch.matmul(matrix, rows)
+    return torch.bmm(matrix.expand(len(rows), -1, -1), rows)
 
 
 class FoldedConv2d(nn.Module):
