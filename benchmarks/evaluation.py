@@ -1,9 +1,11 @@
 """Time of the five metrics against BasicSR's functions and the package ``lpips``, photo by photo, in one process.
 
-    python benchmarks/evaluation.py FOLDER_OF_PHOTOS [--count 100] [--threads 2] [--clock cpu]
+    python benchmarks/evaluation.py FOLDER_OF_PHOTOS [--count 100] [--threads 2] [--networks 4] [--clock cpu]
 
-The two take turns on every photo, so that a busy machine slows both. Decoding and enlarging (bicubic) are not timed. On
-a CPU most of either time is AlexNet; both get the same number of threads.
+Every network's images (bicubic, blurred more and more) are scored; decoding and enlarging are not timed. The two take
+turns after every few photos, so that a busy machine slows both. ``basicsr + lpips`` calls each function on one photo
+after the other, all threads inside. ``ddsr`` scores as its stage does: photos beside each other, and for networks
+after the first with the HR photos' LPIPS features from memory. On a CPU most of either time is AlexNet.
 """
 
 from __future__ import annotations
@@ -13,72 +15,80 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.bicubic import make_lr, upsample
+from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.images import find_images, read_rgb, to_float, to_uint8
-from ddsr_core.lpips_metric import LpipsAlex
-from ddsr_core.metrics import fidelity
+from ddsr_core.lpips_metric import lpips_network
+from ddsr_core.measuring import Enlarged, Evaluator, ReferenceFeatures, overlapped
 
 CROP_BORDER = 4
+#: Photos between one contestant's turn and the other's.
+TURN = 4
+METRICS = ("PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB", "LPIPS")
 Scores = tuple[float, ...]
-Metric = Callable[[np.ndarray, np.ndarray], Scores]
 
 
-def ours(device: str) -> tuple[Metric, Metric]:
-    """Pixel metrics and LPIPS of ddsr."""
-    lpips_alex = LpipsAlex(device)
+def ours(device: str) -> Callable[[list[Enlarged]], list[Scores]]:
+    """The stage's scoring, which keeps the features of HR photos it has seen."""
+    config = EvaluateConfig(crops=0)
+    evaluator = Evaluator(lambda lr: upsample(lr, config.scale), config, device, ReferenceFeatures())
 
-    def tensor(image: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+    def score(images: list[Enlarged]) -> list[Scores]:
+        scored = overlapped(images, lambda image: image, evaluator.score, device)
+        return [astuple(row)[3:8] for row in scored]
 
-    def pixel(sr: np.ndarray, hr: np.ndarray) -> Scores:
-        return tuple(value.item() for value in fidelity(tensor(sr), tensor(hr), crop_border=CROP_BORDER))
-
-    def perceptual(sr: np.ndarray, hr: np.ndarray) -> Scores:
-        return (lpips_alex(tensor(sr), tensor(hr)).item(),)
-
-    return pixel, perceptual
+    return score
 
 
-def theirs(device: str) -> tuple[Metric, Metric]:
+def theirs(device: str) -> Callable[[list[Enlarged]], list[Scores]]:
     """Pixel metrics of BasicSR and the package lpips, as a user would call them."""
     basicsr = import_basicsr("metrics.psnr_ssim")
-    model = LpipsAlex(device)._model.to(memory_format=torch.contiguous_format)
+    model = lpips_network().to(device)
 
-    def pixel(sr: np.ndarray, hr: np.ndarray) -> Scores:
-        pair = sr[..., ::-1], hr[..., ::-1], CROP_BORDER  # BGR
-        return tuple(
+    @torch.no_grad()
+    def score_one(image: Enlarged) -> Scores:
+        sr = to_uint8(image.sr)[0]
+        pair = sr[..., ::-1], image.hr[..., ::-1], CROP_BORDER  # BGR
+        pixel = (
             metric(*pair, test_y_channel=on_y)
             for on_y in (True, False)
             for metric in (basicsr.calculate_psnr, basicsr.calculate_ssim)
         )
+        tensors = (torch.from_numpy(each).permute(2, 0, 1)[None].to(device).float() / 255 for each in (sr, image.hr))
+        return (*pixel, model(*tensors, normalize=True).item())
 
-    @torch.no_grad()
-    def perceptual(sr: np.ndarray, hr: np.ndarray) -> Scores:
-        pair = (torch.from_numpy(image).permute(2, 0, 1)[None].to(device).float() / 255 for image in (sr, hr))
-        return (model(*pair, normalize=True).item(),)
-
-    return pixel, perceptual
+    return lambda images: [score_one(image) for image in images]
 
 
-def columns(seconds: dict[tuple[str, str], list[float]], part: str, name: str) -> list[list[float]]:
-    """Times of one contestant for one part, or for both where ``part`` is "all"."""
-    return [times for key, times in seconds.items() if key[1] == name and part in (key[0], "all")]
+def enlarged(paths: list[Path], network: int, device: str) -> list[Enlarged]:
+    """What network number ``network`` makes of the photos."""
+    images = []
+    for path in paths:
+        hr = read_rgb(path)
+        hr = np.ascontiguousarray(hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4])
+        lr = make_lr(to_float(hr).to(device))
+        sr = upsample(lr)
+        images.append(Enlarged(path.name, hr, lr, gaussian_blur(sr, [5, 5], [0.3 * network]) if network else sr))
+    return images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--networks", type=int, default=4, help="how many are evaluated on the same photos")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a machine that is busy")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: all threads' time, on a busy machine")
     arguments = parser.parse_args()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     torch.set_num_threads(arguments.threads)
@@ -86,34 +96,32 @@ def main() -> None:
     warnings.simplefilter("ignore")
 
     contestants = {"ddsr": ours(arguments.device), "basicsr + lpips": theirs(arguments.device)}
-    seconds: dict[tuple[str, str], list[float]] = {}
-    worst = [0.0] * 5
+    seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in contestants for n in range(arguments.networks)}
+    worst = np.zeros(len(METRICS))
     paths = find_images(arguments.photos)[: arguments.count]
-    for index, path in enumerate([paths[0], *paths]):  # the first photo comes twice: to warm up
-        hr = read_rgb(path)
-        hr = np.ascontiguousarray(hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4])
-        sr = to_uint8(upsample(make_lr(to_float(hr))))[0]
-        results: dict[str, Scores] = {}
-        for name, (pixel, perceptual) in contestants.items():
-            for part, metric in (("PSNR and SSIM", pixel), ("LPIPS", perceptual)):
+    for score in [ours(arguments.device), contestants["basicsr + lpips"]]:  # warm up, nothing remembered
+        score(enlarged(paths[:1], 0, arguments.device))
+    for network in range(arguments.networks):
+        for begin in range(0, len(paths), TURN):
+            images = enlarged(paths[begin : begin + TURN], network, arguments.device)
+            results = []
+            for name, score in contestants.items():
                 started = clock()
-                results[name] = results.get(name, ()) + metric(sr, hr)
-                if index:
-                    seconds.setdefault((part, name), []).append(clock() - started)
-        differences = zip(*results.values(), strict=True)
-        worst = [max(most, abs(a - b)) for most, (a, b) in zip(worst, differences, strict=True)]
+                results.append(np.array(score(images)))
+                seconds[name, network].append((clock() - started) / len(images))
+            worst = np.maximum(worst, np.abs(results[0] - results[1]).max(0))
 
-    print(
-        f"{len(paths)} photos, {arguments.device}, {arguments.threads} threads; median ms a photo ({arguments.clock} time)\n"
-    )
-    print("| part | ddsr | basicsr + lpips | ratio of sums |\n|---|---|---|---|")
-    for part in ("PSNR and SSIM", "LPIPS", "all"):
-        times = {name: [sum(pair) for pair in zip(*columns(seconds, part, name), strict=True)] for name in contestants}
-        mine, peer = times["ddsr"], times["basicsr + lpips"]
-        medians = f"{statistics.median(mine) * 1e3:.1f} | {statistics.median(peer) * 1e3:.1f}"
-        print(f"| {part} | {medians} | {sum(peer) / sum(mine):.2f} |")
-    labels = ("PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB", "LPIPS")
-    print("\nlargest difference: " + ", ".join(f"{name} {value:.1e}" for name, value in zip(labels, worst, strict=True)))
+    how = f"{arguments.device}, {arguments.threads} threads, {arguments.clock} time"
+    print(f"{len(paths)} photos, {how}; median ms a photo, and the ratio of all time\n")
+    print("| | ddsr | basicsr + lpips, one by one | ratio |\n|---|---|---|---|")
+    numbers = range(arguments.networks)
+    rows = {"first network": numbers[:1], "each further one": numbers[1:], f"{len(numbers)} networks": numbers}
+    for title, networks in rows.items():
+        mine, peer = ([t for n in networks for t in seconds[name, n]] for name in contestants)
+        if mine:
+            medians = f"{statistics.median(mine) * 1e3:.1f} | {statistics.median(peer) * 1e3:.1f}"
+            print(f"| {title} | {medians} | {sum(peer) / sum(mine):.2f} |")
+    print("\nlargest difference: " + ", ".join(f"{name} {value:.1e}" for name, value in zip(METRICS, worst, strict=True)))
 
 
 if __name__ == "__main__":

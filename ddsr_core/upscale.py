@@ -1,4 +1,7 @@
-"""Enlarge images with an SR network: any weights that ``ddsr`` trained or that spandrel can read."""
+"""Enlarge images with an SR network: any weights that ``ddsr`` trained or that spandrel can read.
+
+By how much is a fact of the weights, never assumed: an x2 network gives x2 images, one that keeps the size is refused.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.images import MAX_PIXELS, decode_rgb, encode_png, find_images, to_float, to_uint8
+from ddsr_core.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_rgb, encode_png, find_images, to_float, to_uint8
 from ddsr_core.store import write_atomically
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ def upscale(
     output: Path,
     weights: Path,
     *,
+    scale: int | None = None,
     tile_px: int = 512,
     existing: Existing = "refuse",
     runtime: Runtime | None = None,
@@ -56,44 +60,46 @@ def upscale(
 
     One image goes to ``output`` where that ends in ``.png``; else ``output`` is a folder, which gets
     ``<name>.png`` for each image, in the subfolders of the input folder. What lies below ``output`` is never
-    taken as input. Transparency is enlarged bicubically; EXIF orientation is applied.
+    taken as input. Transparency is enlarged bicubically, EXIF orientation applied, an RGB colour profile kept;
+    the output has 8 bits a channel, whatever the input has.
 
     Args:
         inputs: an image, a folder, or several of either.
         output: a ``.png`` file or a folder.
         weights: a ``train-sr`` folder, our weights file, or any file of a network that spandrel reads.
+        scale: what the weights are expected to enlarge by; None: whatever they do.
         tile_px: side of the tiles that an image of more pixels is cut into, in input pixels; 0 never tiles.
         existing: what becomes of outputs that are already there.
         runtime: device and progress.
 
     Raises:
-        InputError: nothing to enlarge, unreadable weights, an output that would replace an input or an
-            existing file,
-            or no image that could be enlarged.
+        InputError: nothing to enlarge, unreadable weights, weights of another scale or that do not enlarge, an output
+            that is no PNG or would replace an input or an existing file, or no image that could be enlarged.
     """
     from ddsr_core.sr.weights import load_network
 
     runtime = runtime or Runtime()
     jobs, kept = _plan([inputs] if isinstance(inputs, Path) else list(inputs), Path(output), existing)
     overlap_px = min(OVERLAP_PX, tile_px // 4)
-    network, scale, name = load_network(Path(weights))
+    network, factor, name = load_network(Path(weights))
+    _check_scale(factor, scale, name, weights)
     device = resolve_device(runtime.device)
     network = network.to(device).eval()
-    done = Upscaled(name, scale, [], kept, {})
+    done = Upscaled(name, factor, [], kept, {})
     tiles = sum(_count_tiles(source, tile_px, overlap_px) for source in jobs)
     with runtime.progress(f"Upscaling with {name}", total=tiles, unit="tiles") as bar:
         for source, target in jobs.items():
             try:
-                rgb, alpha = read_rgb_alpha(source)
-                if rgb.shape[0] * rgb.shape[1] * scale**2 > MAX_PIXELS:
+                picture = read_picture(source)
+                if picture.rgb.shape[0] * picture.rgb.shape[1] * factor**2 > MAX_PIXELS:
                     raise InputError("too large to enlarge", where=source, mend="cut it into pieces first")
-                sr = _enlarge(network, rgb, alpha, device, scale, tile_px, overlap_px, bar.advance)
+                sr = _enlarge(network, picture, device, factor, tile_px, overlap_px, bar.advance)
             except InputError as error:
                 if len(jobs) == 1:
                     raise
                 done.skipped[source] = error.what
                 continue
-            write_atomically(target, encode_png(sr))
+            write_atomically(target, encode_png(sr, picture.icc_profile))
             done.written.append(target)
     if jobs and not done.written:
         source, reason = next(iter(done.skipped.items()))
@@ -101,8 +107,22 @@ def upscale(
     return done
 
 
-def read_rgb_alpha(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """RGB uint8 (H, W, 3), and transparency uint8 (H, W) where the image has any.
+class Picture(NamedTuple):
+    """An image to enlarge.
+
+    Attributes:
+        rgb: uint8 (H, W, 3).
+        alpha: uint8 (H, W) where the image has transparency.
+        icc_profile: colour profile, where it is one for RGB.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+    icc_profile: bytes | None
+
+
+def read_picture(path: Path) -> Picture:
+    """Read an image file of any kind that `decode_rgb` takes.
 
     Raises:
         InputError: the image cannot be read.
@@ -113,15 +133,28 @@ def read_rgb_alpha(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise InputError("cannot be read", where=path, mend=str(error)) from error
     rgb = decode_rgb(data, str(path))  # checks it in every way, and lays transparency on white
     image = Image.open(io.BytesIO(data))
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return rgb, None
+    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
+    if image.mode[0] in "IF" or ("A" not in image.getbands() and "transparency" not in image.info):
+        return Picture(rgb, None, profile)
     pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
-    return pixels[..., :3], pixels[..., 3]
+    return Picture(pixels[..., :3], pixels[..., 3], profile)
+
+
+def _check_scale(scale: int, expected: int | None, name: str, weights: Path) -> None:
+    if scale == 1:
+        raise InputError(f"{name} keeps the size (x1)", where=weights, mend="name weights of a network that enlarges")
+    if expected not in (None, scale):
+        raise InputError(
+            f"the weights enlarge x{scale}, not x{expected}", where=weights, mend=f"name x{expected} weights"
+        )
 
 
 def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Path, Path], list[Path]]:
     """Input -> output of what is to be made, and the outputs that are kept."""
-    single_file = output.suffix.lower() == ".png" and not output.is_dir()
+    suffix = output.suffix.lower()
+    if suffix in IMAGE_SUFFIXES - {".png"} and not output.is_dir():
+        raise InputError(f"{suffix} files are not written", where=output, mend="name a .png file or a folder")
+    single_file = suffix == ".png" and not output.is_dir()
     named = [(path, target) for item in inputs for path, target in _targets(Path(item).expanduser(), output)]
     if not named:
         raise InputError(
@@ -180,8 +213,7 @@ def _count_tiles(path: Path, tile_px: int, overlap_px: int) -> int:
 
 def _enlarge(
     network: nn.Module,
-    rgb: np.ndarray,
-    alpha: np.ndarray | None,
+    picture: Picture,
     device: str,
     scale: int,
     tile_px: int,
@@ -191,9 +223,9 @@ def _enlarge(
     from ddsr_core.bicubic import upsample
     from ddsr_core.tiling import enlarge
 
-    lr = to_float(rgb).to(device)
+    lr = to_float(picture.rgb).to(device)
     sr = to_uint8(enlarge(network, lr, scale=scale, tile_px=tile_px, overlap_px=overlap_px, on_tile=on_tile))[0]
-    if alpha is None:
+    if picture.alpha is None:
         return sr
-    opacity = to_uint8(upsample(to_float(np.repeat(alpha[..., None], 3, 2)), scale))[0, ..., :1]
+    opacity = to_uint8(upsample(to_float(picture.alpha[..., None]), scale))[0]
     return np.concatenate([sr, opacity], 2)

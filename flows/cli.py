@@ -171,30 +171,42 @@ def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, iter
 
 
 @cli.command()
-@click.option("--weights", required=True, help="weights file, train-sr folder, or the word bicubic")
-@click.option("--test", required=True, help="folder of HR images, or with HR/ and LRx4/ in it")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=None, help="write the metrics to this file")
-@click.option("--mod-crop", type=click.IntRange(1), default=4, show_default=True, help="HR sides become a multiple of it")
+@click.option("--weights", required=True, multiple=True, help="weights file, train-sr folder, or bicubic; may be repeated")
+@click.option("--test", required=True, help="folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …)")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=None,
+              help="write the metrics to this file; a list where several weights are named")  # fmt: skip
+@click.option("--scale", type=click.IntRange(2, 8), default=4, show_default=True, help="enlargement of the networks")
+@click.option("--mod-crop", type=click.IntRange(1), default=None,
+              help="HR sides become a multiple of it (default: the scale; OST300: 8)")  # fmt: skip
 @click.option("--no-lpips", is_flag=True, help="leave LPIPS out")
+@click.option("--lpips-vgg", is_flag=True, help="measure LPIPS with VGG16 too")
+@click.option("--dists", is_flag=True, help="measure DISTS too")
+@click.option("--round-y", is_flag=True, help="round Y to 8 bits, as MATLAB's published figures do and BasicSR does not")
 @home_option
 @device_option
-def evaluate(weights: str, test: str, json_file: Path | None, mod_crop: int, no_lpips: bool, home: Path | None,
-             device: str) -> None:  # fmt: skip
-    """PSNR and SSIM on Y and RGB, and LPIPS, of an SR network or of bicubic x4.
+def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale: int, mod_crop: int | None, no_lpips: bool,
+             lpips_vgg: bool, dists: bool, round_y: bool, home: Path | None, device: str) -> None:  # fmt: skip
+    """PSNR and SSIM on Y and RGB, and LPIPS, of SR networks, with bicubic beside them.
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
+    from ddsr_core.evaluation import EvaluateConfig
     from ddsr_core.store import Store, write_json
     from flows.console import print_results
-    from flows.single import evaluate_one
+    from flows.single import evaluate_networks, with_overrides
 
     check_home(home_of(home))
-    artifact = evaluate_one(Store(home_of(home)), weights, Path(test), mod_crop, not no_lpips, device)
-    summary = json.loads((artifact.path / "summary.json").read_text())
+    values = {"scale": scale, "mod_crop": mod_crop or scale, "round_y": round_y}
+    metrics = {"lpips": not no_lpips, "lpips_vgg": lpips_vgg, "dists": dists}
+    config = with_overrides(EvaluateConfig, {**values, **metrics}, [])
+    artifacts = evaluate_networks(Store(home_of(home)), weights, Path(test), config, device)
+    summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
     if json_file is not None:
-        write_json(json_file, summary)
-    print_results([{"arch": summary["network"], "source": "", **summary["metrics"]}])
-    click.echo(f"{summary['images']} images; each one: {artifact.path / 'per_image.parquet'}")
+        write_json(json_file, summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights])
+    rows = [{"arch": facts["network"], "source": name, **facts["metrics"]} for name, facts in summaries.items()]
+    print_results(rows, title=f"SR networks on the test photos (x{scale})", origin="weights")
+    for name, artifact in artifacts.items():
+        click.echo(f"{name}: {summaries[name]['images']} images; each one: {artifact.path / 'per_image.parquet'}")
 
 
 @cli.command()
@@ -202,11 +214,15 @@ def evaluate(weights: str, test: str, json_file: Path | None, mod_crop: int, no_
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--weights", required=True, type=click.Path(path_type=Path), help="any of ours, or what spandrel reads")
 @click.option("--tile", type=click.IntRange(0), default=512, show_default=True, help="tile side in pixels; 0: never")
+@click.option("--scale", type=click.IntRange(2), default=None, help="stop where the weights enlarge by another factor")
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="what to do with output files that are there")  # fmt: skip
 @device_option
-def upscale(source: Path, output: Path, weights: Path, tile: int, existing: str, device: str) -> None:
-    """Enlarge an image or a folder of images by 4.
+def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: str,
+            device: str) -> None:  # fmt: skip
+    """Enlarge an image or a folder of images, by as much as the network enlarges (the weights say).
+
+    Transparency is kept; the results are 8-bit PNG files.
 
     Example: ddsr upscale small/ large/ --weights ddsr-home/…/weights.safetensors
     """
@@ -215,8 +231,9 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, existing: str,
     from flows.console import progress_for
 
     runtime = Runtime(device=resolve_device(device), progress=progress_for())
-    done = enlarge(source, output, weights, tile_px=tile, existing=existing, runtime=runtime)  # type: ignore[arg-type]
-    click.echo(f"{len(done.written)} written, {len(done.skipped)} skipped: {output}")
+    done = enlarge(source, output, weights, scale=scale, tile_px=tile, existing=existing, runtime=runtime)  # type: ignore[arg-type]
+    kept = f", {len(done.kept)} kept" if done.kept else ""
+    click.echo(f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept}: {output}")
     for path, reason in done.skipped.items():
         click.echo(f"  {path}: {reason}")
 

@@ -79,14 +79,16 @@ def _lines(title: str, *, total: int, unit: str = "items", done: int = 0) -> Ite
     bar.print()
 
 
-def print_results(rows: list[dict[str, Any]]) -> None:
-    """The table of SR results on standard output."""
+def print_results(
+    rows: list[dict[str, Any]], title: str = "SR networks on the test photos (x4)", origin: str = "trained on"
+) -> None:
+    """The table of SR results on standard output; metrics that no row has are left out, but for the usual five."""
     from rich.console import Console
     from rich.table import Table
 
     if not rows:
         return
-    table = Table(title="SR networks on the test photos (x4)")
+    table = Table(title=title)
     heads = {
         "psnr_y": "PSNR-Y dB",
         "ssim_y": "SSIM-Y",
@@ -94,8 +96,10 @@ def print_results(rows: list[dict[str, Any]]) -> None:
         "ssim_rgb": "SSIM-RGB",
         "lpips": "LPIPS ↓",
     }
+    more = {"lpips_vgg": "LPIPS-vgg ↓", "dists": "DISTS ↓"}
+    heads |= {name: head for name, head in more.items() if any(name in row for row in rows)}
     table.add_column("network")
-    table.add_column("trained on")
+    table.add_column(origin)
     for head in heads.values():
         table.add_column(head, justify="right")
     for row in rows:

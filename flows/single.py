@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +15,9 @@ from ddsr_core.pipeline import parse_override
 from ddsr_core.store import Artifact, Source, Store, sha256_of
 from flows.console import progress_for
 from flows.device import resolve_device_lazily
+
+if TYPE_CHECKING:
+    from ddsr_core.evaluation import EvaluateConfig
 
 
 def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str]) -> Any:
@@ -56,16 +59,21 @@ def train_one(
     return store.build(train.STAGE, config, {"data": images}, runtime)
 
 
-def evaluate_one(store: Store, weights: str, test: Path, mod_crop: int, lpips: bool, device: str) -> Artifact:
-    """Measure a weights file, a ``train-sr`` folder or ``bicubic``."""
+def evaluate_networks(
+    store: Store, weights: Iterable[str], test: Path, config: EvaluateConfig, device: str
+) -> dict[str, Artifact]:
+    """Measure weights files and ``train-sr`` folders, by the names given; bicubic comes first, named or not."""
     from ddsr_core import evaluation
 
-    inputs: dict[str, Source] = {"test": photo_source(test)}
-    if weights != evaluation.BICUBIC:
-        inputs["weights"] = weights_source(Path(weights).expanduser())
-    config = evaluation.EvaluateConfig(mod_crop=mod_crop, lpips=lpips)
+    tests = photo_source(test)
+    named = {name: weights_source(Path(name).expanduser()) for name in weights if name != evaluation.BICUBIC}
     runtime = Runtime(device=resolve_device_lazily(device), progress=progress_for())
-    return store.build(evaluation.STAGE, config, inputs, runtime)[0]
+
+    def measure(**inputs: Source) -> Artifact:
+        return store.build(evaluation.STAGE, config, {"test": tests, **inputs}, runtime)[0]
+
+    networks = {name: measure(weights=source) for name, source in named.items()}  # first: their weights may be damaged
+    return {evaluation.BICUBIC: measure(), **networks}
 
 
 def weights_source(path: Path) -> Source:

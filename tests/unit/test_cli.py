@@ -128,6 +128,44 @@ def test_evaluate_bicubic_writes_the_metrics(tmp_path: Path):
     assert 5 < metrics["psnr_y"] < 30
 
 
+def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
+    import torch
+
+    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.weights import save_weights
+
+    kwargs = {"feat": 8, "blocks": 1}
+    for name in ("one", "two"):
+        with torch.random.fork_rng():
+            torch.manual_seed(len(name))
+            save_weights(tmp_path / name, build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
+    out, folder = tmp_path / "both.json", photos(tmp_path / "p", 1)
+    result = ddsr(
+        "evaluate", "--weights", tmp_path / "one", "--weights", tmp_path / "two", "--test", folder, "--json", out,
+        "--no-lpips", "--round-y", "--mod-crop", 8, "--home", tmp_path / "home",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "bicubic: 1 images" in result.output
+    summaries = json.loads(out.read_text())
+    assert [summary["network"] for summary in summaries] == ["edsr-small", "edsr-small"]
+    assert [(summary["mod_crop"], summary["y"]) for summary in summaries] == [(8, "rounded")] * 2
+    other = ddsr("evaluate", "--weights", tmp_path / "one", "--test", folder, "--scale", 2, "--home", tmp_path / "home")
+    assert_failed(other, "the weights enlarge x4, the evaluation is for x2")
+
+
+def test_upscale_says_by_how_much(tmp_path: Path):
+    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.weights import save_weights
+
+    kwargs = {"feat": 8, "blocks": 1}
+    save_weights(tmp_path / "w", build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
+    folder = photos(tmp_path / "p", 1)
+    done = ddsr("upscale", folder, tmp_path / "big", "--weights", tmp_path / "w", "--device", "cpu")
+    assert "edsr-small x4: 1 written, 0 skipped" in done.output
+    refused = ddsr("upscale", folder, tmp_path / "more", "--weights", tmp_path / "w", "--scale", 2)
+    assert_failed(refused, "the weights enlarge x4, not x2")
+
+
 def test_unknown_weights_are_one_message(tmp_path: Path):
     (tmp_path / "w.pth").write_bytes(b"not weights")
     folder = photos(tmp_path / "p", 1)

@@ -68,6 +68,27 @@ def test_floats_are_clamped_and_rounded_first(pair: tuple[np.ndarray, np.ndarray
     assert fidelity(rough, hr, crop_border=4) == fidelity(sr, hr, crop_border=4)
 
 
+def test_strips_give_the_ssim_of_the_whole(pair: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    sr, hr = bchw(pair[1]), bchw(pair[0])
+    whole = fidelity(sr, hr, crop_border=4)
+    for strip_px in (1, 7 * 189, 152 * 189):  # one row at a time, seven, all but the last
+        monkeypatch.setattr(metrics, "_STRIP_PX", strip_px)
+        torch.testing.assert_close(fidelity(sr, hr, crop_border=4), whole, rtol=1e-6, atol=1e-7)
+
+
+def test_rounded_y_is_that_of_8_bit_luma(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """Against BasicSR's SSIM and PSNR of two grey images that hold MATLAB's rounded Y."""
+    theirs = pytest.importorskip("ddsr_core.basicsr_compat").import_basicsr("metrics.psnr_ssim")
+    hr, sr = pair
+    ours = fidelity(bchw(sr), bchw(hr), crop_border=4, round_y=True)
+    luma = [np.rint(image @ np.array([65.481, 128.553, 24.966]) / 255 + 16)[..., None] for image in (sr, hr)]
+    assert ours.psnr_y.item() == pytest.approx(theirs.calculate_psnr(*luma, 4), abs=1e-3)
+    assert ours.ssim_y.item() == pytest.approx(theirs.calculate_ssim(*luma, 4), abs=1e-4)
+    plain = fidelity(bchw(sr), bchw(hr), crop_border=4)
+    assert ours.ssim_y != plain.ssim_y
+    assert (ours.psnr_rgb, ours.ssim_rgb) == (plain.psnr_rgb, plain.ssim_rgb)
+
+
 def test_y_of_black_white_and_green() -> None:
     colours = torch.tensor([[0.0, 0, 0], [255, 255, 255], [0, 255, 0]]).view(3, 3, 1, 1)
     assert rgb_to_y(colours).flatten().tolist() == pytest.approx([16.0, 235.0, 144.553], abs=1e-3)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddsr_core.bicubic import upsample
 from ddsr_core.errors import InputError
 from ddsr_core.images import read_rgb, save_png, to_float, to_uint8
-from ddsr_core.upscale import read_rgb_alpha, upscale
+from ddsr_core.upscale import read_picture, upscale
 
 WEIGHTS = Path("any.safetensors")
 
@@ -72,10 +72,100 @@ def test_transparency_is_kept(tmp_path: Path) -> None:
     alpha[:, 8:] = 255
     Image.fromarray(np.dstack([noise(16, 16), alpha])).save(tmp_path / "logo.png")
     upscale(tmp_path / "logo.png", tmp_path / "big.png", WEIGHTS)
-    rgb, opacity = read_rgb_alpha(tmp_path / "big.png")
-    assert opacity is not None
-    assert np.array_equal(rgb, expected(noise(16, 16)))
-    assert np.array_equal(opacity, expected(np.repeat(alpha[..., None], 3, 2))[..., 0])
+    big = read_picture(tmp_path / "big.png")
+    assert big.alpha is not None
+    assert np.array_equal(big.rgb, expected(noise(16, 16)))
+    assert np.array_equal(big.alpha, expected(np.repeat(alpha[..., None], 3, 2))[..., 0])
+
+
+def save_as(path: Path, mode: str, rgb: np.ndarray) -> None:
+    """A grey picture as an image of a Pillow mode, or with 16 bits a channel."""
+    if mode == "I;16":
+        image = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
+    elif mode == "RGB;16":
+        import cv2
+
+        assert cv2.imwrite(str(path), rgb[..., ::-1].astype(np.uint16) * 257)
+        return
+    else:
+        image = Image.fromarray(rgb[..., 0]).convert(mode)
+    image.save(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16", "RGB;16", "P", "1"])
+def test_grey_palette_and_16_bits(tmp_path: Path, mode: str) -> None:
+    grey = np.repeat(noise(16, 18)[..., :1], 3, 2)
+    grey = grey // 128 * 255 if mode == "1" else grey
+    save_as(tmp_path / "in.png", mode, grey)
+    upscale(tmp_path / "in.png", tmp_path / "big.png", WEIGHTS)
+    with Image.open(tmp_path / "big.png") as big:
+        assert big.mode == ("RGBA" if mode == "LA" else "RGB")
+        assert np.array_equal(np.asarray(big.convert("RGB")), expected(grey))
+
+
+def test_a_palette_with_transparency(tmp_path: Path) -> None:
+    image = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8) // 8, (16, 1)), "P")
+    image.putpalette([200, 30, 30, 10, 90, 160])
+    image.save(tmp_path / "in.png", transparency=0)
+    upscale(tmp_path / "in.png", tmp_path / "big.png", WEIGHTS)
+    big = read_picture(tmp_path / "big.png")
+    assert big.alpha is not None
+    assert (big.alpha[:, :12] == 0).all()
+    assert (big.alpha[:, 20:] == 255).all()
+    assert big.rgb[5, 2].tolist() == [200, 30, 30]
+
+
+def test_16_bit_grey_with_a_transparent_level_is_taken_as_opaque(tmp_path: Path) -> None:
+    Image.fromarray(np.full((16, 16), 40_000, np.uint16)).save(tmp_path / "in.png", transparency=40_000)
+    assert read_picture(tmp_path / "in.png").alpha is None
+
+
+def test_a_colour_profile_is_kept_where_it_is_for_rgb(tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for mode, kept in (("RGB", profile), ("L", None)):
+        Image.fromarray(noise(16, 16)).convert(mode).save(tmp_path / f"{mode}.png", icc_profile=profile)
+        upscale(tmp_path / f"{mode}.png", tmp_path / f"{mode}-big.png", WEIGHTS)
+        assert read_picture(tmp_path / f"{mode}-big.png").icc_profile == kept
+
+
+def test_the_scale_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_png(tmp_path / "a.png", noise(16, 16))
+    assert upscale(tmp_path / "a.png", tmp_path / "out", WEIGHTS, scale=2).scale == 2
+    with pytest.raises(InputError, match="the weights enlarge x2, not x4"):
+        upscale(tmp_path / "a.png", tmp_path / "x4", WEIGHTS, scale=4)
+    for claimed, message in ((1, r"bicubic keeps the size \(x1\)"), (4, "not x4")):  # 4: the weights' file lies
+        monkeypatch.setattr("ddsr_core.sr.weights.load_network", lambda path, n=claimed: Loaded(Bicubic(), n, "bicubic"))
+        with pytest.raises(InputError, match=message):
+            upscale(tmp_path / "a.png", tmp_path / "more", WEIGHTS)
+    assert not (tmp_path / "x4").exists()
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_network_that_spandrel_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: int) -> None:
+    monkeypatch.undo()
+    compact = pytest.importorskip("spandrel.architectures.Compact.__arch.SRVGG")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = compact.SRVGGNetCompact(num_feat=8, num_conv=2, upscale=scale)
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    save_png(tmp_path / "a.png", noise(17, 19))
+    if scale == 1:
+        with pytest.raises(InputError, match="Compact"):
+            upscale(tmp_path / "a.png", tmp_path / "big.png", tmp_path / "net.pth")
+        return
+    done = upscale(tmp_path / "a.png", tmp_path / "big.png", tmp_path / "net.pth")
+    assert (done.network, done.scale) == ("RealESRGAN Compact", 2)
+    with torch.inference_mode():
+        assert np.array_equal(read_rgb(tmp_path / "big.png"), to_uint8(network.eval()(to_float(noise(17, 19))))[0])
+
+
+def test_only_png_is_written(tmp_path: Path) -> None:
+    save_png(tmp_path / "a.png", noise(16, 16))
+    with pytest.raises(InputError, match=r"\.jpg files are not written"):
+        upscale(tmp_path / "a.png", tmp_path / "big.jpg", WEIGHTS)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

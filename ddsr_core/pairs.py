@@ -1,0 +1,156 @@
+"""Test sets as they are published: which files are HR images, and which LR image belongs to each."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ddsr_core.errors import InputError
+from ddsr_core.images import Photo, iter_photos
+
+#: Folders of HR images, and of LR images beside them ({scale} is filled in); glob patterns, the first that is there.
+HR_FOLDERS = ("HR", "GT", "GTmod*", "*_HR")
+LR_FOLDERS = ("LRx{scale}", "LR_bicubic/X{scale}", "LRbicx{scale}", "*_LR_bicubic/X{scale}", "LR/X{scale}", "LR")
+
+_SRF = re.compile(r"(?P<name>.*)_SRF_(?P<scale>\d+)_(?P<kind>HR|LR)")
+_EXIF_ORIENTATION = 0x0112
+#: Orientations from this one on lie on their side.
+_ON_ITS_SIDE = 5
+
+
+@dataclass(frozen=True)
+class HrImage:
+    """An HR image and, in a set of pairs, its given LR image."""
+
+    hr: Photo
+    lr: Photo | None = None
+
+
+def find_pairs(test: Path | str, scale: int = 4, mod_crop: int = 0) -> list[HrImage]:
+    """The images of a test set, in order of name.
+
+    ========================================================  =================================================
+    layout                                                    what is taken
+    ========================================================  =================================================
+    ``HR/`` and ``LRx4/``, ``LR_bicubic/X4/`` or ``LR/``;     pairs; the LR name may end in ``x4``
+    ``GTmod12/`` and ``LRbicx4/``; ``DIV2K_valid_HR/`` and
+    ``DIV2K_valid_LR_bicubic/X4/``
+    ``image_SRF_4/``, or files ``*_SRF_4_HR`` in the folder   pairs ``*_SRF_4_HR`` and ``*_SRF_4_LR``, no others
+    ``HR/`` (or ``GT``, …) without LR images of this scale    HR images; LR images are made from them
+    anything that `iter_photos` reads; OST300: all but its    HR images; LR images are made from them
+    segmentations, in folders ``*_anno``
+    ========================================================  =================================================
+
+    Args:
+        test: a folder, or any other photo source.
+        scale: enlargement that the pairs are for.
+        mod_crop: an HR image may be larger than its LR image times ``scale`` by less than this, or than ``scale``.
+
+    Raises:
+        InputError: there is no image, an image of a pair has no partner, or the partner is not of ``1 / scale`` the size.
+    """
+    folder = Path(test).expanduser()
+    if folder.is_dir():
+        pairs = _srf_pairs(folder, scale) or _folder_pairs(folder, scale) or _without_segmentations(iter_photos(test))
+    else:
+        pairs = [HrImage(photo) for photo in iter_photos(test)]
+    if not pairs:
+        raise InputError("the test set has no images", where=test, mend="name a folder of HR images")
+    for pair in pairs:
+        _check_sizes(pair, scale, mod_crop)
+    return pairs
+
+
+def spare_px(hr: tuple[int, int], lr: tuple[int, int], scale: int, mod_crop: int = 0) -> tuple[int, int]:
+    """How much larger an HR image is than its LR image times ``scale``; sizes in pixels, in one order.
+
+    Raises:
+        InputError: negative, or as much as ``scale`` and ``mod_crop``.
+    """
+    spare = hr[0] - lr[0] * scale, hr[1] - lr[1] * scale
+    if min(spare) < 0 or max(spare) >= max(mod_crop, scale):
+        raise InputError(
+            f"LR {lr[0]}x{lr[1]} is not HR {hr[0]}x{hr[1]} divided by {scale}",
+            mend=f"give LR images of 1/{scale} the size",
+        )
+    return spare
+
+
+def _srf_pairs(folder: Path, scale: int) -> list[HrImage]:
+    """Pairs of files ``*_SRF_<scale>_HR`` and ``_LR``, between which other methods' results may lie."""
+    named = [(match, photo) for photo in iter_photos(folder) if (match := _SRF.fullmatch(_stem(photo)))]
+    if not named:
+        return []
+    kinds: dict[str, dict[str, Photo]] = {"HR": {}, "LR": {}}
+    for match, photo in named:
+        if int(match["scale"]) == scale:
+            kinds[match["kind"]][match["name"]] = photo
+    if not kinds["HR"]:
+        scales = ", ".join(sorted({f"x{match['scale']}" for match, _ in named}))
+        raise InputError(f"the pairs are for {scales}, not x{scale}", where=folder, mend="name another folder or scale")
+    return _matched(kinds["HR"], kinds["LR"], folder) if kinds["LR"] else [HrImage(hr) for hr in kinds["HR"].values()]
+
+
+def _folder_pairs(folder: Path, scale: int) -> list[HrImage]:
+    hr_folder = _first(folder, HR_FOLDERS)
+    if hr_folder is None:
+        return []
+    hr = {_stem(photo): photo for photo in iter_photos(hr_folder)}
+    lr_folder = _first(folder, [pattern.format(scale=scale) for pattern in LR_FOLDERS])
+    if lr_folder is None:
+        return [HrImage(photo) for photo in hr.values()]
+    lr = {re.sub(rf"x{scale}$", "", _stem(photo)): photo for photo in iter_photos(lr_folder)}
+    return _matched(hr, lr, folder)
+
+
+def _first(folder: Path, patterns: Iterable[str]) -> Path | None:
+    return next((path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()), None)
+
+
+def _matched(hr: dict[str, Photo], lr: dict[str, Photo], folder: Path) -> list[HrImage]:
+    lonely = {"LR": sorted(hr.keys() - lr.keys()), "HR": sorted(lr.keys() - hr.keys())}
+    if any(lonely.values()):
+        said = [f"no {kind} partner for {_some(names)}" for kind, names in lonely.items() if names]
+        raise InputError("; ".join(said), where=folder, mend="give both images of a pair the same name")
+    return [HrImage(photo, lr[name]) for name, photo in hr.items()]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _without_segmentations(photos: Iterable[Photo]) -> list[HrImage]:
+    return [HrImage(photo) for photo in photos if not any(part.endswith("_anno") for part in Path(_stem(photo)).parts)]
+
+
+def _stem(photo: Photo) -> str:
+    return Path(photo.name).with_suffix("").as_posix()
+
+
+def _check_sizes(pair: HrImage, scale: int, mod_crop: int) -> None:
+    sizes = [_size(photo) for photo in (pair.hr, pair.lr) if photo]
+    if len(sizes) == 1 or None in sizes:  # one that cannot be read is skipped with its reason when its turn comes
+        return
+    hr, lr = (size for size in sizes if size)
+    try:
+        spare_px(hr, lr, scale, mod_crop)
+    except InputError as error:
+        raise InputError(error.what, where=pair.hr.name, mend=error.mend) from error
+
+
+def _size(photo: Photo) -> tuple[int, int] | None:
+    """Width and height as shown, from the file's header."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(photo.load()))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) >= _ON_ITS_SIDE
+    return (image.height, image.width) if on_its_side else (image.width, image.height)
