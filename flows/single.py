@@ -53,7 +53,7 @@ def train_one(
         accepted, _ = store.build(patches.STAGE, windows, {"photos": data}, runtime)
         crops = sources.CropsConfig(kind="threshold", count=budget, patch_px=patch_px)
         images, _ = store.build(sources.STAGE, crops, {"patches": accepted}, runtime)
-    return store.build(train.STAGE, config, {"data": images}, runtime)
+    return store.build(train.STAGE, config, {"data": images, **train.trunk_input(config)}, runtime)
 
 
 def evaluate_one(store: Store, weights: str, test: Path, mod_crop: int, lpips: bool, device: str) -> Artifact:
