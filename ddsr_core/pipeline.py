@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
@@ -90,9 +90,9 @@ def load_config(preset: str = "demo", file: Path | None = None, overrides: Itera
         raise ConfigError(f"no preset {preset!r}", where="--preset", mend=f"choose one of: {', '.join(preset_names())}")
     values = _read_toml(PRESETS / f"{preset}.toml")
     if file is not None:
-        values = _merge(values, _read_toml(file))
+        values = merge(values, _read_toml(file))
     for text in overrides:
-        values = _merge(values, parse_override(text))
+        values = merge(values, parse_override(text))
     try:
         config = PipelineConfig.model_validate({"preset": preset, **values})
     except ValidationError as error:
@@ -162,12 +162,13 @@ def _complete_alternatives(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values, those of ``over`` in place of those of ``under``."""
     over = _complete_alternatives(dict(over))
     result = dict(under)
     for name, value in over.items():
         old = result.get(name)
-        result[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
@@ -180,6 +181,7 @@ def _explain(error: ValidationError) -> ConfigError:
     model: Any = PipelineConfig
     for part in place[:-1]:
         model = model.model_fields[part].annotation
+        model = next((option for option in get_args(model) if hasattr(option, "model_fields")), model)  # "X | None"
     close = difflib.get_close_matches(place[-1], model.model_fields, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"fields here: {', '.join(model.model_fields)}"
     return ConfigError(f"unknown field {field!r}", where=field, mend=hint)
