@@ -131,12 +131,13 @@ def new_discriminator(kind: Literal["unet", "vgg"], channels: int, hr_px: int) -
         raise ConfigError(
             f"the discriminator cannot take crops of {hr_px} px", where="lr_patch_px", mend=f"set lr_patch_px to {sizes}"
         )
-    made: nn.Module = (
-        networks.UNetDiscriminatorSN(3, channels)
-        if kind == "unet"
-        else networks.VGGStyleDiscriminator(3, channels, input_size=hr_px)
-    )
-    return made
+    if kind == "unet":
+        unet: nn.Module = networks.UNetDiscriminatorSN(3, channels)
+        return unet
+    vgg: nn.Module = networks.VGGStyleDiscriminator(3, channels, input_size=hr_px)
+    last = vgg.get_submodule("bn4_1" if hr_px == 128 else "bn5_1")
+    last.register_forward_hook(lambda module, inputs, output: output.contiguous())  # it views what it flattens
+    return vgg
 
 
 def adversarial_step(

@@ -51,6 +51,6 @@ def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
 
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
-        pairs = [(old, new) for old, new in zip(ema.buffers(), network.buffers(), strict=True) if new.is_floating_point()]
-        if pairs:
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        for old, new in zip(ema.buffers(), network.buffers(), strict=True):
+            if new.is_floating_point():
+                old.copy_(new)

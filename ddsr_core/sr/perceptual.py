@@ -77,7 +77,7 @@ class Perceptual(nn.Module):
         x, found = (x - self.mean) / self.std, []
         for number, block in enumerate(self.blocks):
             x = F.max_pool2d(x, 2) if number else x
-            for convolution in block:  # type: ignore[union-attr]
+            for convolution in block.children():
                 before = convolution(x)
                 x = F.relu(before)
             found.append(before)

@@ -66,7 +66,7 @@ def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None) -> 
     with own_randomness(torch.device("cpu")):
         torch.manual_seed(config.seed)
         network = build_network(config.arch, config.arch_kwargs)
-        adversary = config.gan and new_adversary(config.gan, plan.lr_patch_px * config.scale, trunk, device)
+        adversary = new_adversary(config.gan, plan.lr_patch_px * config.scale, trunk, device) if config.gan else None
     network = network.to(device).to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(network).requires_grad_(False).eval()
     if config.compile:

@@ -21,7 +21,15 @@ from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig, adversarial_step
 from ddsr_core.sr.optim import descend, ema_decay_at, update_ema
 from ddsr_core.sr.recipes import Plan, Schedule, recipe_of
-from ddsr_core.sr.state import State, check_scale, join_adversary, load_checkpoint, new_state, own_randomness, save_checkpoint
+from ddsr_core.sr.state import (
+    State,
+    check_scale,
+    join_adversary,
+    load_checkpoint,
+    new_state,
+    own_randomness,
+    save_checkpoint,
+)
 from ddsr_core.sr.weights import save_weights
 from ddsr_core.store import RESUME, Source, Stage, StageResult, write_atomically, write_json
 
