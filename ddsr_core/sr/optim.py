@@ -46,11 +46,10 @@ def ema_decay_at(decay: float, step: int) -> float:
 
 
 def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
-    """``ema <- decay * ema + (1 - decay) * network``; buffers are copied, but for the integers: they never change."""
+    """``ema <- decay * ema + (1 - decay) * network``; buffers are copied."""
     import torch
 
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
         for old, new in zip(ema.buffers(), network.buffers(), strict=True):
-            if new.is_floating_point():
-                old.copy_(new)
+            old.copy_(new)
