@@ -163,7 +163,7 @@ def _complete_alternatives(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values, those of ``over`` in place of those of ``under``."""
+    """The values of ``over`` laid over those of ``under``, table by table."""
     over = _complete_alternatives(dict(over))
     result = dict(under)
     for name, value in over.items():
