@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
@@ -200,6 +200,7 @@ def _explain(error: ValidationError) -> ConfigError:
     model: Any = PipelineConfig
     for part in place[:-1]:
         model = model.model_fields[part].annotation
+        model = next((option for option in get_args(model) if hasattr(option, "model_fields")), model)  # "X | None"
     close = difflib.get_close_matches(place[-1], model.model_fields, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"fields here: {', '.join(model.model_fields)}"
     return ConfigError(f"unknown field {field!r}", where=field, mend=hint)

@@ -148,7 +148,8 @@ def train_networks(
         for name, images in data.items():
             for seed in config.sr.seeds:
                 label = f"{arch} {name}" + (f" seed {seed}" if len(config.sr.seeds) > 1 else "")
-                weights = chain.add(train.STAGE, config.sr.recipe(arch, seed), label, data=images)
+                recipe = config.sr.recipe(arch, seed)
+                weights = chain.add(train.STAGE, recipe, label, data=images, **train.trunk_input(recipe))
                 training = chain.stages[-1]
                 chain.add(evaluation.STAGE, config.evaluate, label, weights=weights, test=tests)
                 chain.networks.append(Trained(arch, name, seed, training, chain.stages[-1]))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import photo_source
-from ddsr_core.pipeline import parse_override
+from ddsr_core.pipeline import merge, parse_override
 from ddsr_core.store import Artifact, Source, Store, sha256_of
 from flows.console import progress_for
 from flows.device import resolve_device_lazily
@@ -27,7 +27,7 @@ def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: I
         ConfigError: unknown field or value out of range.
     """
     for text in overrides:
-        values = {**values, **parse_override(text)}
+        values = merge(values, parse_override(text))
     try:
         return config.model_validate(values)
     except ValidationError as error:
@@ -56,7 +56,7 @@ def train_one(
         accepted, _ = store.build(patches.STAGE, windows, {"photos": data}, runtime)
         crops = sources.CropsConfig(kind="threshold", count=budget, patch_px=patch_px)
         images, _ = store.build(sources.STAGE, crops, {"patches": accepted}, runtime)
-    return store.build(train.STAGE, config, {"data": images}, runtime)
+    return store.build(train.STAGE, config, {"data": images, **train.trunk_input(config)}, runtime)
 
 
 def evaluate_networks(

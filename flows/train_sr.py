@@ -27,4 +27,4 @@ def train_sr(
     """
     config = config or TrainSRConfig()
     build = prefect_builder(Store(home), device)
-    return build(train.STAGE, config, {"data": photo_source(data)}, config.arch)[0].manifest
+    return build(train.STAGE, config, {"data": photo_source(data), **train.trunk_input(config)}, config.arch)[0].manifest

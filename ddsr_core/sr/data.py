@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +25,9 @@ from ddsr_core.store import write_json
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+T = TypeVar("T")
+UPLOAD_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -63,29 +68,108 @@ class Pairs:
         start = end - h * w * 3
         return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(h * s, w * s, 3)
 
-    def crops(self, seed: int, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Random crops, each flipped or turned in one of 8 ways, as uint8 ``(batch, p, p, 3)`` LR and HR.
-
-        An image is drawn in proportion to its area, then a place in it; places are whole LR pixels.
-        """
+    def draw(self, seed: int, step: int, batch: int) -> Draw:
+        """Which crops a step sees: an image in proportion to its area, a place in whole LR pixels, one of 8 turns."""
         generator = np.random.default_rng([seed, step])
-        chosen = np.searchsorted(self.ends, generator.integers(self.ends[-1], size=batch), side="right")
-        corners = generator.random((batch, 2))
-        turns = generator.integers(8, size=batch)
-        p, s = self.lr_patch_px, self.scale
+        images = np.searchsorted(self.ends, generator.integers(self.ends[-1], size=batch), side="right")
+        corners = generator.random((batch, 2)) * (self.lr_sizes[images] - self.lr_patch_px + 1)
+        return Draw(images, corners.astype(np.int64), generator.integers(8, size=batch))
+
+    def cut(self, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+        """The crops of a draw, uint8: LR ``(batch, p, p, 3)`` and HR ``(batch, scale p, scale p, 3)``."""
+        p, s, batch = self.lr_patch_px, self.scale, len(draw.images)
         lr_out = np.empty((batch, p, p, 3), np.uint8)
         hr_out = np.empty((batch, p * s, p * s, 3), np.uint8)
-        for i, index in enumerate(chosen):
+        for i, (index, (y, x), turn) in enumerate(zip(*draw, strict=True)):
             lr, hr = self.image(index)
-            y, x = (corners[i] * (self.lr_sizes[index] - p + 1)).astype(int)
-            lr_out[i] = turned(lr[y : y + p, x : x + p], turns[i])
-            hr_out[i] = turned(hr[y * s : (y + p) * s, x * s : (x + p) * s], turns[i])
+            lr_out[i] = turned(lr[y : y + p, x : x + p], turn)
+            hr_out[i] = turned(hr[y * s : (y + p) * s, x * s : (x + p) * s], turn)
         return lr_out, hr_out
+
+    def crops(self, seed: int, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Random crops, each flipped or turned in one of 8 ways, as uint8 ``(batch, p, p, 3)`` LR and HR."""
+        return self.cut(self.draw(seed, step, batch))
 
     def batch(self, seed: int, step: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """`crops` as float32 ``(batch, 3, p, p)`` in [0, 1], channels-last, on the device."""
         lr, hr = self.crops(seed, step, batch)
         return _to_device(lr, device), _to_device(hr, device)
+
+
+class Draw(NamedTuple):
+    """Places of a batch of crops: index of the image ``(batch,)``, top and left ``(batch, 2)`` in LR pixels, and turn."""
+
+    images: np.ndarray
+    corners: np.ndarray
+    turns: np.ndarray
+
+
+class Resident:
+    """The packed pixels in a GPU's memory: a batch is one gather there, turns included, and only its places travel.
+
+    Args:
+        pairs: what `pack_pairs` made.
+        device: where to.
+    """
+
+    def __init__(self, pairs: Pairs, device: torch.device) -> None:
+        self.pairs, self.device = pairs, device
+        self.lr, self.hr = _upload(pairs.lr, device), _upload(pairs.hr, device)
+        self.starts = np.concatenate([[0], pairs.ends[:-1]])  # first LR pixel of each image
+        self.turns = {factor: self._turns(factor) for factor in (1, pairs.scale)}
+
+    def batch(self, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor]:
+        """The same numbers as `Pairs.batch`."""
+        draw = self.pairs.draw(seed, step, batch)
+        return self._gather(self.lr, draw, 1), self._gather(self.hr, draw, self.pairs.scale)
+
+    def _gather(self, pixels: Tensor, draw: Draw, factor: int) -> Tensor:
+        import torch
+
+        places = self.turns[factor][torch.from_numpy(draw.turns).to(self.device)]
+        widths = self.pairs.lr_sizes[draw.images, 1] * factor
+        first = self.starts[draw.images] * factor**2 + draw.corners[:, 0] * factor * widths + draw.corners[:, 1] * factor
+        first_, widths_ = (torch.from_numpy(a).to(self.device)[:, None, None] for a in (first, widths))
+        return _as_floats(pixels[first_ + places[..., 0] * widths_ + places[..., 1]])
+
+    def _turns(self, factor: int) -> Tensor:
+        """Row and column that each pixel of a turned crop comes from, (8, p, p, 2) int64."""
+        import torch
+
+        px = self.pairs.lr_patch_px * factor
+        grid = np.stack(np.meshgrid(np.arange(px), np.arange(px), indexing="ij"), axis=-1)
+        return torch.from_numpy(np.stack([turned(grid, turn) for turn in range(8)])).to(self.device)
+
+
+def batches(pairs: Pairs, seed: int, steps: range, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """`Pairs.batch` of one step after the other.
+
+    On a GPU the pixels live in its memory where they take at most a quarter of what is free; else one thread cuts the
+    next batch while the GPU works on this one.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield from (pairs.batch(seed, step, batch, device) for step in steps)
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if pairs.hr.nbytes + pairs.lr.nbytes <= free // 4:
+        resident = Resident(pairs, device)
+        yield from (resident.batch(seed, step, batch) for step in steps)
+    else:
+        yield from ahead(lambda step: pairs.batch(seed, step, batch, device), steps)
+
+
+def ahead(make: Callable[[int], T], steps: range) -> Iterator[T]:
+    """``make(step)`` of every step in order, each begun while the one before is in use."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = None
+        for step in steps:
+            ready, waiting = waiting, pool.submit(make, step)
+            if ready is not None:
+                yield ready.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 def turned(crop: np.ndarray, turn: int) -> np.ndarray:
@@ -186,4 +270,21 @@ def _to_device(crops: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(crops)
     if device.type == "cuda":
         tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.permute(0, 3, 1, 2).float().div_(255)  # NHWC in memory: channels-last as it is
+    return _as_floats(tensor)
+
+
+def _as_floats(crops: Tensor) -> Tensor:
+    """uint8 NHWC to float32 NCHW in [0, 1]: channels-last as it lies in memory."""
+    return crops.permute(0, 3, 1, 2).float().div_(255)
+
+
+def _upload(packed: np.ndarray, device: torch.device) -> Tensor:
+    """Mapped bytes as ``(pixels, 3)`` on the device, a part at a time: the host's memory stays flat."""
+    import torch
+
+    pixels = torch.empty(len(packed) // 3, 3, dtype=torch.uint8, device=device)
+    flat = pixels.view(-1)
+    for start in range(0, len(packed), UPLOAD_BYTES):
+        part = np.array(packed[start : start + UPLOAD_BYTES])
+        flat[start : start + len(part)] = torch.from_numpy(part).to(device)
+    return pixels

@@ -1,6 +1,7 @@
 """Training pairs: exact LR at crop borders, fair draws, every kind of source."""
 
 import io
+import threading
 from collections import Counter
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.errors import InputError
 from ddsr_core.images import encode_png, finish_image_set, image_set_name, save_png, write_image_parquet
-from ddsr_core.sr.data import count_images, pack_pairs, turned
+from ddsr_core.sr.data import Resident, ahead, count_images, pack_pairs, turned
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -84,6 +85,34 @@ def test_batches_are_channels_last_floats(photos, tmp_path):
     assert hr.shape == (2, 3, 32, 32)
     assert hr.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal((hr * 255).round().byte().permute(0, 2, 3, 1), torch.from_numpy(pairs.crops(0, 0, 2)[1]))
+
+
+def test_gathered_where_the_pixels_live_equals_cut_from_the_file(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddsr_core.sr.data.UPLOAD_BYTES", 1000)  # several parts, the last not whole
+    pairs = pack_pairs(photos, tmp_path / "packed", lr_patch_px=8)
+    resident = Resident(pairs, torch.device("cpu"))
+    for step in range(4):
+        for ours, theirs in zip(resident.batch(5, step, 16), pairs.batch(5, step, 16, torch.device("cpu")), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_next_batch_is_begun_while_this_one_is_used():
+    begun = []
+    ready = threading.Event()
+
+    def make(step):
+        begun.append(step)
+        if step == 1:
+            ready.set()
+        return step * 10
+
+    made = ahead(make, range(3))
+    assert next(made) == 0
+    assert ready.wait(5)
+    assert [*made] == [10, 20]
+    assert begun == [0, 1, 2]
+    assert [*ahead(make, range(0))] == []
 
 
 def test_every_kind_of_source_gives_the_same_pairs(tmp_path):

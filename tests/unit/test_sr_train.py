@@ -14,16 +14,10 @@ from torch import nn
 from ddsr_core.bicubic import make_lr, upsample
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
-from ddsr_core.images import read_rgb, save_png, to_float
-from ddsr_core.sr.train import (
-    TrainSRConfig,
-    ema_decay_at,
-    learning_rate_at,
-    load_checkpoint,
-    new_state,
-    run,
-    update_ema,
-)
+from ddsr_core.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.sr.optim import ema_decay_at, update_ema
+from ddsr_core.sr.state import load_checkpoint, new_state
+from ddsr_core.sr.train import TrainSRConfig, run
 from ddsr_core.sr.weights import load_network
 
 TINY = TrainSRConfig(
@@ -87,6 +81,7 @@ def test_outputs(data, tmp_path):
     result = run(TINY, data=data, out=tmp_path / "out", runtime=Runtime())
     assert set(digests(tmp_path / "out")) == {
         "weights.safetensors", "weights.pth", "model.json", "curves.csv", "summary.json",
+        *(f"grids/step-{step:06d}.png" for step in range(1, 13)),
     }  # fmt: skip
     assert (result.counts["images"], result.counts["hr_pixels"]) == (3, 3 * 32 * 40)
     rows = (tmp_path / "out/curves.csv").read_text().splitlines()
@@ -145,18 +140,58 @@ def test_a_network_of_another_scale_is_refused(data, tmp_path):
         run(config, data=data, out=tmp_path / "out", runtime=Runtime())
 
 
-def test_schedules_and_average_by_hand():
+def test_schedules_by_hand():
     config = TINY.model_copy(update={"iterations": 100, "learning_rate": 1.0})
-    assert [learning_rate_at(config, step) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0], abs=1e-12)
+    assert [config.plan.learning_rate_at(step) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0], abs=1e-12)
     config = config.model_copy(update={"schedule": "step"})
-    rates = [learning_rate_at(config, step) for step in (0, 49, 50, 80, 90, 95)]
+    rates = [config.plan.learning_rate_at(step) for step in (0, 49, 50, 80, 90, 95)]
     assert rates == [1, 1, 0.5, 0.25, 0.125, 0.0625]
+
+
+@pytest.mark.parametrize(
+    ("arch", "batch", "patch", "rates"),
+    [  # 300 iterations; the published steps at the same shares of the whole
+        ("edsr", 16, 48, {0: 1e-4, 199: 1e-4, 200: 5e-5}),
+        ("rcan", 16, 48, {0: 1e-4, 60: 5e-5, 120: 2.5e-5, 180: 1.25e-5, 240: 6.25e-6}),
+        ("srformer-light", 64, 64, {0: 2e-4, 150: 1e-4, 240: 5e-5, 270: 2.5e-5, 285: 1.25e-5}),
+        ("hit-srf", 64, 64, {149: 5e-4, 150: 2.5e-4}),
+    ],
+)
+def test_published_recipes_shrink_to_the_budget(arch, batch, patch, rates):
+    plan = TrainSRConfig(arch=arch, iterations=300).plan
+    assert (plan.batch_size, plan.lr_patch_px) == (batch, patch)
+    assert {step: plan.learning_rate_at(step) for step in rates} == pytest.approx(rates)
+    own = TrainSRConfig(arch=arch, iterations=300, batch_size=3, lr_patch_px=12, learning_rate=0.5, schedule="cosine").plan
+    assert (own.batch_size, own.lr_patch_px, own.learning_rate_at(150)) == (3, 12, pytest.approx(0.25))
+
+
+def test_average_by_hand():
     assert [ema_decay_at(0.999, step) for step in (0, 90, 10**6)] == [0.1, 0.91, 0.999]
     old, new = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
     new.weight.data.fill_(2)
     new.running_mean.fill_(7)
     update_ema(old, new, 0.75)
     assert (old.weight.item(), old.running_mean.item()) == (1.25, 7)
+
+
+def test_the_grid_shows_fixed_crops_bicubic_sr_and_hr(data, tmp_path):
+    run(TINY, data=data, out=tmp_path / "out", runtime=Runtime())
+    first, last = (read_rgb(tmp_path / f"out/grids/step-{step:06d}.png") for step in (1, 12))
+    assert first.shape == (4 * 34 - 2, 3 * 34 - 2, 3)  # four crops of 32 px, two pixels between
+    columns = [slice(34 * column, 34 * column + 32) for column in range(3)]
+    assert np.array_equal(first[:, columns[0]], last[:, columns[0]])
+    assert not np.array_equal(first[:, columns[1]], last[:, columns[1]])
+    images = [read_rgb(path)[:32] for path in sorted(data.iterdir())]
+    for row in range(4):
+        crop = first[34 * row : 34 * row + 32, columns[2]]
+        assert any(np.array_equal(crop, image[:, x : x + 32]) for image in images for x in (0, 4, 8))
+        bicubic = to_uint8(upsample(make_lr(to_float(crop))))[0]  # alike inside: the LR was made of the whole image
+        assert np.array_equal(first[34 * row : 34 * row + 32, columns[0]][14:-14, 14:-14], bicubic[14:-14, 14:-14])
+
+
+def test_compiled_or_not_the_weights_have_the_same_names(data, tmp_path):
+    config = TINY.model_copy(update={"compile": True})
+    assert list(new_state(config, "cpu").network.state_dict()) == list(new_state(TINY, "cpu").network.state_dict())
 
 
 def psnr_y(sr: torch.Tensor, hr: torch.Tensor) -> float:

@@ -1,0 +1,155 @@
+"""Everything that changes while an SR network is trained, and its checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddsr_core.config import canonical_json
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.gan import Adversary, new_adversary
+from ddsr_core.sr.optim import new_adam
+from ddsr_core.sr.weights import readable
+from ddsr_core.store import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ddsr_core.sr.train import TrainSRConfig
+
+
+@dataclass
+class State:
+    """Everything that changes while training.
+
+    Attributes:
+        network: in training mode, channels-last.
+        ema: its moving average, in evaluation mode.
+        optimiser: of the network.
+        adversary: discriminator and losses of an adversarial training.
+        step: steps done.
+        curve: (step, mean of each term since the row before, learning rate).
+        losses: the terms of each step since the last row of the curve.
+    """
+
+    network: nn.Module
+    ema: nn.Module
+    optimiser: torch.optim.Optimizer
+    adversary: Adversary | None = None
+    step: int = 0
+    curve: list[tuple[int, list[float], float]] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+
+
+def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None) -> State:
+    """Fresh weights from the seed.
+
+    Args:
+        config: network and recipe.
+        device: where to.
+        trunk: file of the perceptual trunk, for an adversarial training.
+
+    Raises:
+        ConfigError: an unknown network, or crops that the discriminator cannot take.
+        MissingWeightsError, InputError: no perceptual trunk, or one that cannot be used.
+    """
+    import torch
+
+    plan = config.plan
+    with own_randomness(torch.device("cpu")):
+        torch.manual_seed(config.seed)
+        network = build_network(config.arch, config.arch_kwargs)
+        adversary = new_adversary(config.gan, plan.lr_patch_px * config.scale, trunk, device) if config.gan else None
+    network = network.to(device).to(memory_format=torch.channels_last).train()
+    ema = copy.deepcopy(network).requires_grad_(False).eval()
+    if config.compile:
+        network.compile()
+    return State(network, ema, new_adam(network, plan.first.learning_rate), adversary)
+
+
+def join_adversary(state: State, adversary: Adversary) -> None:
+    """The second phase starts from the averaged weights of the first, with a fresh optimiser."""
+    state.network.load_state_dict(state.ema.state_dict())
+    state.optimiser = new_adam(state.network, adversary.recipe.adversarial.learning_rate, adversary.recipe.beta2)
+
+
+def save_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
+    """Write the state atomically; readable with ``weights_only``."""
+    import torch
+
+    content: dict[str, Any] = {
+        "config": canonical_json(config),
+        "network": state.network.state_dict(),
+        "ema": state.ema.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "step": state.step,
+        "curve": state.curve,
+        "losses": state.losses,
+    }
+    if state.adversary:
+        content["discriminator"] = state.adversary.discriminator.state_dict()
+        content["discriminator_optimiser"] = state.adversary.optimiser.state_dict()
+        content["perceptual"] = state.adversary.facts
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
+    """Continue ``state`` from a checkpoint.
+
+    Raises:
+        InputError: it is unreadable, or of another config or perceptual trunk.
+    """
+    import torch
+
+    mend = f"remove {path.parent} to train from the start"
+    with readable(path, mend):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if content["config"] != canonical_json(config):
+        raise InputError("the checkpoint belongs to a run with another config", where=path, mend=mend)
+    adversary = state.adversary
+    if adversary and content["perceptual"] != adversary.facts:
+        before = content["perceptual"]["source"]
+        raise InputError(f"the checkpoint belongs to a run with another trunk: {before}", where=path, mend=mend)
+    if adversary and content["step"] > config.plan.switch:
+        join_adversary(state, adversary)  # for the optimiser: the weights follow
+    state.network.load_state_dict(content["network"])
+    state.ema.load_state_dict(content["ema"])
+    state.optimiser.load_state_dict(content["optimiser"])
+    if adversary:
+        adversary.discriminator.load_state_dict(content["discriminator"])
+        adversary.optimiser.load_state_dict(content["discriminator_optimiser"])
+    state.step, state.curve, state.losses = content["step"], content["curve"], content["losses"]
+
+
+def check_scale(network: nn.Module, config: TrainSRConfig, device: str) -> None:
+    """Raise a ConfigError unless the network maps ``(1, 3, p, p)`` to ``(1, 3, scale p, scale p)``."""
+    import torch
+
+    px = config.plan.lr_patch_px
+    with torch.no_grad(), own_randomness(torch.device(device)):
+        shape = tuple(network(torch.zeros(1, 3, px, px, device=device)).shape)
+    wanted = (1, 3, px * config.scale, px * config.scale)
+    if shape != wanted:
+        raise ConfigError(
+            f"{config.arch} turns 1x3x{px}x{px} into {'x'.join(map(str, shape))}, not {'x'.join(map(str, wanted))}",
+            where="arch",
+            mend=f"name a network that upscales by {config.scale}",
+        )
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Networks draw from torch's global generator: leave the caller's as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
