@@ -65,7 +65,7 @@ def open_latents(folder: Path) -> Latents:
     deviation = folder / LOG_VARIANCE
     return Latents(
         patch_ids=table["patch_id"].to_pylist(),
-        psnr_bic=table["psnr_bic"].to_numpy(),
+        psnr_bic=np.array(table["psnr_bic"].to_numpy()),  # a copy: torch wants what it may write to
         mean=np.load(folder / MEAN, mmap_mode="r"),
         log_variance=np.load(deviation, mmap_mode="r") if deviation.is_file() else None,
     )

@@ -25,7 +25,8 @@ from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")
-SourceName = Literal["distilled", "random", "threshold", "full"]
+SCALES = Path(__file__).with_name("scales")
+SourceName = Literal["distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "full", "full-thresholded"]
 
 
 class SRConfig(StageConfig):
@@ -74,14 +75,28 @@ class PipelineConfig(StageConfig):
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="after")
+    def _stages_fit(self) -> PipelineConfig:
+        if self.finetune.row_start == "clip_nearest" and self.embeddings.backend != "open_clip":
+            raise ValueError(
+                "finetune.row_start=clip_nearest compares clusters with class names and needs embeddings.backend=open_clip; "
+                "set finetune.row_start=null"
+            )
+        return self
+
 
 def preset_names() -> list[str]:
     """The presets that are shipped."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_config(preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = ()) -> PipelineConfig:
+def load_config(
+    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), scale: str = "full"
+) -> PipelineConfig:
     """A preset, with a TOML file's values over it, with ``field.path=value`` overrides over both.
+
+    Args:
+        scale: of an experiment: ``full`` leaves the preset as it is, ``mini`` lays the small protocol over it.
 
     Raises:
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
@@ -89,10 +104,12 @@ def load_config(preset: str = "demo", file: Path | None = None, overrides: Itera
     if preset not in preset_names():
         raise ConfigError(f"no preset {preset!r}", where="--preset", mend=f"choose one of: {', '.join(preset_names())}")
     values = _read_toml(PRESETS / f"{preset}.toml")
+    if scale != "full":
+        values = merge(values, _read_toml(SCALES / f"{scale}.toml"))
     if file is not None:
-        values = _merge(values, _read_toml(file))
+        values = merge(values, _read_toml(file))
     for text in overrides:
-        values = _merge(values, parse_override(text))
+        values = merge(values, parse_override(text))
     try:
         config = PipelineConfig.model_validate({"preset": preset, **values})
     except ValidationError as error:
@@ -162,12 +179,13 @@ def _complete_alternatives(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``over`` laid over those of ``under``, table by table."""
     over = _complete_alternatives(dict(over))
     result = dict(under)
     for name, value in over.items():
         old = result.get(name)
-        result[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
@@ -175,6 +193,8 @@ def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     field = ".".join(place)
+    if first["type"] == "value_error":  # a rule between fields: its text names them and says what to do
+        return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", mend="correct the values")
     if first["type"] != "extra_forbidden":
         return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, mend="correct the value")
     model: Any = PipelineConfig

@@ -1,4 +1,4 @@
-"""An SR network over an image of any size: whole where it fits, else in overlapping tiles."""
+"""An SR network, or a VAE's decoder, over an image of any size: whole where it fits, else in overlapping tiles."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def enlarge(
     moved inwards.
 
     Args:
-        network: (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale).
-        lr: float32 (B, 3, h, w) in [0, 1].
+        network: (B, 3, h, w) in [0, 1], or latents of C channels, to (B, 3, h * scale, w * scale).
+        lr: float32 (B, 3, h, w) in [0, 1], or latents (B, C, h, w).
         tile_px: side of a tile in LR pixels; 0 never tiles.
         overlap_px: LR pixels beside each inner edge of a tile, less than half of ``tile_px``.
         on_tile: called after each forward pass.
@@ -50,7 +50,7 @@ def enlarge(
             f"tiles of {tile_px} px with {overlap_px} px of overlap leave nothing",
             mend=f"use tiles of more than {2 * overlap_px} LR px",
         )
-    sr = lr.new_empty(*lr.shape[:-2], height * scale, width * scale)
+    sr = lr.new_empty(len(lr), 3, height * scale, width * scale)
     for top, rows in _spans(height, tile_px, overlap_px):
         for left, columns in _spans(width, tile_px, overlap_px):
             tile = _forward(network, lr[..., top : top + tile_px, left : left + tile_px], scale)
@@ -94,7 +94,7 @@ def _forward(network: Callable[[Tensor], Tensor], lr: Tensor, scale: int) -> Ten
             f"the network cannot take an image of {lr.shape[-2]}x{lr.shape[-1]} LR px: {reason}",
             mend="use a larger image, or another network",
         ) from error
-    expected = (*lr.shape[:-2], lr.shape[-2] * scale, lr.shape[-1] * scale)
+    expected = (len(lr), 3, lr.shape[-2] * scale, lr.shape[-1] * scale)
     if tuple(sr.shape) != expected:
         raise InputError(
             f"the network made {tuple(sr.shape)} out of {tuple(lr.shape)}, not x{scale}",

@@ -14,8 +14,11 @@ from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
 from ddsr_core.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
-from ddsr_core.sr import sources, train
+from ddsr_core.sr import sources, subsets, train
 from ddsr_core.store import Artifact, Stage, StageInput
+
+#: Random crops that k-centre, HDC and loss ranking choose from, for each image that they choose.
+POOL_FACTOR = 20
 
 
 class Build(Protocol):
@@ -100,14 +103,15 @@ def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifac
     rows = first_rows(chain, config, labels, model["base"])
     learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder}
     adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
-    drawn = {"adapter": adapter, "clusters": labels, "patches": accepted, **model}
+    start = {"latents": encoded} if config.sample.strength < 1 else {}
+    drawn = {"adapter": adapter, "clusters": labels, "embeddings": vectors, **described, **model, **start}
     return chain.add(sampling.STAGE, config.sample, "", **drawn), accepted
 
 
 def base_model(config: PipelineConfig) -> dict[str, StageInput]:
     """The base, and its VAE where the config names another."""
-    vae = {"vae": vae_source(config.vae)} if config.vae else {}
-    return {"base": base_source(config.base), **vae}
+    base = base_source(config.base)
+    return {"base": base, "vae": vae_source(config.vae)} if config.vae else {"base": base}
 
 
 def lsr_decoder(config: PipelineConfig) -> dict[str, StageInput]:
@@ -158,6 +162,10 @@ def data_source(
         return distilled
     if name == "full":
         return photo_source(photos)
+    if name == "full-thresholded":
+        return accepted
+    if name in ("k-centre", "hdc", "loss-ranked"):
+        return subset(chain, name, config, photos)
     crops = sources.CropsConfig(
         kind="random" if name == "random" else "threshold",
         count=config.sample.count,
@@ -168,3 +176,16 @@ def data_source(
     if name == "random":
         return chain.add(sources.STAGE, crops, "random crops", photos=photo_source(photos))
     return chain.add(sources.STAGE, crops, "threshold crops", patches=accepted)
+
+
+def subset(chain: Chain, kind: str, config: PipelineConfig, photos: Path) -> Artifact:
+    """A choice among `POOL_FACTOR` times as many random crops."""
+    size = config.sample.count * POOL_FACTOR
+    crops = sources.CropsConfig(
+        count=size, patch_px=config.patches.patch_px, kernel=config.patches.kernel, seed=config.sr.seeds[0]
+    )
+    pool = chain.add(sources.STAGE, crops, "pool of crops", photos=photo_source(photos))
+    chosen = subsets.SubsetConfig.model_validate(
+        {"kind": kind, "count": config.sample.count, "seed": config.sr.seeds[0], "embeddings": config.embeddings}
+    )
+    return chain.add(subsets.STAGE, chosen, f"{kind} crops", **{"pool": pool, **clip_weights(config.embeddings)})

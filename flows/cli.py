@@ -100,6 +100,29 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
     run_pipeline(images=Path(images), test=None if test is None else Path(test), preset=preset, **options)
 
 
+@cli.command()
+@click.argument("experiment", type=click.Choice(["ablation"]))
+@click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
+@click.option("--test", required=True, help="test photos")
+@click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
+@click.option("--scale", type=click.Choice(["mini", "full"]), default="mini", show_default=True,
+              help="mini: small networks and ddsr-tiny, about an hour on two cores; full: the preset as it is")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="how many seeds, from 0")
+@run_options
+def reproduce(experiment: str, images: str, test: str, **options: Any) -> None:
+    """Measure what each part of the method is worth, at equal image budget and equal iterations.
+
+    Example: ddsr reproduce ablation --images photos/ --test B100/ --scale mini --seeds 3
+    """
+    from flows.running import run_experiment
+
+    command = (
+        f"ddsr reproduce {experiment} --preset {options['preset']} --scale {options['scale']} --seeds {options['seeds']}"
+    )
+    command += "".join(f" --set {text}" for text in options["overrides"])
+    run_experiment(images=Path(images), test=Path(test), command=command, **options)
+
+
 @cli.command("train-sr")
 @click.option("--data", required=True, help="folder of HR images, an image set, a patches artifact, or Parquet")
 @click.option("--arch", default="edsr-small", show_default=True, help="network; an unknown name lists them all")
@@ -228,6 +251,30 @@ def show(run: str, home: Path | None, as_json: bool) -> None:
         click.echo(f"  {stage['name']:<40} {stage['key']}  {stage['seconds']:>8.1f} s  {origin}")
     if "message" in state:
         click.echo(state["message"])
+
+
+@cli.command()
+@click.argument("source", metavar="RUN|ADAPTER")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="new folder to write to")
+@click.option("--format", "kind", type=click.Choice(["original", "diffusers"]), default="original", show_default=True,
+              help="one file in the original DiT layout, or a folder for diffusers' DiTPipeline")  # fmt: skip
+@click.option(
+    "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="averaged or last weights"
+)
+@click.option("--base", default=None, help="base model, if an adapter's folder is given instead of a run")
+@click.option("--vae", default=None, help="VAE, if it is not the base's own")
+@home_option
+def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: Path | None) -> None:
+    """Write a run's fine-tuned model, DiffFit folded in, for use without ddsr.
+
+    Example: ddsr export demo --out my-dit --format diffusers
+    """
+    from ddsr_core.store import Store
+    from flows.single import export_model
+
+    folder = export_model(Store(home_of(home)), source, out, kind, weights, base, vae)
+    click.echo(f"Model: {folder}")
+    click.echo((folder / "README.md").read_text().splitlines()[-1])
 
 
 @cli.command()

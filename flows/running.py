@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -94,17 +95,26 @@ def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: s
 
 def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The flow, on the server that Prefect is set up for or on an ephemeral one."""
+    arguments = {"images": images, "test": test, "config": config, "home": store.home, "run": run, "device": device}
+    return call_flow("flows.distill:distill", run, store.home, progress, arguments)
+
+
+def call_flow(entry: str, run: str, home: Path, progress: Any, arguments: dict[str, Any]) -> Any:
+    """Import the flow ``module:name`` after Prefect's defaults are set, and run it in this process.
+
+    Raises:
+        DdsrError: Prefect's temporary server did not start.
+    """
     from flows.prefect_settings import apply_defaults
 
-    apply_defaults(store.home)
-    from flows.distill import distill as flow
+    apply_defaults(home)
     from tasks import progress as shown
 
     shown.current.set(progress)
+    module, _, name = entry.partition(":")
+    flow = getattr(importlib.import_module(module), name)
     try:
-        return flow.with_options(flow_run_name=run)(
-            images=images, test=test, config=config, home=store.home, run=run, device=device
-        )
+        return flow.with_options(flow_run_name=run)(**arguments)
     except RuntimeError as error:
         if "ephemeral Prefect API server" not in str(error):
             raise
@@ -113,3 +123,55 @@ def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, r
             mend="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
             "or pass --no-prefect",
         ) from error
+
+
+def run_experiment(
+    *,
+    images: Path,
+    test: Path,
+    preset: str,
+    scale: str,
+    seeds: int,
+    file: Path | None,
+    overrides: tuple[str, ...],
+    name: str | None,
+    no_prefect: bool,
+    home: Path | None,
+    device: str,
+    as_json: bool,
+    command: str,
+) -> None:
+    """The ablation with or without Prefect; prints its table and where it lies."""
+    from ddsr_core.pipeline import load_config
+    from ddsr_core.store import Store
+    from flows.building import plain_builder
+    from flows.console import progress_for
+    from flows.experiment import ablation, finish
+    from flows.runs import fail_run, run_folder, run_log
+
+    config = load_config(preset, file, overrides, scale=scale)
+    store, run = Store(home_of(home)), name or "ablation"
+    check_run_name(run)
+    check_home(store.home)
+    try:
+        if no_prefect:
+            build = plain_builder(store, device, progress_for())
+            done = ablation(config, images, test, seeds, store, run, build, run_log(store, run), command)
+            facts = finish(store, run, done)
+        else:
+            arguments = {
+                "images": images, "test": test, "config": config, "seeds": seeds, "home": store.home, "run": run,
+                "device": device, "command": command,
+            }  # fmt: skip
+            facts = call_flow("flows.reproduce:reproduce", run, store.home, progress_for(), arguments)
+    except KeyboardInterrupt:
+        fail_run(store, run, "stopped by the user")
+        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
+        sys.exit(130)
+    except DdsrError as error:
+        fail_run(store, run, str(error))
+        raise
+    folder = run_folder(store, run)
+    click.echo(json.dumps(facts, indent=2) if as_json else (folder / "ablation.md").read_text())
+    if not as_json:
+        click.echo(f"Tables: {folder / 'ablation.md'} and .csv")

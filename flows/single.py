@@ -80,6 +80,44 @@ def weights_source(path: Path) -> Source:
     return Source(path, sha256_of(file))
 
 
+def export_model(store: Store, source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None) -> Path:
+    """Export the fine-tuned model of a run, or an adapter's folder with its base.
+
+    Raises:
+        InputError: no such run or adapter, or the adapter's base is not named.
+    """
+    from ddsr_core.diffusion.base import base_source, vae_source
+    from ddsr_core.diffusion.export import export
+    from ddsr_core.sampling import load_tuned
+
+    adapter = Path(source).expanduser()
+    if not (adapter / "adapter.json").is_file():
+        adapter, run_base, run_vae = adapter_of_run(store, source)
+        base, vae = base or run_base, vae or run_vae
+    if base is None:
+        raise InputError("an adapter needs its base model", where=adapter, mend="name it with --base")
+    folder = vae_source(vae).path if vae else None
+    model, label_map = load_tuned(adapter, base_source(base).path, weights, "cpu", folder)  # type: ignore[arg-type]
+    return export(model, label_map, out.expanduser().absolute(), kind)  # type: ignore[arg-type]
+
+
+def adapter_of_run(store: Store, name: str) -> tuple[Path, str, str | None]:
+    """The adapter of a run, its base, and its VAE where it is not the base's.
+
+    Raises:
+        InputError: no such run, or it has not been fine-tuned yet.
+    """
+    import tomllib
+
+    from flows.runs import read_run, run_folder
+
+    stages = {stage["name"]: stage["path"] for stage in read_run(store, name).get("stages", [])}
+    if "finetune" not in stages:
+        raise InputError("the run has no adapter yet", where=name, mend="finish the run first")
+    config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
+    return Path(stages["finetune"]), config["base"], config.get("vae")
+
+
 def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
     """Train a base model into the folder ``out``; what is needed to continue lies in ``out/resume`` until it is done."""
     import shutil

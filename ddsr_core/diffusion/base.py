@@ -273,7 +273,9 @@ def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
 
     values = published.read_json(folder / published.CONFIG)
     weights = published.find_weights(folder)
-    if values.get("_class_name") != "DiTTransformer2DModel" or weights is None:
+    # Published configs still name the class that diffusers had before it split DiT off.
+    known = values.get("_class_name") in ("DiTTransformer2DModel", "Transformer2DModel")
+    if not known or values.get("norm_type", "ada_norm_zero") != "ada_norm_zero" or weights is None:
         raise InputError("not a DiT in diffusers' layout", where=folder / published.CONFIG, mend="name another base")
     heads, channels = values["num_attention_heads"], values["in_channels"]
     hidden, patch, side = heads * values["attention_head_dim"], values["patch_size"], values["sample_size"]

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError, TrainingError
@@ -19,6 +19,7 @@ from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from ddsr_core.diffusion.base import Base
     from ddsr_core.diffusion.distributed import Peers
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: A sample sheet: so many pseudo-labels at most, images of each, DPM-Solver++ steps. Few, as it interrupts training.
 SHEET_LABELS, SHEET_COLUMNS, SHEET_STEPS = 16, 4, 12
+#: Images that are drawn to see how much texture samples have, and how many at a time.
+TEXTURE_SAMPLES, DRAW_BATCH = 42, 16
 
 
 class FinetuneConfig(StageConfig):
@@ -49,6 +52,13 @@ class FinetuneConfig(StageConfig):
     lambda_r: float = Field(0.002, ge=0, description="weight of the representativeness loss")
     lambda_d: float = Field(0.008, ge=0, description="weight of the diversity loss")
     memory_size: int = Field(64, ge=1, description="entries a pseudo-label in each memory")
+    minimax_last_step: int = Field(
+        258,
+        ge=0,
+        le=999,
+        description="last t whose predictions the minimax losses and their memory take: 258 is the last "
+        "above a signal-to-noise ratio of one; 999 as released",
+    )
     x0_hat: Literal["x0", "paper"] = Field("x0", description="prediction in the minimax losses: x0, or z_t - eps")
     lsr_mode: Literal["off", "paper", "target"] = Field("target", description="form of L_SR")
     lambda_sr: float = Field(1.0, ge=0, description="weight of L_SR")
@@ -58,6 +68,15 @@ class FinetuneConfig(StageConfig):
     )
     lsr_crop_px: int | None = Field(
         None, ge=8, description="L_SR decodes a window of so many latent pixels; none: all. For decoders that are large"
+    )
+    lsr_last_step: int = Field(
+        258, ge=0, le=999, description="last t that counts (target); 258 is the last above a signal-to-noise ratio of one"
+    )
+    lsr_adapt_every: int | None = Field(
+        500,
+        ge=1,
+        description="steps between looks at samples, by which L_SR is weighed (target): less the nearer their PSNR_bic is "
+        "to the patches', none below; null: always lambda_sr",
     )
     lsr_margin_db: float = Field(0.0, ge=0, description="how much smoother than the real patch is free, dB (target)")
     vb_weight: float = Field(1.0, ge=0, description="weight of the learned-variance bound")
@@ -74,6 +93,11 @@ class FinetuneConfig(StageConfig):
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     sample_every: int = Field(1_000, ge=1, description="steps between sample sheets; one at the start and the end too")
     seed: int = Field(0, ge=0, description="of batches, noise and label dropout")
+
+    @field_validator("row_start", mode="before")
+    @classmethod
+    def _null_is_a_name(cls, value: object) -> object:
+        return "null" if value is None else value  # ``--set finetune.row_start=null`` reads as no value elsewhere
 
     @model_validator(mode="after")
     def _consistent(self) -> FinetuneConfig:
@@ -191,6 +215,7 @@ def write_outputs(state: Run, steps: int, patches: int, out: Path) -> None:
     raw = Adapter(extract(state.trainable, rows), state.label_map, state.base.digest, config.gamma_blocks)
     save_adapter(out, raw, extract(state.ema, rows), {"steps": steps, "config": config.model_dump(mode="json")})
     write_curves(out, state.curve)
+    write_texture(out, state.texture)
     last = {name: round(value, 5) for name, value in _mean_of_last(state.curve, 100).items()}
     numbers = sum(tensor.numel() for tensor in raw.tensors.values())
     facts = {"steps": steps, "patches": patches, "numbers": numbers, "base": state.base.info.name}
@@ -218,8 +243,11 @@ def train(state: Run, data: TrainingSet, steps: int, out: Path, checkpoint: Path
     config, writes = state.config, state.peers.rank == 0
     if state.step == 0 and writes:
         write_sheet(state, out)
+    adapts = config.lsr_adapt_every if config.lsr_mode == "target" and config.lambda_sr > 0 else None
     with runtime.progress("Fine-tuning", total=steps, unit="steps", done=state.step) as bar:
         while state.step < steps:
+            if adapts and state.step % adapts == 0 and not (state.texture and state.texture[-1]["step"] == state.step):
+                state.adapt(*look_at_texture(state, data))
             try:
                 row = state.advance(data)
             except TrainingError:
@@ -236,6 +264,24 @@ def train(state: Run, data: TrainingSet, steps: int, out: Path, checkpoint: Path
             bar.advance()
 
 
+def look_at_texture(state: Run, data: TrainingSet) -> tuple[float, float]:
+    """Mean PSNR_bic, dB, of `TEXTURE_SAMPLES` images of the averaged adapter, from the same noise each time; of the patches.
+
+    Every pseudo-label counts alike on both sides, as it does in the distilled set.
+    """
+    import torch
+
+    from ddsr_core.bicubic import psnr_bic
+
+    labels = sorted(state.label_map)
+    per_label = -(-TEXTURE_SAMPLES // len(labels))
+    with state.averaged():
+        images = draw(state, [state.label_map[label] for label in labels for _ in range(per_label)])
+    real = torch.from_numpy(data.latents.psnr_bic)
+    of_labels = torch.stack([real[data.labels == label].mean() for label in labels if (data.labels == label).any()])
+    return float(psnr_bic(images).mean()), float(of_labels.mean())
+
+
 def write_sheet(state: Run, out: Path) -> None:
     """``samples/step-000100.png``: a row a pseudo-label, drawn by the averaged adapter from the same noise."""
     from ddsr_core.images import save_png
@@ -246,28 +292,32 @@ def write_sheet(state: Run, out: Path) -> None:
 
 def draw_sheet(state: Run) -> np.ndarray:
     """``uint8 (rows * H, columns * W, 3)``."""
+    from ddsr_core.images import to_uint8
+
+    rows = [row for _, row in sorted(state.label_map.items())][:SHEET_LABELS]
+    images = draw(state, [row for row in rows for _ in range(SHEET_COLUMNS)])
+    grid = images.unflatten(0, (len(rows), SHEET_COLUMNS))  # (rows, columns, 3, H, W)
+    return to_uint8(grid.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)[None])[0]
+
+
+def draw(state: Run, rows: list[int]) -> Tensor:
+    """Images ``float32 (len(rows), 3, H, W)`` in [0, 1], on the CPU, one for each row of the class table."""
     import torch
 
     from ddsr_core.diffusion.samplers import sample_latents
-    from ddsr_core.images import from_signed, to_uint8
+    from ddsr_core.images import from_signed
 
-    device = state.schedule.beta.device
-    table_rows = [row for _, row in sorted(state.label_map.items())][:SHEET_LABELS]
-    parts = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=state.config.precision == "bf16"):
-        for index, row in enumerate(table_rows):
+    device, parts = state.schedule.beta.device, []
+    half = state.config.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+        for start in range(0, len(rows), DRAW_BATCH):
+            some = torch.tensor(rows[start : start + DRAW_BATCH], device=device)
+            indices = list(range(start, start + len(some)))
             latents = sample_latents(
-                state.base.dit,
-                torch.full((SHEET_COLUMNS,), row, device=device),
-                [index * SHEET_COLUMNS + column for column in range(SHEET_COLUMNS)],
-                seed=state.config.seed,
-                sampler="dpmpp",
-                steps=SHEET_STEPS,
-                guidance_scale=1.0,
+                state.base.dit, some, indices, seed=state.config.seed, sampler="dpmpp", steps=SHEET_STEPS, guidance_scale=1.0
             )
-            parts.append(from_signed(state.base.decode(latents).float()))
-    images = torch.stack(parts)  # (rows, columns, 3, H, W)
-    return to_uint8(images.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)[None])[0]
+            parts.append(from_signed(state.base.decode(latents).float()).clamp(0, 1).cpu())
+    return torch.cat(parts)
 
 
 def write_curves(out: Path, curve: list[dict[str, float]]) -> None:
@@ -280,6 +330,13 @@ def write_curves(out: Path, curve: list[dict[str, float]]) -> None:
         for row in rows:
             lines.append(",".join((str(int(row["step"])), *(f"{row[prefix + term]:.6g}" for term in TERMS))))
         write_atomically(out / name, ("\n".join(lines) + "\n").encode())
+
+
+def write_texture(out: Path, texture: list[dict[str, float]]) -> None:
+    """``texture.csv``: PSNR_bic of samples and patches, and the share of L_SR's weight that followed from them."""
+    names = ("step", "samples_db", "real_db", "lsr_share")
+    lines = [",".join(names)] + [",".join(f"{row[name]:.6g}" for name in names) for row in texture]
+    write_atomically(out / "texture.csv", ("\n".join(lines) + "\n").encode())
 
 
 def _mean_of_last(curve: list[dict[str, float]], count: int) -> dict[str, float]:

@@ -4,7 +4,7 @@
 ``paper``: minus the pixel error of the decoded x0 against its own x4 bicubic round trip, at every t, images clamped to
     [-1, 1] to give it a bound. Rewards whatever bicubic cannot carry, decoder artefacts included.
 ``target``: ours. One-sided and relative to the real patch: PSNR_bic of the decoded x0 must not exceed that of the real
-    one by more than a margin; only where x0 can be predicted at all (signal above noise, t <= 258), weighted by
+    one by more than a margin; only where x0 can be predicted at all (signal above noise, t <= 258, or less), weighted by
     alpha_bar. Zero once the prediction is as detailed as the patch, so it cannot run away.
 """
 
@@ -32,6 +32,7 @@ def lsr_loss(
     schedule: Schedule,
     decode: Callable[[Tensor], Tensor],
     margin_db: float = 0.0,
+    last_step: int = LAST_STEP,
 ) -> Tensor:
     """L_SR of a batch; only the samples that count are decoded.
 
@@ -41,6 +42,7 @@ def lsr_loss(
         t: ``(B,)``.
         decode: latents to images ``(B, 3, H, W)`` in about [-1, 1], differentiable, its weights frozen.
         margin_db: how much smoother than the real patch a prediction may be (``target``).
+        last_step: the last t that counts (``target``).
 
     Returns:
         Scalar, the mean over the whole batch.
@@ -50,7 +52,7 @@ def lsr_loss(
     if mode == "paper":
         images = decode(x0_hat).float().clamp(-1, 1)
         return -(images - upsample(downsample(images))).square().mean()
-    chosen = torch.nonzero(t <= LAST_STEP).flatten()
+    chosen = torch.nonzero(t <= last_step).flatten()
     if not len(chosen):
         return x0_hat.sum() * 0
     images = (decode(x0_hat[chosen]).float() + 1) / 2
@@ -66,13 +68,13 @@ def crop(latents: Tensor, corner: Tensor, px: int) -> Tensor:
 
 
 @torch.no_grad()
-def decoded_psnr_bic(latents: Tensor, t: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """PSNR_bic ``(B,)``, dB, of real latents as the decoder shows them; NaN where `lsr_loss` does not ask (t > 258).
+def decoded_psnr_bic(latents: Tensor, t: Tensor, decode: Callable[[Tensor], Tensor], last_step: int = LAST_STEP) -> Tensor:
+    """PSNR_bic ``(B,)``, dB, of real latents as the decoder shows them; NaN where `lsr_loss` does not ask.
 
     What a decoder smooths away no prediction can bring back without artefacts: this is the reference that it can reach.
     """
     values = torch.full((len(t),), torch.nan, device=latents.device)
-    chosen = torch.nonzero(t <= LAST_STEP).flatten()
+    chosen = torch.nonzero(t <= last_step).flatten()
     if len(chosen):
         values[chosen] = psnr_bic((decode(latents[chosen]).float() + 1) / 2)
     return values

@@ -45,7 +45,9 @@ def cosine_matrix(a: Tensor, b: Tensor) -> Tensor:
     return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
 
-def minimax_losses(x0_hat: Tensor, labels: Tensor, real: Memory, pseudo: Memory) -> tuple[Tensor, Tensor]:
+def minimax_losses(
+    x0_hat: Tensor, labels: Tensor, real: Memory, pseudo: Memory, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """L_r and L_d of a batch against the memories as they were before it. Append the batch afterwards.
 
     For each class in the batch one number over the whole (batch in class x memory) matrix: ``1 - min`` against real
@@ -56,6 +58,7 @@ def minimax_losses(x0_hat: Tensor, labels: Tensor, real: Memory, pseudo: Memory)
         x0_hat: ``float (B, C, h, w)``, with gradient.
         labels: pseudo-labels ``(B,)``, whatever the label the network was shown.
         real, pseudo: memories of real latents and of earlier predictions.
+        counted: which samples take part ``bool (B,)``; None for all, as released.
 
     Returns:
         ``(L_r, L_d)``, scalars.
@@ -65,7 +68,9 @@ def minimax_losses(x0_hat: Tensor, labels: Tensor, real: Memory, pseudo: Memory)
     representative, diverse = zero, zero
     present = labels.unique().tolist()
     for label in present:
-        mine = flat[labels == label]
+        mine = flat[labels == label] if counted is None else flat[(labels == label) & counted]
+        if not len(mine):
+            continue
         if label in real.queues:
             representative = representative + 1 - cosine_matrix(mine, real.queues[label]).min()
         if label in pseudo.queues:

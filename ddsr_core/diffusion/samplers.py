@@ -1,6 +1,7 @@
 """Sampling latents: respaced ancestral DDPM with learned variance; DPM-Solver++ 2M and UniPC through diffusers.
 
-Every image has a generator of its own, so that what it looks like does not depend on the batch it is drawn in.
+Every image has a generator of its own, so that what it looks like does not depend on the batch it is drawn in (but for
+the last bits, in which matrix products of different sizes differ).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.gaussian import STEPS, Schedule
+from ddsr_core.errors import ConfigError
 
 Sampler = Literal["ancestral", "dpmpp", "unipc"]
 #: (x_t (B, C, h, w), t) -> network output (B, 2C, h, w), guidance applied to eps.
@@ -30,16 +32,18 @@ def noise_like(generators: list[torch.Generator], shape: tuple[int, ...], device
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
 
-def guided(model: DiT, rows: Tensor, scale: float, channels: int) -> Predict:
+def guided(model: DiT, rows: Tensor, scale: float, channels: int, interval: tuple[float, float] = (0, STEPS - 1)) -> Predict:
     """Classifier-free guidance: eps = eps_null + scale (eps_class - eps_null) on the first ``channels`` channels.
 
-    ``scale`` 1 is the class prediction itself and costs a single forward pass. The authors guide 3 of 4 channels.
+    ``scale`` 1 is the class prediction itself and costs a single forward pass; so does every t outside ``interval``
+    (both ends inside), where the class prediction is taken as it is (Kynkäänniemi et al. 2024). The authors guide 3 of
+    4 channels, everywhere.
     """
     null = torch.full_like(rows, model.config.null_row)
 
     def predict(x: Tensor, t: int) -> Tensor:
         steps = torch.full((len(x),), t, device=x.device)
-        if scale == 1.0:
+        if scale == 1.0 or not interval[0] <= t <= interval[1]:
             return model(x, steps, rows).float()
         output = model(torch.cat([x, x]), torch.cat([steps, steps]), torch.cat([rows, null])).float()
         with_class, without = output.chunk(2)
@@ -61,12 +65,32 @@ def spaced_steps(count: int) -> list[int]:
     return [round(index * (STEPS - 1) / (count - 1)) for index in range(count)]
 
 
-def ancestral(predict: Predict, noise: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:
-    """DDPM with the learned variance on a respaced schedule (Nichol & Dhariwal 2021, section 4)."""
-    used = spaced_steps(steps)
+def ancestral(
+    predict: Predict,
+    noise: Tensor,
+    generators: list[torch.Generator],
+    steps: int,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """DDPM with the learned variance on a respaced schedule (Nichol & Dhariwal 2021, section 4).
+
+    Args:
+        start: latents like ``noise`` to begin at, noised to the highest step below ``strength`` * 1000; None for pure
+            noise.
+
+    Raises:
+        ConfigError: none of the steps is below ``strength`` * 1000.
+    """
+    used = [t for t in spaced_steps(steps) if t < strength * STEPS]
+    if not used:
+        raise _no_step_left(steps, strength)
     # float64: with many steps a beta is the small difference of two alpha_bars that are nearly one
     alpha_bar = (1 - Schedule().beta.double()).cumprod(0)
     x = noise
+    if start is not None:
+        abar = float(alpha_bar[used[-1]])
+        x = math.sqrt(abar) * start + math.sqrt(1 - abar) * noise
     for position in range(len(used) - 1, -1, -1):
         output = predict(x, used[position])
         eps, v = output.chunk(2, dim=1)
@@ -83,8 +107,17 @@ def ancestral(predict: Predict, noise: Tensor, generators: list[torch.Generator]
     return x
 
 
-def by_scheduler(predict: Predict, noise: Tensor, name: Sampler, steps: int) -> Tensor:
-    """DPM-Solver++ 2M or UniPC of order 2, through diffusers' schedulers, on the eps half of the output."""
+def by_scheduler(
+    predict: Predict, noise: Tensor, name: Sampler, steps: int, start: Tensor | None = None, strength: float = 1.0
+) -> Tensor:
+    """DPM-Solver++ 2M or UniPC of order 2, through diffusers' schedulers, on the eps half of the output.
+
+    Args:
+        start: as in `ancestral`.
+
+    Raises:
+        ConfigError: none of the steps is below ``strength`` * 1000.
+    """
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     kind = DPMSolverMultistepScheduler if name == "dpmpp" else UniPCMultistepScheduler
@@ -93,11 +126,25 @@ def by_scheduler(predict: Predict, noise: Tensor, name: Sampler, steps: int) -> 
         prediction_type="epsilon", solver_order=2,
     )  # fmt: skip
     scheduler.set_timesteps(steps, device=noise.device)
+    first = int((scheduler.timesteps >= strength * STEPS).sum())  # they descend
+    if first == len(scheduler.timesteps):
+        raise _no_step_left(steps, strength)
     x = noise
-    for t in scheduler.timesteps:
+    if start is not None:
+        scheduler.set_begin_index(first)  # else it would look t up and number its steps from the first of all
+        x = scheduler.add_noise(start, noise, scheduler.timesteps[first].expand(len(noise)))
+    for t in scheduler.timesteps[first:]:
         eps = predict(x, int(t)).chunk(2, dim=1)[0]
         x = scheduler.step(eps, t, x, return_dict=False)[0]
     return x
+
+
+def _no_step_left(steps: int, strength: float) -> ConfigError:
+    return ConfigError(
+        f"none of the {steps} steps lies below t = {strength * STEPS:g}",
+        where="sample.strength",
+        mend="raise sample.strength or sample.steps",
+    )
 
 
 @torch.inference_mode()
@@ -111,22 +158,34 @@ def sample_latents(
     steps: int,
     guidance_scale: float,
     guided_channels: int = 3,
+    guidance_interval: tuple[float, float] = (0, STEPS - 1),
+    start: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Draw one latent for each row of the class table.
 
     Args:
         rows: ``int64 (B,)`` on the model's device.
         indices: number of each image in its run; with ``seed`` it decides the noise.
-        steps: network evaluations (pairs of them with guidance).
-        guidance_scale: 1 for none.
+        steps: network evaluations (pairs of them with guidance), before those are left out that ``strength`` saves.
+        guidance_scale: 1 for none; ``guidance_interval``: the t (0 … 999) that it holds for.
+        start: latents ``(B, C, h, w)`` in diffusion units that the images begin at (mode-guided start), noised to the
+            highest step below ``strength`` * 1000; only the steps from there on are run. None for pure noise.
+        strength: in (0, 1]; 1 exactly where there is no ``start``.
 
     Returns:
         ``float32 (B, C, h, w)``.
+
+    Raises:
+        ValueError: a ``start`` with strength 1, or none with less.
+        ConfigError: ``strength`` leaves no step.
     """
+    if (start is None) != (strength == 1.0):
+        raise ValueError("a start belongs to a strength below 1, and the other way round")
     config = model.config
     generators = [image_generator(seed, index) for index in indices]
     noise = noise_like(generators, (config.in_channels, config.latent_px, config.latent_px), rows.device)
-    predict = guided(model, rows, guidance_scale, guided_channels)
+    predict = guided(model, rows, guidance_scale, guided_channels, guidance_interval)
     if sampler == "ancestral":
-        return ancestral(predict, noise, generators, steps)
-    return by_scheduler(predict, noise, sampler, steps)
+        return ancestral(predict, noise, generators, steps, start, strength)
+    return by_scheduler(predict, noise, sampler, steps, start, strength)

@@ -187,6 +187,18 @@ def test_taesd_takes_diffusion_latents_as_they_are(tmp_path: Path) -> None:
     assert codec.pixels_per_latent() == 8
 
 
+def test_published_configs_may_name_the_older_class(tmp_path: Path) -> None:
+    folder = write_diffusers(tmp_path / "base", safe=False)
+    config = json.loads((folder / "transformer/config.json").read_text())
+    (folder / "transformer/config.json").write_text(json.dumps({**config, "_class_name": "Transformer2DModel"}))
+    assert same_parameters(load_base(str(folder)).dit, tiny_dit(shape=SHAPE))
+    (folder / "transformer/config.json").write_text(
+        json.dumps({**config, "_class_name": "Transformer2DModel", "norm_type": "layer_norm"})
+    )
+    with pytest.raises(InputError, match="not a DiT"):
+        load_base(str(folder))
+
+
 def test_wrong_kind_of_model_is_refused(tmp_path: Path) -> None:
     folder = write_diffusers(tmp_path / "base")
     config = json.loads((folder / "transformer/config.json").read_text())

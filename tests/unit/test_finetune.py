@@ -23,14 +23,14 @@ from ddsr_core.diffusion.difffit import ROWS, load_adapter
 from ddsr_core.diffusion.distributed import Alone
 from ddsr_core.diffusion.dit import DIT_XL_2_512
 from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.step import TERMS, Run, Step, activation_bytes, wants_checkpointing
+from ddsr_core.diffusion.step import TERMS, Run, Step, activation_bytes, keep_frozen_in_bf16, wants_checkpointing
 from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, load_training_set, patches_of_step
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.progress import Bar
 
 CONFIG = FinetuneConfig(
     steps=12, epochs=None, batch_size=6, gamma_blocks=2, memory_size=5, ema_decay=0.9,
-    norm_every=5, checkpoint_every=4, sample_every=6,
+    norm_every=5, checkpoint_every=4, sample_every=6, lsr_adapt_every=3,
 )  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def test_files_of_a_finished_stage(finished: Path):
     names = set(digests(finished))
     assert names == {
         "adapter.json", "adapter.safetensors", "adapter_ema.safetensors", "curves.csv", "gradients.csv", "summary.json",
+        "texture.csv",
         "samples/step-000000.png", "samples/step-000006.png", "samples/step-000012.png",
     }  # fmt: skip
     facts = json.loads((finished / "adapter.json").read_text())
@@ -134,7 +135,7 @@ def prepared(inputs: dict[str, Path]) -> tuple[Base, TrainingSet]:
 
 
 def terms_of(state: Run, batch: Batch) -> dict[str, torch.Tensor]:
-    return state.calculation.terms(batch, batch.labels, state.real, state.pseudo, Alone())[0]
+    return state.calculation.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())[0]
 
 
 def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: float = 0.1, flip: bool = True) -> Batch:
@@ -227,7 +228,7 @@ def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, P
     predictions = {}
     for kind in ("x0", "paper"):
         step = Step(base, CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"}))
-        _, predictions[kind] = step.terms(batch, batch.labels, state.real, state.pseudo, Alone())
+        _, predictions[kind] = step.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())
     sqrt_abar = state.schedule.sqrt_alpha_bar[batch.t][:, None, None, None]
     noise_part = state.schedule.sqrt_one_minus_alpha_bar[batch.t][:, None, None, None]
     x_t = sqrt_abar * batch.x0 + noise_part * batch.noise
@@ -378,3 +379,45 @@ def test_lsr_looks_at_a_crop_and_at_what_the_decoder_can_show(inputs: dict[str, 
 def test_a_crop_cannot_be_held_against_the_whole_patch():
     with pytest.raises(ValueError, match="lsr_reference"):
         FinetuneConfig(lsr_crop_px=32, lsr_reference="patch")
+
+
+@pytest.mark.parametrize(("samples_db", "share"), [(30.0, 1.0), (25.0, 1.0), (24.25, 0.25), (24.0, 0.0), (21.0, 0.0)])
+def test_lsr_weighs_less_the_nearer_samples_are_to_the_patches(inputs: dict[str, Path], samples_db: float, share: float):
+    base, data = prepared(inputs)
+    batch = replace(draw(data), t=torch.full((6,), 40))
+    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+    full = float(terms_of(state, batch)["sr"].detach())
+    state.adapt(samples_db, real_db=24.0)
+    assert full > 0
+    assert float(terms_of(state, batch)["sr"].detach()) == pytest.approx(share * full)
+
+
+def test_what_was_seen_of_the_texture_is_written(finished: Path, inputs: dict[str, Path]):
+    rows = read_csv(finished / "texture.csv")
+    assert [int(row["step"]) for row in rows] == [0, 3, 6, 9]
+    _, data = prepared(inputs)
+    expected = np.mean([data.latents.psnr_bic[(data.labels == label).numpy()].mean() for label in range(3)])
+    assert all(float(row["real_db"]) == pytest.approx(expected, rel=1e-5) for row in rows)
+    assert len({row["samples_db"] for row in rows}) == 4
+
+
+def test_the_memory_of_predictions_takes_only_what_counts(inputs: dict[str, Path]):
+    for last, expected in ((999, 6), (-1, 0)):
+        base, data = prepared(inputs)
+        config = CONFIG.model_copy(update={"minimax_last_step": last, "memory_size": 64})
+        state = Run(base, config, {0: 0, 1: 1, 2: 2})
+        state.advance(data)
+        assert sum(map(len, state.pseudo.queues.values())) == expected
+        assert sum(map(len, state.real.queues.values())) == 6
+
+
+def test_frozen_matrices_in_bf16_change_no_product(inputs: dict[str, Path]):
+    base, data = prepared(inputs)
+    batch = draw(data)
+    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+    state.calculation.half = True
+    before = {name: float(value.detach()) for name, value in terms_of(state, batch).items()}
+    keep_frozen_in_bf16(base.dit)
+    assert base.dit.layers[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in state.trainable.values())
+    assert {name: float(value.detach()) for name, value in terms_of(state, batch).items()} == before

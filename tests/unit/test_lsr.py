@@ -5,7 +5,7 @@ import torch
 
 from ddsr_core.bicubic import downsample, psnr_bic, upsample
 from ddsr_core.diffusion.gaussian import Schedule
-from ddsr_core.diffusion.lsr import LAST_STEP, Mode, lsr_loss
+from ddsr_core.diffusion.lsr import LAST_STEP, Mode, crop, decoded_psnr_bic, lsr_loss
 
 SCHEDULE = Schedule()
 
@@ -105,3 +105,28 @@ def test_paper_is_bounded_by_the_clamp(factor: float):
     x = factor * torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(1))
     loss = lsr_loss("paper", x, torch.zeros(2), torch.tensor([999, 999]), SCHEDULE, identity)
     assert -4 < loss.item() < 0
+
+
+def test_target_may_end_earlier():
+    x = pictures().requires_grad_()
+    loss = lsr_loss("target", x, torch.full((3,), 5.0), torch.tensor([100, 101, 258]), SCHEDULE, identity, last_step=100)
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum((1, 2, 3)).gt(0).tolist() == [True, False, False]
+
+
+def test_a_crop_lies_inside_and_covers_every_place():
+    latents = torch.arange(64.0).reshape(1, 1, 8, 8).expand(500, 4, 8, 8)
+    corner = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    cut = crop(latents, corner, 3)
+    assert cut.shape == (500, 4, 3, 3)
+    assert sorted(set(cut[:, 0, 0, 0].tolist())) == [float(8 * y + x) for y in range(6) for x in range(6)]
+    assert torch.equal(cut[:, 0, 1, 1], cut[:, 0, 0, 0] + 9)
+    assert torch.equal(crop(latents, corner * 0.999, 8), latents)
+
+
+def test_the_decoded_reference_is_that_of_the_latents_and_only_where_asked():
+    x = pictures()
+    values = decoded_psnr_bic(x, torch.tensor([3, 101, 100]), identity, last_step=100)
+    torch.testing.assert_close(values[[0, 2]], psnr_bic((x + 1) / 2)[[0, 2]])
+    assert values[1].isnan()

@@ -102,3 +102,22 @@ def test_cosine_does_not_see_scale():
     assert torch.allclose(
         minimax_losses(100 * degrees(50), label, real, real)[0], minimax_losses(degrees(50), label, real, real)[0]
     )
+
+
+def test_samples_that_do_not_count_have_no_gradient_and_set_no_extreme():
+    real, pseudo = Memory(8), Memory(8)
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(4, 1, 2, 2, generator=generator)
+    labels = torch.tensor([0, 0, 1, 1])
+    for memory in (real, pseudo):
+        memory.append(torch.randn(6, 1, 2, 2, generator=generator), torch.tensor([0, 0, 0, 1, 1, 1]))
+    counted = torch.tensor([True, False, False, False])
+    seen = x.clone().requires_grad_()
+    l_r, l_d = minimax_losses(seen, labels, real, pseudo, counted)
+    (l_r + l_d).backward()
+    assert seen.grad is not None
+    assert seen.grad.abs().sum((1, 2, 3)).gt(0).tolist() == [True, False, False, False]
+    alone = minimax_losses(x[:1], labels[:1], real, pseudo)
+    torch.testing.assert_close(torch.stack([l_r, l_d]), torch.stack(alone) / 2)  # two classes are in the batch
+    none = minimax_losses(x, labels, real, pseudo, torch.zeros(4, dtype=torch.bool))
+    assert [float(value) for value in none] == [0.0, 0.0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_base import SHAPE, tiny_dit
 
-from ddsr_core.diffusion.gaussian import Schedule
+from ddsr_core.diffusion.gaussian import STEPS, Schedule
 from ddsr_core.diffusion.samplers import (
     Sampler,
     ancestral,
@@ -15,6 +15,7 @@ from ddsr_core.diffusion.samplers import (
     sample_latents,
     spaced_steps,
 )
+from ddsr_core.errors import ConfigError
 
 SCHEDULE = Schedule()
 
@@ -123,3 +124,109 @@ def test_spaced_steps_rise_from_the_first_to_the_last(count: int):
     assert steps == sorted(steps)
     assert steps[-1] == 999
     assert count == 1 or steps[0] == 0
+
+
+def test_guidance_holds_inside_its_interval_and_costs_nothing_outside():
+    model, calls = tiny_dit(), []
+    model.register_forward_hook(lambda _, args, __: calls.append((int(args[1][0]), len(args[0]))))
+    x, rows = torch.ones((2, 4, 4, 4)), torch.tensor([1, 2])
+    with torch.no_grad():
+        inside, everywhere = guided(model, rows, 4.0, 3, (100, 500)), guided(model, rows, 4.0, 3)
+        for t in (99, 501):
+            assert torch.equal(inside(x, t), model(x, torch.tensor([t, t]), rows))
+        for t in (100, 500):
+            assert torch.equal(inside(x, t), everywhere(x, t))
+        calls.clear()
+        sample_latents(
+            model, rows, [0, 1], seed=0, sampler="ancestral", steps=5, guidance_scale=4.0, guidance_interval=(250, 500)
+        )
+    assert calls == [(999, 2), (749, 2), (500, 4), (250, 4), (0, 2)]
+
+
+#: Steps below t = 500 of eight, and the t that a start is noised to.
+BELOW_HALF = {"ancestral": [428, 285, 143, 0], "dpmpp": [500, 375, 250, 125], "unipc": [500, 375, 250, 125]}
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
+def test_a_start_is_noised_to_the_first_step_that_is_left(sampler: Sampler):
+    strength = 0.5005  # t = 500 itself is left
+    noise = noise_like([image_generator(0, index) for index in range(3)], (4, 2, 2), torch.device("cpu"))
+    start = torch.full_like(noise, 0.7)
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        seen.append((t, x))
+        return torch.zeros((3, 8, 2, 2))
+
+    generators = [image_generator(0, index) for index in range(3)]
+    if sampler == "ancestral":
+        ancestral(predict, noise, generators, 8, start, strength)
+    else:
+        by_scheduler(predict, noise, sampler, 8, start, strength)
+    assert [t for t, _ in seen] == BELOW_HALF[sampler]
+    abar = SCHEDULE.alpha_bar[seen[0][0]]
+    torch.testing.assert_close(seen[0][1], abar.sqrt() * start + (1 - abar).sqrt() * noise, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ancestral", 200), ("dpmpp", 40), ("unipc", 40)])
+@pytest.mark.parametrize("strength", [0.2, 0.6, 0.95])
+def test_with_the_exact_prediction_a_start_in_the_data_stays_in_it(sampler: Sampler, steps: int, strength: float):
+    mean, std = 1.5, 0.4
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        eps = exact_eps(x, t, mean, std)
+        return torch.cat([eps, -torch.ones_like(eps)], dim=1)
+
+    generators = [image_generator(0, index) for index in range(4)]
+    noise = noise_like(generators, (4, 32, 32), torch.device("cpu"))
+    start = mean + std * torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
+    if sampler == "ancestral":
+        found = ancestral(predict, noise, generators, steps, start, strength)
+    else:
+        found = by_scheduler(predict, noise, sampler, steps, start, strength)
+    assert found.mean().item() == pytest.approx(mean, abs=0.02)
+    assert found.std().item() == pytest.approx(std, rel=0.06)
+    kept = torch.corrcoef(torch.stack([found.flatten(), start.flatten()]))[0, 1].item()
+    # How much of the start is left after noising to t, in the best estimate of x0: the signal's share of the variance.
+    abar = SCHEDULE.alpha_bar[int(strength * STEPS) - 1].item()
+    left = abar * std**2 / (abar * std**2 + 1 - abar)
+    assert kept == pytest.approx(left if sampler == "ancestral" else left**0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
+def test_a_start_image_does_not_depend_on_its_batch(sampler: Sampler):
+    start = torch.randn((4, 4, 4, 4), generator=torch.Generator().manual_seed(2))
+
+    def from_start(indices: list[int]) -> torch.Tensor:
+        rows = torch.tensor([index % 3 for index in indices])
+        return sample_latents(
+            tiny_dit(),
+            rows,
+            indices,
+            seed=0,
+            sampler=sampler,
+            steps=6,
+            guidance_scale=1.0,
+            start=start[indices],
+            strength=0.5,
+        )
+
+    together = from_start([0, 1, 2, 3])
+    assert torch.equal(together, from_start([0, 1, 2, 3]))
+    torch.testing.assert_close(from_start([2]), together[[2]], rtol=1e-3, atol=1e-3)
+
+
+def test_a_strength_that_leaves_no_step_is_refused():
+    noise = torch.zeros((1, 4, 2, 2))
+    with pytest.raises(ConfigError, match="none of the 25 steps lies below t = 30"):
+        by_scheduler(lambda x, t: torch.cat([x, x], 1), noise, "dpmpp", 25, noise, 0.03)
+    with pytest.raises(ConfigError, match="none of the 1 steps"):
+        ancestral(lambda x, t: torch.cat([x, x], 1), noise, [image_generator(0, 0)], 1, noise, 0.5)
+
+
+def test_a_start_and_full_strength_contradict_each_other():
+    with pytest.raises(ValueError, match="start"):
+        sample_latents(
+            tiny_dit(), torch.tensor([0]), [0], seed=0, sampler="dpmpp", steps=2, guidance_scale=1.0,
+            start=torch.zeros((1, 4, 4, 4)),
+        )  # fmt: skip

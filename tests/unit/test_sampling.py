@@ -1,4 +1,4 @@
-"""The sampling stage: shares, selection, the memorisation check, resume."""
+"""The sampling stage: shares, what is kept, the memorisation check, starts at real patches, resume."""
 
 import hashlib
 import json
@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from interruption import Killed, digests, killing_after
+from pydantic import ValidationError
+from sample_inputs import patch_rows, write_clusters_with_distances, write_embeddings, write_random_latents
 from tiny_base import IMAGE_PX, write_base, write_clusters, write_latents, write_patches
 
 from ddsr_core import sampling
@@ -18,7 +20,7 @@ from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_rgb, to_float
-from ddsr_core.sampling import SampleConfig, choose, images_per_label, thumbnail_vectors
+from ddsr_core.sampling import SampleConfig, images_per_label
 
 CONFIG = SampleConfig(count=10, steps=3, oversample=2, batch_size=4, max_cosine=1.0)
 
@@ -27,14 +29,14 @@ CONFIG = SampleConfig(count=10, steps=3, oversample=2, batch_size=4, max_cosine=
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("inputs")
     made = {
-        "patches": write_patches(home / "patches"),
-        "clusters": write_clusters(home / "clusters", count=25, k=3),
+        "patches": write_patches(home / "patches", count=25),
+        "clusters": write_clusters_with_distances(home / "clusters", count=25, k=3),
         "base": write_base(home / "base"),
     }
     config = FinetuneConfig(steps=2, epochs=None, batch_size=4, gamma_blocks=2, sample_every=2)
     learned = {"latents": write_latents(home / "latents", made["patches"], made["base"]), "clusters": made["clusters"]}
     finetune.run(config, **learned, base=made["base"], out=home / "adapter", runtime=Runtime())
-    return {**made, "adapter": home / "adapter"}
+    return {**made, "adapter": home / "adapter", "embeddings": write_embeddings(home / "embeddings", made["patches"])}
 
 
 @pytest.fixture(scope="module")
@@ -48,56 +50,55 @@ def rows_of(folder: Path) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
 
 
+def image_hashes(folder: Path) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "images").iterdir())]
+
+
 @pytest.mark.parametrize(
-    ("count", "sizes", "expected"),
-    [(70, [5] * 7, [10] * 7), (10, [5, 9, 9], [3, 4, 3]), (2, [1, 2, 3], [0, 1, 1]), (5, [4, 4], [3, 2])],
+    ("count", "sizes", "allocation", "expected"),
+    [
+        (70, [5] * 7, "equal", [10] * 7),
+        (10, [5, 9, 9], "equal", [3, 4, 3]),
+        (2, [1, 2, 3], "equal", [0, 1, 1]),
+        (5, [4, 4], "equal", [3, 2]),
+        (10, [50, 30, 20], "proportional", [5, 3, 2]),
+        (11, [20, 50, 30], "proportional", [2, 6, 3]),  # 2.2, 5.5, 3.3
+        (3, [98, 1, 1], "proportional", [3, 0, 0]),
+    ],
 )
-def test_equal_shares_and_the_rest_to_the_largest(count: int, sizes: list[int], expected: list[int]):
-    assert images_per_label(count, sizes) == expected
-
-
-def test_choose_follows_the_distribution_and_not_the_lowest():
-    target = np.linspace(20, 24, 101)
-    candidates = np.array([10.0, 20.4, 21.2, 22.1, 22.9, 23.5, 30.0, 35.0])
-    kept = choose(candidates, target, np.zeros(8, bool), 5)
-    assert kept.tolist() == [1, 2, 3, 4, 5]
-
-
-def test_choose_takes_refused_candidates_last():
-    candidates = np.array([22.0, 22.0, 40.0])
-    assert choose(candidates, np.array([22.0]), np.array([True, False, False]), 1).tolist() == [1]
-    assert choose(candidates, np.array([22.0]), np.array([True, True, False]), 1).tolist() == [2]
-
-
-def test_a_copy_a_mirror_image_and_a_brighter_copy_have_cosine_one():
-    image = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 0.5
-    other = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(1))
-    vector = thumbnail_vectors(image)
-    assert float((vector @ thumbnail_vectors(image + 0.2).T).item()) == pytest.approx(1, abs=1e-5)
-    assert float((vector @ thumbnail_vectors(other).T).item()) < 0.2
+def test_shares_add_up_and_the_rest_goes_to_the_largest(count: int, sizes: list[int], allocation, expected: list[int]):  # type: ignore[no-untyped-def]
+    assert images_per_label(count, sizes, allocation) == expected
 
 
 def test_the_image_set_and_its_facts(finished: Path, inputs: dict[str, Path]):
     rows = rows_of(finished)
     assert [row["file_name"] for row in rows] == [f"images/{i:06d}.png" for i in range(10)]
     assert [row["pseudo_label"] for row in rows] == [0] * 4 + [1] * 3 + [2] * 3  # cluster 0 has one patch more
-    ids = set(pq.read_table(inputs["patches"], columns=["patch_id"])["patch_id"].to_pylist())
+    ids = {row["patch_id"] for row in patch_rows(inputs["patches"])}
     for row in rows:
         image = read_rgb(finished / row["file_name"])
         assert image.shape == (IMAGE_PX, IMAGE_PX, 3)
         assert row["psnr_bic"] == pytest.approx(float(psnr_bic(to_float(image))), abs=1e-3)
-        assert row["nearest_patch_id"] in ids
+        assert {row["nearest_patch_id"], row["nearest_patch_id_by_embedding"]} <= ids
         assert -1 <= row["max_cosine_to_train"] <= 1
+        assert -1 <= row["max_embedding_cosine_to_train"] <= 1
+        assert row["start_patch_id"] is None
     summary = json.loads((finished / "summary.json").read_text())
     assert (summary["count"], summary["height"], summary["width"]) == (10, IMAGE_PX, IMAGE_PX)
-    assert summary["candidates"] == 20
+    assert (summary["candidates"], summary["refused"]) == (20, 0)
     assert summary["psnr_bic_mean"] == pytest.approx(np.mean([row["psnr_bic"] for row in rows]), abs=1e-3)
-    assert summary["max_cosine_to_train"] == max(row["max_cosine_to_train"] for row in rows)
+    for name in ("max_cosine_to_train", "max_embedding_cosine_to_train"):
+        assert summary[name] == max(row[name] for row in rows)
+    assert summary["psnr_bic_wasserstein_db"] > 0
+    assert 0 < summary["coverage"] < 1
     table = pq.read_table(finished / "images.parquet")
     assert table["image"][0].as_py()["bytes"] == (finished / "images/000000.png").read_bytes()
 
 
-@pytest.mark.parametrize(("title", "amount"), [("Sampling", 4), ("Sampling", 12), ("Comparing with real patches", 16)])
+@pytest.mark.parametrize(
+    ("title", "amount"),
+    [("Sampling", 4), ("Sampling", 12), ("Describing the samples", 20), ("Comparing with real patches", 16)],
+)
 def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
     inputs: dict[str, Path], finished: Path, tmp_path: Path, title: str, amount: int
 ):
@@ -107,45 +108,78 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
     assert digests(tmp_path) == digests(finished)
 
 
-def test_candidates_that_are_there_are_not_drawn_again(inputs: dict[str, Path], tmp_path: Path):
-    with pytest.raises(Killed):
-        sampling.run(CONFIG, **inputs, out=tmp_path, runtime=killing_after("Sampling", 8))
-    first = tmp_path / "resume" / "candidates" / "00000000.png"
-    before = first.stat().st_mtime_ns
+def test_a_run_killed_within_a_batch_draws_that_batch_again_and_no_other(
+    inputs: dict[str, Path], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write, drawn = sampling.write_atomically, []
+
+    def killed_at_the_tenth(path: Path, data: bytes) -> None:
+        if path.name == "00000009.png":
+            raise Killed
+        write(path, data)
+
+    with monkeypatch.context() as during:
+        during.setattr(sampling, "write_atomically", killed_at_the_tenth)
+        with pytest.raises(Killed):
+            sampling.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "resume" / "candidates").iterdir()}
+    assert len(times) == 9
+    draw = sampling._draw
+    monkeypatch.setattr(sampling, "_draw", lambda *args: (drawn.append(args[3]), draw(*args))[1])
     sampling.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
-    assert first.stat().st_mtime_ns == before
+    assert [batch[0] for batch in drawn] == [8, 12, 16]
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    assert digests(tmp_path) == digests(finished)
 
 
 def test_copies_of_training_patches_are_found_and_refused(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    stored = pq.read_table(inputs["patches"]).to_pylist()[5]
-    copy = decode_rgb(stored["image"]["bytes"], "copy")[:, ::-1]  # mirrored
-
-    def copying(config, model, rows, indices, device):  # type: ignore[no-untyped-def]
-        return np.stack([copy] * len(indices))
-
-    monkeypatch.setattr(sampling, "_draw", copying)
+    stored = patch_rows(inputs["patches"])[5]
+    copy = decode_rgb(stored["image"]["bytes"], "copy")
+    monkeypatch.setattr(sampling, "_draw", lambda *args: np.stack([copy[:, ::-1], copy] * (len(args[3]) // 2)))
     sampling.run(CONFIG, **inputs, out=tmp_path / "kept", runtime=Runtime())
-    row = rows_of(tmp_path / "kept")[0]
-    assert row["nearest_patch_id"] == stored["patch_id"]
-    assert row["max_cosine_to_train"] == pytest.approx(1, abs=1e-4)
+    for row in rows_of(tmp_path / "kept"):
+        assert row["nearest_patch_id"] == stored["patch_id"]  # mirrored or not
+        assert row["max_cosine_to_train"] == pytest.approx(1, abs=1e-4)
+        if row["index"] % 2:
+            assert row["nearest_patch_id_by_embedding"] == stored["patch_id"]
+            assert row["max_embedding_cosine_to_train"] == pytest.approx(1, abs=1e-4)
     strict = CONFIG.model_copy(update={"max_cosine": 0.98})
     with pytest.raises(InputError, match="8 of 8 samples of pseudo-label 0 copy training patches"):
         sampling.run(strict, **inputs, out=tmp_path / "refused", runtime=Runtime())
+    by_embedding = CONFIG.model_copy(update={"max_embedding_cosine": 0.9999})
+    sampling.run(by_embedding, **inputs, out=tmp_path / "also", runtime=Runtime())
+    assert all(row["index"] % 2 == 0 for row in rows_of(tmp_path / "also"))  # the mirrored ones: other embeddings
+
+
+def test_a_refused_candidate_is_passed_over(inputs: dict[str, Path], finished: Path, tmp_path: Path):
+    """The limit is set just below the candidate of the undisturbed run that is most like a patch."""
+    worst = max(row["max_cosine_to_train"] for row in rows_of(finished))
+    strict = CONFIG.model_copy(update={"max_cosine": worst - 1e-4})
+    sampling.run(strict, **inputs, out=tmp_path, runtime=Runtime())
+    rows = rows_of(tmp_path)
+    assert len(rows) == 10
+    assert max(row["max_cosine_to_train"] for row in rows) < worst
+    assert json.loads((tmp_path / "summary.json").read_text())["refused"] >= 1
+
+
+def test_without_selection_the_first_samples_are_kept(inputs: dict[str, Path], tmp_path: Path):
+    sampling.run(CONFIG.model_copy(update={"select": "none"}), **inputs, out=tmp_path, runtime=Runtime())
+    assert [row["index"] for row in rows_of(tmp_path)] == [0, 1, 2, 3, 8, 9, 10, 14, 15, 16]
 
 
 def test_the_two_kinds_of_weights_give_different_sets(inputs: dict[str, Path], finished: Path, tmp_path: Path):
     sampling.run(CONFIG.model_copy(update={"weights": "raw"}), **inputs, out=tmp_path, runtime=Runtime())
-    names = [f"images/{i:06d}.png" for i in range(10)]
-
-    def content(folder: Path) -> list[str]:
-        return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
-
-    assert content(tmp_path) != content(finished)
+    assert image_hashes(tmp_path) != image_hashes(finished)
 
 
-def test_half_precision_gives_nearly_the_same_pixels(inputs: dict[str, Path], finished: Path, tmp_path: Path):
+def test_tiles_larger_than_the_images_change_nothing(inputs: dict[str, Path], finished: Path, tmp_path: Path):
+    sampling.run(CONFIG.model_copy(update={"decode_tile_px": 32}), **inputs, out=tmp_path, runtime=Runtime())
+    assert image_hashes(tmp_path) == image_hashes(finished)
+
+
+def test_half_precision_gives_nearly_the_same_pixels(inputs: dict[str, Path], tmp_path: Path):
     one = CONFIG.model_copy(update={"oversample": 1})
     images = {}
     for precision in ("fp32", "bf16"):
@@ -164,3 +198,59 @@ def test_an_adapter_of_another_base_and_of_other_clusters_is_refused(inputs: dic
     more = write_clusters(tmp_path / "clusters", k=5)
     with pytest.raises(InputError, match=r"does not know the pseudo-labels \[3, 4\]"):
         sampling.run(CONFIG, **{**inputs, "clusters": more}, out=tmp_path / "b", runtime=Runtime())
+
+
+def test_a_start_is_at_the_patches_nearest_the_centroid_in_turn(inputs: dict[str, Path], tmp_path: Path):
+    latents = write_random_latents(tmp_path / "latents", count=25)
+    config = CONFIG.model_copy(update={"strength": 0.4, "select": "none", "count": 30, "oversample": 1, "steps": 5})
+    sampling.run(config, **inputs, latents=latents, out=tmp_path / "out", runtime=Runtime())
+    starts = [row["start_patch_id"] for row in rows_of(tmp_path / "out")]
+    # Clusters of 9, 8 and 8 patches, the last of each the nearest; the eleventh image starts where the second did.
+    numbers = [8, 7, 6, 5, 4, 3, 2, 1, 0, 8, *range(16, 8, -1), 16, 15, *range(24, 16, -1), 24, 23]
+    assert starts == [f"{number:016x}_0_0" for number in numbers]
+
+
+def test_a_weak_start_leaves_the_latent_nearly_as_it_was(inputs: dict[str, Path], tmp_path: Path):
+    from ddsr_core.diffusion.decoding import decode_pixels
+    from ddsr_core.sampling import load_tuned
+
+    latents = write_random_latents(tmp_path / "latents", count=25)
+    model, _ = load_tuned(inputs["adapter"], inputs["base"], "ema", "cpu")
+    stored = torch.from_numpy(np.load(latents / "mean.npy")[0].astype(np.float32))
+    distance = {}
+    for strength in (0.01, 0.9):
+        config = CONFIG.model_copy(
+            update={
+                "strength": strength,
+                "sampler": "ancestral",
+                "steps": 1000 if strength == 0.01 else 10,
+                "select": "none",
+            }
+        )
+        out = tmp_path / str(strength)
+        sampling.run(config.model_copy(update={"oversample": 1}), **inputs, latents=latents, out=out, runtime=Runtime())
+        rows = rows_of(out)
+        real = decode_pixels(model, stored[[int(row["start_patch_id"][:16], 16) for row in rows]])
+        drawn = np.stack([read_rgb(out / row["file_name"]) for row in rows])
+        distance[strength] = np.abs(drawn.astype(float) - real).mean()
+    assert distance[0.01] < 0.5 * distance[0.9]
+
+
+def test_a_start_without_fitting_latents_is_refused(inputs: dict[str, Path], tmp_path: Path):
+    config = CONFIG.model_copy(update={"strength": 0.5})
+    with pytest.raises(InputError, match="needs their latents"):
+        sampling.run(config, **inputs, out=tmp_path / "a", runtime=Runtime())
+    other, fewer = (
+        write_random_latents(tmp_path / "other", count=25, px=8),
+        write_random_latents(tmp_path / "fewer", count=5),
+    )
+    with pytest.raises(InputError, match="latents are of another base"):
+        sampling.run(config, **inputs, latents=other, out=tmp_path / "b", runtime=Runtime())
+    with pytest.raises(InputError, match="has no latent"):
+        sampling.run(config, **inputs, latents=fewer, out=tmp_path / "c", runtime=Runtime())
+
+
+@pytest.mark.parametrize("interval", [(500, 100), (-1, 500), (0, 1000)])
+def test_an_interval_rises_within_the_steps(interval: tuple[float, float]):
+    with pytest.raises(ValidationError, match="guidance_interval"):
+        SampleConfig(guidance_interval=interval)

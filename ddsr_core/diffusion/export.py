@@ -1,0 +1,169 @@
+"""A fine-tuned model for others to use: one file in the original DiT layout, or a folder for diffusers' ``DiTPipeline``.
+
+DiffFit's scales are folded into the weights, so that what comes out is a plain DiT.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ddsr_core.diffusion.base import Base
+from ddsr_core.diffusion.codec import Codec
+from ddsr_core.diffusion.dit import DiT
+from ddsr_core.diffusion.layouts import to_diffusers
+from ddsr_core.errors import InputError
+from ddsr_core.store import storage_errors, write_atomically, write_json
+
+Format = Literal["original", "diffusers"]
+#: ``DiTPipeline`` takes row 1000 for "no label" whatever the table's size.
+PIPELINE_NULL_ROW = 1000
+TABLE = "y_embedder.embedding_table.weight"
+ORIGINAL = "dit.safetensors"
+
+
+def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> Path:
+    """Write ``model``, fine-tuned and folded, into the new folder ``out``: whole, or not at all.
+
+    Args:
+        label_map: pseudo-label -> row of the class table.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: ``out`` is there already, or the model has no place in the format.
+        StorageError: it cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("there is something already", where=out, mend="name a new folder with --out")
+    partial = out.with_name(out.name + ".partial")
+    write = {"original": write_original, "diffusers": write_pipeline}[kind]
+    with storage_errors(out):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(write, model, label_map, partial)
+        if out.exists():
+            out.rmdir()
+        os.rename(partial, out)
+    return out
+
+
+def _write(
+    write: Callable[[Base, dict[int, int], Path], None], model: Base, label_map: dict[int, int], folder: Path
+) -> None:
+    try:
+        write(model, label_map, folder)
+        _write_readme(model, label_map, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_original(model: Base, label_map: dict[int, int], folder: Path) -> None:
+    """``dit.safetensors``: names of the original release, which its code and ours load; heads in a file beside it."""
+    from safetensors.torch import save
+
+    state = {name: value.detach().cpu().contiguous() for name, value in model.dit.state_dict().items()}
+    facts = {"label_map": json.dumps({str(label): row for label, row in label_map.items()}), "base": model.info.name}
+    write_atomically(folder / ORIGINAL, save(state, metadata=facts))
+    write_json((folder / ORIGINAL).with_suffix(".json"), {"heads": model.dit.config.heads})
+
+
+def write_pipeline(model: Base, label_map: dict[int, int], folder: Path) -> None:
+    """What ``DiTPipeline.from_pretrained`` loads: transformer, VAE, scheduler, and names of the pseudo-labels."""
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
+        prediction_type="epsilon",
+    )  # fmt: skip
+    pipeline = DiTPipeline(pipeline_transformer(model.dit), pipeline_vae(model.codec), scheduler)
+    pipeline.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    names = {str(row): f"pseudo-label {label}" for label, row in label_map.items()}
+    write_json(folder / "model_index.json", {**index, "id2label": names})
+
+
+def pipeline_transformer(dit: DiT) -> Any:
+    """diffusers' ``DiTTransformer2DModel`` with the weights of ``dit``; its class table is filled up to 1001 rows.
+
+    Its layer norms get the original's epsilon. Its timestep frequencies cannot be set through its config: they stay those
+    of diffusers' port, which divides by 127 where the original divides by 128.
+
+    Raises:
+        InputError: the table has more classes than the pipeline can tell from its null row.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    c = dit.config
+    state = {name: value.detach().cpu() for name, value in dit.state_dict().items()}
+    if any("gamma" in name for name in state):
+        raise InputError("the model still has DiffFit scales", mend="fold them first")
+    state[TABLE] = _fill_table(state[TABLE])
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=c.heads, attention_head_dim=c.hidden // c.heads, in_channels=c.in_channels,
+        out_channels=c.in_channels * (2 if c.learn_sigma else 1), num_layers=c.depth, sample_size=c.latent_px,
+        patch_size=c.patch, num_embeds_ada_norm=PIPELINE_NULL_ROW, norm_eps=1e-6,
+    )  # fmt: skip
+    missing, unexpected = transformer.load_state_dict(to_diffusers(state, c.depth), strict=False)
+    if unexpected or any(name != "pos_embed.pos_embed" for name in missing):
+        raise InputError(f"the shape has no place in diffusers' DiT: {[*missing, *unexpected][:3]}")
+    return transformer.eval()
+
+
+def _fill_table(table: Tensor) -> Tensor:
+    classes = len(table) - 1
+    if classes > PIPELINE_NULL_ROW:
+        raise InputError(
+            f"a class table of {classes} rows does not fit DiTPipeline, whose null row is {PIPELINE_NULL_ROW}",
+            mend="export with --format original",
+        )
+    filler = table.new_zeros(PIPELINE_NULL_ROW - classes, table.shape[1])
+    return torch.cat([table[:classes], filler, table[classes:]])
+
+
+def pipeline_vae(codec: Codec) -> Any:
+    """The VAE such that ``decode(latents / scaling_factor)`` and ``encode(…) * scaling_factor`` do as the codec does.
+
+    A single scale goes into ``scaling_factor``. Shifts and scales by channel, as ddsr-tiny has them, go into the encoder's
+    last and the decoder's first convolution: exactly in the encoder; in the decoder, whose soft clamp comes before, to the
+    first order.
+    """
+    vae = copy.deepcopy(codec.vae).cpu()
+    if not any(codec.shift) and len(set(codec.scale)) == 1:
+        vae.register_to_config(scaling_factor=codec.scale[0])
+        return vae
+    if not codec.is_tiny:
+        raise InputError(
+            "DiTPipeline cannot scale the latents of this VAE channel by channel", mend="export with --format original"
+        )
+    shift, scale = torch.tensor(codec.shift), torch.tensor(codec.scale)
+    last, first = vae.encoder.layers[-1], vae.decoder.layers[0]
+    if not isinstance(last, nn.Conv2d) or not isinstance(first, nn.Conv2d) or last.bias is None or first.bias is None:
+        raise InputError("the VAE does not begin and end as an AutoencoderTiny does", mend="export with --format original")
+    with torch.no_grad():
+        last.bias.sub_(shift).mul_(scale)
+        last.weight.mul_(scale[:, None, None, None])
+        first.bias.add_((first.weight * shift[None, :, None, None]).sum((1, 2, 3)))
+        first.weight.div_(scale[None, :, None, None])
+    vae.register_to_config(scaling_factor=1.0)
+    return vae
+
+
+def _write_readme(model: Base, label_map: dict[int, int], folder: Path) -> None:
+    labels = ", ".join(f"{label} -> {row}" for label, row in sorted(label_map.items()))
+    text = (
+        f"# {model.info.name}, fine-tuned by ddsr\n\n"
+        f"A diffusion transformer for images of {model.image_px} px. Pseudo-label -> row of the class table: {labels}.\n\n"
+        f"Licence of the base: {model.info.licence or 'not known'}\n"
+    )
+    write_atomically(folder / "README.md", text.encode())

@@ -1,0 +1,148 @@
+"""Experiments on the method: variants of one config, each with several seeds, and the tables that compare them.
+
+A variant changes a few fields and nothing else, so that all of them share the stages before the change. Every cell has the
+same number of images, the same network and recipe, the same number of iterations; a seed means the same fine-tuning noise,
+sampling noise, crops and SR initialisation in every variant, so that differences can be taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddsr_core.pipeline import PipelineConfig, merge
+
+#: What every variant is compared with, seed by seed.
+REFERENCE = "random"
+METRICS = (("psnr_y", "PSNR-Y, dB", 3), ("ssim_y", "SSIM-Y", 4), ("lpips", "LPIPS", 4))
+FACTS = (("psnr_bic_mean", "PSNR_bic of the images, dB", 2), ("max_cosine_to_train", "max cosine to a patch", 3))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A distilled set made in another way: its name, what it is, and the fields that differ from the config."""
+
+    name: str
+    meaning: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, base: PipelineConfig, seed: int) -> PipelineConfig:
+        """The config of this variant and seed."""
+        seeded = {"finetune": {"seed": seed}, "sample": {"seed": seed}}
+        return PipelineConfig.model_validate(merge(merge(base.model_dump(), self.changes), seeded))
+
+
+_AS_DRAWN = {"oversample": 1, "max_cosine": 1.0}
+_BARE = {"lambda_r": 0.0, "lambda_d": 0.0, "lsr_mode": "off"}
+
+#: The parts of the method, added one by one.
+ABLATION = (
+    Variant("base", "the base model as it is", {"finetune": {"steps": 0, "epochs": None}, "sample": _AS_DRAWN}),
+    Variant("difffit", "fine-tuned by DiffFit with L_simple alone", {"finetune": _BARE, "sample": _AS_DRAWN}),
+    Variant("minimax", "+ L_r and L_d", {"finetune": {"lsr_mode": "off"}, "sample": _AS_DRAWN}),
+    Variant("lsr-paper", "+ L_SR as the paper words it", {"finetune": {"lsr_mode": "paper"}, "sample": _AS_DRAWN}),
+    Variant("lsr-target", "+ L_SR `target` instead", {"finetune": {"lsr_mode": "target"}, "sample": _AS_DRAWN}),
+    Variant("select", "`lsr-target`, over-sampled and selected", {"finetune": {"lsr_mode": "target"}}),
+)
+#: What the variants are measured against: other training sets for the same networks.
+BASELINES = (
+    Variant("random", "random crops of the photos"),
+    Variant("threshold", "accepted patches, drawn at random"),
+    Variant("full", "all photos, as many iterations"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One SR network of an experiment.
+
+    Attributes:
+        metrics: means over the test photos, such as ``psnr_y``.
+        facts: of its training set, such as ``psnr_bic_mean``; empty where there are none.
+    """
+
+    variant: str
+    arch: str
+    seed: int
+    metrics: Mapping[str, float]
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; the deviation of a single seed is 0."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+    def text(self, digits: int) -> str:
+        return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
+
+
+def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """A row a variant and network, in the order of their first cells: `Spread` of every metric and fact.
+
+    ``difference`` is that of PSNR-Y to random crops, taken seed by seed; None where no seed has both.
+    """
+    cells = list(cells)
+    reference = {(cell.arch, cell.seed): cell.metrics["psnr_y"] for cell in cells if cell.variant == REFERENCE}
+    rows = []
+    for variant, arch in dict.fromkeys((cell.variant, cell.arch) for cell in cells):
+        mine = [cell for cell in cells if (cell.variant, cell.arch) == (variant, arch)]
+        paired = [c.metrics["psnr_y"] - reference[arch, c.seed] for c in mine if (arch, c.seed) in reference]
+        rows.append(
+            {
+                "variant": variant,
+                "arch": arch,
+                "seeds": len(mine),
+                "metrics": {name: Spread.of([cell.metrics[name] for cell in mine]) for name in mine[0].metrics},
+                "facts": {name: Spread.of([cell.facts[name] for cell in mine]) for name in mine[0].facts},
+                "difference": Spread.of(paired) if paired else None,
+            }
+        )
+    return rows
+
+
+def as_markdown(cells: Iterable[Cell], bicubic: Mapping[str, float], variants: Sequence[Variant], about: str) -> str:
+    """The table with what it was made by above it, and what each variant is below it."""
+    measured = [metric for metric in METRICS if metric[0] in bicubic]
+    header = ["training set", "network", "seeds", *(title for _, title, _ in measured), "against random, dB"]
+    header += [title for _, title, _ in FACTS]
+    bicubic_row = ["bicubic", "", "", *(f"{bicubic[name]:.{digits}f}" for name, _, digits in measured), "", "", ""]
+    lines = [about, "", _line(header), _line(["---"] * len(header)), _line(bicubic_row)]
+    for row in summarize(cells):
+        difference = row["difference"]
+        known = [row["metrics"][name].text(digits) for name, _, digits in measured]
+        facts = [row["facts"][name].text(digits) if name in row["facts"] else "" for name, _, digits in FACTS]
+        against = difference.text(3) if difference and row["variant"] != REFERENCE else ""
+        lines.append(_line([row["variant"], row["arch"], str(row["seeds"]), *known, against, *facts]))
+    lines += ["", "Mean ± sample standard deviation over seeds; differences are taken seed by seed.", ""]
+    lines += [f"- `{variant.name}`: {variant.meaning}" for variant in variants]
+    return "\n".join(lines) + "\n"
+
+
+def _line(values: Iterable[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def as_csv(cells: Iterable[Cell]) -> str:
+    """Every cell as it was measured."""
+    cells = list(cells)
+    names = sorted({name for cell in cells for name in cell.metrics})
+    facts = sorted({name for cell in cells for name in cell.facts})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["variant", "arch", "seed", *names, *facts])
+    for cell in cells:
+        values = [cell.metrics.get(name, "") for name in names] + [cell.facts.get(name, "") for name in facts]
+        writer.writerow([cell.variant, cell.arch, cell.seed, *values])
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""Mode-guided start: samples that begin at noised real patches, those nearest to their cluster's centroid first.
+
+The patch nearest to a centroid is the cluster's medoid, its mode in embedding space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddsr_core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddsr_core.diffusion.base import Base
+
+
+def starting_patches(labels: np.ndarray, clusters: Path) -> list[str]:
+    """For each candidate the id of the patch that it begins at.
+
+    The j-th candidate of a pseudo-label begins at its j-th patch in order of distance to the centroid; after the last
+    the first again.
+
+    Args:
+        labels: pseudo-labels of the candidates ``(n,)``.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(clusters / "labels.parquet", columns=["patch_id", "pseudo_label", "distance"])
+    ids, of_patch, distances = (column.to_numpy() for column in table.columns)
+    starts = np.empty(len(labels), object)
+    for label in np.unique(labels):
+        members = np.flatnonzero(of_patch == label)
+        nearest_first = ids[members[np.argsort(distances[members], kind="stable")]]
+        candidates = np.flatnonzero(labels == label)
+        starts[candidates] = nearest_first[np.arange(len(candidates)) % len(members)]
+    return [str(name) for name in starts]
+
+
+class StartLatents:
+    """Cached latents of the patches, for a start in the middle of the diffusion.
+
+    Raises:
+        InputError: there are none, or they are of another base.
+    """
+
+    def __init__(self, model: Base, latents: Path | None) -> None:
+        from ddsr_core.latents import open_latents
+
+        if latents is None:
+            raise InputError(
+                "a start at real patches needs their latents",
+                where="sample.strength",
+                mend="give the artifact of the latents stage as input `latents`, or set sample.strength=1",
+            )
+        stored = open_latents(latents)
+        shape = model.dit.config
+        if stored.mean.shape[2:] != (shape.in_channels, shape.latent_px, shape.latent_px):
+            raise InputError(f"the latents are of another base: {stored.mean.shape[2:]}", where=latents)
+        self.folder, self.mean, self.device = latents, stored.mean[0], next(model.dit.parameters()).device
+        self.row: Mapping[str, int] = {name: row for row, name in enumerate(stored.patch_ids)}
+
+    def of(self, patch_ids: list[str]) -> Tensor:
+        """``float32 (len(patch_ids), C, h, w)``, diffusion units, not mirrored."""
+        import torch
+
+        if missing := [name for name in patch_ids if name not in self.row]:
+            raise InputError(f"patch {missing[0]!r} has no latent", where=self.folder, mend="give the run's own latents")
+        rows = [self.row[name] for name in patch_ids]
+        return torch.from_numpy(np.stack([self.mean[row] for row in rows]).astype(np.float32)).to(self.device)

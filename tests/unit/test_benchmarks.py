@@ -1,0 +1,181 @@
+"""The benchmarks run and what they compare is the same thing. No timing is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import finetune_step, gpu
+from benchmarks.decoders import SdDecoder, TinyDecoder
+from benchmarks.gpu_work import Cell
+from benchmarks.torch_alone import Fields, field
+from ddsr_core.diffusion.difffit import unfreeze
+from ddsr_core.diffusion.distributed import Alone
+from ddsr_core.diffusion.dit import DiTConfig
+from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.step import Run
+from ddsr_core.diffusion.training_set import TrainingSet, draw_batch
+
+ROOT = Path(__file__).resolve().parents[2]
+#: PyTorch and what it needs itself: the site-packages of a machine without any of ddsr's other dependencies.
+TORCH_ALONE = (
+    "torch", "torch-*", "torchgen", "functorch", "numpy", "numpy.libs", "numpy-*", "nvidia", "triton", "filelock", "sympy",
+    "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "typing_extensions.py",
+)  # fmt: skip
+SMALL = DiTConfig(latent_px=4, hidden=72, depth=2, heads=1)
+
+
+def tables_of(text: str) -> list[list[str]]:
+    """The Markdown tables, each a list of lines."""
+    blocks = [[line for line in block.splitlines() if line.startswith("|")] for block in text.split("\n\n")]
+    return [block for block in blocks if block]
+
+
+def assert_well_formed(table: list[str]) -> None:
+    assert len(table) > 2
+    assert set(table[1]) <= set("|-")
+    assert len({line.count("|") for line in table}) == 1
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_needs_nothing_but_torch(tmp_path: Path) -> None:
+    installed = Path(torch.__file__).parents[1]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for pattern in TORCH_ALONE:
+        for path in installed.glob(pattern):
+            (bare / path.name).symlink_to(path)
+    environment = {**os.environ, "PYTHONPATH": f"{bare}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-S", "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--no-compile"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "gpu.json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    tables = tables_of(done.stdout)
+    assert len(tables) == 2
+    for table in tables:
+        assert_well_formed(table)
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert results["stand_ins"] == ["pydantic", "safetensors"]
+    assert [row["name"] for row in results["train"]] == [gpu.name_of(cell) for cell in gpu.plan((2,), compiled=False)]
+    assert [(row["sampler"], row["images"]) for row in results["sample"]] == [("ancestral", 3)] * 2
+    assert all(row["share"] > 0 for row in results["train"] + results["sample"])
+
+
+def test_no_gpu_is_said_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert "--device cpu --tiny" in capsys.readouterr().out
+
+
+def test_rows_that_fail_or_come_too_late_are_reported(tmp_path: Path) -> None:
+    report = gpu.Report(1000, tmp_path / "gpu.json")
+    report.facts = {
+        "machine": "m", "torch": "t", "matmul_bf16_tflop_s": 1.0, "matmul_size": 8,
+        "tflop_a_sample": dict.fromkeys(("forward", "train", "lsr", "sd_decode"), 1.0),
+    }  # fmt: skip
+
+    def too_large() -> gpu.Row:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def interrupted() -> gpu.Row:
+        raise gpu.OutOfTimeError
+
+    report.attempt("train", "large", 1, too_large)
+    report.attempt("train", "cut off", 1, interrupted)
+    report.attempt("sample", "late", 5000, too_large)
+    assert json.loads(report.out.read_text())["train"] == [{"name": "large", "failed": "out of memory"}]
+    text = gpu.tables(report.facts, report.rows, report.left_out)
+    assert "large: out of memory" in text
+    assert text.endswith("cut off; late.")
+    assert_well_formed(tables_of(text)[0])
+
+
+def test_every_way_to_train_is_planned_once() -> None:
+    cells = gpu.plan((8, 16, 32, 64), compiled=True)
+    assert len(cells) == len(set(cells)) == 32
+    assert cells[:4] == [Cell(batch, lsr, False, False) for batch in (8, 32) for lsr in (True, False)]
+    assert not any(cell.compiled for cell in cells[:16])
+
+
+def shapes(*modules: nn.Module) -> list[tuple[int, ...]]:
+    """Of all parameters, without dimensions of one: a linear layer may be written as a 1x1 convolution."""
+    return sorted(tuple(side for side in p.shape if side > 1) for module in modules for p in module.parameters())
+
+
+def test_decoders_are_those_of_diffusers() -> None:
+    with torch.device("meta"):
+        published = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+        sd, taesd, tiny, latent = SdDecoder(), AutoencoderTiny(), TinyDecoder(), torch.zeros(1, 4, 64, 64)
+        assert shapes(sd) == shapes(published.decoder, published.post_quant_conv)
+        assert shapes(tiny) == shapes(taesd.decoder)
+        counts = []
+        for call in (sd, lambda z: published.decode(z).sample, tiny, taesd.decoder):
+            with FlopCounterMode(display=False) as counter:
+                assert call(latent).shape == (1, 3, 512, 512)
+            counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+    assert counts[2] == counts[3]
+
+
+def test_stand_in_for_a_config_knows_its_fields() -> None:
+    class Config(Fields):
+        steps: int = field(3, ge=1)
+        name: str = field(description="no default")
+
+    assert (Config(name="a").steps, Config(name="a", steps=4).steps) == (3, 4)
+    with pytest.raises(TypeError, match="name"):
+        Config()
+    with pytest.raises(TypeError, match=r"step$"):
+        Config(name="a", step=4)
+
+
+def test_the_authors_step_has_our_loss() -> None:
+    """Same batch, same network, memories filled by a first batch: L_simple, vb, L_r and L_d add up to one loss."""
+    torch.manual_seed(0)
+    vae, dit = finetune_step.small_vae(), finetune_step.random_dit(SMALL)
+    config = FinetuneConfig(
+        batch_size=6, precision="fp32", lsr_mode="off", minimax_last_step=999, gamma_blocks=1, memory_size=2, flip=False
+    )
+    latents = finetune_step.cached_posteriors(torch.rand(12, 3, 32, 32) * 2 - 1, vae)
+    data = TrainingSet(latents, torch.arange(12) % 3, torch.arange(3))
+    run = Run(finetune_step.make_base(dit, vae), config, {0: 0, 1: 1, 2: 2})
+    unfreeze(dit, 1)
+    authors = finetune_step.AuthorsStep(dit, vae, config, finetune_step.Stopwatch(lambda: 0.0))
+    for step in range(2):
+        batch = draw_batch(data, step=step, size=6, null_row=1000, label_dropout=0.1, flip=False, seed=0)
+        terms, x0_hat = run.calculation.terms(batch, batch.labels, batch.t, run.real, run.pseudo, Alone())
+        loss, theirs = authors.loss(batch.x0, batch.noise, batch.t, batch.y, batch.labels)
+        assert loss.item() == pytest.approx(sum(term.item() for term in terms.values()), rel=1e-5)
+        run.real.append(batch.x0, batch.labels)
+        run.pseudo.append(x0_hat, batch.labels)
+        authors.remember(batch.x0, theirs, batch.labels)
+    assert terms["r"].item() > 0
+
+
+def test_step_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        finetune_step.main(["--repeats", "2", "--batch-size", "2", "--hidden", "72", "--depth", "2", "--latent-px", "4"])
+    finally:
+        torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert "VAE encode" in out
+    (table,) = tables_of(out)
+    assert_well_formed(table)
+    assert [line.split(" | ")[0] for line in table[2:-1]] == [f"| {part}" for part in (*finetune_step.PARTS, "total")]
