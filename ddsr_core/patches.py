@@ -7,7 +7,6 @@ SamplingAug, BMVC 2021). Two passes: scores of all, then the accepted windows, c
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections import Counter
@@ -153,11 +152,11 @@ def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: 
 
 
 def _score_file(out: Path, index: int) -> Path:
-    return out / RESUME / "scores" / f"{index:08d}.npz"
+    return out / RESUME / "scores" / f"{index:08d}.json"
 
 
 def _score_photo(config: PatchesConfig, photo: Photo) -> bytes:
-    """An npz: ``digest``, ``reason`` (empty if used), and the fields of `Windows`."""
+    """JSON: ``digest``, ``reason`` (empty if used), and the fields of `Windows` (its floats come back exactly)."""
     digest, reason, windows = (
         "",
         "",
@@ -175,9 +174,8 @@ def _score_photo(config: PatchesConfig, photo: Photo) -> bytes:
         reason = f"unreadable: {error.mend}" if error.what.startswith("not a readable") else error.what
     except OSError as error:
         reason = f"unreadable: {error.strerror}"
-    buffer = io.BytesIO()
-    np.savez(buffer, digest=digest, reason=reason, psnr_bic=windows.psnr_bic, y=windows.y, x=windows.x)
-    return buffer.getvalue()
+    columns = {name: getattr(windows, name).tolist() for name in ("psnr_bic", "y", "x")}
+    return json.dumps({"digest": digest, "reason": reason, **columns}, allow_nan=False).encode()
 
 
 def _gather(config: PatchesConfig, sources: list[Photo], out: Path) -> tuple[list[dict[str, str]], dict[str, np.ndarray]]:
@@ -186,19 +184,20 @@ def _gather(config: PatchesConfig, sources: list[Photo], out: Path) -> tuple[lis
     first_with: dict[str, str] = {}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("photo", "y", "x", "psnr_bic", "digest")}
     for index, photo in enumerate(sources):
-        with np.load(_score_file(out, index)) as stored:
-            digest, reason = str(stored["digest"]), str(stored["reason"])
-            if not reason and digest in first_with:
-                reason = f"duplicate: same content as {first_with[digest]}"
-            if reason:
-                skipped.append({"file": photo.name, "reason": reason})
-                continue
-            first_with[digest] = photo.name
-            windows = stored["psnr_bic"]
-            columns["photo"].append(np.full(len(windows), index, np.int32))
-            columns["digest"].append(np.full(len(windows), digest, object))  # one text a photo
-            for name in ("y", "x", "psnr_bic"):
-                columns[name].append(stored[name])
+        stored = json.loads(_score_file(out, index).read_bytes())
+        digest, reason = stored["digest"], stored["reason"]
+        if not reason and digest in first_with:
+            reason = f"duplicate: same content as {first_with[digest]}"
+        if reason:
+            skipped.append({"file": photo.name, "reason": reason})
+            continue
+        first_with[digest] = photo.name
+        count = len(stored["psnr_bic"])
+        columns["photo"].append(np.full(count, index, np.int32))
+        columns["digest"].append(np.full(count, digest, object))  # one text a photo
+        columns["psnr_bic"].append(np.array(stored["psnr_bic"], np.float32))
+        for name in ("y", "x"):
+            columns[name].append(np.array(stored[name], np.int32))
     if not first_with:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(s["reason"].split(":")[0] for s in skipped).items())
         raise InputError(

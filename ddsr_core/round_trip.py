@@ -6,6 +6,7 @@ Toeplitz matrix; cut into blocks of `LR_BLOCK` it becomes small dense products, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import cache
 
@@ -20,6 +21,7 @@ STRIP_PX = SCALE * LR_BLOCK
 #: Pixels beside an image that the kernels reach: half of 16 HR taps, less the half step; half of 4 LR taps.
 HR_MARGIN_PX = 6
 LR_MARGIN_PX = 2
+_kept = threading.local()
 
 
 def squared_error_sums(image: np.ndarray, kernel: Kernel, cell_px: int) -> np.ndarray:
@@ -51,12 +53,21 @@ def squared_error_sums(image: np.ndarray, kernel: Kernel, cell_px: int) -> np.nd
     return np.concatenate(sums) / 255**2
 
 
+def _buffer(name: str, rows: int, columns: int) -> np.ndarray:
+    """An array that a thread keeps from photo to photo: pages fresh from the system would cost a tenth of the time."""
+    kept: np.ndarray | None = getattr(_kept, name, None)
+    if kept is None or kept.size < rows * columns:
+        kept = np.empty(rows * columns, np.float32)
+        setattr(_kept, name, kept)
+    return kept[: rows * columns].reshape(rows, columns)
+
+
 def _padded_luma(image: np.ndarray, kernel: Kernel) -> np.ndarray:
     """Luma in [0, 255], ``float32 (H + 12, W + 12)``, with the margins that the kernel sees beyond the borders."""
     import cv2
 
     height, width = image.shape[:2]
-    luma = np.empty((height + 2 * HR_MARGIN_PX, width + 2 * HR_MARGIN_PX), np.float32)
+    luma = _buffer("luma", height + 2 * HR_MARGIN_PX, width + 2 * HR_MARGIN_PX)
     inside = luma[HR_MARGIN_PX:-HR_MARGIN_PX, HR_MARGIN_PX:-HR_MARGIN_PX]
     weights = np.array([[0.299, 0.587, 0.114]], np.float32)
     for start in range(0, height, STRIP_PX):
@@ -69,7 +80,7 @@ def _down(luma: np.ndarray, kernel: Kernel) -> np.ndarray:
     """``(H + 12, W + 12)`` to the LR image with margins, ``(H/4 + 4, W/4 + 4)``."""
     down = _matrices(kernel)[0]
     height, width = ((side - 2 * HR_MARGIN_PX) // SCALE for side in luma.shape)
-    short = np.empty((height, luma.shape[1]), np.float32)
+    short = _buffer("short", height, luma.shape[1])
     for start, count in _blocks(height):
         near = luma[start * SCALE : (start + count) * SCALE + 2 * HR_MARGIN_PX]
         np.matmul(_part(down, count, len(near)), near, out=short[start : start + count])
@@ -85,7 +96,7 @@ def _down(luma: np.ndarray, kernel: Kernel) -> np.ndarray:
 def _widen(low: np.ndarray, up: np.ndarray) -> np.ndarray:
     """``(h + 4, w + 4)`` enlarged along its rows to ``(h + 4, 4 * w)``."""
     width = low.shape[1] - 2 * LR_MARGIN_PX
-    wide = np.empty((len(low), width * SCALE), np.float32)
+    wide = _buffer("wide", len(low), width * SCALE)
     for start, count in _blocks(width):
         near = low[:, start : start + count + 2 * LR_MARGIN_PX]
         np.matmul(near, _part(up, count * SCALE, near.shape[1]).T, out=wide[:, start * SCALE : (start + count) * SCALE])

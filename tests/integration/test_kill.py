@@ -16,7 +16,7 @@ SETTINGS = (
 )  # fmt: skip
 #: What must have appeared in the stage's partial folder before the kill.
 MOMENTS = (
-    ("patches", "resume/scores/*.npz"),
+    ("patches", "resume/scores/*.json"),
     ("finetune", "resume/checkpoint.pt"),
     ("sample", "resume/candidates/*.png"),
     ("train-sr", "resume/checkpoint.pt"),
