@@ -99,7 +99,7 @@ def upscale(
                     raise
                 done.skipped[source] = error.what
                 continue
-            write_atomically(target, encode_png(sr, picture.icc_profile))
+            write_atomically(target, encode_png(sr, icc_profile=picture.icc_profile))
             done.written.append(target)
     if jobs and not done.written:
         source, reason = next(iter(done.skipped.items()))
@@ -144,9 +144,7 @@ def _check_scale(scale: int, expected: int | None, name: str, weights: Path) -> 
     if scale == 1:
         raise InputError(f"{name} keeps the size (x1)", where=weights, mend="name weights of a network that enlarges")
     if expected not in (None, scale):
-        raise InputError(
-            f"the weights enlarge x{scale}, not x{expected}", where=weights, mend=f"name x{expected} weights"
-        )
+        raise InputError(f"the weights enlarge x{scale}, not x{expected}", where=weights, mend=f"name x{expected} weights")
 
 
 def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Path, Path], list[Path]]:

@@ -55,10 +55,7 @@ def transforms(m: int, r: int) -> Transforms:
 def fits(conv: nn.Conv2d) -> bool:
     """Whether `WinogradConv2d` can stand for a convolution, and gains."""
     return (
-        _is_plain(conv)
-        and conv.kernel_size[0] in _KERNELS
-        and conv.stride == (1, 1)
-        and conv.in_channels >= _LEAST_CHANNELS
+        _is_plain(conv) and conv.kernel_size[0] in _KERNELS and conv.stride == (1, 1) and conv.in_channels >= _LEAST_CHANNELS
     )
 
 

@@ -234,7 +234,12 @@ def hit_srf_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     Windows of 8 and less leave no trace in the weights: where two or more lead a group they are taken for 4 and 8.
     """
     first = "layers.0.residual_group.blocks.0."
-    needed = ("conv_first.weight", first + "correlation.spatial_linear.weight", first + "mlp.dwconv.weight", "upsample.0.weight")
+    needed = (
+        "conv_first.weight",
+        first + "correlation.spatial_linear.weight",
+        first + "mlp.dwconv.weight",
+        "upsample.0.weight",
+    )
     if not all(name in state for name in needed):
         return None
     embed = state["conv_first.weight"].shape[0]
@@ -246,7 +251,9 @@ def hit_srf_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         sizes[0] = BASE_WINDOW // 2
     return {
         "embed": embed,
-        "heads": [state[f"layers.{i}.residual_group.blocks.0.correlation.pos.pos3.2.weight"].shape[0] for i in range(groups)],
+        "heads": [
+            state[f"layers.{i}.residual_group.blocks.0.correlation.pos.pos3.2.weight"].shape[0] for i in range(groups)
+        ],
         "window_px": sizes,
         "mlp_ratio": state[first + "mlp.fc1.weight"].shape[0] / embed,
         "scale": round((state["upsample.0.weight"].shape[0] / 3) ** 0.5),
