@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class DdsrError(Exception):
     """Base of every error that a user can cause or mend.
@@ -20,6 +23,10 @@ class DdsrError(Exception):
         if mend:
             lines.append(f"  mend:  {mend}")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come back whole from other processes."""
+        return partial(type(self), where=self.where, mend=self.mend), (self.what,)
 
 
 class ConfigError(DdsrError):

@@ -13,9 +13,10 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ddsr_core.pipeline import PipelineConfig, SourceName, merge
+from ddsr_core.sr.train import TrainSRConfig
 
 #: What every variant is compared with, seed by seed.
 REFERENCE = "random"
@@ -33,17 +34,34 @@ class Variant:
 
     Attributes:
         source: ``distilled``, or what the networks are trained on instead.
+        images: size of the set; None for the config's ``sample.count``, or where it is all there is.
     """
 
     name: str
     meaning: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     source: SourceName = "distilled"
+    images: int | None = None
 
     def config(self, base: PipelineConfig, seed: int) -> PipelineConfig:
         """The config of this variant and seed."""
-        seeded = {"finetune": {"seed": seed}, "sample": {"seed": seed}, "sr": {"seeds": (seed,)}}
+        seeded: dict[str, Any] = {"finetune": {"seed": seed}, "sample": {"seed": seed}, "sr": {"seeds": (seed,)}}
+        if self.images is not None:
+            seeded["sample"]["count"] = self.images
         return PipelineConfig.model_validate(merge(merge(base.model_dump(), self.changes), seeded))
+
+
+@dataclass(frozen=True)
+class Network:
+    """An SR network of an experiment: what tables call it, its architecture, and fields of its recipe that differ."""
+
+    name: str
+    arch: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, base: PipelineConfig, seed: int) -> TrainSRConfig:
+        """The config of its training stage."""
+        return TrainSRConfig.model_validate(merge(base.sr.recipe(self.arch, seed).model_dump(), self.recipe))
 
 
 _AS_DRAWN = {"oversample": 1, "max_cosine": 1.0}
@@ -68,19 +86,37 @@ BASELINES = (
 
 @dataclass(frozen=True)
 class Design:
-    """An experiment: the name of its files, its distilled sets (at least one), and what they are measured against."""
+    """An experiment: its training sets, its networks, and how its table is laid out.
+
+    Attributes:
+        name: of the command's choice and of the files.
+        distilled: at least one.
+        baselines: what the distilled sets are measured against.
+        networks: none for those of the config, ``sr.archs``.
+        columns: what the columns of its tables are; None for one row a training set and network.
+        metrics: what its tables and plots show.
+        title, notes: stand above the tables and below them.
+    """
 
     name: str
     distilled: tuple[Variant, ...]
     baselines: tuple[Variant, ...]
+    networks: tuple[Network, ...] = ()
+    columns: Literal["images", "iterations"] | None = None
+    metrics: tuple[str, ...] = ("psnr_y", "ssim_y", "lpips")
+    title: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         return (*self.distilled, *self.baselines)
 
+    def networks_of(self, config: PipelineConfig) -> tuple[Network, ...]:
+        """Its networks, or those of a config."""
+        return self.networks or tuple(Network(arch, arch) for arch in config.sr.archs)
 
-#: A further experiment is one more entry: its variants may change any field, ``sample.count`` included.
-DESIGNS = {design.name: design for design in (Design("ablation", ABLATION, BASELINES),)}
+
+ABLATION_DESIGN = Design("ablation", ABLATION, BASELINES)
 
 
 @dataclass(frozen=True)
@@ -88,15 +124,20 @@ class Cell:
     """One SR network of an experiment.
 
     Attributes:
+        network: what the tables call it.
         metrics: means over the test photos, such as ``psnr_y``.
+        images: size of its training set; None if that is all photos or all accepted patches.
+        iterations: of its training.
         facts: of its training set, such as ``psnr_bic_mean``; empty where there are none.
     """
 
     variant: str
-    arch: str
+    network: str
     seed: int
     metrics: Mapping[str, float]
     facts: Mapping[str, float] = field(default_factory=dict)
+    images: int | None = None
+    iterations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,15 +162,15 @@ def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     ``difference`` is that of PSNR-Y to random crops, taken seed by seed; None where no seed has both.
     """
     cells = list(cells)
-    reference = {(cell.arch, cell.seed): cell.metrics["psnr_y"] for cell in cells if cell.variant == REFERENCE}
+    reference = {(cell.network, cell.seed): cell.metrics["psnr_y"] for cell in cells if cell.variant == REFERENCE}
     rows = []
-    for variant, arch in dict.fromkeys((cell.variant, cell.arch) for cell in cells):
-        mine = [cell for cell in cells if (cell.variant, cell.arch) == (variant, arch)]
-        paired = [c.metrics["psnr_y"] - reference[arch, c.seed] for c in mine if (arch, c.seed) in reference]
+    for variant, network in dict.fromkeys((cell.variant, cell.network) for cell in cells):
+        mine = [cell for cell in cells if (cell.variant, cell.network) == (variant, network)]
+        paired = [c.metrics["psnr_y"] - reference[network, c.seed] for c in mine if (network, c.seed) in reference]
         rows.append(
             {
                 "variant": variant,
-                "arch": arch,
+                "network": network,
                 "seeds": len(mine),
                 "metrics": {name: Spread.of([cell.metrics[name] for cell in mine]) for name in mine[0].metrics},
                 "facts": {name: Spread.of([cell.facts[name] for cell in mine]) for name in mine[0].facts},
@@ -158,7 +199,7 @@ def as_markdown(cells: Iterable[Cell], bicubic: Mapping[str, float], variants: S
         known = [row["metrics"][name].text(digits) for name, _, digits in measured]
         facts = [row["facts"][name].text(digits) if name in row["facts"] else "" for name, _, digits in FACTS]
         against = difference.text(3) if difference and row["variant"] != REFERENCE else ""
-        lines.append(_line([row["variant"], row["arch"], str(row["seeds"]), *known, against, *facts]))
+        lines.append(_line([row["variant"], row["network"], str(row["seeds"]), *known, against, *facts]))
     lines += ["", "Mean ± sample standard deviation over seeds; differences are taken seed by seed.", ""]
     lines += [f"- `{variant.name}`: {variant.meaning}" for variant in variants]
     return "\n".join(lines) + "\n"
@@ -175,10 +216,10 @@ def as_csv(cells: Iterable[Cell]) -> str:
     facts = sorted({name for cell in cells for name in cell.facts})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["variant", "arch", "seed", *names, *facts])
+    writer.writerow(["variant", "network", "images", "iterations", "seed", *names, *facts])
     for cell in cells:
         values = [cell.metrics.get(name, "") for name in names] + [cell.facts.get(name, "") for name in facts]
-        writer.writerow([cell.variant, cell.arch, cell.seed, *values])
+        writer.writerow([cell.variant, cell.network, cell.images, cell.iterations, cell.seed, *values])
     return buffer.getvalue()
 
 

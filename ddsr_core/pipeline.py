@@ -26,7 +26,9 @@ from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")
 SCALES = Path(__file__).with_name("scales")
-SourceName = Literal["distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "full", "full-thresholded"]
+SourceName = Literal[
+    "distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "base", "full", "full-thresholded"
+]
 
 
 class SRConfig(StageConfig):
@@ -91,12 +93,12 @@ def preset_names() -> list[str]:
 
 
 def load_config(
-    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), scale: str = "full"
+    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), scale: str | None = None
 ) -> PipelineConfig:
     """A preset, with a TOML file's values over it, with ``field.path=value`` overrides over both.
 
     Args:
-        scale: of an experiment: ``full`` leaves the preset as it is, ``mini`` lays the small protocol over it.
+        scale: of an experiment, ``mini`` or ``paper``: its protocol is laid over the preset.
 
     Raises:
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
@@ -104,7 +106,7 @@ def load_config(
     if preset not in preset_names():
         raise ConfigError(f"no preset {preset!r}", where="--preset", mend=f"choose one of: {', '.join(preset_names())}")
     values = _read_toml(PRESETS / f"{preset}.toml")
-    if scale != "full":
+    if scale is not None:
         values = merge(values, _read_toml(SCALES / f"{scale}.toml"))
     if file is not None:
         values = merge(values, _read_toml(file))

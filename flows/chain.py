@@ -165,6 +165,9 @@ def data_source(
         return photo_source(photos)
     if name == "full-thresholded":
         return accepted
+    if name == "base":
+        untuned = config.finetune.model_copy(update={"steps": 0, "epochs": None})
+        return distill(chain, config.model_copy(update={"finetune": untuned}), photos)[0]
     if name in ("k-centre", "hdc", "loss-ranked"):
         return subset(chain, name, config, photos)
     crops = sources.CropsConfig(

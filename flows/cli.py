@@ -102,18 +102,21 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("experiment", type=click.Choice(["ablation"]))
+@click.argument("experiment", type=click.Choice(["ablation", "table1", "table2", "table3", "sources", "starts", "budget"]))
 @click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
 @click.option("--test", required=True, help="test photos")
-@click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
-@click.option("--scale", type=click.Choice(["mini", "full"]), default="mini", show_default=True,
-              help="mini: small networks and ddsr-tiny, about an hour on two cores; full: the preset as it is")  # fmt: skip
+@click.option("--preset", default=None, help="demo, released, paper or best; without it demo for mini, best for paper")
+@click.option("--scale", type=click.Choice(["mini", "paper"]), default="mini", show_default=True,
+              help="mini: small networks and few images, for two cores; paper: the paper's")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="how many seeds, from 0")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="networks that are trained at once")
 @run_options
-def reproduce(experiment: str, images: str, test: str, **options: Any) -> None:
-    """Measure what each part of the method is worth, at equal image budget and equal iterations.
+def reproduce(experiment: Any, images: str, test: str, **options: Any) -> None:
+    """Fill the paper's tables, or measure what each part of the method is worth.
 
-    Example: ddsr reproduce ablation --images photos/ --test B100/ --scale mini --seeds 3
+    Every training set of a column has as many images, every network as many iterations.
+
+    Example: ddsr reproduce table2 --images photos/ --test B100/ --scale mini --seeds 3
     """
     from flows.running import run_experiment
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddsr_core import evaluation
-from ddsr_core.experiments import Cell, Design, as_csv, as_json, as_markdown
+from ddsr_core.experiments import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.images import photo_source, read_image_set, read_rgb, save_png
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sheets import contact_sheet
 from ddsr_core.sr import train
+from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.store import Artifact, StageInput, Store, storage_errors, write_atomically, write_json
+from ddsr_core.table_plots import plot_metric
+from ddsr_core.table_text import tables_markdown
+from ddsr_core.tables import WHOLE
 from flows.chain import Build, Chain, data_source, distill
+from flows.device import resolve_device_lazily
+from flows.fan_out import FanOut, Work, as_source, fan_out
 from flows.runs import run_folder, start_run
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
@@ -39,22 +47,49 @@ class Experiment:
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, cell: Cell) -> None:
-        """Take a cell in and write the tables anew: what is known can be looked at while the rest is computed."""
+        """Take a cell in and write tables and plots anew: what is known can be looked at while the rest is computed."""
         self.cells.append(cell)
         with storage_errors(self.folder):
             for ending, text in (("md", self.markdown()), ("csv", as_csv(self.cells)), ("json", self.json())):
                 write_atomically(self.folder / f"{self.design.name}.{ending}", text.encode())
+            for metric in (name for name in self.design.metrics if self.design.columns and name in self.bicubic):
+                plot = plot_metric(self.cells, self.bicubic, self.design, metric)
+                write_atomically(self.folder / f"{self.design.name}-{metric}.svg", plot)
 
     def markdown(self) -> str:
+        if self.design.columns:
+            return tables_markdown(self.cells, self.bicubic, self.design, self.about)
         return as_markdown(self.cells, self.bicubic, self.design.variants, self.about)
 
     def json(self) -> str:
         return as_json(self.cells, self.bicubic, self.about)
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images that a variant's networks are trained on, and what is known of them."""
+
+    variant: Variant
+    data: StageInput
+    images: int | None
+    facts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A cell that is on its way, or not begun."""
+
+    trained_on: TrainingSet
+    network: Network
+    recipe: TrainSRConfig
+    inputs: dict[str, StageInput]
+    label: str
+    begun: Future[None] | None
+
+
 def measure(
     design: Design, config: PipelineConfig, photos: Path, test: Path, seeds: int, store: Store, name: str, build: Build,
-    log: Callable[[str], None], command: str,
+    log: Callable[[str], None], command: str, workers: int = 1, device: str = "auto",
 ) -> Experiment:  # fmt: skip
     """Measure every training set of a design (`ddsr_core.experiments`) with the same networks and iterations.
 
@@ -62,38 +97,82 @@ def measure(
         seeds: number of seeds, 0 … seeds - 1.
         log: takes a line when a stage begins and ends, and a line a finished cell.
         command: how the table was made; stands above it.
+        workers: networks that are trained at once.
+        device: of the workers.
     """
     start_run(store, name, config, photos, test)
     chain = Chain(build, log)
     tests = photo_source(test)
     bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
-    folder, archs = run_folder(store, name), config.sr.archs
-    total = len(design.variants) * len(archs) * seeds
-    experiment = Experiment(design, folder, describe(config, seeds, command), total, bicubic)
-    for seed in range(seeds):
-        for variant, data, facts in training_sets(chain, design, config, photos, seed):
-            if seed == 0 and isinstance(data, Artifact):
-                write_sheet(data, folder / f"sheet-{variant}.png")
-            for arch in archs:
-                label = f"{arch} {variant} seed {seed}"
-                weights = chain.add(train.STAGE, config.sr.recipe(arch, seed), label, data=data)
-                measured = chain.add(evaluation.STAGE, config.evaluate, label, weights=weights, test=tests)
-                cell = Cell(variant, arch, seed, metrics_of(measured), facts)
-                experiment.add(cell)
-                log(f"cell {len(experiment.cells)} of {experiment.total}: {label}: {cell.metrics['psnr_y']:.3f} dB")
+    folder, networks = run_folder(store, name), design.networks_of(config)
+    total = len(design.variants) * len(networks) * seeds
+    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic)
+    waiting: deque[Pending] = deque()
+    with fan_out(workers) as ahead:
+        for seed in range(seeds):
+            for trained_on in training_sets(chain, design, config, photos, seed):
+                if seed == 0 and isinstance(trained_on.data, Artifact):
+                    write_sheet(trained_on.data, folder / f"sheet-{sheet_name(trained_on)}.png")
+                for network in networks:
+                    waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests))
+                while waiting and (workers == 1 or (waiting[0].begun and waiting[0].begun.done())):
+                    finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
+        while waiting:
+            finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
     return experiment
 
 
-def training_sets(
-    chain: Chain, design: Design, config: PipelineConfig, photos: Path, seed: int
-) -> Iterator[tuple[str, StageInput, dict[str, float]]]:
-    """Every training set of one seed: the name of its variant, itself, and what is known of its images."""
+def begin(
+    ahead: FanOut, store: Store, device: str, config: PipelineConfig, trained_on: TrainingSet, network: Network,
+    seed: int, tests: StageInput,
+) -> Pending:  # fmt: skip
+    """Send a cell to a worker, where there are workers."""
+    recipe = network.config(config, seed)
+    inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
+    sources = {name: as_source(item) for name, item in inputs.items()}
+    work = Work(store.home, resolve_device_lazily(device), recipe, sources, config.evaluate, as_source(tests))
+    count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
+    label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
+    return Pending(trained_on, network, recipe, inputs, label, ahead.begin(work))
+
+
+def finish_cell(
+    experiment: Experiment,
+    chain: Chain,
+    cell: Pending,
+    config: PipelineConfig,
+    tests: StageInput,
+    log: Callable[[str], None],
+) -> None:
+    """Wait for a cell, or build it, and take it into the tables."""
+    if cell.begun:
+        cell.begun.result()  # what went wrong in a worker goes wrong here
+    weights = chain.add(train.STAGE, cell.recipe, cell.label, **cell.inputs)
+    measured = chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
+    variant, recipe = cell.trained_on.variant, cell.recipe
+    facts, images = cell.trained_on.facts, cell.trained_on.images
+    done = Cell(variant.name, cell.network.name, recipe.seed, metrics_of(measured), facts, images, recipe.iterations)
+    experiment.add(done)
+    log(f"cell {len(experiment.cells)} of {experiment.total}: {cell.label}: {done.metrics['psnr_y']:.3f} dB")
+
+
+def training_sets(chain: Chain, design: Design, config: PipelineConfig, photos: Path, seed: int) -> Iterator[TrainingSet]:
+    """Every training set of one seed."""
     for variant in design.distilled:
-        distilled, accepted = distill(chain, variant.config(config, seed), photos)
-        yield variant.name, distilled, facts_of(distilled)
-    for baseline in design.baselines:
-        data = data_source(chain, baseline.source, baseline.config(config, seed), photos, distilled, accepted)
-        yield baseline.name, data, facts_of(data) if isinstance(data, Artifact) else {}
+        seeded = variant.config(config, seed)
+        distilled, accepted = distill(chain, seeded, photos)
+        yield TrainingSet(variant, distilled, seeded.sample.count, facts_of(distilled))
+    for variant in design.baselines:
+        seeded = variant.config(config, seed)
+        data = data_source(chain, variant.source, seeded, photos, distilled, accepted)
+        images = None if variant.source in WHOLE else seeded.sample.count
+        yield TrainingSet(variant, data, images, facts_of(data) if isinstance(data, Artifact) else {})
+
+
+def sheet_name(trained_on: TrainingSet) -> str:
+    """Of a training set's contact sheet."""
+    variant = trained_on.variant
+    return variant.name if variant.images is None else f"{variant.name}-{variant.images}"
 
 
 def write_sheet(image_set: Artifact, path: Path) -> None:
@@ -116,13 +195,18 @@ def metrics_of(evaluated: Artifact) -> dict[str, float]:
     return {name: value for name, value in evaluated.manifest.counts["metrics"].items() if value is not None}
 
 
-def describe(config: PipelineConfig, seeds: int, command: str) -> str:
+def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -> str:
     """The line above a table: the command and what every cell has in common."""
-    recipes = [config.sr.recipe(arch, 0) for arch in config.sr.archs]
-    networks = ", ".join(f"{r.arch} ({r.iterations} iterations at batch {r.batch_size})" for r in recipes)
+    networks = []
+    for network in design.networks_of(config):
+        recipe = network.config(config, 0)
+        networks.append(
+            f"{network.name} (`{recipe.arch}`, {recipe.iterations} iterations at batch {recipe.plan.batch_size})"
+        )
+    counts = sorted({variant.images or config.sample.count for variant in design.variants if variant.source not in WHOLE})
     return (
-        f"`{command}`: {config.sample.count} images of {config.patches.patch_px} px a set, base `{config.base}`, "
-        f"{networks}, {seeds} seed{'s' if seeds > 1 else ''}."
+        f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px a set, base `{config.base}`, "
+        f"{', '.join(networks)}, {seeds} seed{'s' if seeds > 1 else ''}."
     )
 
 

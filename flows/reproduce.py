@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.experiments import DESIGNS
 from ddsr_core.pipeline import PipelineConfig, load_config
 from ddsr_core.store import Store
+from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
 from flows.experiment import finish, measure
 from flows.runs import fail_run, run_log
@@ -21,10 +21,12 @@ from flows.runs import fail_run, run_log
 def reproduce(
     images: Path,
     test: Path,
-    experiment: Literal["ablation"] = "ablation",
-    preset: str = "demo",
+    experiment: ExperimentName = "ablation",
+    scale: Scale = "mini",
+    preset: str | None = None,
     config: PipelineConfig | None = None,
     seeds: int = 3,
+    workers: int = 1,
     home: Path = Path("ddsr-home"),
     run: str | None = None,
     device: str = "auto",
@@ -36,18 +38,22 @@ def reproduce(
         images: training photos: a folder, Parquet with an image column, or a glob pattern.
         test: test photos.
         experiment: what is measured.
-        preset: demo, released, paper or best; ignored where `config` is given.
+        scale: mini for small networks and few images; paper for the paper's networks and numbers.
+        preset: demo, released, paper or best; ignored where `config` is given. Without it demo for mini, best for paper.
         config: every stage's config.
         seeds: how many seeds, from 0.
+        workers: networks that are trained at once.
         home: where artifacts and runs are kept.
         run: name of the run below `home/runs`; the experiment's name if not given.
         device: torch device; auto takes a GPU where there is one.
         command: how the run was started; stands above the table.
     """
-    config, store, name = config or load_config(preset), Store(home), run or experiment
+    config = config or load_config(preset or DEFAULT_PRESET[scale], scale=scale)
+    store, name = Store(home), run or experiment
     try:
         build, log = prefect_builder(store, device), run_log(store, name)
-        done = measure(DESIGNS[experiment], config, images, test, seeds, store, name, build, log, command)
+        design = design_of(experiment, scale)
+        done = measure(design, config, images, test, seeds, store, name, build, log, command, workers, device)
     except DdsrError as error:
         fail_run(store, name, str(error))
         raise

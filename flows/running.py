@@ -7,11 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddsr_core.errors import ConfigError, DdsrError
+
+if TYPE_CHECKING:
+    from ddsr_core.tables import ExperimentName, Scale
 
 DEFAULT_HOME = "ddsr-home"
 
@@ -127,12 +130,13 @@ def call_flow(entry: str, run: str, home: Path, progress: Any, arguments: dict[s
 
 def run_experiment(
     *,
-    experiment: str,
+    experiment: ExperimentName,
     images: Path,
     test: Path,
-    preset: str,
-    scale: str,
+    preset: str | None,
+    scale: Scale,
     seeds: int,
+    workers: int,
     file: Path | None,
     overrides: tuple[str, ...],
     name: str | None,
@@ -143,28 +147,28 @@ def run_experiment(
     command: str,
 ) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
-    from ddsr_core.experiments import DESIGNS
     from ddsr_core.pipeline import load_config
     from ddsr_core.store import Store
+    from ddsr_core.tables import DEFAULT_PRESET, design_of
     from flows.building import plain_builder
     from flows.console import progress_for
     from flows.experiment import finish, measure
     from flows.runs import fail_run, run_folder, run_log
 
-    config = load_config(preset, file, overrides, scale=scale)
+    config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
     store, run = Store(home_of(home)), name or experiment
     check_run_name(run)
     check_home(store.home)
     try:
         if no_prefect:
             build = plain_builder(store, device, progress_for())
-            design, log = DESIGNS[experiment], run_log(store, run)
-            done = measure(design, config, images, test, seeds, store, run, build, log, command)
+            design, log = design_of(experiment, scale), run_log(store, run)
+            done = measure(design, config, images, test, seeds, store, run, build, log, command, workers, device)
             facts = finish(store, run, done)
         else:
             arguments = {
-                "images": images, "test": test, "experiment": experiment, "config": config, "seeds": seeds,
-                "home": store.home, "run": run, "device": device, "command": command,
+                "images": images, "test": test, "experiment": experiment, "scale": scale, "config": config,
+                "seeds": seeds, "workers": workers, "home": store.home, "run": run, "device": device, "command": command,
             }  # fmt: skip
             facts = call_flow("flows.reproduce:reproduce", run, store.home, progress_for(), arguments)
     except KeyboardInterrupt:

@@ -47,6 +47,9 @@ class GanConfig(StageConfig):
     learning_rate: float | None = Field(
         None, gt=0, le=1, description="of both networks once there are two; None: the recipe's, 1e-4"
     )
+    discriminator: Literal["unet", "vgg"] | None = Field(
+        None, description="None: the recipe's; vgg wants crops of 128 or 256 px, unet takes any multiple of 8"
+    )
     discriminator_channels: int = Field(64, ge=1, le=512, description="of its first layer")
     trunk: Literal["any", "vgg19", "vgg16", "none"] = Field(
         "any",
@@ -56,7 +59,8 @@ class GanConfig(StageConfig):
 
     @property
     def published(self) -> GanRecipe:
-        return GAN_RECIPES[self.recipe]
+        recipe = GAN_RECIPES[self.recipe]
+        return recipe._replace(discriminator=self.discriminator or recipe.discriminator)
 
 
 @dataclass

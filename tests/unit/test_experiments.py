@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ddsr_core.experiments import ABLATION, BASELINES, DESIGNS, Cell, Spread, as_csv, as_json, as_markdown, summarize
+from ddsr_core.experiments import ABLATION, ABLATION_DESIGN, BASELINES, Cell, Spread, as_csv, as_json, as_markdown, summarize
 from ddsr_core.pipeline import load_config
 
 CELLS = [
@@ -81,7 +81,7 @@ def test_json_holds_every_cell():
 
 def test_a_baseline_has_the_seed_and_the_budget_of_the_distilled_sets():
     config = load_config("demo", scale="mini")
-    design = DESIGNS["ablation"]
+    design = ABLATION_DESIGN
     made = [variant.config(config, seed=7) for variant in design.variants]
     assert {c.sr.seeds for c in made} == {(7,)}
     assert {c.sample.count for c in made} == {config.sample.count}

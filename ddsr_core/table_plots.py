@@ -1,0 +1,51 @@
+"""Plots of an experiment: a metric against the number of images or iterations, a panel a network."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+from ddsr_core.experiments import Cell, Design
+from ddsr_core.table_text import METRICS, columns_of, rows_of
+
+PANEL_INCHES = (3.6, 3.2)
+
+
+def plot_metric(cells: Sequence[Cell], bicubic: Mapping[str, float], design: Design, metric: str) -> bytes:
+    """SVG of one metric; error bars are sample standard deviations over seeds.
+
+    The whole data and bicubic, which have no number of images, are horizontal lines. The same cells give the same bytes.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    networks = list(dict.fromkeys(cell.network for cell in cells))
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * len(networks), height), layout="constrained")
+    panels = figure.subplots(1, len(networks), squeeze=False)[0]
+    for panel, network in zip(panels, networks, strict=True):
+        rows = rows_of(cells, design, network, metric)
+        ticks = [column for column in columns_of(rows) if column is not None]
+        for number, row in enumerate(rows):
+            points = [(column, row.spread(column)) for column in ticks]
+            known = [(column, spread) for column, spread in points if spread]
+            whole = row.spread(None)
+            if known:
+                x, spreads = zip(*known, strict=True)
+                y, bars = [spread.mean for spread in spreads], [spread.deviation for spread in spreads]
+                panel.errorbar(x, y, yerr=bars, marker="o", markersize=4, capsize=3, color=f"C{number}", label=row.variant)
+            elif whole:
+                panel.axhline(whole.mean, linestyle="--", color=f"C{number}", label=row.variant)
+        panel.axhline(bicubic[metric], linestyle=":", color="grey", label="bicubic")
+        panel.set_title(network)
+        panel.set_xlabel("iterations" if design.columns == "iterations" else "training images")
+        panel.set_xscale("log")
+        panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        panel.xaxis.set_minor_locator(NullLocator())
+    panels[0].set_ylabel(METRICS[metric][0])
+    panels[-1].legend(fontsize=7)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "ddsr", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -1,0 +1,120 @@
+"""The paper's tables: which cells they have, how cells become tables and plots, and the paper's own figures."""
+
+import pickle
+from typing import get_args
+
+import pytest
+
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.experiments import Cell, Design, Variant
+from ddsr_core.pipeline import load_config
+from ddsr_core.table_plots import plot_metric
+from ddsr_core.table_text import columns_of, rows_of, tables_markdown
+from ddsr_core.tables import COUNTS, DEFAULT_PRESET, PAPER, ExperimentName, design_of, paper_cells
+
+DESIGN = Design(
+    "table2",
+    (Variant("distilled", "drawn", images=7), Variant("distilled", "drawn", images=70)),
+    (
+        *(Variant("random", "cut", source="random", images=count) for count in (7, 70)),
+        Variant("full", "everything", source="full"),
+    ),
+    columns="images",
+    metrics=("psnr_y",),
+    title="By hand",
+    notes=("A note.",),
+)
+VALUES = {
+    ("distilled", 7): (25.0, 25.2, 25.4), ("distilled", 70): (26.0, 26.2, 26.4), ("random", 7): (25.1, 25.1, 25.1),
+    ("random", 70): (26.5, 26.5, 26.8), ("full", None): (27.0, 27.0, 27.3),
+}  # fmt: skip
+CELLS = [
+    Cell(variant, "EDSR", seed, {"psnr_y": value}, {}, images, 1000)
+    for (variant, images), values in VALUES.items()
+    for seed, value in enumerate(values)
+]
+BICUBIC = {"psnr_y": 24.5}
+
+
+def test_a_table_has_a_column_a_number_of_images_and_the_whole_data_last():
+    rows = rows_of(CELLS, DESIGN, "EDSR", "psnr_y")
+    assert [row.variant for row in rows] == ["distilled", "random", "full"]
+    assert columns_of(rows) == [7, 70, None]
+    text = tables_markdown(CELLS, BICUBIC, DESIGN, "made by hand")
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table[0] == "| training set | 7 | 70 | all |"
+    assert table[2] == "| distilled | 25.200 ± 0.200 | 26.200 ± 0.200 |  |"
+    assert table[3].startswith("| *paper* | *25.03*") is False  # EDSR's PSNR is RGB there
+    assert "| full |  |  | 27.100 ± 0.173 |" in table
+    assert table[-1] == "| bicubic | 24.500 |  |  |"
+    assert len({line.count("|") for line in table}) == 1
+    assert text.startswith("# By hand\n\nmade by hand\n")
+    assert text.endswith("A note.\n")
+
+
+def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have():
+    without = [cell for cell in CELLS if not (cell.variant == "random" and cell.images == 70 and cell.seed == 2)]
+    text = tables_markdown(without, BICUBIC, DESIGN, "")
+    assert "| distilled - random | +0.100 ± 0.200 | -0.400 ± 0.141 |  |" in text
+
+
+def test_the_papers_cells_stand_under_ours_in_its_own_metric():
+    rgb = [Cell(c.variant, c.network, c.seed, {"psnr_rgb": 25.0}, {}, c.images, 1) for c in CELLS]
+    design = Design("table2", DESIGN.distilled, DESIGN.baselines, columns="images", metrics=("psnr_rgb",))
+    text = tables_markdown(rgb, {"psnr_rgb": 24.0}, design, "")
+    assert "| *paper* | *25.030* | *25.210* |  |" in text
+    assert "| *paper* |  |  | *25.720* |" in text
+
+
+def test_plots_are_the_same_bytes_for_the_same_cells_and_show_every_row():
+    first = plot_metric(CELLS, BICUBIC, DESIGN, "psnr_y")
+    assert first == plot_metric(CELLS, BICUBIC, DESIGN, "psnr_y")
+    assert first.startswith(b"<?xml")
+    fewer = plot_metric([cell for cell in CELLS if cell.variant != "full"], BICUBIC, DESIGN, "psnr_y")
+    assert len(fewer) < len(first)
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+@pytest.mark.parametrize("name", get_args(ExperimentName))
+def test_every_experiment_can_be_configured(name, scale):
+    config = load_config(DEFAULT_PRESET[scale], scale=scale)
+    design = design_of(name, scale)
+    assert design.distilled
+    for variant in design.variants:
+        assert variant.config(config, seed=3).sr.seeds == (3,)
+    for network in design.networks_of(config):
+        recipe = network.config(config, seed=3)
+        assert (recipe.arch, recipe.seed) == (network.arch, 3)
+        assert recipe.plan.lr_patch_px * 4 <= config.patches.patch_px  # a crop fits into an image
+
+
+def test_every_network_of_a_table_has_the_same_iterations_for_every_source():
+    config = load_config("best", scale="paper")
+    iterations = {n.name: n.config(config, 0).iterations for n in design_of("table2", "paper").networks}
+    assert iterations == {"EDSR": 100_000, "RCAN": 40_000, "SRFormer": 100_000, "HiT-SR": 100_000}
+
+
+def test_the_papers_grids_are_complete():
+    table1 = design_of("table1", "paper")
+    assert sorted(v.images for v in table1.distilled) == list(COUNTS["paper"])
+    assert [n.name for n in table1.networks] == ["RealSR", "Real-ESRGAN"]
+    for (table, network, source), metrics in PAPER.items():
+        design = design_of(table, "paper")
+        assert network in {n.name for n in design.networks}
+        assert source in {v.source for v in design.variants}
+        assert set(metrics) <= set(design.metrics)
+    assert paper_cells("table3", "Real-ESRGAN", "random", "ssim_y") == {140: 0.6068, 280: 0.6127, 420: 0.6164}
+    assert paper_cells("table2", "HiT-SR", "full", "psnr_y") == {None: 27.71}
+    assert paper_cells("table2", "HiT-SR", "random", "psnr_y") == {}
+
+
+def test_an_unknown_experiment_is_one_message():
+    with pytest.raises(ConfigError, match="no experiment 'table9'"):
+        design_of("table9", "mini")
+
+
+def test_errors_come_back_whole_from_other_processes():
+    error = pickle.loads(pickle.dumps(InputError("it broke", where="here", mend="mend it")))  # noqa: S301 - our own bytes
+    assert type(error) is InputError
+    assert (error.what, error.where, error.mend) == ("it broke", "here", "mend it")
+    assert str(error) == str(InputError("it broke", where="here", mend="mend it"))
