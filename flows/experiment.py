@@ -111,8 +111,8 @@ def measure(
     with fan_out(workers) as ahead:
         for seed in range(seeds):
             for trained_on in training_sets(chain, design, config, photos, seed):
-                if seed == 0 and isinstance(trained_on.data, Artifact):
-                    write_sheet(trained_on.data, folder / f"sheet-{sheet_name(trained_on)}.png")
+                if seed == 0 and trained_on.variant.source not in WHOLE:
+                    write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
                 for network in networks:
                     waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests))
                 while waiting and (workers == 1 or (waiting[0].begun and waiting[0].begun.done())):
@@ -175,11 +175,11 @@ def sheet_name(trained_on: TrainingSet) -> str:
     return variant.name if variant.images is None else f"{variant.name}-{variant.images}"
 
 
-def write_sheet(image_set: Artifact, path: Path) -> None:
+def write_sheet(image_set: Path, path: Path) -> None:
     """A contact sheet of a training set; of a large one, images at equal distances."""
-    rows = read_image_set(image_set.path)
+    rows = read_image_set(image_set)
     shown = rows[:: -(-len(rows) // SHEET_IMAGES)]
-    images = [read_rgb(image_set.path / row["file_name"]) for row in shown]
+    images = [read_rgb(image_set / row["file_name"]) for row in shown]
     with storage_errors(path):
         save_png(path, contact_sheet(images, SHEET_COLUMNS, SHEET_PX))
 
