@@ -74,6 +74,10 @@ class PipelineConfig(StageConfig):
     class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="only for finetune.row_start=clip_nearest")
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
+    judge: TrainSRConfig = Field(
+        TrainSRConfig(arch="edsr-small", iterations=1500, batch_size=16, lr_patch_px=16),
+        description="only for sample.sr_gain_share < 1: the SR network that candidates are judged by",
+    )
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ddsr_core.config import Runtime, StageConfig
-from ddsr_core.errors import InputError
+from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import encode_png, finish_image_set, image_set_name
+from ddsr_core.learnability import gains_of_files, most_learnable
 from ddsr_core.selection import Comparison, Scores, Select, choose, compare, random_score, score
-from ddsr_core.starts import StartLatents, starting_patches
+from ddsr_core.starts import StartLatents, StartOrder, starting_patches
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -47,8 +48,13 @@ class SampleConfig(StageConfig):
         1.0,
         gt=0,
         le=1,
-        description="1 begins at pure noise; less begins at real patches, nearest to their centroid first, noised to "
-        "strength * 1000: nearer to the data, and nearer to copies of it",
+        description="1 begins at pure noise; less begins at real patches, noised to strength * 1000: nearer to the data, "
+        "and nearer to copies of it",
+    )
+    start: StartOrder = Field(
+        "medoids",
+        description="which patches of a cluster a strength below 1 begins at: those nearest to its centroid, or those "
+        "spread over it (k-centre)",
     )
     weights: Literal["ema", "raw"] = Field("ema", description="averaged or last adapter weights")
     oversample: int = Field(4, ge=1, le=64, description="candidates an image; 1 keeps every sample")
@@ -56,6 +62,13 @@ class SampleConfig(StageConfig):
         "psnr_bic_and_coverage",
         description="what the choice among candidates follows: nothing, the PSNR_bic of the real patches, or that and "
         "how well the chosen cover the real patches in embedding space",
+    )
+    sr_gain_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the candidates that is left to choose from: those whose detail a small SR network, trained on "
+        "the accepted patches, restores best; 1: off",
     )
     max_cosine: float = Field(
         0.98, gt=0, le=1, description="candidates more similar than this to a training patch, by pixels, are refused; 1: off"
@@ -111,6 +124,7 @@ def run(
     weights: Path | None = None,
     vae: Path | None = None,
     latents: Path | None = None,
+    judge: Path | None = None,
 ) -> StageResult:
     """Draw the candidates, choose among them and write the distilled set.
 
@@ -118,26 +132,30 @@ def run(
         weights: open_clip weights file, where the embeddings were made with one.
         vae: VAE to use in place of the base's own.
         latents: artifact of the latents stage, wanted where ``strength`` is below 1.
+        judge: artifact of the train-sr stage, wanted where ``sr_gain_share`` is below 1.
 
     Raises:
+        ConfigError: ``judge`` is wanted and not given.
         InputError: the artifacts do not belong together; or too many candidates copy training patches.
     """
     sizes = json.loads((clusters / "summary.json").read_text())["sizes"]
     shares = images_per_label(config.count, sizes, config.allocation)
     labels = np.repeat(np.arange(len(shares)), [share * config.oversample for share in shares])
-    starts = starting_patches(labels, clusters) if config.strength < 1 else None
+    check_judge(config, judge)
+    starts = starting_patches(labels, clusters, config.start) if config.strength < 1 else None
     draw_candidates(config, labels, starts, adapter, base, vae, latents, out, runtime)
     paths = [_candidate(out, index) for index in range(len(labels))]
     compared = compare(paths, patches, clusters, embeddings, weights, runtime)
+    gains = gains_of_files(judge, paths, runtime) if judge and config.sr_gain_share < 1 else None
     chosen: list[int] = []
     scores: list[tuple[int, Scores, Scores]] = []
     for label, share in enumerate(shares):
         if share:
             candidates = np.flatnonzero(labels == label)
-            kept, reached, by_chance = _choose_of_label(config, label, candidates, share, compared)
+            kept, reached, by_chance = _choose_of_label(config, label, candidates, share, compared, gains)
             chosen += kept
             scores.append((share, reached, by_chance))
-    rows = [_row(config, index, int(labels[index]), starts, compared) for index in chosen]
+    rows = [_row(config, index, int(labels[index]), starts, compared, gains) for index in chosen]
     for position, index in enumerate(chosen):
         write_atomically(out / image_set_name(position), _candidate(out, index).read_bytes())
     _write_set(out, rows)
@@ -230,12 +248,22 @@ def _draw(config: SampleConfig, model: Base, rows: list[int], indices: list[int]
         return decode_pixels(model, latents, config.decode_tile_px)
 
 
+def check_judge(config: SampleConfig, judge: Path | None) -> None:
+    """A choice by SR gain needs the network, before anything is drawn."""
+    if config.sr_gain_share < 1 and judge is None:
+        raise ConfigError(
+            "a choice by SR gain needs an SR network",
+            where="sample.sr_gain_share",
+            mend="give an artifact of the train-sr stage as input `judge`, or set sample.sr_gain_share=1",
+        )
+
+
 def _candidate(out: Path, index: int) -> Path:
     return out / RESUME / "candidates" / f"{index:08d}.png"
 
 
 def _choose_of_label(
-    config: SampleConfig, label: int, candidates: np.ndarray, share: int, compared: Comparison
+    config: SampleConfig, label: int, candidates: np.ndarray, share: int, compared: Comparison, gains: np.ndarray | None
 ) -> tuple[list[int], Scores, Scores]:
     """The candidates to keep, their scores, and those of a random choice among the same."""
     allowed = candidates[~refused(config, compared)[candidates]]
@@ -246,6 +274,8 @@ def _choose_of_label(
             where="sample.max_cosine, sample.max_embedding_cosine",
             mend="raise sample.oversample or sample.strength, fine-tune for fewer steps, or raise the limit",
         )
+    if gains is not None:
+        allowed = allowed[most_learnable(gains[allowed], config.sr_gain_share, share)]
     psnr = compared.psnr_bic[allowed]
     target = compared.real_psnr_bic[compared.real_labels == label]
     similarity = compared.real_vectors[label] @ compared.vectors[allowed].T
@@ -260,7 +290,9 @@ def refused(config: SampleConfig, compared: Comparison) -> np.ndarray:
     return by_pixels | ((compared.by_embedding.cosine > config.max_embedding_cosine) & (config.max_embedding_cosine < 1))
 
 
-def _row(config: SampleConfig, index: int, label: int, starts: list[str] | None, compared: Comparison) -> dict[str, Any]:
+def _row(
+    config: SampleConfig, index: int, label: int, starts: list[str] | None, compared: Comparison, gains: np.ndarray | None
+) -> dict[str, Any]:
     return {
         "pseudo_label": label, "seed": config.seed, "index": index, "start_patch_id": starts[index] if starts else None,
         "psnr_bic": round(float(compared.psnr_bic[index]), 4),
@@ -268,6 +300,7 @@ def _row(config: SampleConfig, index: int, label: int, starts: list[str] | None,
         "max_cosine_to_train": round(float(compared.by_pixels.cosine[index]), 5),
         "nearest_patch_id_by_embedding": compared.by_embedding.patch_id[index],
         "max_embedding_cosine_to_train": round(float(compared.by_embedding.cosine[index]), 5),
+        "sr_gain_db": None if gains is None else round(float(gains[index]), 4),
     }  # fmt: skip
 
 
@@ -278,6 +311,7 @@ def _write_set(out: Path, rows: list[dict[str, Any]]) -> None:
         "pseudo_label": pa.int32(), "seed": pa.int64(), "index": pa.int64(), "start_patch_id": pa.string(),
         "psnr_bic": pa.float64(), "nearest_patch_id": pa.string(), "max_cosine_to_train": pa.float64(),
         "nearest_patch_id_by_embedding": pa.string(), "max_embedding_cosine_to_train": pa.float64(),
+        "sr_gain_db": pa.float64(),
     }  # fmt: skip
     finish_image_set(out, rows, fields)
 
@@ -319,4 +353,4 @@ def _mean_scores(scores: list[tuple[int, Scores]], suffix: str) -> dict[str, flo
     return {f"psnr_bic_wasserstein_db{suffix}": round(distance, 4), f"coverage{suffix}": round(coverage, 5)}
 
 
-STAGE = Stage("sample", version=2, run=run)
+STAGE = Stage("sample", version=3, run=run)

@@ -186,6 +186,20 @@ def _stored_vectors(embeddings: Path) -> Iterator[tuple[list[str], np.ndarray]]:
         yield batch["patch_id"].to_pylist(), unit_length(vectors)
 
 
+def farthest_first(vectors: np.ndarray, count: int, first: int) -> list[int]:
+    """Indices of ``count`` rows of ``(n, d)``: ``first``, then again and again the one farthest from all before.
+
+    The greedy choice of k-centre (Gonzalez 1985).
+    """
+    chosen = [first]
+    distance = np.full(len(vectors), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, np.linalg.norm(vectors - vectors[chosen[-1]], axis=1))
+        distance[chosen] = -1  # equal rows must not be taken twice
+        chosen.append(int(distance.argmax()))
+    return chosen
+
+
 def unit_length(vectors: np.ndarray) -> np.ndarray:
     """Rows of ``(n, d)`` scaled to length 1, ``float32``; embeddings are never zero."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)

@@ -1,44 +1,63 @@
-"""Mode-guided start: samples that begin at noised real patches, those nearest to their cluster's centroid first.
+"""Samples that begin at noised real patches: each cluster's modes, or patches that are spread over it.
 
-The patch nearest to a centroid is the cluster's medoid, its mode in embedding space.
+The patch nearest to a centroid is the cluster's medoid, its mode in embedding space. Medoids are typical and much alike:
+as training images they are worth less than patches drawn at random, and those less than k-centre ones (docs/method.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ddsr_core.errors import InputError
+from ddsr_core.selection import farthest_first
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ddsr_core.diffusion.base import Base
 
+StartOrder = Literal["medoids", "k-centre"]
 
-def starting_patches(labels: np.ndarray, clusters: Path) -> list[str]:
+
+def starting_patches(labels: np.ndarray, clusters: Path, order: StartOrder = "medoids") -> list[str]:
     """For each candidate the id of the patch that it begins at.
 
-    The j-th candidate of a pseudo-label begins at its j-th patch in order of distance to the centroid; after the last
-    the first again.
+    The j-th candidate of a pseudo-label begins at its j-th patch; after the last the first again.
 
     Args:
         labels: pseudo-labels of the candidates ``(n,)``.
+        clusters: artifact of the clusters stage.
+        order: ``medoids``: by distance to the centroid; ``k-centre``: the medoid, then always the patch whose embedding
+            is farthest from all before it (`selection.farthest_first`).
     """
     import pyarrow.parquet as pq
 
     table = pq.read_table(clusters / "labels.parquet", columns=["patch_id", "pseudo_label", "distance"])
     ids, of_patch, distances = (column.to_numpy() for column in table.columns)
+    vectors = _vectors(clusters, ids) if order == "k-centre" else None
     starts = np.empty(len(labels), object)
     for label in np.unique(labels):
         members = np.flatnonzero(of_patch == label)
-        nearest_first = ids[members[np.argsort(distances[members], kind="stable")]]
+        members = members[np.argsort(distances[members], kind="stable")]
         candidates = np.flatnonzero(labels == label)
-        starts[candidates] = nearest_first[np.arange(len(candidates)) % len(members)]
+        if vectors is not None:
+            wanted = min(len(candidates), len(members))
+            members = members[farthest_first(vectors[members], wanted, first=0)]
+        starts[candidates] = ids[members[np.arange(len(candidates)) % len(members)]]
     return [str(name) for name in starts]
+
+
+def _vectors(clusters: Path, ids: np.ndarray) -> np.ndarray:
+    """Embeddings of the patches, in the order of ``ids``."""
+    from ddsr_core.vector_table import read_table
+
+    table, vectors = read_table(clusters)
+    row = {name: index for index, name in enumerate(table["patch_id"].to_pylist())}
+    return vectors[[row[name] for name in ids]]
 
 
 class StartLatents:

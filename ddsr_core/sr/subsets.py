@@ -21,6 +21,7 @@ from ddsr_core import images
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import InputError
+from ddsr_core.selection import farthest_first
 from ddsr_core.store import Stage, StageResult, write_json
 
 if TYPE_CHECKING:
@@ -83,13 +84,7 @@ def by_k_centre(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Pat
 
 def k_centre(vectors: np.ndarray, count: int, seed: int) -> list[int]:
     """Indices of ``count`` rows of ``(n, d)``: a random one, then again and again the one farthest from all before."""
-    chosen = [int(np.random.default_rng(seed).integers(len(vectors)))]
-    distance = np.full(len(vectors), np.inf)
-    while len(chosen) < count:
-        distance = np.minimum(distance, np.linalg.norm(vectors - vectors[chosen[-1]], axis=1))
-        distance[chosen] = -1  # equal images must not be taken twice
-        chosen.append(int(distance.argmax()))
-    return chosen
+    return farthest_first(vectors, count, first=int(np.random.default_rng(seed).integers(len(vectors))))
 
 
 def by_hdc(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Path | None) -> list[int]:
