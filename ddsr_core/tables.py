@@ -167,7 +167,7 @@ def _starts() -> Design:
 
 
 MINI_NOTE = (
-    "The paper's cells are left out: there the photos are OST and OST300, the images have 512 px, the networks are full-size. "
+    "The paper's cells are left out: there the photos are OST and OST300, the images have 512 px, networks are full-size. "
     "Only the order of the rows can be compared."
 )
 NOTES: Mapping[str, tuple[str, ...]] = {
