@@ -22,12 +22,14 @@ from ddsr_core.latents import LatentsConfig
 from ddsr_core.patches import PatchesConfig
 from ddsr_core.sampling import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
+from ddsr_core.sr.gan import GanConfig
+from ddsr_core.sr.gsdd import GSDDConfig
 from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")
 SCALES = Path(__file__).with_name("scales")
 SourceName = Literal[
-    "distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "base", "full", "full-thresholded"
+    "distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "gsdd", "base", "full", "full-thresholded"
 ]
 
 
@@ -77,6 +79,11 @@ class PipelineConfig(StageConfig):
     judge: TrainSRConfig = Field(
         TrainSRConfig(arch="edsr-small", iterations=1500, batch_size=16, lr_patch_px=16),
         description="only for sample.sr_gain_share < 1: the SR network that candidates are judged by",
+    )
+    gsdd: GSDDConfig = Field(GSDDConfig(), description="the rival's recipe; count and seed are filled in")
+    gsdd_generator: TrainSRConfig = Field(
+        TrainSRConfig(arch="rrdbnet", iterations=20_000, gan=GanConfig(recipe="real-esrgan")),
+        description="the SR-GAN that gsdd inverts, trained on the accepted patches",
     )
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -14,7 +14,7 @@ from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
 from ddsr_core.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
-from ddsr_core.sr import sources, subsets, train
+from ddsr_core.sr import gsdd, sources, subsets, train
 from ddsr_core.store import Artifact, Stage, StageInput
 
 #: Random crops that k-centre, HDC and loss ranking choose from, for each image that they choose.
@@ -174,6 +174,8 @@ def data_source(
     if name == "base":
         untuned = config.finetune.model_copy(update={"steps": 0, "epochs": None})
         return distill(chain, config.model_copy(update={"finetune": untuned}), photos)[0]
+    if name == "gsdd":
+        return rival(chain, config, accepted)
     if name in ("k-centre", "hdc", "loss-ranked"):
         return subset(chain, name, config, photos)
     crops = sources.CropsConfig(
@@ -186,6 +188,16 @@ def data_source(
     if name == "random":
         return chain.add(sources.STAGE, crops, "random crops", photos=photo_source(photos))
     return chain.add(sources.STAGE, crops, "threshold crops", patches=accepted)
+
+
+def rival(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
+    """GSDD with the run's pseudo-labels for classes, and a generator trained on its accepted patches."""
+    labels = chain.named(clusters.STAGE.name)
+    assert labels is not None  # distilled sets come first
+    recipe = config.gsdd_generator
+    generator = chain.add(train.STAGE, recipe, "generator of gsdd", data=accepted, **train.trunk_input(recipe))
+    settings = config.gsdd.model_copy(update={"count": config.sample.count, "seed": config.sr.seeds[0]})
+    return chain.add(gsdd.STAGE, settings, "gsdd", patches=accepted, clusters=labels, generator=generator)
 
 
 def subset(chain: Chain, kind: str, config: PipelineConfig, photos: Path) -> Artifact:

@@ -21,6 +21,7 @@ from ddsr_core.evaluation import STAGE as EVALUATE
 from ddsr_core.latents import STAGE as LATENTS
 from ddsr_core.patches import STAGE as PATCHES
 from ddsr_core.sampling import STAGE as SAMPLE
+from ddsr_core.sr.gsdd import STAGE as GSDD
 from ddsr_core.sr.sources import STAGE as CROPS
 from ddsr_core.sr.subsets import STAGE as SUBSET
 from ddsr_core.sr.train import STAGE as TRAIN_SR
@@ -28,7 +29,7 @@ from ddsr_core.store import Artifact, Manifest, Source, Stage, StageInput, Store
 from tasks import progress
 
 #: Stages that want a GPU; their runs carry the tag ``gpu``, which a concurrency limit can count.
-GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset", "train-sr", "evaluate"})
+GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset", "gsdd", "train-sr", "evaluate"})
 
 
 class InputRef(BaseModel):
@@ -102,6 +103,7 @@ TASKS: dict[str, Task[..., Manifest]] = {
         SAMPLE,
         CROPS,
         SUBSET,
+        GSDD,
         TRAIN_SR,
         EVALUATE,
     )

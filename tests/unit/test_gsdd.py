@@ -1,0 +1,145 @@
+"""GSDD, our reading: what is matched, where it begins, and that a run cut off ends with the bytes of a whole one."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from interruption import Killed, digests, killing_after
+from tiny_base import write_clusters, write_patches
+from torch import nn
+
+from ddsr_core.bicubic import make_lr, upsample
+from ddsr_core.config import Runtime
+from ddsr_core.errors import ConfigError, InputError, TrainingError
+from ddsr_core.images import read_image_set, read_rgb, to_float, to_uint8
+from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.gsdd import GSDDConfig, augment, beginnings, features, invert, run
+from ddsr_core.sr.weights import save_weights
+
+CONFIG = GSDDConfig(count=7, steps=4, batch_real=4, seed=3)
+KWARGS = {"feat": 8, "blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("gsdd")
+    torch.manual_seed(0)
+    save_weights(home / "generator", build_network("edsr-small", KWARGS), "edsr-small", KWARGS, 4, {})
+    return {
+        "patches": write_patches(home / "patches", count=25),
+        "clusters": write_clusters(home / "clusters", 25, 3),
+        "generator": home / "generator",
+    }
+
+
+class Plain(nn.Module):
+    """Enlarges by bicubic after a feature map that is its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return upsample(x) + 0 * self.trunk(x).mean()
+
+
+def test_the_set_has_equal_shares_and_says_what_it_is(inputs: dict[str, Path], tmp_path: Path):
+    run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
+    rows = read_image_set(tmp_path)
+    assert [row["pseudo_label"] for row in rows] == [0, 0, 0, 1, 1, 2, 2]
+    assert read_rgb(tmp_path / rows[0]["file_name"]).shape == (16, 16, 3)
+    assert len({(tmp_path / row["file_name"]).read_bytes() for row in rows}) == 7
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["psnr_bic_mean"] == pytest.approx(np.mean([row["psnr_bic"] for row in rows]), abs=1e-3)
+    curve = [float(row["loss"]) for row in csv.DictReader((tmp_path / "curves.csv").open(newline=""))]
+    assert len(curve) == 4
+    assert summary["loss_first"] == pytest.approx(curve[0], abs=1e-5)
+    assert summary["loss_last"] == pytest.approx(curve[-1], abs=1e-5)
+
+
+def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(inputs: dict[str, Path], tmp_path: Path):
+    run(CONFIG, **inputs, out=tmp_path / "whole", runtime=Runtime())
+    with pytest.raises(Killed):
+        run(CONFIG, **inputs, out=tmp_path / "cut", runtime=killing_after("GSDD", 4))
+    run(CONFIG, **inputs, out=tmp_path / "cut", runtime=Runtime())
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_features_come_nearer_to_those_of_the_real_patches():
+    """Latents that begin dark, real patches that are bright: the images must become brighter."""
+    torch.manual_seed(0)
+    real = np.full((8, 16, 16, 3), 200, np.uint8)
+    config = GSDDConfig(steps=60, learning_rate=0.02, batch_real=8, regulariser=0.0, start="noise")
+    network = Plain().requires_grad_(False)
+    start = to_float(real * 0 + 40)
+    made, losses = invert(config, network, real, 2, 0, "cpu")
+    assert losses[-1] < 0.05 * losses[0]
+    assert abs(made.astype(float).mean() - 200) < abs(float(start.mean()) * 255 - 200) / 4
+
+
+def test_the_regulariser_keeps_latents_where_they_began():
+    torch.manual_seed(0)
+    real = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    network = Plain().requires_grad_(False)
+    moved = {}
+    for weight in (0.0, 1e6):
+        config = GSDDConfig(steps=20, batch_real=4, regulariser=weight)
+        made, _ = invert(config, network, real, 2, 0, "cpu")
+        first = to_uint8(network(beginnings(config, real, 2, 0)))
+        moved[weight] = np.abs(made.astype(float) - first).mean()
+    assert moved[1e6] < 0.5 * moved[0.0]
+
+
+def test_latents_begin_at_the_lr_of_different_patches_of_the_class():
+    real = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    begin = beginnings(GSDDConfig(), real, 4, 0)
+    every = make_lr(to_float(real))
+    found = [int((every - z).abs().amax((1, 2, 3)).argmin()) for z in begin]
+    assert len(set(found)) == 4
+    assert all(torch.equal(every[index], z) for index, z in zip(found, begin, strict=True))
+
+
+def test_the_augmentation_is_one_for_the_whole_batch():
+    image = torch.arange(64.0).view(1, 1, 8, 8).expand(2, 3, 8, 8)
+    crop = augment(image, np.array([0.0, 0.999]), 0)
+    assert torch.equal(crop, image[..., :4, 4:])
+    assert torch.equal(augment(image, np.array([0.0, 0.0]), 4), image[..., :4, :4].flip(3))
+    assert torch.equal(augment(image, np.array([0.0, 0.0]), 1), torch.rot90(image[..., :4, :4], 1, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("arch", "kwargs"),
+    [
+        ("edsr-small", KWARGS),
+        ("rcan-small", {"feat": 8, "groups": 1, "blocks": 1, "reduction": 2}),
+        ("rrdbnet-small", {"feat": 8, "blocks": 1, "grow": 4}),
+        ("srformer-small", {"embed": 8, "depths": [1], "heads": [2]}),
+    ],
+)
+def test_every_kind_of_network_has_features(arch: str, kwargs: dict[str, object]):
+    batch = torch.rand(2, 3, 16, 16, requires_grad=True)
+    found = features(build_network(arch, kwargs).eval(), batch)
+    assert found.ndim == 2
+    assert found.shape[0] == 2
+    found.sum().backward()
+    assert batch.grad is not None
+    assert batch.grad.abs().sum() > 0
+
+
+def test_what_cannot_be_used_is_one_message(inputs: dict[str, Path], tmp_path: Path):
+    other = write_clusters(tmp_path / "clusters", 24, 3)
+    with pytest.raises(InputError, match="do not belong together"):
+        run(CONFIG, **{**inputs, "clusters": other}, out=tmp_path / "a", runtime=Runtime())
+    with pytest.raises(TrainingError, match=r"loss of class 0 is (nan|inf)"):
+        invert(CONFIG, Broken(), np.zeros((4, 16, 16, 3), np.uint8), 2, 0, "cpu")
+    with pytest.raises(ConfigError, match="no feature map"):
+        features(nn.Identity(), torch.rand(1, 3, 8, 8))
+
+
+class Broken(Plain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.trunk(x * float("nan"))
+        return upsample(x)
