@@ -19,7 +19,7 @@ METRICS: Mapping[str, tuple[str, int]] = {
     "dists": ("DISTS (lower is better)", 4),
 }
 #: Rows of differences: the first less the second, seed by seed.
-PAIRS = (("distilled", "threshold"), ("distilled", "random"), ("distilled", "gsdd"))
+PAIRS = tuple((ours, other) for ours in ("distilled", "near") for other in ("threshold", "random", "gsdd"))
 WHOLE_COLUMN = "all"
 
 

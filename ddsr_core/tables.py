@@ -7,11 +7,11 @@ same tables with small networks and few images, for a machine without a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.experiments import ABLATION_DESIGN, Design, Network, Variant
-from ddsr_core.pipeline import SourceName
+from ddsr_core.pipeline import SourceName, merge
 
 Scale = Literal["mini", "paper"]
 ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "budget"]
@@ -25,8 +25,24 @@ COUNTS_1: Mapping[Scale, tuple[int, ...]] = {**COUNTS, "mini": (7, 70)}
 COUNTS_3: Mapping[Scale, tuple[int, ...]] = {"mini": (7, 70), "paper": (140, 280, 420)}
 BUDGETS: Mapping[Scale, tuple[int, ...]] = {"mini": (300, 1_000, 3_000), "paper": (10_000, 30_000, 100_000)}
 
+#: What moved the small set most (docs/results): a choice by SR gain, L_SR off, shares as large as the clusters.
+_BY_GAIN = {"oversample": 10, "sr_gain_share": 0.2, "allocation": "proportional"}
+#: Every one as it is drawn, begun at patches that are spread over their cluster; copies are not refused, as a weak start
+#: gives hardly anything else.
+_BEGUN = {
+    "start": "k-centre", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
+    "max_cosine": 1.0,
+}  # fmt: skip
+DISTILLED: Mapping[Scale, Mapping[str, Any]] = {
+    "mini": {"finetune": {"lsr_mode": "off"}, "sample": _BY_GAIN},
+    "paper": {},  # as the preset has it: nothing has been measured on DiT-XL yet
+}
+NEAR: Mapping[Scale, Mapping[str, Any]] = {
+    scale: merge(changes, {"sample": {**_BEGUN, "strength": 0.1}}) for scale, changes in DISTILLED.items()
+}
+
 MEANINGS: Mapping[SourceName, str] = {
-    "distilled": "images drawn by this method",
+    "distilled": "images drawn by this method, from pure noise",
     "gsdd": "inverted from an SR-GAN's generator, our reading of GSDD",
     "base": "images of the base model as it is",
     "threshold": "accepted patches, drawn at random",
@@ -37,11 +53,12 @@ MEANINGS: Mapping[SourceName, str] = {
     "full": "all photos, as many iterations",
     "full-thresholded": "all accepted patches, as many iterations",
 }
+NEAR_MEANING = "drawn from patches noised to t = 100: nearly copies of them"
 WHOLE: tuple[SourceName, ...] = ("full", "full-thresholded")
 
-#: In miniature one convolutional network and one transformer, so that the table takes about an hour.
+#: In miniature one convolutional network and one transformer (half the iterations: a step takes it longer).
 _PSNR_NETWORKS: Mapping[Scale, tuple[Network, ...]] = {
-    "mini": (Network("EDSR", "edsr-small"), Network("SRFormer", "srformer-small")),
+    "mini": (Network("EDSR", "edsr-small"), Network("SRFormer", "srformer-small", {"iterations": 500})),
     "paper": (
         Network("EDSR", "edsr"),
         Network("RCAN", "rcan"),
@@ -52,7 +69,7 @@ _PSNR_NETWORKS: Mapping[Scale, tuple[Network, ...]] = {
 #: RealSR's VGG-style discriminator wants crops of 128 px: for small patches the U-Net stands in for it. On a CPU a step
 #: against a discriminator takes ten times as long as one on L1: hence the small batch and budget.
 _SMALL_GAN = {"discriminator": "unet", "discriminator_channels": 16, "learning_rate": 2e-4}
-_SMALL_STEPS = {"learning_rate": 1e-3, "batch_size": 4, "iterations": 600}
+_SMALL_STEPS = {"learning_rate": 1e-3, "batch_size": 4, "iterations": 400}
 _REAL_ESRGAN: Mapping[Scale, Network] = {
     "mini": Network("Real-ESRGAN", "rrdbnet-small", {**_SMALL_STEPS, "gan": {"recipe": "real-esrgan", **_SMALL_GAN}}),
     "paper": Network("Real-ESRGAN", "rrdbnet", {"gan": {"recipe": "real-esrgan"}}),
@@ -73,21 +90,21 @@ def design_of(name: ExperimentName, scale: Scale) -> Design:
         case "ablation":
             return ABLATION_DESIGN
         case "table1":
-            return _grid(name, "Table I: GAN networks, distilled against GSDD", scale, ("distilled", "gsdd", "full"),
+            return _grid(name, "Table I: GAN networks, distilled against GSDD", scale, ("gsdd", "full"),
                          COUNTS_1, (_REALSR[scale], _REAL_ESRGAN[scale]), ("ssim_y", "lpips", "psnr_y"))  # fmt: skip
         case "table2":
-            return _grid(name, "Table II: networks trained on L1", scale, ("distilled", "threshold", "random", *WHOLE),
+            return _grid(name, "Table II: networks trained on L1", scale, ("threshold", "random", *WHOLE),
                          COUNTS, _PSNR_NETWORKS[scale], ("psnr_y", "psnr_rgb", "ssim_y", "lpips"))  # fmt: skip
         case "table3":
             return _grid(name, "Table III: Real-ESRGAN on distilled images and on crops", scale,
-                         ("random", "threshold", "distilled", *WHOLE), COUNTS_3, (_REAL_ESRGAN[scale],),
+                         ("random", "threshold", *WHOLE), COUNTS_3, (_REAL_ESRGAN[scale],),
                          ("ssim_y", "lpips", "psnr_y"))  # fmt: skip
         case "budget":
             return _budget(scale)
         case "sources":
-            return _sources()
+            return _sources(scale)
         case "starts":
-            return _starts()
+            return _starts(scale)
     raise ConfigError(f"no experiment {name!r}", where="experiment", mend="`ddsr reproduce --help` names them")
 
 
@@ -96,15 +113,23 @@ def _grid(
     networks: tuple[Network, ...], metrics: tuple[str, ...],
 ) -> Design:  # fmt: skip
     """Every source at every number of images; the whole data once."""
-    variants = tuple(
+    drawn = tuple(
+        Variant(kind, meaning, changes, images=count)
+        for kind, meaning, changes in (
+            ("distilled", MEANINGS["distilled"], DISTILLED[scale]),
+            ("near", NEAR_MEANING, NEAR[scale]),
+        )
+        for count in counts[scale]
+    )
+    others = tuple(
         Variant(source, MEANINGS[source], source=source, images=count)
         for source in sources
         for count in ((None,) if source in WHOLE else counts[scale])
     )
     return Design(
         name,
-        tuple(variant for variant in variants if variant.source == "distilled"),
-        tuple(variant for variant in variants if variant.source != "distilled"),
+        drawn,
+        others,
         networks,
         "images",
         metrics,
@@ -120,7 +145,7 @@ def _budget(scale: Scale) -> Design:
     sources: tuple[SourceName, ...] = ("threshold", "random", *WHOLE)
     return Design(
         "budget",
-        (Variant("distilled", MEANINGS["distilled"]),),
+        (Variant("distilled", MEANINGS["distilled"], DISTILLED[scale]), Variant("near", NEAR_MEANING, NEAR[scale])),
         tuple(Variant(source, MEANINGS[source], source=source) for source in sources),
         networks,
         "iterations",
@@ -129,14 +154,15 @@ def _budget(scale: Scale) -> Design:
     )
 
 
-def _sources() -> Design:
+def _sources(scale: Scale) -> Design:
     """Every source of training images at one number of images."""
     sources: tuple[SourceName, ...] = ("random", "threshold", "k-centre", "hdc", "loss-ranked", "gsdd", *WHOLE)
     return Design(
         "sources",
         (
             Variant("base", MEANINGS["base"], {"finetune": {"steps": 0, "epochs": None}}),
-            Variant("distilled", MEANINGS["distilled"]),
+            Variant("distilled", MEANINGS["distilled"], DISTILLED[scale]),
+            Variant("near", NEAR_MEANING, NEAR[scale]),
         ),
         tuple(Variant(source, MEANINGS[source], source=source) for source in sources),
         title="Sources of training images",
@@ -146,18 +172,15 @@ def _sources() -> Design:
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 1.0)
 
 
-def _starts() -> Design:
-    """From real patches to pure noise: what of a distilled set's worth is lost on the way?
-
-    Copies are not refused here, as the weakest starts are nothing else.
-    """
+def _starts(scale: Scale) -> Design:
+    """From real patches to pure noise: what of a set's worth is lost on the way?"""
     return Design(
         "starts",
         tuple(
             Variant(
                 f"strength-{strength}",
                 f"drawn from patches noised to t = {strength * 1000:.0f}" if strength < 1 else "drawn from pure noise",
-                {"sample": {"strength": strength, "max_cosine": 1.0}},
+                merge(DISTILLED[scale], {"sample": {**_BEGUN, "strength": strength}}),
             )
             for strength in STRENGTHS
         ),

@@ -7,14 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ddsr_core.errors import InputError
+from ddsr_core.experiments import Design, Network, Variant
 from ddsr_core.images import read_rgb
+from ddsr_core.pipeline import load_config
+from ddsr_core.progress import silent
+from ddsr_core.store import Store
+from flows.building import plain_builder
+from flows.experiment import measure
 from tests.integration.commands import ROOT, TINY, make_photos
 
 
-def reproduce(photos: Path, home: Path, experiment: str = "ablation", *more: str) -> subprocess.CompletedProcess[str]:
+def reproduce(photos: Path, home: Path) -> subprocess.CompletedProcess[str]:
     command = [
-        sys.executable, "-m", "flows.cli", "reproduce", experiment, "--images", str(photos), "--test", str(photos),
-        "--home", str(home), "--seeds", "1", "--no-prefect", *more,
+        sys.executable, "-m", "flows.cli", "reproduce", "ablation", "--images", str(photos), "--test", str(photos),
+        "--home", str(home), "--seeds", "1", "--no-prefect",
     ]  # fmt: skip
     for text in TINY:
         if not text.startswith("sample.oversample"):
@@ -54,24 +63,59 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert builds > 20
 
 
+SMALL = Design(
+    "small",
+    tuple(Variant("distilled", "drawn", images=count) for count in (2, 3)),
+    (
+        *(Variant("random", "cut", source="random", images=count) for count in (2, 3)),
+        Variant("gsdd", "inverted", {"gsdd": {"steps": 1}}, source="gsdd", images=2),
+        Variant("full-thresholded", "all accepted patches", source="full-thresholded"),
+    ),
+    (Network("EDSR", "edsr-small"), Network("SRFormer", "srformer-small", {"arch_kwargs": {"embed": 8, "heads": [2, 2]}})),
+    "images",
+    title="A small table",
+)
+GENERATOR = ("gsdd_generator.arch=edsr-small", "gsdd_generator.iterations=1", "gsdd_generator.batch_size=2",
+             "gsdd_generator.lr_patch_px=8", "gsdd_generator.gan=null")  # fmt: skip
+
+
 def test_a_table_is_filled_by_two_workers_as_by_one(tmp_path: Path):
     photos = make_photos(tmp_path / "photos", count=3)
-    first = reproduce(photos, tmp_path / "home", "table2", "--workers", "2")
-    assert first.returncode == 0, first.stderr
-    folder = tmp_path / "home/runs/table2"
-    rows = list(csv.DictReader((folder / "table2.csv").open(newline="")))
-    sets = [(source, count) for source in ("distilled", "threshold", "random") for count in ("7", "28", "70")]
-    sets += [("full", ""), ("full-thresholded", "")]
-    assert {(row["network"], row["variant"], row["images"]) for row in rows} == {
-        (network, *pair) for network in ("EDSR", "SRFormer") for pair in sets
-    }
-    assert len(rows) == 22
-    table = (folder / "table2.md").read_text()
-    assert "| training set | 7 | 28 | 70 | all |" in table
-    assert {path.name for path in folder.glob("*.svg")} == {f"table2-{m}.svg" for m in ("psnr_y", "psnr_rgb", "ssim_y")}
-    made = {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")}
-    second = reproduce(photos, tmp_path / "home", "table2")
-    assert second.returncode == 0, second.stderr
-    assert {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")} == made
-    again = (folder / "table2.md").read_text()
-    assert again.replace("--workers 1", "--workers 2") == table
+    config, store = load_config("demo", None, [*TINY, *GENERATOR]), Store(tmp_path / "home")
+
+    def table(workers: int) -> str:
+        build = plain_builder(store, "cpu", silent)
+        done = measure(SMALL, config, photos, photos, 1, store, "small", build, lambda _: None, "by hand", workers, "cpu")
+        return done.markdown()
+
+    first = table(workers=2)
+    folder = tmp_path / "home/runs/small"
+    rows = list(csv.DictReader((folder / "small.csv").open(newline="")))
+    sets = [
+        ("distilled", "2"),
+        ("distilled", "3"),
+        ("random", "2"),
+        ("random", "3"),
+        ("gsdd", "2"),
+        ("full-thresholded", ""),
+    ]
+    assert [(row["variant"], row["images"], row["network"]) for row in rows] == [
+        (*pair, network) for pair in sets for network in ("EDSR", "SRFormer")
+    ]
+    assert (folder / "small.md").read_text() == first
+    assert "| training set | 2 | 3 | all |" in first
+    assert {path.name for path in folder.glob("*.svg")} == {"small-psnr_y.svg", "small-ssim_y.svg"}
+    assert {path.name for path in folder.glob("sheet-*")} == {f"sheet-{name}-{n}.png" for name, n in sets if n}
+    made = {path.stat().st_mtime_ns for path in store.home.glob("artifacts/*/*/manifest.json")}
+    assert table(workers=1) == first
+    assert {path.stat().st_mtime_ns for path in store.home.glob("artifacts/*/*/manifest.json")} == made
+
+
+def test_what_goes_wrong_in_a_worker_is_the_commands_message(tmp_path: Path):
+    photos = make_photos(tmp_path / "photos", count=3)
+    config, store = load_config("demo", None, TINY), Store(tmp_path / "home")
+    too_large = Design("bad", SMALL.distilled[:1], (), (Network("EDSR", "edsr-small", {"lr_patch_px": 64}),), "images")
+    build = plain_builder(store, "cpu", silent)
+    with pytest.raises(InputError, match="nothing to train on") as caught:
+        measure(too_large, config, photos, photos, 1, store, "bad", build, lambda _: None, "", 2, "cpu")
+    assert "lr_patch_px" in str(caught.value.mend)
