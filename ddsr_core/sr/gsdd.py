@@ -7,8 +7,9 @@ a regulariser of weight 0.1. What we took where nothing is written:
 - The latent of an image is the generator's input ``z``, an LR image ``(3, h, w)``, and the image is ``G(z)``. It begins at
   the LR of a real patch of its class, or at noise around their mean.
 - Features are those of the generator's own trunk, of the HR images themselves (it is fully convolutional): the last feature
-  map at its input's resolution, averaged over a 4 x 4 grid. Distribution matching (Zhao & Bilen 2023): the mean over the
-  set's images of a class comes near the mean over real ones, in squared distance.
+  map at its input's resolution, averaged over a 4 x 4 grid, each of the averages in units of its deviation over real
+  patches, so that the two terms of the loss weigh the same for every network. Distribution matching (Zhao & Bilen 2023):
+  the mean over the set's images of a class comes near the mean over real ones, in squared distance.
 - The augmentation is a crop of half the side and one of eight turns, the same for real and synthetic images of a step.
 - The regulariser holds ``z`` near its beginning, in mean squared distance.
 - Classes are the pseudo-labels, as there are no labels. The generator is trained here, on the accepted patches.
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 GRID = 4
 #: Real patches of a class that its mean is taken over, at most: as many as fit into memory at 512 px.
 POOL = 512
+#: Real patches that the features' deviations are taken over, at most.
+SCALE_SAMPLE = 64
 
 
 class GSDDConfig(StageConfig):
@@ -121,6 +124,7 @@ def invert(
     import torch
 
     begin = beginnings(config, real, share, label).to(device)
+    unit = deviations(network, images.to_float(real[:SCALE_SAMPLE]).to(device))
     z = begin.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([z], lr=config.learning_rate)
     losses = np.empty(config.steps)
@@ -132,7 +136,7 @@ def invert(
         with torch.no_grad():
             target = features(network, augment(batch, corner, turn)).mean(0)
         mean = features(network, augment(network(z), corner, turn)).mean(0)
-        loss = (mean - target).square().sum() + config.regulariser * (z - begin).square().mean()
+        loss = ((mean - target) / unit).square().mean() + config.regulariser * (z - begin).square().mean()
         losses[step] = loss.item()
         if not np.isfinite(losses[step]):
             raise TrainingError(
@@ -148,6 +152,16 @@ def invert(
     with torch.no_grad():
         made = torch.cat([network(part) for part in z.split(config.batch_real)])
     return images.to_uint8(made), losses
+
+
+def deviations(network: nn.Module, real: Tensor) -> Tensor:
+    """Sample deviation of each feature over real patches, ``(C * GRID**2,)``; 1 for those that hardly vary."""
+    import torch
+
+    with torch.no_grad():
+        found = features(network, augment(real, np.array([0.5, 0.5]), 0))
+    spread = found.std(0) if len(found) > 1 else torch.zeros_like(found[0])
+    return torch.where(spread > 1e-6, spread, torch.ones_like(spread))
 
 
 def beginnings(config: GSDDConfig, real: np.ndarray, share: int, label: int) -> Tensor:
@@ -268,4 +282,4 @@ def _save(out: Path, index: int, image: np.ndarray, label: int) -> dict[str, obj
     return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(images.to_float(image))), 4)}
 
 
-STAGE = Stage("gsdd", version=1, run=run)
+STAGE = Stage("gsdd", version=2, run=run)
