@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +16,8 @@ from ddsr_core.config import Runtime
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.store import Source, StageInput, Store
+
+PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ def fan_out(workers: int) -> Iterator[FanOut]:
     if workers == 1:
         yield FanOut(None)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_share_cores, initargs=(workers,))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(workers, os.getpid())
+    )
     try:
         yield FanOut(pool)
     except BaseException:
@@ -72,9 +79,15 @@ def fan_out(workers: int) -> Iterator[FanOut]:
     pool.shutdown()
 
 
-def _share_cores(workers: int) -> None:
-    import os
-
+def _begin_worker(workers: int, parent: int) -> None:
+    """Take a share of the cores, and end when the command that started it has ended, however it did."""
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)  # nobody waits for what it does; what it has begun goes on in the next run

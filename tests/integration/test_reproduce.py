@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,26 @@ def test_what_goes_wrong_in_a_worker_is_the_commands_message(tmp_path: Path):
     with pytest.raises(InputError, match="nothing to train on") as caught:
         measure(too_large, config, photos, photos, 1, store, "bad", build, lambda _: None, "", 2, "cpu")
     assert "lr_patch_px" in str(caught.value.mend)
+
+
+def test_workers_end_with_the_command_that_started_them(tmp_path: Path):
+    program = (
+        "import os, sys, time\nfrom flows.fan_out import fan_out\n"
+        "if __name__ == '__main__':\n"
+        "    with fan_out(2) as ahead:\n"
+        "        pids = {ahead.pool.submit(os.getpid).result() for _ in range(8)}\n"
+        "        print(*pids, flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(text) for text in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+    assert workers
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < limit, "workers are still there a minute after the command was killed"
+        time.sleep(0.2)
