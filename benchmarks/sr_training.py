@@ -11,7 +11,6 @@ they would decode while the other side is timed, and on a CPU the cores have not
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import statistics
 import tempfile
@@ -27,17 +26,17 @@ from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.bicubic import make_lr
 from ddsr_core.images import find_images, read_rgb, save_png, to_float, to_uint8
 from ddsr_core.sr import train as ours_module
-from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
+from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.data import batches, pack_pairs
 from ddsr_core.sr.state import new_state
 from ddsr_core.sr.train import TrainSRConfig, train_step
 
 SUB_IMAGE_PX = 480
 PARTS = ("data", "forward and backward", "optimiser", "EMA")
-#: BasicSR's options of a network, and the name and arguments that ours has.
-NETWORKS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
-    "edsr": ({"type": "EDSR", "num_feat": 64, "num_block": 16}, "edsr", {}),
-    "rcan": ({"type": "RCAN", "num_feat": 64, "num_group": 10, "num_block": 20}, "rcan", {}),
+#: BasicSR's options of the networks that we have by the same name.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "edsr": {"type": "EDSR", "num_feat": 64, "num_block": 16},
+    "rcan": {"type": "RCAN", "num_feat": 64, "num_group": 10, "num_block": 20},
 }
 Clock = Callable[[], float]
 
@@ -168,12 +167,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
 
-    theirs, arch, kwargs = copy.deepcopy(NETWORKS[arguments.network])
-    if arch not in ARCHITECTURES:  # then the very class of the other side
-        import_basicsr("archs.rcan_arch")
-        arch, kwargs = "basicsr.archs.rcan_arch:RCAN", {"num_in_ch": 3, "num_out_ch": 3, "num_block": 20}
     config = TrainSRConfig(
-        arch=arch, arch_kwargs=kwargs, iterations=10**6, batch_size=arguments.batch, lr_patch_px=arguments.patch,
+        arch=arguments.network, iterations=10**6, batch_size=arguments.batch, lr_patch_px=arguments.patch,
         precision=arguments.precision, compile=arguments.compile,
     )  # fmt: skip
     watches = {"ddsr": Watch(clock), "BasicSR": Watch(clock)}
@@ -182,13 +177,13 @@ def main() -> None:
         write_sub_images(arguments.photos, folder / "data", count=2 * arguments.batch)
         steps = {
             "ddsr": ddsr_step(config, folder / "data", folder / "packed", watches["ddsr"]),
-            "BasicSR": basicsr_step(theirs, folder / "data", arguments, watches["BasicSR"]),
+            "BasicSR": basicsr_step(NETWORKS[arguments.network], folder / "data", arguments, watches["BasicSR"]),
         }
         for _ in range(1 + arguments.steps):
             for name, work in steps.items():
                 watches[name].step(work)
 
-    what = f"{arguments.network} ({arch}), batch {arguments.batch}, LR {arguments.patch} px, {arguments.threads} threads"
+    what = f"{arguments.network}, batch {arguments.batch}, LR {arguments.patch} px, {arguments.threads} threads"
     print(f"{what}; median ms of {arguments.steps} steps ({arguments.clock} time)\n")
     print("| part | ddsr | BasicSR | ratio |\n|---|---|---|---|")
     for part in (*PARTS, "step"):
