@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.architectures import ARCHITECTURES, build_network
 from ddsr_core.sr.onnx_export import CHECKED_PX, export_onnx
 
 TINY = {
@@ -56,6 +56,10 @@ def test_onnx_gives_what_pytorch_gives(arch, tmp_path, onnxruntime):
         with torch.no_grad():
             sr = network(lr).numpy()
         np.testing.assert_allclose(session.run(["sr"], {"lr": lr.numpy()})[0], sr, rtol=0, atol=1e-5)
+
+
+def test_no_network_is_left_out():
+    assert set(TINY) == {name for name in ARCHITECTURES if name.endswith("-small")}
 
 
 def test_the_file_says_nothing_of_this_machine(tmp_path, onnxruntime):
