@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -33,6 +33,26 @@ class Group(click.Group):
             ctx.exit(1)
         except BrokenPipeError:
             ctx.exit(1)
+
+
+class SourceType(click.ParamType):
+    """A `ddsr_core.pipeline.SourceName`; the names are looked up when they are needed, as that import takes a second."""
+
+    name = "source"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(self.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self.names():
+            self.fail(f"{value!r} is not one of {', '.join(self.names())}.", param, ctx)
+        return value
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        from ddsr_core.pipeline import SourceName
+
+        return get_args(SourceName)
 
 
 def home_option(function: F) -> F:
@@ -142,30 +162,33 @@ def as_typed(context: click.Context) -> str:
 @cli.command("train-sr")
 @click.option("--data", required=True, help="folder of HR images, an image set, a patches artifact, or Parquet")
 @click.option("--arch", default="edsr-small", show_default=True, help="network; an unknown name lists them all")
-@click.option("--source", type=click.Choice(["distilled", "random", "threshold", "full"]), default="full", show_default=True,
-              help="distilled and full train on DATA as it is; random and threshold on crops of it")  # fmt: skip
-@click.option("--budget", type=click.IntRange(1), default=70, show_default=True, help="crops, for random and threshold")
+@click.option("--source", type=SourceType(), default="full", show_default=True,
+              help="random, threshold, k-centre, hdc, loss-ranked and full-thresholded cut crops out of DATA; "
+                   "the others train on DATA as it is")  # fmt: skip
+@click.option("--budget", type=click.IntRange(1), default=70, show_default=True, help="crops that are chosen")
 @click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True, help="size of those crops")
+@click.option("--embeddings", type=click.Choice(["vgg16", "open_clip"]), default="vgg16", show_default=True,
+              help="features that k-centre and hdc compare crops by")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="optimiser steps")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. batch_size=8")
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, iterations: int, overrides: tuple[str, ...],
-             home: Path | None, device: str, as_json: bool) -> None:  # fmt: skip
+def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embeddings: str, iterations: int,
+             overrides: tuple[str, ...], home: Path | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on any folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
     from ddsr_core.images import photo_source
     from ddsr_core.store import Store
-    from flows.single import train_one
+    from flows.single import Crops, train_one
 
     check_home(home_of(home))
+    crops = Crops(source, budget, patch_px, embeddings)
     artifact, cached = train_one(
-        Store(home_of(home)), photo_source(data), arch=arch, source=source, budget=budget, patch_px=patch_px,
-        iterations=iterations, overrides=overrides, device=device,
-    )  # fmt: skip
+        Store(home_of(home)), photo_source(data), crops, arch=arch, iterations=iterations, overrides=overrides, device=device
+    )
     facts = {"weights": artifact.path / "weights.safetensors", "cached": cached, **artifact.manifest.counts}
     if as_json:
         click.echo(json.dumps(facts, indent=2, default=str))
@@ -298,7 +321,7 @@ def show(run: str, home: Path | None, as_json: bool) -> None:
 @click.option("--vae", default=None, help="VAE, if it is not the base's own")
 @home_option
 def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: Path | None) -> None:
-    """Write a run's fine-tuned model, DiffFit folded in, for use without ddsr.
+    """Write a run's fine-tuned diffusion model, DiffFit folded in, for use without ddsr.
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
@@ -308,6 +331,25 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
     folder = export_model(Store(home_of(home)), source, out, kind, weights, base, vae)
     click.echo(f"Model: {folder}")
     click.echo((folder / "README.md").read_text().splitlines()[-1])
+
+
+@cli.command("export-sr")
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
+def export_sr(weights: Path, output: Path) -> None:
+    """Write an SR network as ONNX, for images of any size, and compare its images with PyTorch's.
+
+    WEIGHTS is a train-sr folder or a weights file. For programs that read PyTorch's files nothing is to be exported:
+    weights.pth and weights.safetensors in the folder have the names of the networks' authors.
+
+    Example: ddsr export-sr ddsr-home/artifacts/train-sr/KEY x4.onnx
+    """
+    from flows.single import export_network
+
+    network, differences = export_network(weights, output)
+    click.echo(f"{network.name} x{network.scale}: {output}")
+    for (height, width), difference in differences.items():
+        click.echo(f"  LR of {height}x{width} px: largest difference between onnxruntime and PyTorch {difference:.1e}")
 
 
 @cli.command()

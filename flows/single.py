@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,16 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import photo_source
 from ddsr_core.pipeline import merge, parse_override
-from ddsr_core.store import Artifact, Source, Store, sha256_of
+from ddsr_core.store import Artifact, Source, Store, sha256_of, storage_errors
 from flows.console import progress_for
 from flows.device import resolve_device_lazily
 
 if TYPE_CHECKING:
     from ddsr_core.evaluation import EvaluateConfig
+    from ddsr_core.sr.weights import LoadedNetwork
 
 
-def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str]) -> Any:
+def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str] = ()) -> Any:
     """A stage config from values and ``field=value`` texts.
 
     Raises:
@@ -37,26 +39,67 @@ def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: I
         raise ConfigError(f"{field}: {first['msg']}", where="--set", mend=known) from error
 
 
+@dataclass(frozen=True)
+class Crops:
+    """What of a data set a network is trained on.
+
+    Attributes:
+        source: a `ddsr_core.pipeline.SourceName`.
+        budget: number of crops, where they are chosen.
+        patch_px: height and width of crops, pixels.
+        embeddings: features that k-centre and HDC compare crops by, ``vgg16`` or ``open_clip``.
+    """
+
+    source: str
+    budget: int
+    patch_px: int
+    embeddings: str
+
+
 def train_one(
-    store: Store, data: Source, *, arch: str, source: str, budget: int, patch_px: int, iterations: int,
-    overrides: Iterable[str], device: str,
-) -> tuple[Artifact, bool]:  # fmt: skip
+    store: Store, data: Source, crops: Crops, *, arch: str, iterations: int, overrides: Iterable[str], device: str
+) -> tuple[Artifact, bool]:
     """Train one network on ``data`` as it is, or on crops of it."""
-    from ddsr_core import patches
-    from ddsr_core.sr import sources, train
+    from ddsr_core.sr import train
 
     runtime = Runtime(device=resolve_device_lazily(device), progress=progress_for())
     config = with_overrides(train.TrainSRConfig, {"arch": arch, "iterations": iterations, "lr_patch_px": 16}, overrides)
-    images: Artifact | Source = data
-    if source == "random":
-        crops = sources.CropsConfig(kind="random", count=budget, patch_px=patch_px)
-        images, _ = store.build(sources.STAGE, crops, {"photos": data}, runtime)
-    elif source == "threshold":
-        windows = patches.PatchesConfig(patch_px=patch_px, stride_px=max(4, patch_px // 2 // 4 * 4))
-        accepted, _ = store.build(patches.STAGE, windows, {"photos": data}, runtime)
-        crops = sources.CropsConfig(kind="threshold", count=budget, patch_px=patch_px)
-        images, _ = store.build(sources.STAGE, crops, {"patches": accepted}, runtime)
+    images = training_images(store, data, crops, runtime)
     return store.build(train.STAGE, config, {"data": images, **train.trunk_input(config)}, runtime)
+
+
+def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime) -> Artifact | Source:
+    """Crops of ``data``; or ``data`` itself, where the source is everything there is, or images that a model drew."""
+    from ddsr_core import patches
+    from ddsr_core.pipeline import PipelineConfig
+    from ddsr_core.sr import sources
+    from flows.chain import Chain, subset
+
+    def build(stage: Any, config: Any, inputs: Any, label: str = "") -> tuple[Artifact, bool]:
+        return store.build(stage, config, inputs, runtime)
+
+    chain = Chain(build, log=lambda line: None)
+    size = {"count": wanted.budget, "patch_px": wanted.patch_px}
+    match wanted.source:
+        case "random":
+            return chain.add(sources.STAGE, with_overrides(sources.CropsConfig, {"kind": "random", **size}), photos=data)
+        case "threshold" | "full-thresholded":
+            stride_px = max(4, wanted.patch_px // 2 // 4 * 4)
+            windows = with_overrides(patches.PatchesConfig, {"patch_px": wanted.patch_px, "stride_px": stride_px})
+            accepted = chain.add(patches.STAGE, windows, photos=data)
+            if wanted.source == "full-thresholded":
+                return accepted
+            return chain.add(
+                sources.STAGE, with_overrides(sources.CropsConfig, {"kind": "threshold", **size}), patches=accepted
+            )
+        case "k-centre" | "hdc" | "loss-ranked":
+            described = {"backend": wanted.embeddings, "image_px": min(224, max(32, wanted.patch_px))}
+            count, patch_px = {"count": wanted.budget}, {"patch_px": wanted.patch_px}
+            values = {"sample": count, "patches": patch_px, "embeddings": described, "finetune": {"row_start": None}}
+            config = with_overrides(PipelineConfig, values)
+            return subset(chain, wanted.source, config, data.path)
+        case _:
+            return data
 
 
 def evaluate_networks(
@@ -126,13 +169,33 @@ def adapter_of_run(store: Store, name: str) -> tuple[Path, str, str | None]:
     return Path(stages["finetune"]), config["base"], config.get("vae")
 
 
+def export_network(weights: Path, out: Path) -> tuple[LoadedNetwork, dict[tuple[int, int], float]]:
+    """Write an SR network as ONNX; returns it, and by image size how far the file's images are from PyTorch's.
+
+    Raises:
+        InputError: no such weights, or ``out`` is there already or no ``.onnx`` file.
+        ConfigError: the network cannot be written as ONNX.
+    """
+    from ddsr_core.sr.onnx_export import export_onnx
+    from ddsr_core.sr.weights import load_network
+
+    if out.suffix.lower() != ".onnx":
+        mend = "name a .onnx file; a train-sr folder has weights.pth and weights.safetensors for other programs"
+        raise InputError(f"{out.suffix or 'a file without suffix'} is not written here", where=out, mend=mend)
+    if out.exists():
+        raise InputError("the output is already there", where=out, mend="name another file, or remove this one")
+    network = load_network(weights.expanduser())
+    with storage_errors(out.parent):
+        return network, export_onnx(network.module, out.expanduser())
+
+
 def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
     """Train a base model into the folder ``out``; what is needed to continue lies in ``out/resume`` until it is done."""
     import shutil
 
     from ddsr_core.pretrain import PretrainConfig
     from ddsr_core.pretrain.wallpapers import fetch_wallpapers
-    from ddsr_core.store import RESUME, storage_errors
+    from ddsr_core.store import RESUME
 
     config = with_overrides(PretrainConfig, {}, overrides)
     runtime = Runtime(progress=progress_for())

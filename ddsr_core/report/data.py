@@ -7,18 +7,27 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddsr_core.errors import InputError
 from ddsr_core.images import read_image_set, read_rgb
+from ddsr_core.pipeline import SourceName
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips")
 FULL, RANDOM, DISTILLED = "full", "random", "distilled"
-#: Rows of a table stand in this order: the baselines, ours, the whole set; anything else between.
-SOURCE_ORDER = (RANDOM, "threshold", DISTILLED, FULL)
+#: Sources that are everything there is: they have no budget to be compared at.
+WHOLE = (FULL, "full-thresholded")
+_FIRST = (RANDOM, "threshold")
+#: Rows of a table stand in this order: the baselines, ours, the whole sets. A source of none of these names is a baseline.
+SOURCE_ORDER = (
+    *_FIRST,
+    *(name for name in get_args(SourceName) if name not in (*_FIRST, DISTILLED, *WHOLE)),
+    DISTILLED,
+    *WHOLE,
+)
 
 
 class Frozen(BaseModel):
@@ -41,8 +50,8 @@ class StageRecord(Frozen):
 class SrRecord(Frozen):
     """One SR network that was trained and measured.
 
-    ``source`` is ``distilled``, ``random``, ``threshold``, ``full`` or another data source; ``budget`` is the number of
-    training images (None: all). ``evaluate_path`` is an `evaluate` artifact, ``train_path`` a `train-sr` one.
+    ``source`` is one of `ddsr_core.pipeline.SourceName` or another data source; ``budget`` is the number of training
+    images (None: all). ``evaluate_path`` is an `evaluate` artifact, ``train_path`` a `train-sr` one.
     """
 
     arch: str
@@ -299,7 +308,8 @@ def _sr(record: SrRecord) -> SrResult:
 
 def source_rank(source: str) -> tuple[int, str]:
     """Place of a data source in a table."""
-    return (SOURCE_ORDER.index(source) * 2 if source in SOURCE_ORDER else 3), source
+    behind_baselines = 2 * SOURCE_ORDER.index(DISTILLED) - 1
+    return (2 * SOURCE_ORDER.index(source) if source in SOURCE_ORDER else behind_baselines), source
 
 
 def _table_order(result: SrResult) -> tuple[str, tuple[int, str], int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ddsr_core.report.data import FULL, METRICS, RANDOM, Frozen, Metrics, Report, SrResult, mean
+from ddsr_core.report.data import FULL, METRICS, RANDOM, WHOLE, Frozen, Metrics, Report, SrResult, mean
 
 
 class TableRow(Frozen):
@@ -68,8 +68,8 @@ def _gap(row: TableRow, source: str, rows: Iterable[TableRow]) -> float | None:
 
 
 def _best(row: TableRow, rows: Iterable[TableRow]) -> frozenset[str]:
-    rivals = [other for other in rows if other.arch == row.arch and other.source != FULL]
-    if row.source == FULL or len(rivals) < 2:
+    rivals = [other for other in rows if other.arch == row.arch and other.source not in WHOLE]
+    if row.source in WHOLE or len(rivals) < 2:
         return frozenset()
     leading = set()
     for metric in METRICS:

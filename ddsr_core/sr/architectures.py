@@ -67,13 +67,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "edsr-small": _edsr(232_963, feat=32, blocks=8),
     "edsr": _edsr(1_517_571, feat=64, blocks=16),
     "edsr-l": _edsr(43_089_923, feat=256, blocks=32, res_scale=0.1),
-    "rcan-small": _rcan(0, feat=32, groups=2, blocks=4, reduction=8),
+    "rcan-small": _rcan(253_795, feat=32, groups=2, blocks=4, reduction=8),
     "rcan": _rcan(15_592_355, feat=64, groups=10, blocks=20, reduction=16),
-    "rrdbnet-small": _rrdbnet(0, feat=32, blocks=1, grow=32),
+    "rrdbnet-small": _rrdbnet(453_955, feat=32, blocks=1, grow=32),
     "rrdbnet": _rrdbnet(16_697_987, feat=64, blocks=23, grow=32),
     "srformer-small": _srformer(77_528, embed=32, depths=[2, 2], heads=[2, 2], window=8),
     "srformer-light": _srformer(872_748, embed=60, depths=[6, 6, 6, 6], heads=[6, 6, 6, 6], window=16),
-    "hit-srf-small": _hit_srf(0, embed=40, heads=[4, 4], window_px=[4, 8, 24]),
+    "hit-srf-small": _hit_srf(142_080, embed=40, heads=[4, 4], window_px=[4, 8, 24]),
     "hit-srf": _hit_srf(866_420, embed=60, heads=[6, 6, 6, 6], window_px=[4, 8, 16, 32, 48, 64]),
 }
 

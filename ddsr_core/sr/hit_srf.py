@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsr_core.sr.srformer import RGB_MEAN, ConvFFN, unwindows, windows
+from ddsr_core.sr.srformer import RGB_MEAN, ConvFFN, reflect_to_multiple, unwindows, windows
 
 BASE_WINDOW = 8
 WINDOWS = (4, 8, 16, 32, 48, 64)
@@ -135,16 +135,6 @@ class Block(nn.Module):
         padded = reflect_to_multiple(reflect_to_multiple(x, 1, self.correlation.window), 2, self.correlation.window)
         x = x + self.norm1(self.correlation(padded)[:, :h, :w])
         return x + self.norm2(self.mlp(x))
-
-
-def reflect_to_multiple(x: Tensor, dim: int, multiple: int) -> Tensor:
-    """Continue x behind its end by reflection, back and forth if it is short, to a multiple of that length."""
-    size = x.shape[dim]
-    if not torch.compiler.is_exporting() and size % multiple == 0:  # exported, sizes are not known yet
-        return x
-    there_and_back = max(2 * size - 2, 1)
-    place = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device) % there_and_back
-    return x.index_select(dim, torch.minimum(place, there_and_back - place))
 
 
 class Blocks(nn.Module):

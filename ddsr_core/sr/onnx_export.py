@@ -15,20 +15,28 @@ if TYPE_CHECKING:
 OPSET = 18
 #: Traced at a size that is no multiple of anything, so that nothing in the file is true of that size alone.
 _TRACED = (2, 3, 17, 19)
+#: Heights and widths (LR pixels) at which a file is compared with the network: one that windows divide, one they do not.
+CHECKED_PX = ((16, 24), (23, 37))
+#: Largest difference that is rounding, as a share of the largest output (or of 1).
+TOLERANCE = 1e-4
 
 
-def export_onnx(network: nn.Module, path: Path) -> None:
+def export_onnx(network: nn.Module, path: Path) -> dict[tuple[int, int], float]:
     """Write a network as ONNX: input ``lr`` float32 ``(B, 3, h, w)`` in [0, 1], output ``sr``; any B, h and w.
 
     Sizes that the network pads are padded in the file too. The network itself is not changed. Weights are inside the
-    file.
+    file. Before it is written, onnxruntime runs it on images of random pixels of the sizes `CHECKED_PX`.
 
     Args:
         network: any module that maps one such batch to another, on any device.
         path: the file to write.
 
+    Returns:
+        For each size ``(h, w)`` the largest difference from PyTorch, in units of the output (1: black to white).
+
     Raises:
-        ConfigError: the packages for it are not installed, or the network cannot be exported with sizes left open.
+        ConfigError: the packages for it are not installed, the network cannot be exported with sizes left open, or the
+            file would give other images than PyTorch. Nothing is written.
     """
     import torch
 
@@ -39,7 +47,7 @@ def export_onnx(network: nn.Module, path: Path) -> None:
         with torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (torch.rand(_TRACED),),
+                (torch.rand(_TRACED, generator=torch.Generator().manual_seed(0)),),
                 input_names=["lr"],
                 output_names=["sr"],
                 dynamic_shapes=(open_sizes,),
@@ -56,14 +64,41 @@ def export_onnx(network: nn.Module, path: Path) -> None:
     assert program is not None  # what dynamo=True returns
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # where in which file of this machine each operation was traced
-    write_atomically(path, program.model_proto.SerializeToString(deterministic=True))
+    content = program.model_proto.SerializeToString(deterministic=True)
+    differences = _differences(module, content, path)
+    write_atomically(path, content)
+    return differences
+
+
+def _differences(module: nn.Module, content: bytes, path: Path) -> dict[tuple[int, int], float]:
+    """Largest difference between onnxruntime and PyTorch by size; an error where it is more than rounding."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = {}
+    for height, width in CHECKED_PX:
+        lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+        with torch.no_grad():
+            expected = module(lr.clone()).numpy()
+        (sr,) = session.run(["sr"], {"lr": lr.numpy()})
+        found[height, width] = difference = float(np.abs(sr - expected).max()) if sr.shape == expected.shape else np.inf
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):  # also where it is not a number
+            raise ConfigError(
+                f"as ONNX, {type(module).__name__} gives other images of {height}x{width} px than PyTorch: "
+                f"largest difference {difference:.2g}",
+                where=path,
+                mend="its forward must not decide by the size of the image, and its outputs must be finite",
+            )
+    return found
 
 
 def _need_packages() -> None:
     """Say which packages are missing, rather than fail somewhere inside torch."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"ONNX files need {' and '.join(missing)}, not installed",

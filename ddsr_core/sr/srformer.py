@@ -102,6 +102,16 @@ class PermutedAttention(nn.Module):
         return self.proj(unwindows(out, self.window, h, w))
 
 
+def reflect_to_multiple(x: Tensor, dim: int, multiple: int) -> Tensor:
+    """Continue x behind its end by reflection, back and forth if it is short, to a multiple of that length."""
+    size = x.shape[dim]
+    if not torch.compiler.is_exporting() and size % multiple == 0:  # exported, sizes are not known yet
+        return x
+    there_and_back = max(2 * size - 2, 1)
+    place = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device) % there_and_back
+    return x.index_select(dim, torch.minimum(place, there_and_back - place))
+
+
 class ConvFFN(nn.Module):
     """MLP with a residual 5x5 depthwise convolution between its layers (section 3.3 of the paper)."""
 
@@ -207,17 +217,12 @@ class SRFormer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        x = self.conv_first(self.pad(x) - self.mean)
+        padded = reflect_to_multiple(reflect_to_multiple(x, 2, self.window), 3, self.window)
+        x = self.conv_first(padded - self.mean)
         x = x + self.conv_after_body(self.body(x))
         with torch.autocast(x.device.type, enabled=False):
             x = self.upsample(x.to(self.conv_first.weight.dtype)) + self.mean
         return x[..., : height * self.scale, : width * self.scale]
-
-    def pad(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        bottom, right = -height % self.window, -width % self.window
-        mode = "reflect" if bottom < height and right < width else "replicate"  # reflection needs a larger image
-        return F.pad(x, (0, right, 0, bottom), mode=mode)
 
     def body(self, x: Tensor) -> Tensor:
         """The transformer: ``(B, C, H, W)`` to the same, H and W multiples of the window."""

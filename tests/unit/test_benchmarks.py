@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import finetune_step, gpu
+from benchmarks import finetune_step, gpu, hit_srf
 from benchmarks.decoders import SdDecoder, TinyDecoder
 from benchmarks.gpu_work import Cell
 from benchmarks.torch_alone import Fields, field
@@ -179,3 +179,17 @@ def test_step_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> 
     (table,) = tables_of(out)
     assert_well_formed(table)
     assert [line.split(" | ")[0] for line in table[2:-1]] == [f"| {part}" for part in (*finetune_step.PARTS, "total")]
+
+
+def test_hit_srf_benchmark_compares_equal_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        hit_srf.main(["--network", "hit-srf-small", "--patch", "24", "--steps", "1", "--threads", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    (table,) = tables_of(capsys.readouterr().out)
+    assert_well_formed(table)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    assert [row[0] for row in rows] == list(hit_srf.WAYS)
+    assert all(float(row[-1]) < 1e-5 for row in rows)
+    assert float(rows[2][-1]) > 0  # really computed otherwise

@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from ddsr_core.images import save_png
+from ddsr_core.pipeline import SourceName
 from flows.cli import cli
 
 
@@ -171,3 +173,64 @@ def test_unknown_weights_are_one_message(tmp_path: Path):
     folder = photos(tmp_path / "p", 1)
     for weights in (tmp_path / "w.pth", tmp_path / "none.pth"):
         assert_failed(ddsr("evaluate", "--weights", weights, "--test", folder, "--home", tmp_path / "home"), weights.name)
+
+
+def test_train_sr_knows_every_source(tmp_path: Path):
+    text = " ".join(ddsr("train-sr", "--help").output.split())
+    assert "|".join(get_args(SourceName)) in text.replace("| ", "|").replace(" |", "|").replace("- ", "-")
+    result = ddsr("train-sr", "--data", tmp_path, "--source", "k-center")
+    assert result.exit_code == 2
+    assert "k-centre" in result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "images"), [("random", 2), ("k-centre", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3), ("base", 3)]
+)
+def test_train_sr_on_a_source(tmp_path: Path, source: str, images: int):
+    """k-centre and HDC choose 2 of 40 crops; half of 3 x 9 windows pass the threshold; other sources are DATA."""
+    result = ddsr(
+        "train-sr", "--data", photos(tmp_path / "photos", side=64), "--source", source, "--budget", 2, "--patch-px", 32,
+        "--iterations", 1, "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
+        "--device", "cpu", "--json", "--home", tmp_path / "home",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["images"] == images
+
+
+def test_train_sr_on_crops_of_a_wrong_size_is_one_message(tmp_path: Path):
+    folder, home = photos(tmp_path / "photos"), tmp_path / "home"
+    result = ddsr("train-sr", "--data", folder, "--source", "threshold", "--patch-px", 30, "--home", home)
+    assert_failed(result, "patch_px", "multiple of 4")
+
+
+def small_weights(folder: Path) -> Path:
+    import torch
+
+    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.weights import save_weights
+
+    kwargs = {"feat": 8, "blocks": 1}
+    save_weights(folder, build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
+    torch.save({"note": torch.zeros(1)}, folder / "other.pth")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "weights.pth", "weights.safetensors"])
+def test_export_sr_writes_onnx_and_says_how_near_it_is(tmp_path: Path, name: str):
+    result = ddsr("export-sr", small_weights(tmp_path / "w") / name, tmp_path / "new/x4.onnx")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new/x4.onnx").is_file()
+    assert "edsr-small x4" in result.output
+    differences = [float(line.split()[-1]) for line in result.output.splitlines() if "largest difference" in line]
+    assert len(differences) == 2
+    assert max(differences) < 1e-5
+
+
+def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
+    weights = small_weights(tmp_path / "w")
+    assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights there", "none")
+    assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "not known here", "other.pth")
+    assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not written", "weights.pth")
+    (tmp_path / "x.onnx").write_text("mine")
+    assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already there")
+    assert (tmp_path / "x.onnx").read_text() == "mine"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,9 @@ import pytest
 
 from ddsr_core.errors import InputError
 from ddsr_core.images import encode_png, finish_image_set, image_set_name, read_rgb, save_png, write_image_parquet
+from ddsr_core.pipeline import SourceName
 from ddsr_core.report import RunRecord, SrRecord, StageRecord, overview_figure, write_report
-from ddsr_core.report.data import Metrics, gather, read_curves, real_patches
+from ddsr_core.report.data import SOURCE_ORDER, Metrics, gather, read_curves, real_patches, source_rank
 from ddsr_core.report.figures import crop_psnr, histogram, line_chart
 from ddsr_core.report.html import licence_note
 from ddsr_core.report.table import table_rows
@@ -229,6 +231,19 @@ def test_best_lpips_is_the_lowest(run: RunRecord) -> None:
     assert rows["random"].best == rows["full"].best == frozenset()
     assert [row.to_full for row in rows.values()] == [-1.0, -0.75, -0.5, None]
     assert [row.to_random for row in rows.values()] == [None, 0.25, 0.5, None]  # the full set has another budget
+
+
+def test_every_source_of_the_pipeline_has_its_place() -> None:
+    assert sorted(SOURCE_ORDER) == sorted(get_args(SourceName))
+    order = ["random", "threshold", "k-centre", "loss-ranked", "of a user's own", "distilled", "full", "full-thresholded"]
+    assert sorted(reversed(order), key=source_rank) == order
+
+
+def test_the_thresholded_whole_is_no_rival_either(run: RunRecord) -> None:
+    whole = tuple(r.model_copy(update={"source": "full-thresholded"}) for r in run.sr if r.source == "full")
+    rows = {row.source: row for row in table_rows(gather(run.model_copy(update={"sr": run.sr + whole})))}
+    assert rows["full-thresholded"].best == frozenset()
+    assert "psnr_y" in rows["distilled"].best
 
 
 def test_random_crop_is_compared_at_the_same_budget(run: RunRecord) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.sr.architectures import build_network, recognise
-from ddsr_core.sr.hit_srf import Correlation, HiTSRF, PositionBias, reflect_to_multiple
+from ddsr_core.sr.hit_srf import Correlation, HiTSRF, PositionBias
 
 TINY = {"embed": 40, "heads": (2,), "window_px": (4, 16)}
 
@@ -80,20 +80,6 @@ def test_windows_do_not_see_each_other():
     seen = (layer(x) - layer(changed)).abs().amax((0, 1, 3)) > 1e-6
     assert seen[16:].all()
     assert not seen[:16].any()
-
-
-@pytest.mark.parametrize(
-    ("size", "multiple", "expected"),
-    [
-        (5, 8, [0, 1, 2, 3, 4, 3, 2, 1]),
-        (3, 8, [0, 1, 2, 1, 0, 1, 2, 1]),
-        (1, 4, [0, 0, 0, 0]),
-        (4, 4, [0, 1, 2, 3]),
-    ],
-)
-def test_reflection_by_hand(size, multiple, expected):
-    x = torch.arange(float(size)).view(1, size, 1)
-    assert reflect_to_multiple(x, 1, multiple)[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("size", [(16, 16), (5, 23), (1, 2)])

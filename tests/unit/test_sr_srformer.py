@@ -7,6 +7,7 @@ from ddsr_core.sr.srformer import (
     PermutedAttention,
     SRFormer,
     fold_cells,
+    reflect_to_multiple,
     relative_index,
     shift_mask,
     unwindows,
@@ -74,7 +75,21 @@ def test_shifted_windows_do_not_see_across_the_border():
     assert not seen[:, 2:].any()
 
 
-@pytest.mark.parametrize("size", [(16, 16), (5, 23), (3, 3)])
+@pytest.mark.parametrize(
+    ("size", "multiple", "expected"),
+    [
+        (5, 8, [0, 1, 2, 3, 4, 3, 2, 1]),
+        (3, 8, [0, 1, 2, 1, 0, 1, 2, 1]),
+        (1, 4, [0, 0, 0, 0]),
+        (4, 4, [0, 1, 2, 3]),
+    ],
+)
+def test_reflection_by_hand(size, multiple, expected):
+    x = torch.arange(float(size)).view(1, size, 1)
+    assert reflect_to_multiple(x, 1, multiple)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("size", [(16, 16), (5, 23), (3, 3), (1, 2)])
 def test_any_size_is_enlarged_by_four(size):
     network = SRFormer(embed=8, depths=(2,), heads=(2,), window=8)
     assert network(torch.rand(1, 3, *size)).shape == (1, 3, size[0] * 4, size[1] * 4)
