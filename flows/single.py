@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from pydantic import BaseModel, ValidationError
 
 from ddsr_core.config import Runtime
@@ -19,6 +20,7 @@ from flows.device import resolve_device_lazily
 
 if TYPE_CHECKING:
     from ddsr_core.evaluation import EvaluateConfig
+    from ddsr_core.sr.train import TrainSRConfig
     from ddsr_core.sr.weights import LoadedNetwork
 
 
@@ -63,9 +65,25 @@ def train_one(
     from ddsr_core.sr import train
 
     runtime = Runtime(device=resolve_device_lazily(device), progress=progress_for())
-    config = with_overrides(train.TrainSRConfig, {"arch": arch, "iterations": iterations, "lr_patch_px": 16}, overrides)
+    config = with_overrides(train.TrainSRConfig, {"arch": arch, "iterations": iterations}, overrides)
     images = training_images(store, data, crops, runtime)
+    config = fitted(config, images.path)
     return store.build(train.STAGE, config, {"data": images, **train.trunk_input(config)}, runtime)
+
+
+def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
+    """The published crop shrunk to the images where they are smaller than it, said on the terminal; else as it is."""
+    from ddsr_core.images import iter_photos
+
+    published = config.plan.lr_patch_px
+    first = next(iter(iter_photos(data)), None)
+    if config.lr_patch_px is not None or first is None:
+        return config
+    largest = min(first.read().shape[:2]) // config.scale
+    if largest >= published:
+        return config
+    click.echo(f"ddsr: LR crops of {largest} px: the images are smaller than the published {published} px", err=True)
+    return config.model_copy(update={"lr_patch_px": largest})
 
 
 def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime) -> Artifact | Source:

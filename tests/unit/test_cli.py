@@ -234,3 +234,13 @@ def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
     (tmp_path / "x.onnx").write_text("mine")
     assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already there")
     assert (tmp_path / "x.onnx").read_text() == "mine"
+
+
+def test_crops_shrink_to_small_images_and_the_command_says_so(tmp_path: Path):
+    folder, home = photos(tmp_path / "photos", side=64), tmp_path / "home"
+    tiny = ("--iterations", 1, "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}", "--home", home)
+    result = ddsr("train-sr", "--data", folder, *tiny)
+    assert result.exit_code == 0, result.output
+    assert "LR crops of 16 px: the images are smaller than the published 24 px" in result.stderr
+    summary = next(home.glob("artifacts/train-sr/*/summary.json"))
+    assert json.loads(summary.read_text())["lr_patch_px"] == 16
