@@ -197,9 +197,7 @@ class RemoteStore(Store):
         found = self.find(stage, key)
         if found is None:
             where = f"{self.url}/{_base(stage, key)}"
-            raise StorageError(
-                "the artifact is missing or damaged", where=where, mend="run the pipeline again: it is rebuilt"
-            )
+            raise StorageError("the artifact is missing or damaged", where=where, mend="run again: it is rebuilt")
         return found.path
 
     def push(self, folder: str, *, mirror: bool = False) -> None:

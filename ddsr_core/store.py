@@ -203,7 +203,7 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         if str(home).startswith("s3:"):
-            raise StorageError("this needs a home on this machine", where=home, mend="name a folder with --home")
+            raise StorageError("this needs a home on this machine", where=home, mend="name a folder as the home")
         self.home = Path(home).expanduser().absolute()
         self.url = str(self.home)
 
