@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -39,7 +41,7 @@ def count_up(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) 
             write_atomically(out / f"{index}.txt", str(index).encode())
             write_atomically(done / str(index), b"")
             if os.environ.get("TOY_PAUSE") == str(index):
-                time.sleep(60)
+                time.sleep(float(os.environ.get("TOY_PAUSE_SECONDS", "60")))
     return StageResult({"files": config.files})
 
 
@@ -63,6 +65,10 @@ def log(tmp_path: Path) -> Path:
 
 def inputs(log: Path) -> dict[str, Source]:
     return {"source": Source(log, "digest")}
+
+
+def key_of(log: Path) -> str:
+    return TOY.key(CountConfig(), inputs(log))
 
 
 def child(home: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
@@ -111,6 +117,39 @@ def test_killed_build_leaves_a_partial_that_the_next_one_continues(tmp_path: Pat
     other.touch()
     undisturbed, _ = Store(tmp_path / "home2").build(TOY, CountConfig(), {"source": Source(other, "digest")})
     assert artifact.digest == undisturbed.digest
+
+
+def test_second_process_waits_says_for_whom_and_goes_on_when_the_first_is_killed(
+    tmp_path: Path, log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "home")
+    first = child(store.home, log, TOY_PAUSE="1")
+    results: list[Any] = []
+    second = Thread(target=lambda: results.append(store.build(TOY, CountConfig(), inputs(log))))
+    try:
+        wait_for(lambda: log.read_text() == "0\n1\n")
+        second.start()
+        wait_for(lambda: "waiting for toy" in caplog.text)
+        assert f"built by process {first.pid} on {socket.gethostname()}" in caplog.text
+        assert second.is_alive()
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    second.join(30)  # the system has let go of the dead process's lock
+    assert [cached for _, cached in results] == [False]
+    assert log.read_text() == "0\n1\n2\n"
+    assert not store.folder("toy", key_of(log) + ".owner").exists()
+
+
+def test_second_process_waits_and_finds_what_the_first_has_built(tmp_path: Path, log: Path) -> None:
+    first = child(tmp_path / "home", log, TOY_PAUSE="1", TOY_PAUSE_SECONDS="2")
+    try:
+        wait_for(lambda: log.read_text() == "0\n1\n")
+        _, cached = Store(tmp_path / "home").build(TOY, CountConfig(), inputs(log))
+    finally:
+        first.kill()
+    assert cached
+    assert log.read_text() == "0\n1\n2\n"
 
 
 def test_two_processes_build_once(tmp_path: Path, log: Path) -> None:
