@@ -61,7 +61,7 @@ class Bucket:
         except ImportError as error:
             raise StorageError("a home on S3 needs s3fs", where=url, mend="pip install 'ddsr[s3]'") from error
         settings = {"connect_timeout": CONNECT_SECONDS}
-        self._fs = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=settings)
+        self._fs = s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=settings)
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """An object's bytes and ETag; None if there is none."""

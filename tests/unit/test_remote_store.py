@@ -20,13 +20,14 @@ from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 from ddsr_core.remote_lock import RemoteOwner
 from ddsr_core.remote_store import RemoteStore, open_store
 from ddsr_core.store import Owner, Store
-from tests.unit.test_store import TOY, CountConfig, inputs, wait_for
+from tests.unit.toy_stage import TOY, CountConfig, inputs, key_of, wait_for
 
-pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
+s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 moto_server = pytest.importorskip("moto.server", reason="the S3 server of these tests comes with moto[server]")
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = "s3://team/ddsr"
+Machines = tuple[RemoteStore, RemoteStore]
 
 #: Builds the toy stage; PAUSE_UPLOAD stops after the first file has been uploaded.
 CHILD = """
@@ -35,11 +36,10 @@ from pathlib import Path
 from ddsr_core import remote_lock
 from ddsr_core.config import Runtime
 from ddsr_core.remote_store import RemoteStore
-from tests.unit.test_remote_store import URL
-from tests.unit.test_store import TOY, CountConfig, inputs
+from tests.unit.toy_stage import TOY, CountConfig, inputs
 
-remote_lock.HEARTBEAT_SECONDS, remote_lock.STALE_SECONDS, remote_lock.POLL_SECONDS = 0.2, 2.0, 0.1
-store = RemoteStore(URL)
+remote_lock.HEARTBEAT_SECONDS, remote_lock.STALE_SECONDS, remote_lock.POLL_SECONDS = 0.5, 10.0, 0.2
+store = RemoteStore("s3://team/ddsr")
 if "PAUSE_UPLOAD" in os.environ:
     upload = store.bucket.upload
     def cut_off(files):
@@ -72,9 +72,10 @@ def endpoint(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    monkeypatch.setattr(remote_lock, "HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(remote_lock, "STALE_SECONDS", 2.0)
-    monkeypatch.setattr(remote_lock, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(remote_lock, "HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr(remote_lock, "STALE_SECONDS", 10.0)
+    monkeypatch.setattr(remote_lock, "POLL_SECONDS", 0.2)
+    s3fs.S3FileSystem.clear_instance_cache()  # a client remembers its endpoint and its credentials
     import requests
 
     requests.post(f"{server}/moto-api/reset", timeout=30)
@@ -90,7 +91,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def machines(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RemoteStore, RemoteStore]:
+def machines(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
     """The home as two machines see it: two cache folders."""
     here = RemoteStore(URL)
     monkeypatch.setenv("DDSR_CACHE", str(tmp_path / "elsewhere"))
@@ -110,11 +111,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def key_of(log: Path) -> str:
-    return TOY.key(CountConfig(), inputs(log))
-
-
-def test_what_one_machine_builds_another_finds(machines: tuple[RemoteStore, RemoteStore], log: Path) -> None:
+def test_what_one_machine_builds_another_finds(machines: Machines, log: Path) -> None:
     here, there = machines
     built, cached = here.build(TOY, CountConfig(), inputs(log))
     assert not cached
@@ -128,13 +125,13 @@ def test_what_one_machine_builds_another_finds(machines: tuple[RemoteStore, Remo
     assert [name for name in here.bucket.list("artifacts/") if name.endswith(".lock")] == []
 
 
-def test_key_and_digest_are_those_of_a_local_home(machines: tuple[RemoteStore, RemoteStore], log: Path, tmp_path: Path) -> None:
+def test_key_and_digest_are_those_of_a_local_home(machines: Machines, log: Path, tmp_path: Path) -> None:
     remote, _ = machines[0].build(TOY, CountConfig(), inputs(log))
     local, _ = Store(tmp_path / "home").build(TOY, CountConfig(), inputs(log))
     assert (remote.key, remote.digest) == (local.key, local.digest)
 
 
-def test_damaged_copy_in_the_cache_is_brought_again(machines: tuple[RemoteStore, RemoteStore], log: Path) -> None:
+def test_damaged_copy_in_the_cache_is_brought_again(machines: Machines, log: Path) -> None:
     here, _ = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     (built.path / "1.txt").write_text("9")
@@ -145,9 +142,7 @@ def test_damaged_copy_in_the_cache_is_brought_again(machines: tuple[RemoteStore,
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
-def test_damaged_object_is_not_found_and_is_rebuilt(
-    machines: tuple[RemoteStore, RemoteStore], log: Path, damage: str
-) -> None:
+def test_damaged_object_is_not_found_and_is_rebuilt(machines: Machines, log: Path, damage: str) -> None:
     here, there = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     names = here.bucket.list(f"artifacts/toy/{built.key}/")
@@ -164,12 +159,12 @@ def test_damaged_object_is_not_found_and_is_rebuilt(
 
 
 def test_killed_while_it_uploads_it_is_invisible_and_uploaded_by_the_next(
-    machines: tuple[RemoteStore, RemoteStore], log: Path, tmp_path: Path
+    machines: Machines, log: Path, tmp_path: Path
 ) -> None:
     here, there = machines
     process = child(tmp_path / "cache", log, "first", PAUSE_UPLOAD=str(tmp_path / "paused"))
     try:
-        wait_for((tmp_path / "paused").exists, 60)
+        wait_for((tmp_path / "paused").exists)
     finally:
         kill(process)
     base = f"artifacts/toy/{key_of(log)}"
@@ -186,11 +181,11 @@ def test_killed_while_it_uploads_it_is_invisible_and_uploaded_by_the_next(
 
 
 def test_lock_of_a_builder_that_was_killed_elsewhere_becomes_stale(
-    machines: tuple[RemoteStore, RemoteStore], log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    machines: Machines, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     process = child(tmp_path / "third", log, "first", TOY_PAUSE="1")
     try:
-        wait_for(lambda: log.read_text() == "0\n1\n", 60)
+        wait_for(lambda: log.read_text() == "0\n1\n")
     finally:
         kill(process)
     artifact, cached = machines[0].build(TOY, CountConfig(), inputs(log))
@@ -204,10 +199,10 @@ def test_lock_of_a_builder_that_was_killed_elsewhere_becomes_stale(
 def test_two_machines_build_once_and_the_second_says_whom_it_waits_for(endpoint: str, log: Path, tmp_path: Path) -> None:
     first = child(tmp_path / "one", log, "first", TOY_PAUSE_SECONDS="4", TOY_PAUSE="1")
     try:
-        wait_for(lambda: log.read_text() == "0\n1\n", 60)
+        wait_for(lambda: log.read_text() == "0\n1\n")
         second = child(tmp_path / "two", log, "second")
-        out, errors = second.communicate(timeout=60)
-        built = first.communicate(timeout=60)[0]
+        out, errors = second.communicate(timeout=150)
+        built = first.communicate(timeout=150)[0]
     finally:
         first.kill()
     assert out.split()[0] == "True", errors
@@ -221,11 +216,11 @@ def test_two_machines_build_once_and_the_second_says_whom_it_waits_for(endpoint:
 
 def test_two_processes_that_start_at_once_build_once(endpoint: str, log: Path, tmp_path: Path) -> None:
     builders = [child(tmp_path / cache, log, cache) for cache in ("one", "two")]
-    assert {process.communicate(timeout=90)[0].split()[0] for process in builders} == {"True", "False"}
+    assert {process.communicate(timeout=150)[0].split()[0] for process in builders} == {"True", "False"}
     assert log.read_text() == "0\n1\n2\n"
 
 
-def test_of_two_that_publish_the_first_counts(machines: tuple[RemoteStore, RemoteStore], log: Path) -> None:
+def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> None:
     """As where a lock was taken over from a builder that was only slow."""
     here, there = machines
     for name, store in (("1", here), ("2", there)):
@@ -265,7 +260,7 @@ def test_of_many_that_take_a_lock_one_holds_it_at_a_time(endpoint: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(150)
     assert most == [1]
     assert bucket.read("x.lock") is None
 
@@ -304,7 +299,7 @@ def test_names_are_relative_to_the_url(endpoint: str, url: str) -> None:
     assert list(bucket.list("runs/")) == ["runs/demo/run.json"]
 
 
-def test_run_folder_is_published_and_listed_elsewhere(machines: tuple[RemoteStore, RemoteStore], log: Path) -> None:
+def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline import load_config
     from flows.runs import fail_run, list_runs, read_run, start_run
 
@@ -318,7 +313,7 @@ def test_run_folder_is_published_and_listed_elsewhere(machines: tuple[RemoteStor
     assert "runs/demo/config.toml" not in here.bucket.list("runs/")
 
 
-def test_artifact_named_in_a_run_is_brought(machines: tuple[RemoteStore, RemoteStore], log: Path) -> None:
+def test_artifact_named_in_a_run_is_brought(machines: Machines, log: Path) -> None:
     here, there = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     assert there.bring(built.path) == there.folder("toy", built.key)
@@ -327,9 +322,7 @@ def test_artifact_named_in_a_run_is_brought(machines: tuple[RemoteStore, RemoteS
         there.bring(built.path.with_name("0" * 32))
 
 
-def test_gc_removes_what_no_run_names_but_not_what_is_built_now(
-    machines: tuple[RemoteStore, RemoteStore], log: Path
-) -> None:
+def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machines, log: Path) -> None:
     from flows.housekeeping import collect_garbage
 
     here, there = machines
@@ -356,6 +349,7 @@ def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
 def test_missing_credentials_say_so(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
+    s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(StorageError, match="no S3 credentials") as caught:
@@ -364,6 +358,7 @@ def test_missing_credentials_say_so(endpoint: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UnreachableError, match="does not answer") as caught:
@@ -371,7 +366,7 @@ def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.
     assert "finished stages are kept" in str(caught.value.mend)
 
 
-def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: tuple[RemoteStore, RemoteStore], log: Path) -> None:
+def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: Machines, log: Path) -> None:
     from ddsr_core.store import Stage, StageResult
 
     def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,41 +16,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
 
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.store import RESUME, Source, Stage, StageResult, Store, storage_errors, write_atomically
+from tests.unit.toy_stage import TOY, CountConfig, count_up, inputs, key_of, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-class CountConfig(StageConfig):
-    """A stage that writes numbered files, noting each call beside the home."""
-
-    files: int = Field(3)
-
-
-def count_up(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
-    done = out / RESUME / "done"
-    for index in range(config.files):
-        if not (done / str(index)).exists():
-            with source.open("a") as log:
-                log.write(f"{index}\n")
-            write_atomically(out / f"{index}.txt", str(index).encode())
-            write_atomically(done / str(index), b"")
-            if os.environ.get("TOY_PAUSE") == str(index):
-                time.sleep(float(os.environ.get("TOY_PAUSE_SECONDS", "60")))
-    return StageResult({"files": config.files})
-
-
-TOY = Stage("toy", 1, count_up)
 
 CHILD = """
 import sys
 from pathlib import Path
 from ddsr_core.store import Source, Store
-from tests.unit.test_store import TOY, CountConfig
+from tests.unit.toy_stage import TOY, CountConfig
 Store(Path(sys.argv[1])).build(TOY, CountConfig(), {"source": Source(Path(sys.argv[2]), "digest")})
 """
 
@@ -63,24 +41,9 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def inputs(log: Path) -> dict[str, Source]:
-    return {"source": Source(log, "digest")}
-
-
-def key_of(log: Path) -> str:
-    return TOY.key(CountConfig(), inputs(log))
-
-
 def child(home: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", CHILD, str(home), str(log)]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
-
-
-def wait_for(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
 
 
 def test_second_build_is_the_same_artifact_and_runs_nothing(tmp_path: Path, log: Path) -> None:
