@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -420,6 +421,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 def main() -> None:
     """Entry point of the command ``ddsr``."""
     os.environ.setdefault("LANCE_LOG", "error")  # LanceDB warns of every table that is new
+    logging.getLogger("ddsr").addHandler(logging.StreamHandler())  # for whom a stage waits: Prefect's console is silenced
     try:
         cli()
     except KeyboardInterrupt:

@@ -313,6 +313,37 @@ def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: P
     assert "runs/demo/config.toml" not in here.bucket.list("runs/")
 
 
+def test_commands_take_the_url(machines: Machines, log: Path) -> None:
+    from click.testing import CliRunner
+
+    from ddsr_core.pipeline import load_config
+    from flows.cli import cli
+    from flows.runs import start_run
+
+    start_run(machines[0], "night", load_config("demo", None, ()), log, None)
+    listed = CliRunner().invoke(cli, ["runs", "--home", URL])
+    assert listed.output.split()[:2] == ["night", "running"]
+    shown = CliRunner().invoke(cli, ["show", "night"], env={"DDSR_HOME": URL})
+    assert shown.output.startswith("night: running")
+    lost = CliRunner().invoke(cli, ["show", "dawn", "--home", URL])
+    assert lost.exit_code == 1
+    assert "runs here: night" in lost.output
+    assert f"{URL}/runs" in lost.output
+
+
+def test_task_on_another_machine_brings_its_inputs(machines: Machines, log: Path) -> None:
+    from tasks.stages import InputRef
+
+    here, there = machines
+    built, _ = here.build(TOY, CountConfig(), inputs(log))
+    reference = InputRef.model_validate_json(InputRef.of(built).model_dump_json())
+    assert reference.source(here).path == built.path
+    built.path.rename(built.path.with_name("gone"))
+    source = reference.source(there)
+    assert (source.path, source.digest) == (there.folder("toy", built.key), built.digest)
+    assert (source.path / "0.txt").exists()
+
+
 def test_artifact_named_in_a_run_is_brought(machines: Machines, log: Path) -> None:
     here, there = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
