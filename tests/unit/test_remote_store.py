@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,7 +184,7 @@ def test_killed_while_it_uploads_it_is_invisible_and_uploaded_by_the_next(
 def test_lock_of_a_builder_that_was_killed_elsewhere_becomes_stale(
     machines: Machines, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process = child(tmp_path / "third", log, "first", TOY_PAUSE="1")
+    process = child(tmp_path / "third", log, "first", TOY_PAUSE="1", TOY_PAUSE_UNTIL="never")
     try:
         wait_for(lambda: log.read_text() == "0\n1\n")
     finally:
@@ -196,22 +197,29 @@ def test_lock_of_a_builder_that_was_killed_elsewhere_becomes_stale(
     assert "has died" in caplog.text
 
 
-def test_two_machines_build_once_and_the_second_says_whom_it_waits_for(endpoint: str, log: Path, tmp_path: Path) -> None:
-    first = child(tmp_path / "one", log, "first", TOY_PAUSE_SECONDS="4", TOY_PAUSE="1")
+def test_second_machine_says_whom_it_waits_for_and_waits_while_the_heart_beats(
+    machines: Machines, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = child(tmp_path / "third", log, "first", TOY_PAUSE="1", TOY_PAUSE_UNTIL=str(tmp_path / "go"))
+    results: list[Any] = []
+    second = threading.Thread(target=lambda: results.append(machines[0].build(TOY, CountConfig(), inputs(log))))
     try:
         wait_for(lambda: log.read_text() == "0\n1\n")
-        second = child(tmp_path / "two", log, "second")
-        out, errors = second.communicate(timeout=150)
-        built = first.communicate(timeout=150)[0]
+        second.start()
+        wait_for(lambda: f"built by process {first.pid} on " in caplog.text)
+        second.join(remote_lock.STALE_SECONDS + 1)
+        assert second.is_alive()
+        (tmp_path / "go").touch()
+        printed = first.communicate(timeout=150)[0].split()
+        second.join(150)
     finally:
         first.kill()
-    assert out.split()[0] == "True", errors
-    assert built.split()[0] == "False"
-    assert out.split()[1] == built.split()[1]
+    [(artifact, cached)] = results
+    assert cached
+    assert printed == ["False", artifact.digest]
     assert log.read_text() == "0\n1\n2\n"
-    assert f"built by process {first.pid} on " in errors
-    assert "(run first)" in errors
-    assert "has died" not in errors  # its heart has beaten all the while, for longer than a lock needs to become stale
+    assert "(run first)" in caplog.text
+    assert "has died" not in caplog.text
 
 
 def test_two_processes_that_start_at_once_build_once(endpoint: str, log: Path, tmp_path: Path) -> None:

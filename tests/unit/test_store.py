@@ -60,7 +60,7 @@ def test_second_build_is_the_same_artifact_and_runs_nothing(tmp_path: Path, log:
 
 def test_killed_build_leaves_a_partial_that_the_next_one_continues(tmp_path: Path, log: Path) -> None:
     home = tmp_path / "home"
-    process = child(home, log, TOY_PAUSE="1")
+    process = child(home, log, TOY_PAUSE="1", TOY_PAUSE_UNTIL="never")
     try:
         wait_for(lambda: log.read_text() == "0\n1\n")
         key = TOY.key(CountConfig(), inputs(log))
@@ -86,7 +86,7 @@ def test_second_process_waits_says_for_whom_and_goes_on_when_the_first_is_killed
     tmp_path: Path, log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(tmp_path / "home")
-    first = child(store.home, log, TOY_PAUSE="1")
+    first = child(store.home, log, TOY_PAUSE="1", TOY_PAUSE_UNTIL="never")
     results: list[Any] = []
     second = Thread(target=lambda: results.append(store.build(TOY, CountConfig(), inputs(log))))
     try:
@@ -104,14 +104,23 @@ def test_second_process_waits_says_for_whom_and_goes_on_when_the_first_is_killed
     assert not store.folder("toy", key_of(log) + ".owner").exists()
 
 
-def test_second_process_waits_and_finds_what_the_first_has_built(tmp_path: Path, log: Path) -> None:
-    first = child(tmp_path / "home", log, TOY_PAUSE="1", TOY_PAUSE_SECONDS="2")
+def test_second_process_waits_and_finds_what_the_first_has_built(
+    tmp_path: Path, log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "home")
+    first = child(store.home, log, TOY_PAUSE="1", TOY_PAUSE_UNTIL=str(tmp_path / "go"))
+    results: list[Any] = []
+    second = Thread(target=lambda: results.append(store.build(TOY, CountConfig(), inputs(log))))
     try:
         wait_for(lambda: log.read_text() == "0\n1\n")
-        _, cached = Store(tmp_path / "home").build(TOY, CountConfig(), inputs(log))
+        second.start()
+        wait_for(lambda: "waiting for toy" in caplog.text)
+        (tmp_path / "go").touch()
+        assert first.wait(60) == 0
+        second.join(60)
     finally:
         first.kill()
-    assert cached
+    assert [cached for _, cached in results] == [True]
     assert log.read_text() == "0\n1\n2\n"
 
 

@@ -14,7 +14,10 @@ from ddsr_core.store import RESUME, Source, Stage, StageResult, write_atomically
 
 
 class CountConfig(StageConfig):
-    """A stage that writes numbered files, noting each call beside the home."""
+    """A stage that writes numbered files, noting each call beside the home.
+
+    The environment's TOY_PAUSE names the file after which it waits until the file TOY_PAUSE_UNTIL exists.
+    """
 
     files: int = Field(3)
 
@@ -28,7 +31,7 @@ def count_up(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) 
             write_atomically(out / f"{index}.txt", str(index).encode())
             write_atomically(done / str(index), b"")
             if os.environ.get("TOY_PAUSE") == str(index):
-                time.sleep(float(os.environ.get("TOY_PAUSE_SECONDS", "60")))
+                wait_for(Path(os.environ["TOY_PAUSE_UNTIL"]).exists)
     return StageResult({"files": config.files})
 
 
