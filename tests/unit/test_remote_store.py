@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +378,12 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
 
 def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
     store = open_store("s3://nobodys/ddsr")
-    for use in (store.check, lambda: store.find("toy", "0" * 32), lambda: store.pull("runs", ["run.json"])):
+    uses: list[Callable[[], object]] = [
+        store.check,
+        lambda: store.find("toy", "0" * 32),
+        lambda: store.pull("runs", ["run.json"]),
+    ]
+    for use in uses:
         with pytest.raises(StorageError, match="no bucket 'nobodys'") as caught:
             use()
         assert caught.value.where == "s3://nobodys/ddsr"
