@@ -321,6 +321,20 @@ def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: P
     assert "runs/demo/config.toml" not in here.bucket.list("runs/")
 
 
+def test_record_of_a_run_has_the_places_of_this_machine(machines: Machines, log: Path) -> None:
+    from flows.runs import read_record
+
+    here, there = machines
+    built, _ = here.build(TOY, CountConfig(), inputs(log))
+    stage = {"name": "toy", "key": built.key, "seconds": 1.0, "cached": False, "path": str(built.path)}
+    state = {"name": "night", "preset": "demo", "status": "completed", "stages": [stage], "bicubic_path": str(built.path)}
+    here.bucket.write("runs/night/run.json", json.dumps(state).encode())
+    here.bucket.write("runs/night/config.toml", b"")
+    record = read_record(there, "night")
+    assert record.stages[0].path == record.bicubic_path == there.folder("toy", built.key)
+    assert (record.stages[0].path / "0.txt").exists()
+
+
 def test_commands_take_the_url(machines: Machines, log: Path) -> None:
     from click.testing import CliRunner
 
