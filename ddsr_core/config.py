@@ -25,10 +25,12 @@ class Runtime:
     Attributes:
         device: a torch device string; see `resolve_device` for ``auto``.
         progress: how progress is shown.
+        run: name of the run, for those who wait for what it builds.
     """
 
     device: str = "cpu"
     progress: ProgressFactory = field(default=silent)
+    run: str = ""
 
 
 def resolve_device(name: str = "auto") -> str:

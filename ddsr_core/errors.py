@@ -47,3 +47,7 @@ class TrainingError(DdsrError):
 
 class StorageError(DdsrError):
     """The home folder cannot be read or written: permissions, a full disk, a damaged artifact."""
+
+
+class UnreachableError(StorageError):
+    """A home on S3 does not answer: worth another try."""

@@ -9,23 +9,26 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, Self
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import StorageError
 
 MANIFEST = "manifest.json"
+LOG = logging.getLogger("ddsr.store")
 #: A stage keeps what it needs to continue (checkpoints, shards in progress) in ``out / RESUME``; gone once it is whole.
 RESUME = "resume"
 
@@ -119,6 +122,24 @@ class Stage:
         return digest_of([self.name, self.version, config.model_dump(mode="json"), parents])[:32]
 
 
+class Owner(BaseModel):
+    """Who builds an artifact now: what a process writes beside the lock that it holds, for those who wait."""
+
+    model_config = ConfigDict(frozen=True)
+    pid: int
+    host: str
+    run: str
+    since: str
+
+    @classmethod
+    def here(cls, run: str) -> Self:
+        """This process."""
+        return cls(pid=os.getpid(), host=socket.gethostname(), run=run, since=now())
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f" (run {self.run})" if self.run else "") + f" since {self.since}"
+
+
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
     """Turn the operating system's refusals (full disk, no permission) into a `StorageError` with a mend."""
@@ -173,10 +194,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Store:
-    """The artifacts below a home folder."""
+    """The artifacts below a home folder.
+
+    Attributes:
+        home: the folder; for a home on S3 (`ddsr_core.remote_store`), its copy on this machine.
+        url: what to open the store by, here or on another machine.
+    """
 
     def __init__(self, home: Path) -> None:
+        if str(home).startswith("s3:"):
+            raise StorageError("this needs a home on this machine", where=home, mend="name a folder as the home")
         self.home = Path(home).expanduser().absolute()
+        self.url = str(self.home)
 
     def folder(self, stage: str, key: str) -> Path:
         return self.home / "artifacts" / stage / key
@@ -185,7 +214,7 @@ class Store:
         """The artifact if it is there and every file has the digest of its manifest; None if it is missing or damaged."""
         folder = self.folder(stage, key)
         manifest = read_manifest(folder)
-        if manifest is None or not _is_whole(folder, manifest):
+        if manifest is None or not is_whole(folder, manifest):
             return None
         return Artifact(manifest, folder)
 
@@ -206,21 +235,37 @@ class Store:
         """
         runtime = runtime or Runtime()
         key = stage.key(config, inputs)
-        folder = self.folder(stage.name, key)
         with storage_errors(self.home):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(key + ".lock")):
+            self.folder(stage.name, key).parent.mkdir(parents=True, exist_ok=True)
+            with self._locked(stage.name, key, runtime.run):
                 found = self.find(stage.name, key)
                 if found is not None:
                     return found, True
-                if folder.exists():  # damaged: out of the way, so that the rebuilt one can take its place
-                    shutil.rmtree(folder)
                 return self._build_locked(stage, key, config, inputs, runtime), False
+
+    @contextmanager
+    def _locked(self, stage: str, key: str, run: str) -> Iterator[None]:
+        """Hold the artifact's lock. The system lets go of it when this process ends, however it ends."""
+        path = self.folder(stage, key + ".lock")
+        note, lock = path.with_suffix(".owner"), FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            LOG.warning("waiting for %s %s, built by %s", stage, key, _owner(note))
+            lock.acquire()
+        try:
+            note.write_text(Owner.here(run).model_dump_json())
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+            lock.release()
 
     def _build_locked(
         self, stage: Stage, key: str, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime
     ) -> Artifact:
         folder = self.folder(stage.name, key)
+        if folder.exists():  # damaged: out of the way, so that the rebuilt one can take its place
+            shutil.rmtree(folder)
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
         started = time.monotonic()
@@ -237,7 +282,7 @@ class Store:
             counts=dict(result.counts),
             files=files,
             bytes=sum(entry.bytes for entry in files.values()),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=now(),
             seconds=round(time.monotonic() - started, 3),
             device=runtime.device,
         )
@@ -246,6 +291,30 @@ class Store:
         os.rename(partial, folder)
         _sync_folder(folder.parent)
         return Artifact(manifest, folder)
+
+    def check(self) -> None:
+        """Write something and remove it: a home that cannot be written is found before any work.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with storage_errors(self.home):
+            write_atomically(self.home / ".writable", b"")
+            (self.home / ".writable").unlink()
+
+    def bring(self, path: Path) -> Path:
+        """The folder of an artifact of this home by the path in a ``run.json``, which another machine may have written."""
+        return path
+
+    def push(self, folder: str, *, mirror: bool = False) -> None:
+        """Publish a folder of the home, such as ``runs/demo``: on a local home, nothing is to be done.
+
+        Args:
+            mirror: also remove what is published and not here.
+        """
+
+    def pull(self, folder: str, names: Collection[str]) -> None:
+        """Bring the files with these names below a folder of the home: on a local home, they are there."""
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -256,12 +325,25 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _is_whole(folder: Path, manifest: Manifest) -> bool:
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether every file of the manifest is there with its size and digest."""
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
             return False
     return True
+
+
+def _owner(note: Path) -> str:
+    try:
+        return str(Owner.model_validate_json(note.read_bytes()))
+    except (FileNotFoundError, ValueError):  # it has just taken the lock, or has just let go of it
+        return "another process"
+
+
+def now(precision: str = "seconds") -> str:
+    """UTC as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec=precision)
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

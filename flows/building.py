@@ -11,9 +11,9 @@ from flows.chain import Build
 from flows.device import resolve_device_lazily
 
 
-def plain_builder(store: Store, device: str, progress: ProgressFactory) -> Build:
-    """Stages run here and now."""
-    runtime = Runtime(device=resolve_device_lazily(device), progress=progress)
+def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str = "") -> Build:
+    """Stages run here and now; ``run`` is the name that others who wait for one see."""
+    runtime = Runtime(device=resolve_device_lazily(device), progress=progress, run=run)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
         return store.build(stage, config, inputs, runtime)

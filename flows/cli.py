@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -14,7 +15,7 @@ import click
 
 from ddsr_core import __version__
 from ddsr_core.errors import DdsrError, StorageError
-from flows.running import check_home, home_of, run_pipeline
+from flows.running import home_of, run_pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,8 +57,8 @@ class SourceType(click.ParamType):
 
 
 def home_option(function: F) -> F:
-    text = "where artifacts and runs are kept (default: $DDSR_HOME, else ./ddsr-home)"
-    return click.option("--home", type=click.Path(path_type=Path), default=None, help=text)(function)
+    text = "where artifacts and runs are kept: a folder or s3://bucket/prefix (default: $DDSR_HOME, else ./ddsr-home)"
+    return click.option("--home", default=None, help=text)(function)
 
 
 def json_option(function: F) -> F:
@@ -100,9 +101,10 @@ def demo(**options: Any) -> None:
     Example: ddsr demo --home /tmp/ddsr
     """
     from ddsr_core.demo_data import write_demo_photos
+    from ddsr_core.remote_store import open_store
     from ddsr_core.store import storage_errors
 
-    home = home_of(options["home"])
+    home = open_store(home_of(options["home"])).home
     with storage_errors(home):
         images, test = write_demo_photos(home / "demo-photos")
     run_pipeline(images=images, test=test, preset="demo", **options)
@@ -175,19 +177,20 @@ def as_typed(context: click.Context) -> str:
 @device_option
 @json_option
 def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embeddings: str, iterations: int,
-             overrides: tuple[str, ...], home: Path | None, device: str, as_json: bool) -> None:  # fmt: skip
+             overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on any folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
     from ddsr_core.images import photo_source
-    from ddsr_core.store import Store
+    from ddsr_core.remote_store import open_store
     from flows.single import Crops, train_one
 
-    check_home(home_of(home))
+    store = open_store(home_of(home))
+    store.check()
     crops = Crops(source, budget, patch_px, embeddings)
     artifact, cached = train_one(
-        Store(home_of(home)), photo_source(data), crops, arch=arch, iterations=iterations, overrides=overrides, device=device
+        store, photo_source(data), crops, arch=arch, iterations=iterations, overrides=overrides, device=device
     )
     facts = {"weights": artifact.path / "weights.safetensors", "cached": cached, **artifact.manifest.counts}
     if as_json:
@@ -211,21 +214,23 @@ def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embe
 @home_option
 @device_option
 def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale: int, mod_crop: int | None, no_lpips: bool,
-             lpips_vgg: bool, dists: bool, round_y: bool, home: Path | None, device: str) -> None:  # fmt: skip
+             lpips_vgg: bool, dists: bool, round_y: bool, home: str | None, device: str) -> None:  # fmt: skip
     """PSNR and SSIM on Y and RGB, and LPIPS, of SR networks, with bicubic beside them.
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
     from ddsr_core.evaluation import EvaluateConfig
-    from ddsr_core.store import Store, write_json
+    from ddsr_core.remote_store import open_store
+    from ddsr_core.store import write_json
     from flows.console import print_results
     from flows.single import evaluate_networks, with_overrides
 
-    check_home(home_of(home))
+    store = open_store(home_of(home))
+    store.check()
     values = {"scale": scale, "mod_crop": mod_crop or scale, "round_y": round_y}
     metrics = {"lpips": not no_lpips, "lpips_vgg": lpips_vgg, "dists": dists}
     config = with_overrides(EvaluateConfig, {**values, **metrics}, [])
-    artifacts = evaluate_networks(Store(home_of(home)), weights, Path(test), config, device)
+    artifacts = evaluate_networks(store, weights, Path(test), config, device)
     summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
     if json_file is not None:
         write_json(json_file, summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights])
@@ -267,15 +272,15 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 @cli.command()
 @home_option
 @json_option
-def runs(home: Path | None, as_json: bool) -> None:
+def runs(home: str | None, as_json: bool) -> None:
     """List the runs of a home folder.
 
     Example: ddsr runs
     """
-    from ddsr_core.store import Store
+    from ddsr_core.remote_store import open_store
     from flows.runs import list_runs
 
-    states = list_runs(Store(home_of(home)))
+    states = list_runs(open_store(home_of(home)))
     if as_json:
         click.echo(json.dumps(states, indent=2))
         return
@@ -289,15 +294,15 @@ def runs(home: Path | None, as_json: bool) -> None:
 @click.argument("run")
 @home_option
 @json_option
-def show(run: str, home: Path | None, as_json: bool) -> None:
+def show(run: str, home: str | None, as_json: bool) -> None:
     """Stages, keys, durations and results of a run.
 
     Example: ddsr show demo
     """
-    from ddsr_core.store import Store
+    from ddsr_core.remote_store import open_store
     from flows.runs import read_run
 
-    state = read_run(Store(home_of(home)), run)
+    state = read_run(open_store(home_of(home)), run)
     if as_json:
         click.echo(json.dumps(state, indent=2))
         return
@@ -320,15 +325,15 @@ def show(run: str, home: Path | None, as_json: bool) -> None:
 @click.option("--base", default=None, help="base model, if an adapter's folder is given instead of a run")
 @click.option("--vae", default=None, help="VAE, if it is not the base's own")
 @home_option
-def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: Path | None) -> None:
+def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: str | None) -> None:
     """Write a run's fine-tuned diffusion model, DiffFit folded in, for use without ddsr.
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
-    from ddsr_core.store import Store
+    from ddsr_core.remote_store import open_store
     from flows.single import export_model
 
-    folder = export_model(Store(home_of(home)), source, out, kind, weights, base, vae)
+    folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
     click.echo(f"Model: {folder}")
     click.echo((folder / "README.md").read_text().splitlines()[-1])
 
@@ -356,18 +361,19 @@ def export_sr(weights: Path, output: Path) -> None:
 @click.argument("run")
 @click.option("--picture", type=click.Path(path_type=Path), default=None, help="also write an overview picture (PNG)")
 @home_option
-def report(run: str, picture: Path | None, home: Path | None) -> None:
+def report(run: str, picture: Path | None, home: str | None) -> None:
     """Write a run's report again from its artifacts, and say where it is.
 
     Example: ddsr report demo --picture overview.png
     """
+    from ddsr_core.remote_store import open_store
     from ddsr_core.report import overview_figure, write_report
-    from ddsr_core.store import Store
     from flows.runs import read_record, run_folder
 
-    store = Store(home_of(home))
+    store = open_store(home_of(home))
     record = read_record(store, run)
     click.echo(f"Report: {write_report(run_folder(store, run), record)}")
+    store.push(f"runs/{run}")
     if picture is not None:
         click.echo(f"Picture: {overview_figure(record, picture)}")
 
@@ -375,15 +381,15 @@ def report(run: str, picture: Path | None, home: Path | None) -> None:
 @cli.command()
 @click.option("--delete", is_flag=True, help="really remove; without it, only say what would be removed")
 @home_option
-def gc(delete: bool, home: Path | None) -> None:
+def gc(delete: bool, home: str | None) -> None:
     """Remove unfinished artifacts and those that no run uses.
 
     Example: ddsr gc --delete
     """
-    from ddsr_core.store import Store
+    from ddsr_core.remote_store import open_store
     from flows.housekeeping import collect_garbage
 
-    removed = collect_garbage(Store(home_of(home)), delete)
+    removed = collect_garbage(open_store(home_of(home)), delete)
     for path, size in removed:
         click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
     total = sum(size for _, size in removed) / 1e6
@@ -395,7 +401,7 @@ def gc(delete: bool, home: Path | None) -> None:
 @cli.command()
 @home_option
 @json_option
-def doctor(home: Path | None, as_json: bool) -> None:
+def doctor(home: str | None, as_json: bool) -> None:
     """Check this machine: packages, weights, device, disk, Prefect.
 
     Example: ddsr doctor
@@ -436,18 +442,18 @@ def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None
 @click.option("--sheet", type=click.Path(path_type=Path), default=None, help="write a contact sheet (PNG)")
 @home_option
 @json_option
-def search(text: str | None, image: Path | None, name: str, count: int, sheet: Path | None, home: Path | None,
+def search(text: str | None, image: Path | None, name: str, count: int, sheet: Path | None, home: str | None,
            as_json: bool) -> None:  # fmt: skip
     """Search a run's patches by text (open_clip) or by an image.
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
-    from ddsr_core.store import Store
+    from ddsr_core.remote_store import open_store
     from flows.single import search_run
 
     if (text is None) == (image is None):
         raise click.UsageError("give either a text or --image FILE")
-    rows = search_run(Store(home_of(home)), name, text, image, count, sheet)
+    rows = search_run(open_store(home_of(home)), name, text, image, count, sheet)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -460,6 +466,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 def main() -> None:
     """Entry point of the command ``ddsr``."""
     os.environ.setdefault("LANCE_LOG", "error")  # LanceDB warns of every table that is new
+    logging.getLogger("ddsr").addHandler(logging.StreamHandler())  # for whom a stage waits: Prefect's console is silenced
     try:
         cli()
     except KeyboardInterrupt:

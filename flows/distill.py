@@ -8,8 +8,8 @@ from prefect import flow
 
 from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline import PipelineConfig, load_config
+from ddsr_core.remote_store import Home, open_store
 from ddsr_core.splits import hold_out
-from ddsr_core.store import Store
 from flows.building import prefect_builder
 from flows.chain import distill_and_train
 from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
@@ -22,7 +22,7 @@ def distill(
     test: Path | None = None,
     preset: str = "demo",
     config: PipelineConfig | None = None,
-    home: Path = Path("ddsr-home"),
+    home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
 ) -> Outcome:
@@ -33,12 +33,12 @@ def distill(
         test: test photos; without it one photo in ten is held out.
         preset: demo, released, paper or best; ignored where `config` is given.
         config: every stage's config.
-        home: where artifacts and runs are kept.
+        home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
         run: name of the run below `home/runs`; the preset's name if not given.
         device: torch device; auto takes a GPU where there is one.
     """
     config = config or load_config(preset)
-    store, name = Store(home), run or config.preset
+    store, name = open_store(home), run or config.preset
     if test is None and config.sr.archs:
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)

@@ -9,7 +9,8 @@ from prefect import flow
 from ddsr_core import evaluation
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.images import photo_source
-from ddsr_core.store import Manifest, Source, Store
+from ddsr_core.remote_store import Home, open_store
+from ddsr_core.store import Manifest, Source
 from flows.building import prefect_builder
 from flows.single import weights_source
 
@@ -19,7 +20,7 @@ def evaluate(
     test: Path,
     weights: Path | None = None,
     config: EvaluateConfig | None = None,
-    home: Path = Path("ddsr-home"),
+    home: Home = "ddsr-home",
     device: str = "auto",
 ) -> Manifest:
     """Measure an SR network.
@@ -28,11 +29,11 @@ def evaluate(
         test: folder of HR images, or with `HR/` and `LRx4/` in it.
         weights: weights file or train-sr folder; bicubic if not given.
         config: protocol.
-        home: where artifacts are kept.
+        home: where artifacts are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
     """
     inputs: dict[str, Source] = {"test": photo_source(test)}
     if weights is not None:
         inputs["weights"] = weights_source(weights)
-    build = prefect_builder(Store(home), device)
+    build = prefect_builder(open_store(home), device)
     return build(evaluation.STAGE, config or EvaluateConfig(), inputs, str(weights or "bicubic"))[0].manifest

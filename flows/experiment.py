@@ -130,7 +130,7 @@ def begin(
     recipe = network.config(config, seed)
     inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
     sources = {name: as_source(item) for name, item in inputs.items()}
-    work = Work(store.home, resolve_device_lazily(device), recipe, sources, config.evaluate, as_source(tests))
+    work = Work(store.url, resolve_device_lazily(device), recipe, sources, config.evaluate, as_source(tests))
     count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
     label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
     return Pending(trained_on, network, recipe, inputs, label, ahead.begin(work))
@@ -216,4 +216,5 @@ def finish(store: Store, name: str, experiment: Experiment) -> dict[str, Any]:
     with storage_errors(folder):
         state = json.loads((folder / "run.json").read_text())
         write_json(folder / "run.json", {**state, "status": "completed"})
+    store.push(f"runs/{name}")
     return dict(json.loads(experiment.json()))

@@ -10,12 +10,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 from ddsr_core.config import Runtime
 from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.remote_store import open_store
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import Source, StageInput, Store
+from ddsr_core.store import Source, StageInput
 
 PARENT_CHECK_S = 1.0
 
@@ -24,7 +24,7 @@ PARENT_CHECK_S = 1.0
 class Work:
     """One network to train and measure: everything that another process needs to know."""
 
-    home: Path
+    home: str
     device: str
     recipe: TrainSRConfig
     inputs: Mapping[str, Source]
@@ -42,7 +42,7 @@ def train_and_measure(work: Work) -> None:
     from ddsr_core import evaluation
     from ddsr_core.sr import train
 
-    store, runtime = Store(work.home), Runtime(device=work.device)
+    store, runtime = open_store(work.home), Runtime(device=work.device)
     weights, _ = store.build(train.STAGE, work.recipe, work.inputs, runtime)
     store.build(evaluation.STAGE, work.evaluate, {"weights": weights, "test": work.tests}, runtime)
 

@@ -11,21 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddsr_core.errors import DdsrError
+from ddsr_core.remote_store import RemoteStore, open_store
 from ddsr_core.store import Store
 from flows.runs import list_runs
 
 LEAST_FREE_BYTES = 5_000_000_000
 
 
-def collect_garbage(store: Store, delete: bool) -> list[tuple[Path, int]]:
+def collect_garbage(store: Store, delete: bool) -> list[tuple[Path | str, int]]:
     """Unfinished artifacts, and whole ones that no run names, with their sizes; removed if ``delete``.
 
-    Artifacts that another process is building now (their lock is held) are left alone.
+    Artifacts that another process is building now (their lock is held) are left alone. Of a home on S3, both this
+    machine's copy and what is published are looked at.
     """
     from filelock import FileLock, Timeout
 
     used = {stage["key"] for state in list_runs(store) for stage in state.get("stages", [])}
-    result = []
+    result: list[tuple[Path | str, int]] = []
     for folder in sorted((store.home / "artifacts").glob("*/*")):
         key = folder.name.removesuffix(".partial")
         if not folder.is_dir() or folder.name in used:
@@ -37,6 +39,8 @@ def collect_garbage(store: Store, delete: bool) -> list[tuple[Path, int]]:
                     shutil.rmtree(folder)
         except Timeout:
             continue
+    if isinstance(store, RemoteStore):
+        result += store.garbage(used, delete)
     return result
 
 
@@ -50,9 +54,9 @@ class Check:
     mend: str = ""
 
 
-def examine(home: Path) -> list[Check]:
+def examine(home: str | Path) -> list[Check]:
     """Look at everything that a run needs on this machine."""
-    return [_python(), *_packages(), *_weights(), _device(), _disk(home), _prefect()]
+    return [_python(), *_packages(), *_weights(), _device(), *_home(home), _prefect()]
 
 
 def _python() -> Check:
@@ -107,6 +111,17 @@ def _device() -> Check:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Check("ok", "device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB")
     return Check("warn", "device", f"no GPU; {os.cpu_count()} CPU cores", "fine for --preset demo; the others want a GPU")
+
+
+def _home(home: str | Path) -> list[Check]:
+    try:
+        store = open_store(home)
+        if not isinstance(store, RemoteStore):
+            return [_disk(store.home)]
+        store.check()
+    except DdsrError as error:
+        return [Check("FAIL", "home", f"{home}: {error.what}", error.mend or "")]
+    return [Check("ok", "home", f"{home}, can be written"), _disk(store.home)]
 
 
 def _disk(home: Path) -> Check:

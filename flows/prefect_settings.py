@@ -18,6 +18,7 @@ def apply_defaults(home: Path) -> None:
         "DO_NOT_TRACK": "1",
         # The command line prints a failure once, itself; the run's page keeps the whole log.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "ddsr",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_UI_ENABLED": "false",

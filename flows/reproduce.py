@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline import PipelineConfig, load_config
-from ddsr_core.store import Store
+from ddsr_core.remote_store import Home, open_store
 from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
 from flows.experiment import finish, measure
@@ -27,7 +27,7 @@ def reproduce(
     config: PipelineConfig | None = None,
     seeds: int = 3,
     workers: int = 1,
-    home: Path = Path("ddsr-home"),
+    home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
     command: str = "the flow `reproduce`",
@@ -49,7 +49,7 @@ def reproduce(
         command: how the run was started; stands above the table.
     """
     config = config or load_config(preset or DEFAULT_PRESET[scale], scale=scale)
-    store, name = Store(home), run or experiment
+    store, name = open_store(home), run or experiment
     try:
         build, log = prefect_builder(store, device), run_log(store, name)
         design = design_of(experiment, scale)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 DEFAULT_HOME = "ddsr-home"
 
 
-def home_of(home: Path | None) -> Path:
-    """The home folder: the option, $DDSR_HOME, or ./ddsr-home."""
-    return (home or Path(os.environ.get("DDSR_HOME", DEFAULT_HOME))).expanduser().absolute()
+def home_of(home: str | None) -> str:
+    """The home, a folder or an URL on S3: the option, $DDSR_HOME, or ./ddsr-home."""
+    named = home or os.environ.get("DDSR_HOME", DEFAULT_HOME)
+    return named if "://" in named else str(Path(named).expanduser().absolute())
 
 
 def run_pipeline(
@@ -33,21 +34,21 @@ def run_pipeline(
     overrides: tuple[str, ...],
     name: str | None,
     no_prefect: bool,
-    home: Path | None,
+    home: str | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Load the config, run the chain with or without Prefect, print the table and where the report is."""
     from ddsr_core.pipeline import load_config
+    from ddsr_core.remote_store import open_store
     from ddsr_core.splits import hold_out
-    from ddsr_core.store import Store
     from flows.console import print_results, progress_for
     from flows.runs import fail_run
 
     config = load_config(preset, file, overrides)
-    store, run = Store(home_of(home)), name or preset
+    store, run = open_store(home_of(home)), name or preset
     check_run_name(run)
-    check_home(store.home)
+    store.check()
     if config.sr.archs and test is None:
         images, test = hold_out(images, store.home)
     try:
@@ -75,16 +76,6 @@ def check_run_name(name: str) -> None:
         raise ConfigError(f"{name!r} cannot be the name of a run", where="--run", mend="use letters, digits, - and _")
 
 
-def check_home(home: Path) -> None:
-    """Fail before any work if the home cannot be written."""
-    from ddsr_core.store import storage_errors, write_atomically
-
-    with storage_errors(home):
-        home.mkdir(parents=True, exist_ok=True)
-        write_atomically(home / ".writable", b"")
-        (home / ".writable").unlink()
-
-
 def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The chain without Prefect."""
     from flows.building import plain_builder
@@ -92,13 +83,13 @@ def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: s
     from flows.runs import finish_run, run_log, start_run
 
     start_run(store, run, config, images, test)
-    chain = distill_and_train(config, images, test, plain_builder(store, device, progress), run_log(store, run))
+    chain = distill_and_train(config, images, test, plain_builder(store, device, progress, run), run_log(store, run))
     return finish_run(store, run, config, chain)
 
 
 def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The flow, on the server that Prefect is set up for or on an ephemeral one."""
-    arguments = {"images": images, "test": test, "config": config, "home": store.home, "run": run, "device": device}
+    arguments = {"images": images, "test": test, "config": config, "home": store.url, "run": run, "device": device}
     return call_flow("flows.distill:distill", run, store.home, progress, arguments)
 
 
@@ -141,14 +132,14 @@ def run_experiment(
     overrides: tuple[str, ...],
     name: str | None,
     no_prefect: bool,
-    home: Path | None,
+    home: str | None,
     device: str,
     as_json: bool,
     command: str,
 ) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
     from ddsr_core.pipeline import load_config
-    from ddsr_core.store import Store
+    from ddsr_core.remote_store import open_store
     from ddsr_core.tables import DEFAULT_PRESET, design_of
     from flows.building import plain_builder
     from flows.console import progress_for
@@ -156,19 +147,19 @@ def run_experiment(
     from flows.runs import fail_run, run_folder, run_log
 
     config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
-    store, run = Store(home_of(home)), name or experiment
+    store, run = open_store(home_of(home)), name or experiment
     check_run_name(run)
-    check_home(store.home)
+    store.check()
     try:
         if no_prefect:
-            build = plain_builder(store, device, progress_for())
+            build = plain_builder(store, device, progress_for(), run)
             design, log = design_of(experiment, scale), run_log(store, run)
             done = measure(design, config, images, test, seeds, store, run, build, log, command, workers, device)
             facts = finish(store, run, done)
         else:
             arguments = {
                 "images": images, "test": test, "experiment": experiment, "scale": scale, "config": config,
-                "seeds": seeds, "workers": workers, "home": store.home, "run": run, "device": device, "command": command,
+                "seeds": seeds, "workers": workers, "home": store.url, "run": run, "device": device, "command": command,
             }  # fmt: skip
             facts = call_flow("flows.reproduce:reproduce", run, store.home, progress_for(), arguments)
     except KeyboardInterrupt:

@@ -12,11 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddsr_core.errors import InputError
+from ddsr_core.errors import InputError, StorageError
 from ddsr_core.pipeline import PipelineConfig, to_toml
 from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
 from ddsr_core.store import Artifact, Store, storage_errors, write_atomically, write_json
 from flows.chain import Built, Chain
+
+#: What of a run folder is needed to show it on another machine, beside its artifacts.
+RUN_FILES = ("run.json", "config.toml")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
         write_atomically(folder / "config.toml", to_toml(config).encode())
         state = {"name": name, "preset": config.preset, "status": "running", "images": str(images), "test": str(test)}
         write_json(folder / "run.json", {**state, "started": _now()})
+    store.push(f"runs/{name}")
     return folder
 
 
@@ -82,6 +86,7 @@ def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) ->
         facts = record.model_dump(mode="json", exclude={"config"})
         write_json(folder / "run.json", {**started, **facts, "status": "completed", "finished": _now()})
         report = write_report(folder, record)
+    store.push(f"runs/{name}", mirror=True)
     return Outcome(folder, report, results_table(chain), stage_rows(chain))
 
 
@@ -92,6 +97,10 @@ def fail_run(store: Store, name: str, message: str) -> None:
         state = json.loads(path.read_text())
         run_log(store, name)(f"failed: {message}")
         write_json(path, {**state, "status": "failed", "message": message, "finished": _now()})
+        try:
+            store.push(f"runs/{name}")
+        except StorageError as error:  # most likely what the run has failed of
+            run_log(store, name)(f"run.json is not published: {error.what}")
 
 
 def to_record(name: str, config: PipelineConfig, chain: Chain) -> RunRecord:
@@ -164,6 +173,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def list_runs(store: Store) -> list[dict[str, Any]]:
     """run.json of every run, oldest first."""
+    store.pull("runs", RUN_FILES)
     states = [json.loads(path.read_text()) for path in (store.home / "runs").glob("*/run.json")]
     return sorted(states, key=lambda state: str(state.get("started")))
 
@@ -174,10 +184,11 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
     Raises:
         InputError: there is none of that name.
     """
+    store.pull(f"runs/{name}", RUN_FILES)
     path = run_folder(store, name) / "run.json"
     if not path.is_file():
         known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
-        raise InputError(f"no run {name!r}", where=store.home / "runs", mend=f"runs here: {known}")
+        raise InputError(f"no run {name!r}", where=f"{store.url}/runs", mend=f"runs here: {known}")
     return dict(json.loads(path.read_text()))
 
 
@@ -192,7 +203,18 @@ def read_record(store: Store, name: str) -> RunRecord:
         raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
     config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
     fields = {field: state[field] for field in RunRecord.model_fields if field in state}
-    return RunRecord.model_validate({**fields, "config": config})
+    return _brought(store, RunRecord.model_validate({**fields, "config": config}))
+
+
+def _brought(store: Store, record: RunRecord) -> RunRecord:
+    """The record with the places that its artifacts have on this machine."""
+
+    def here(item: RunRecord | StageRecord | SrRecord) -> dict[str, Path]:
+        return {name: store.bring(value) for name, value in item if isinstance(value, Path)}
+
+    stages = tuple(item.model_copy(update=here(item)) for item in record.stages)
+    networks = tuple(item.model_copy(update=here(item)) for item in record.sr)
+    return record.model_copy(update={**here(record), "stages": stages, "sr": networks})
 
 
 def _now() -> str:

@@ -184,7 +184,7 @@ def adapter_of_run(store: Store, name: str) -> tuple[Path, str, str | None]:
     if "finetune" not in stages:
         raise InputError("the run has no adapter yet", where=name, mend="finish the run first")
     config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
-    return Path(stages["finetune"]), config["base"], config.get("vae")
+    return store.bring(Path(stages["finetune"])), config["base"], config.get("vae")
 
 
 def export_network(weights: Path, out: Path) -> tuple[LoadedNetwork, dict[tuple[int, int], float]]:
@@ -248,10 +248,10 @@ def search_run(
     paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
     if "clusters" not in paths:
         raise InputError("the run has no clusters yet", where=name, mend="finish the run first")
-    config = read_config(paths["embeddings"])
+    config = read_config(store.bring(paths["embeddings"]))
     query = search.text_query(text, config) if text is not None else search.image_query(image or Path(), config)
-    hits = search.search(paths["clusters"], query, count)
+    hits = search.search(store.bring(paths["clusters"]), query, count)
     if sheet is not None:
-        images = search.read_patches(paths["patches"], [hit.patch_id for hit in hits])
+        images = search.read_patches(store.bring(paths["patches"]), [hit.patch_id for hit in hits])
         save_png(sheet, contact_sheet(images, columns=6, px=128))
     return [asdict(hit) for hit in hits]

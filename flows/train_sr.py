@@ -7,24 +7,23 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.images import photo_source
+from ddsr_core.remote_store import Home, open_store
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import Manifest, Store
+from ddsr_core.store import Manifest
 from flows.building import prefect_builder
 
 
 @flow(name="train-sr")
-def train_sr(
-    data: Path, config: TrainSRConfig | None = None, home: Path = Path("ddsr-home"), device: str = "auto"
-) -> Manifest:
+def train_sr(data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto") -> Manifest:
     """Train one SR network.
 
     Args:
         data: folder of HR images, an image set such as a run's `distilled/`, a patches artifact, or Parquet.
         config: network and recipe.
-        home: where artifacts are kept.
+        home: where artifacts are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
     """
     config = config or TrainSRConfig()
-    build = prefect_builder(Store(home), device)
+    build = prefect_builder(open_store(home), device)
     return build(train.STAGE, config, {"data": photo_source(data), **train.trunk_input(config)}, config.arch)[0].manifest

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import Task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.context import TaskRunContext
+from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from ddsr_core.class_rows import STAGE as CLASS_ROWS
@@ -16,10 +17,11 @@ from ddsr_core.clusters import STAGE as CLUSTERS
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.diffusion.finetune import STAGE as FINETUNE
 from ddsr_core.embeddings import STAGE as EMBEDDINGS
-from ddsr_core.errors import DdsrError, StorageError
+from ddsr_core.errors import DdsrError, StorageError, UnreachableError
 from ddsr_core.evaluation import STAGE as EVALUATE
 from ddsr_core.latents import STAGE as LATENTS
 from ddsr_core.patches import STAGE as PATCHES
+from ddsr_core.remote_store import open_store
 from ddsr_core.sampling import STAGE as SAMPLE
 from ddsr_core.sr.gsdd import STAGE as GSDD
 from ddsr_core.sr.sources import STAGE as CROPS
@@ -33,10 +35,31 @@ GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset",
 
 
 class InputRef(BaseModel):
-    """A stage input as a task parameter: where it lies and the digest of its content."""
+    """A stage input as a task parameter: where it lies and the digest of its content.
+
+    An artifact is also named by stage and key, by which another machine brings it from the home that they share.
+    """
 
     path: Path
     digest: str
+    stage: str | None = None
+    key: str | None = None
+
+    @classmethod
+    def of(cls, item: StageInput) -> InputRef:
+        """The reference of an artifact or of an outer source."""
+        named = {"stage": item.manifest.stage, "key": item.key} if isinstance(item, Artifact) else {}
+        return cls(path=item.path, digest=item.digest, **named)
+
+    def source(self, store: Store) -> Source:
+        """The input on this machine.
+
+        Raises:
+            StorageError: an artifact that is neither here nor in the home.
+        """
+        if self.stage and self.key and not self.path.exists():
+            return Source(store.bring(store.folder(self.stage, self.key)), self.digest)
+        return Source(self.path, self.digest)
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
@@ -47,8 +70,8 @@ def _is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
     """Retry what a second try can mend (the disk, the network), never bad input or a loss that is not finite."""
     try:
         state.result()
-    except StorageError:
-        return False
+    except UnreachableError:
+        return True
     except DdsrError:
         return False
     except OSError:
@@ -60,11 +83,12 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
     """The task of a stage."""
 
     def run(
-        key: str, config: dict[str, Any], inputs: dict[str, InputRef], home: Path, device: str, config_class: str
+        key: str, config: dict[str, Any], inputs: dict[str, InputRef], home: str, device: str, config_class: str
     ) -> Manifest:
-        sources = {name: Source(ref.path, ref.digest) for name, ref in inputs.items()}
-        runtime = Runtime(device=device, progress=progress.current.get())
-        artifact, _ = Store(home).build(stage, _config(config_class, config), sources, runtime)
+        store = open_store(home)
+        sources = {name: ref.source(store) for name, ref in inputs.items()}
+        runtime = Runtime(device=device, progress=progress.current.get(), run=flow_run.name or "")
+        artifact, _ = store.build(stage, _config(config_class, config), sources, runtime)
         return artifact.manifest
 
     run.__doc__ = f"Build the `{stage.name}` artifact, or continue a build that was cut off."
@@ -130,8 +154,8 @@ def build(
     manifest = task(
         key=key,
         config=config.model_dump(mode="json"),
-        inputs={name: InputRef(path=item.path, digest=item.digest) for name, item in inputs.items()},
-        home=store.home,
+        inputs={name: InputRef.of(item) for name, item in inputs.items()},
+        home=store.url,
         device=device,
         config_class=f"{type(config).__module__}.{type(config).__name__}",
     )

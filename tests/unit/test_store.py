@@ -6,50 +6,30 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
 
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.store import RESUME, Source, Stage, StageResult, Store, storage_errors, write_atomically
+from tests.unit.toy_stage import TOY, CountConfig, count_up, inputs, key_of, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-class CountConfig(StageConfig):
-    """A stage that writes numbered files, noting each call beside the home."""
-
-    files: int = Field(3)
-
-
-def count_up(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
-    done = out / RESUME / "done"
-    for index in range(config.files):
-        if not (done / str(index)).exists():
-            with source.open("a") as log:
-                log.write(f"{index}\n")
-            write_atomically(out / f"{index}.txt", str(index).encode())
-            write_atomically(done / str(index), b"")
-            if os.environ.get("TOY_PAUSE") == str(index):
-                time.sleep(60)
-    return StageResult({"files": config.files})
-
-
-TOY = Stage("toy", 1, count_up)
 
 CHILD = """
 import sys
 from pathlib import Path
 from ddsr_core.store import Source, Store
-from tests.unit.test_store import TOY, CountConfig
+from tests.unit.toy_stage import TOY, CountConfig
 Store(Path(sys.argv[1])).build(TOY, CountConfig(), {"source": Source(Path(sys.argv[2]), "digest")})
 """
 
@@ -61,20 +41,9 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def inputs(log: Path) -> dict[str, Source]:
-    return {"source": Source(log, "digest")}
-
-
 def child(home: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", CHILD, str(home), str(log)]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
-
-
-def wait_for(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
 
 
 def test_second_build_is_the_same_artifact_and_runs_nothing(tmp_path: Path, log: Path) -> None:
@@ -91,7 +60,7 @@ def test_second_build_is_the_same_artifact_and_runs_nothing(tmp_path: Path, log:
 
 def test_killed_build_leaves_a_partial_that_the_next_one_continues(tmp_path: Path, log: Path) -> None:
     home = tmp_path / "home"
-    process = child(home, log, TOY_PAUSE="1")
+    process = child(home, log, TOY_PAUSE="1", TOY_PAUSE_UNTIL="never")
     try:
         wait_for(lambda: log.read_text() == "0\n1\n")
         key = TOY.key(CountConfig(), inputs(log))
@@ -111,6 +80,48 @@ def test_killed_build_leaves_a_partial_that_the_next_one_continues(tmp_path: Pat
     other.touch()
     undisturbed, _ = Store(tmp_path / "home2").build(TOY, CountConfig(), {"source": Source(other, "digest")})
     assert artifact.digest == undisturbed.digest
+
+
+def test_second_process_waits_says_for_whom_and_goes_on_when_the_first_is_killed(
+    tmp_path: Path, log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "home")
+    first = child(store.home, log, TOY_PAUSE="1", TOY_PAUSE_UNTIL="never")
+    results: list[Any] = []
+    second = Thread(target=lambda: results.append(store.build(TOY, CountConfig(), inputs(log))))
+    try:
+        wait_for(lambda: log.read_text() == "0\n1\n")
+        second.start()
+        wait_for(lambda: "waiting for toy" in caplog.text)
+        assert f"built by process {first.pid} on {socket.gethostname()}" in caplog.text
+        assert second.is_alive()
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    second.join(30)  # the system has let go of the dead process's lock
+    assert [cached for _, cached in results] == [False]
+    assert log.read_text() == "0\n1\n2\n"
+    assert not store.folder("toy", key_of(log) + ".owner").exists()
+
+
+def test_second_process_waits_and_finds_what_the_first_has_built(
+    tmp_path: Path, log: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "home")
+    first = child(store.home, log, TOY_PAUSE="1", TOY_PAUSE_UNTIL=str(tmp_path / "go"))
+    results: list[Any] = []
+    second = Thread(target=lambda: results.append(store.build(TOY, CountConfig(), inputs(log))))
+    try:
+        wait_for(lambda: log.read_text() == "0\n1\n")
+        second.start()
+        wait_for(lambda: "waiting for toy" in caplog.text)
+        (tmp_path / "go").touch()
+        assert first.wait(60) == 0
+        second.join(60)
+    finally:
+        first.kill()
+    assert [cached for _, cached in results] == [True]
+    assert log.read_text() == "0\n1\n2\n"
 
 
 def test_two_processes_build_once(tmp_path: Path, log: Path) -> None:

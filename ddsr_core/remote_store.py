@@ -1,0 +1,248 @@
+"""A home on S3: artifacts are built in a cache folder on this machine, published whole, and brought from there by others.
+
+``<url>/artifacts/<stage>/<key>/manifest.json`` is written last, and only where there is none: its presence says that the
+artifact is whole. Its files lie beside it below a folder named by their content, so that two builders which publish at
+once never mix. Unfinished builds stay in the cache folder of the machine that began them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+from filelock import FileLock
+from pydantic import BeforeValidator
+
+from ddsr_core.config import Runtime, StageConfig, digest_of
+from ddsr_core.errors import ConfigError, StorageError
+from ddsr_core.remote_lock import RemoteOwner, remote_lock
+from ddsr_core.s3 import SCHEME, Bucket
+from ddsr_core.store import (
+    LOG,
+    MANIFEST,
+    Artifact,
+    FileEntry,
+    Manifest,
+    Owner,
+    Stage,
+    StageInput,
+    Store,
+    is_whole,
+    sha256_of,
+    storage_errors,
+    write_atomically,
+    write_json,
+)
+
+#: A home as a parameter of a flow: a folder or ``s3://bucket/prefix``. Text, as a Path would swallow a slash of the URL.
+Home = Annotated[str, BeforeValidator(str)]
+#: Clocks of this machine and of S3 differ by less than 15 minutes, or S3 would refuse every request.
+ABANDONED = timedelta(hours=1)
+
+
+def open_store(home: str | Path) -> Store:
+    """The store of a home.
+
+    Args:
+        home: a folder, or ``s3://bucket/prefix``.
+
+    Raises:
+        ConfigError: an URL that is not on S3, or without a bucket.
+        StorageError: s3fs is not installed.
+    """
+    text = str(home)
+    if text.startswith(SCHEME):
+        return RemoteStore(text)
+    if "://" in text:
+        raise ConfigError("a home is a folder or an URL on S3", where=text, mend="name a folder or s3://bucket/prefix")
+    return Store(Path(home))
+
+
+def cache_folder(url: str) -> Path:
+    """Where this machine keeps its copy of a home on S3: below $DDSR_CACHE, else ~/.cache/ddsr."""
+    root = Path(os.environ.get("DDSR_CACHE") or "~/.cache/ddsr").expanduser().absolute()
+    return root / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+class RemoteStore(Store):
+    """The artifacts below an URL on S3, with a copy of those that were built or asked for here.
+
+    Args:
+        url: ``s3://bucket/prefix``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.bucket = Bucket(url)
+        super().__init__(cache_folder(self.bucket.url))
+        self.url = self.bucket.url
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The artifact if it is published and whole, brought into the cache folder; None if it is missing or damaged.
+
+        Raises:
+            StorageError: S3 refuses or cannot be reached, or the cache folder cannot be written.
+        """
+        manifest = self._published(stage, key)
+        return None if manifest is None else self._fetch(manifest)
+
+    def build(
+        self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime | None = None
+    ) -> tuple[Artifact, bool]:
+        """As `Store.build`, for all machines together; what is there is found without a lock.
+
+        Raises:
+            StorageError: also where S3 refuses or cannot be reached.
+        """
+        found = self.find(stage.name, stage.key(config, inputs))
+        return (found, True) if found is not None else super().build(stage, config, inputs, runtime)
+
+    @contextmanager
+    def _locked(self, stage: str, key: str, run: str) -> Iterator[None]:
+        with super()._locked(stage, key, run):
+            owner = RemoteOwner(**Owner.here(run).model_dump(), cache=self._cache_id())
+            with remote_lock(self.bucket, f"artifacts/{stage}/{key}.lock", owner):
+                yield
+
+    def _build_locked(
+        self, stage: Stage, key: str, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime
+    ) -> Artifact:
+        if self.bucket.read(_manifest_name(stage.name, key)) is not None:  # damaged, or it would have been found
+            self._unpublish(stage.name, key)
+        built = super().find(stage.name, key)  # a build that was cut off while it was published
+        return self._publish(built or super()._build_locked(stage, key, config, inputs, runtime))
+
+    def _published(self, stage: str, key: str) -> Manifest | None:
+        there = self.bucket.read(_manifest_name(stage, key))
+        try:
+            return None if there is None else Manifest.model_validate_json(there[0])
+        except ValueError:
+            LOG.warning("%s: its manifest cannot be read; it will be built again", _base(stage, key))
+            return None
+
+    def _fetch(self, manifest: Manifest) -> Artifact | None:
+        """The copy in the cache folder, brought there first where it is missing or another one; None if S3's is damaged."""
+        stage, key = manifest.stage, manifest.key
+        folder = self.folder(stage, key)
+        with storage_errors(self.home):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(key + ".fetch.lock")):
+                here = super().find(stage, key)
+                if here is not None and here.manifest.files == manifest.files:
+                    return Artifact(manifest, folder)
+                fresh = folder.with_name(key + ".fetch")
+                if not self._download(manifest, fresh):
+                    LOG.warning("%s: damaged in %s; it will be built again", _base(stage, key), self.url)
+                    shutil.rmtree(fresh, ignore_errors=True)
+                    return None
+                write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
+                shutil.rmtree(folder, ignore_errors=True)
+                os.rename(fresh, folder)
+                return Artifact(manifest, folder)
+
+    def _download(self, manifest: Manifest, fresh: Path) -> bool:
+        """Bring the files that a cut-off download has not brought yet. Whether all have the manifest's digests now."""
+        place = _files_name(manifest)
+        lacking = {f"{place}/{n}": fresh / n for n, entry in manifest.files.items() if not _has(fresh / n, entry)}
+        fresh.mkdir(exist_ok=True)
+        return self.bucket.download(lacking) and is_whole(fresh, manifest)
+
+    def _publish(self, built: Artifact) -> Artifact:
+        """Upload the files, then the manifest. Where another has published meanwhile, its artifact counts."""
+        manifest, place = built.manifest, _files_name(built.manifest)
+        files = {f"{place}/{name}": built.path / name for name in manifest.files}
+        self.bucket.upload(files)
+        text = (built.path / MANIFEST).read_bytes()
+        if self.bucket.create(_manifest_name(manifest.stage, manifest.key), text) is not None:
+            return built
+        first = self._published(manifest.stage, manifest.key)
+        if first is None or first.files != manifest.files:
+            self.bucket.remove(files)
+        found = None if first is None else self._fetch(first)
+        if found is None:
+            base = f"{self.url}/{_base(manifest.stage, manifest.key)}"
+            raise StorageError("another builder has published it, but damaged", where=base, mend="run again")
+        return found
+
+    def _unpublish(self, stage: str, key: str) -> None:
+        self.bucket.remove([_manifest_name(stage, key)])  # first: from here on nobody finds it
+        self.bucket.remove(self.bucket.list(_base(stage, key) + "/"))
+
+    def _cache_id(self) -> str:
+        """A name for this cache folder that no other machine's has, whatever it is called."""
+        path = self.home / "cache-id"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                write_atomically(path, uuid.uuid4().hex.encode())
+        return path.read_text()
+
+    def check(self) -> None:
+        super().check()
+        self.bucket.write(".writable", b"")
+        self.bucket.remove([".writable"])
+
+    def bring(self, path: Path) -> Path:
+        """As `Store.bring`.
+
+        Raises:
+            StorageError: the artifact is not in this home any more.
+        """
+        stage, key = path.parts[-2:]
+        found = self.find(stage, key)
+        if found is None:
+            where = f"{self.url}/{_base(stage, key)}"
+            raise StorageError("the artifact is missing or damaged", where=where, mend="run again: it is rebuilt")
+        return found.path
+
+    def push(self, folder: str, *, mirror: bool = False) -> None:
+        root = self.home / folder
+        files = {f"{folder}/{p.relative_to(root).as_posix()}": p for p in sorted(root.rglob("*")) if p.is_file()}
+        self.bucket.upload(files)
+        if mirror:
+            self.bucket.remove(self.bucket.list(folder + "/").keys() - files.keys())
+
+    def pull(self, folder: str, names: Collection[str]) -> None:
+        found = [name for name in self.bucket.list(folder + "/") if name.rpartition("/")[2] in names]
+        with storage_errors(self.home):
+            self.bucket.download({name: self.home / name for name in found})
+
+    def garbage(self, used: Collection[str], delete: bool) -> list[tuple[str, int]]:
+        """Published artifacts whose key is not in ``used``, and files without a manifest, with their sizes.
+
+        What another builder has locked is left alone, unless its heart has not beaten for an hour.
+        """
+        listed = self.bucket.list("artifacts/")
+        young = datetime.now(UTC) - ABANDONED
+        locked = {n.removesuffix(".lock") for n, item in listed.items() if n.endswith(".lock") and item.modified > young}
+        sizes: dict[str, int] = {}
+        for name, item in listed.items():
+            parts = name.split("/")
+            if len(parts) > 3 and parts[2] not in used and "/".join(parts[:3]) not in locked:
+                sizes["/".join(parts[:3])] = sizes.get("/".join(parts[:3]), 0) + item.bytes
+        for base in sizes if delete else ():
+            self._unpublish(*base.split("/")[1:])
+        return [(f"{self.url}/{base}", size) for base, size in sorted(sizes.items())]
+
+
+def _base(stage: str, key: str) -> str:
+    return f"artifacts/{stage}/{key}"
+
+
+def _manifest_name(stage: str, key: str) -> str:
+    return f"{_base(stage, key)}/{MANIFEST}"
+
+
+def _files_name(manifest: Manifest) -> str:
+    """The folder of an artifact's files, named by their content."""
+    content = digest_of({name: entry.sha256 for name, entry in manifest.files.items()})[:16]
+    return f"{_base(manifest.stage, manifest.key)}/{content}"
+
+
+def _has(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256

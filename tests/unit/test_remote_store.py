@@ -1,0 +1,445 @@
+"""A home on S3, on a real server on this machine: whole or invisible, built once, mended, and clear when it is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddsr_core import remote_lock, s3
+from ddsr_core.config import Runtime
+from ddsr_core.errors import ConfigError, StorageError, UnreachableError
+from ddsr_core.remote_lock import RemoteOwner
+from ddsr_core.remote_store import RemoteStore, open_store
+from ddsr_core.store import Owner, Store
+from tests.unit.toy_stage import TOY, CountConfig, inputs, key_of, wait_for
+
+s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
+moto_server = pytest.importorskip("moto.server", reason="the S3 server of these tests comes with moto[server]")
+
+ROOT = Path(__file__).resolve().parents[2]
+URL = "s3://team/ddsr"
+Machines = tuple[RemoteStore, RemoteStore]
+
+#: Builds the toy stage; PAUSE_UPLOAD stops after the first file has been uploaded.
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from ddsr_core import remote_lock
+from ddsr_core.config import Runtime
+from ddsr_core.remote_store import RemoteStore
+from tests.unit.toy_stage import TOY, CountConfig, inputs
+
+remote_lock.HEARTBEAT_SECONDS, remote_lock.STALE_SECONDS, remote_lock.POLL_SECONDS = 0.5, 10.0, 0.2
+store = RemoteStore("s3://team/ddsr")
+if "PAUSE_UPLOAD" in os.environ:
+    upload = store.bucket.upload
+    def cut_off(files):
+        upload(dict(list(files.items())[:1]))
+        Path(os.environ["PAUSE_UPLOAD"]).touch()
+        time.sleep(60)
+    store.bucket.upload = cut_off
+artifact, cached = store.build(TOY, CountConfig(), inputs(Path(sys.argv[1])), Runtime(run=sys.argv[2]))
+print(cached, artifact.digest)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    running = moto_server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def endpoint(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket ``team``, credentials for it, and a cache folder."""
+    settings = {
+        "AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
+        "DDSR_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.setattr(remote_lock, "HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr(remote_lock, "STALE_SECONDS", 10.0)
+    monkeypatch.setattr(remote_lock, "POLL_SECONDS", 0.2)
+    s3fs.S3FileSystem.clear_instance_cache()  # a client remembers its endpoint and its credentials
+    import requests
+
+    requests.post(f"{server}/moto-api/reset", timeout=30)
+    requests.put(f"{server}/team", timeout=30)
+    return server
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def machines(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """The home as two machines see it: two cache folders."""
+    here = RemoteStore(URL)
+    monkeypatch.setenv("DDSR_CACHE", str(tmp_path / "elsewhere"))
+    there = RemoteStore(URL)
+    assert here.home != there.home
+    return here, there
+
+
+def child(cache: Path, log: Path, run: str, **environment: str) -> subprocess.Popen[str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "DDSR_CACHE": str(cache), **environment}
+    command = [sys.executable, "-c", CHILD, str(log), run]
+    return subprocess.Popen(command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_what_one_machine_builds_another_finds(machines: Machines, log: Path) -> None:
+    here, there = machines
+    built, cached = here.build(TOY, CountConfig(), inputs(log))
+    assert not cached
+    found, cached = there.build(TOY, CountConfig(), inputs(log))
+    assert cached
+    assert log.read_text() == "0\n1\n2\n"
+    assert found.manifest == built.manifest
+    assert found.path == there.folder("toy", built.key)
+    assert sorted(path.name for path in found.path.iterdir()) == ["0.txt", "1.txt", "2.txt", "manifest.json"]
+    assert (found.path / "2.txt").read_text() == "2"
+    assert [name for name in here.bucket.list("artifacts/") if name.endswith(".lock")] == []
+
+
+def test_key_and_digest_are_those_of_a_local_home(machines: Machines, log: Path, tmp_path: Path) -> None:
+    remote, _ = machines[0].build(TOY, CountConfig(), inputs(log))
+    local, _ = Store(tmp_path / "home").build(TOY, CountConfig(), inputs(log))
+    assert (remote.key, remote.digest) == (local.key, local.digest)
+
+
+def test_damaged_copy_in_the_cache_is_brought_again(machines: Machines, log: Path) -> None:
+    here, _ = machines
+    built, _ = here.build(TOY, CountConfig(), inputs(log))
+    (built.path / "1.txt").write_text("9")
+    found = here.find("toy", built.key)
+    assert found is not None
+    assert (found.path / "1.txt").read_text() == "1"
+    assert log.read_text() == "0\n1\n2\n"
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
+def test_damaged_object_is_not_found_and_is_rebuilt(machines: Machines, log: Path, damage: str) -> None:
+    here, there = machines
+    built, _ = here.build(TOY, CountConfig(), inputs(log))
+    names = here.bucket.list(f"artifacts/toy/{built.key}/")
+    file = next(name for name in names if name.endswith("manifest.json" if damage == "manifest" else "/1.txt"))
+    if damage == "missing":
+        here.bucket.remove([file])
+    else:
+        here.bucket.write(file, b"9")
+    assert there.find("toy", built.key) is None
+    again, cached = there.build(TOY, CountConfig(), inputs(log))
+    assert not cached
+    assert again.digest == built.digest
+    assert here.find("toy", built.key) is not None
+
+
+def test_killed_while_it_uploads_it_is_invisible_and_uploaded_by_the_next(
+    machines: Machines, log: Path, tmp_path: Path
+) -> None:
+    here, there = machines
+    process = child(tmp_path / "cache", log, "first", PAUSE_UPLOAD=str(tmp_path / "paused"))
+    try:
+        wait_for((tmp_path / "paused").exists)
+    finally:
+        kill(process)
+    base = f"artifacts/toy/{key_of(log)}"
+    assert [name.rpartition("/")[2] for name in here.bucket.list(base + "/")] == ["0.txt"]
+    assert there.find("toy", key_of(log)) is None
+    assert here.bucket.read(base + ".lock") is not None  # nobody has let go of it
+
+    started = time.monotonic()
+    here.build(TOY, CountConfig(), inputs(log))
+    assert time.monotonic() - started < remote_lock.STALE_SECONDS  # the same cache folder: known to be dead
+    assert log.read_text() == "0\n1\n2\n"  # uploaded, not built again
+    assert there.find("toy", key_of(log)) is not None
+    assert here.bucket.read(base + ".lock") is None
+
+
+def test_lock_of_a_builder_that_was_killed_elsewhere_becomes_stale(
+    machines: Machines, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = child(tmp_path / "third", log, "first", TOY_PAUSE="1", TOY_PAUSE_UNTIL="never")
+    try:
+        wait_for(lambda: log.read_text() == "0\n1\n")
+    finally:
+        kill(process)
+    artifact, cached = machines[0].build(TOY, CountConfig(), inputs(log))
+    assert not cached
+    assert artifact.manifest.counts == {"files": 3}
+    assert f"built by process {process.pid} on " in caplog.text
+    assert "(run first)" in caplog.text
+    assert "has died" in caplog.text
+
+
+def test_second_machine_says_whom_it_waits_for_and_waits_while_the_heart_beats(
+    machines: Machines, log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = child(tmp_path / "third", log, "first", TOY_PAUSE="1", TOY_PAUSE_UNTIL=str(tmp_path / "go"))
+    results: list[Any] = []
+    second = threading.Thread(target=lambda: results.append(machines[0].build(TOY, CountConfig(), inputs(log))))
+    try:
+        wait_for(lambda: log.read_text() == "0\n1\n")
+        second.start()
+        wait_for(lambda: f"built by process {first.pid} on " in caplog.text)
+        second.join(remote_lock.STALE_SECONDS + 1)
+        assert second.is_alive()
+        (tmp_path / "go").touch()
+        printed = first.communicate(timeout=150)[0].split()
+        second.join(150)
+    finally:
+        first.kill()
+    [(artifact, cached)] = results
+    assert cached
+    assert printed == ["False", artifact.digest]
+    assert log.read_text() == "0\n1\n2\n"
+    assert "(run first)" in caplog.text
+    assert "has died" not in caplog.text
+
+
+def test_two_processes_that_start_at_once_build_once(endpoint: str, log: Path, tmp_path: Path) -> None:
+    builders = [child(tmp_path / cache, log, cache) for cache in ("one", "two")]
+    assert {process.communicate(timeout=150)[0].split()[0] for process in builders} == {"True", "False"}
+    assert log.read_text() == "0\n1\n2\n"
+
+
+def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> None:
+    """As where a lock was taken over from a builder that was only slow."""
+    here, there = machines
+    for name, store in (("1", here), ("2", there)):
+        local, _ = Store(store.home).build(TOY, CountConfig(files=1), inputs(log))
+        if name == "2":
+            _rewrite(local.path, "other")
+    one, two = (Store(store.home).find("toy", local.key) for store in machines)
+    assert one is not None
+    assert two is not None
+    assert here._publish(one) == one
+    assert there._publish(two).manifest == one.manifest
+    assert (there.folder("toy", one.key) / "0.txt").read_text() == "0"
+    assert len(here.bucket.list("artifacts/")) == 2  # the second's file is gone again
+
+
+def _rewrite(folder: Path, text: str) -> None:
+    from ddsr_core.store import sha256_of
+
+    (folder / "0.txt").write_text(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["0.txt"] = {"bytes": len(text), "sha256": sha256_of(folder / "0.txt")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_of_many_that_take_a_lock_one_holds_it_at_a_time(endpoint: str) -> None:
+    bucket, inside, most = s3.Bucket(URL), [0], [0]
+
+    def work(index: int) -> None:
+        owner = RemoteOwner(**Owner.here(str(index)).model_dump(), cache=str(index))
+        with remote_lock.remote_lock(bucket, "x.lock", owner):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.05)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(150)
+    assert most == [1]
+    assert bucket.read("x.lock") is None
+
+
+def test_holder_that_was_taken_over_from_leaves_the_new_lock_alone(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+    bucket = s3.Bucket(URL)
+    with remote_lock.remote_lock(bucket, "x.lock", RemoteOwner(**Owner.here("").model_dump(), cache="a")):
+        bucket.write("x.lock", b"another's")
+        wait_for(lambda: "taken over" in caplog.text)
+    there = bucket.read("x.lock")
+    assert there is not None
+    assert there[0] == b"another's"
+
+
+def test_conditional_writes(endpoint: str) -> None:
+    bucket = s3.Bucket(URL)
+    etag = bucket.create("a", b"1")
+    assert etag is not None
+    assert bucket.create("a", b"2") is None
+    assert bucket.read("a") == (b"1", etag)
+    new = bucket.replace("a", b"3", etag)
+    assert new is not None
+    assert bucket.replace("a", b"4", etag) is None
+    assert bucket.read("a") == (b"3", new)
+    bucket.remove(["a", "never there"])
+    assert bucket.read("a") is None
+    assert bucket.replace("a", b"5", new) is None
+
+
+@pytest.mark.parametrize("url", ["s3://team", "s3://team/deep/er/"])
+def test_names_are_relative_to_the_url(endpoint: str, url: str) -> None:
+    bucket = s3.Bucket(url)
+    assert bucket.list("runs/") == {}
+    bucket.write("runs/demo/run.json", b"{}")
+    bucket.write("runs-of-another", b"")
+    assert list(bucket.list("runs/")) == ["runs/demo/run.json"]
+
+
+def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: Path) -> None:
+    from ddsr_core.pipeline import load_config
+    from flows.runs import fail_run, list_runs, read_run, start_run
+
+    here, there = machines
+    start_run(here, "demo", load_config("demo", None, ()), log, None)
+    assert [state["status"] for state in list_runs(there)] == ["running"]
+    fail_run(here, "demo", "no reason")
+    assert read_run(there, "demo")["message"] == "no reason"
+    (here.home / "runs/demo/config.toml").unlink()
+    here.push("runs/demo", mirror=True)
+    assert "runs/demo/config.toml" not in here.bucket.list("runs/")
+
+
+def test_record_of_a_run_has_the_places_of_this_machine(machines: Machines, log: Path) -> None:
+    from flows.runs import read_record
+
+    here, there = machines
+    built, _ = here.build(TOY, CountConfig(), inputs(log))
+    stage = {"name": "toy", "key": built.key, "seconds": 1.0, "cached": False, "path": str(built.path)}
+    state = {"name": "night", "preset": "demo", "status": "completed", "stages": [stage], "bicubic_path": str(built.path)}
+    here.bucket.write("runs/night/run.json", json.dumps(state).encode())
+    here.bucket.write("runs/night/config.toml", b"")
+    record = read_record(there, "night")
+    assert record.stages[0].path == record.bicubic_path == there.folder("toy", built.key)
+    assert (record.stages[0].path / "0.txt").exists()
+
+
+def test_commands_take_the_url(machines: Machines, log: Path) -> None:
+    from click.testing import CliRunner
+
+    from ddsr_core.pipeline import load_config
+    from flows.cli import cli
+    from flows.runs import start_run
+
+    start_run(machines[0], "night", load_config("demo", None, ()), log, None)
+    listed = CliRunner().invoke(cli, ["runs", "--home", URL])
+    assert listed.output.split()[:2] == ["night", "running"]
+    shown = CliRunner().invoke(cli, ["show", "night"], env={"DDSR_HOME": URL})
+    assert shown.output.startswith("night: running")
+    lost = CliRunner().invoke(cli, ["show", "dawn", "--home", URL])
+    assert lost.exit_code == 1
+    assert "runs here: night" in lost.output
+    assert f"{URL}/runs" in lost.output
+
+
+def test_task_on_another_machine_brings_its_inputs(machines: Machines, log: Path) -> None:
+    from tasks.stages import InputRef
+
+    here, there = machines
+    built, _ = here.build(TOY, CountConfig(), inputs(log))
+    reference = InputRef.model_validate_json(InputRef.of(built).model_dump_json())
+    assert reference.source(here).path == built.path
+    built.path.rename(built.path.with_name("gone"))
+    source = reference.source(there)
+    assert (source.path, source.digest) == (there.folder("toy", built.key), built.digest)
+    assert (source.path / "0.txt").exists()
+
+
+def test_artifact_named_in_a_run_is_brought(machines: Machines, log: Path) -> None:
+    here, there = machines
+    built, _ = here.build(TOY, CountConfig(), inputs(log))
+    assert there.bring(built.path) == there.folder("toy", built.key)
+    assert (there.folder("toy", built.key) / "0.txt").exists()
+    with pytest.raises(StorageError, match="missing or damaged"):
+        there.bring(built.path.with_name("0" * 32))
+
+
+def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machines, log: Path) -> None:
+    from flows.housekeeping import collect_garbage
+
+    here, there = machines
+    kept, _ = here.build(TOY, CountConfig(files=1), inputs(log))
+    unused, _ = here.build(TOY, CountConfig(files=2), inputs(log))
+    locked, _ = here.build(TOY, CountConfig(files=3), inputs(log))
+    here.bucket.write("runs/demo/run.json", json.dumps({"stages": [{"key": kept.key}]}).encode())
+    here.bucket.write(f"artifacts/toy/{locked.key}.lock", b"")
+    assert [place for place, _ in collect_garbage(there, delete=False)] == [f"{URL}/artifacts/toy/{unused.key}"]
+    assert there.find("toy", unused.key) is not None
+    collect_garbage(there, delete=True)
+    assert [there.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
+
+
+def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
+    store = open_store("s3://nobodys/ddsr")
+    uses: list[Callable[[], object]] = [
+        store.check,
+        lambda: store.find("toy", "0" * 32),
+        lambda: store.pull("runs", ["run.json"]),
+    ]
+    for use in uses:
+        with pytest.raises(StorageError, match="no bucket 'nobodys'") as caught:
+            use()
+        assert caught.value.where == "s3://nobodys/ddsr"
+        assert "--home" in str(caught.value.mend)
+
+
+def test_missing_credentials_say_so(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="no S3 credentials") as caught:
+        open_store(URL).check()
+    assert "AWS_ACCESS_KEY_ID" in str(caught.value.mend)
+
+
+def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UnreachableError, match="does not answer") as caught:
+        open_store(URL).check()
+    assert "finished stages are kept" in str(caught.value.mend)
+
+
+def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: Machines, log: Path) -> None:
+    from ddsr_core.store import Stage, StageResult
+
+    def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
+        raise TimeoutError("the stage's own")
+
+    with pytest.raises(TimeoutError, match="own"):
+        machines[0].build(Stage("broken", 1, broken), CountConfig(), inputs(log))
+    assert machines[0].bucket.list("artifacts/") == {}  # the lock is gone
+
+
+def test_homes_that_are_none(tmp_path: Path) -> None:
+    assert type(open_store(tmp_path)) is Store
+    with pytest.raises(ConfigError, match="URL on S3"):
+        open_store("gs://bucket")
+    with pytest.raises(ConfigError, match="no bucket"):
+        open_store("s3://")
+    with pytest.raises(StorageError, match="home on this machine"):
+        Store(Path(URL))
