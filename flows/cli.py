@@ -275,7 +275,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
     folder = export_model(Store(home_of(home)), source, out, kind, weights, base, vae)
     click.echo(f"Model: {folder}")
     if kind == "diffusers":
-        click.echo("Its timestep frequencies are diffusers', a little off the original's: two lines in its README.md mend them.")
+        click.echo("Timestep frequencies are diffusers', a little off the original's: two lines in README.md mend them.")
     click.echo((folder / "README.md").read_text().splitlines()[-1])
 
 

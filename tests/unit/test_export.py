@@ -199,7 +199,7 @@ def test_the_command_writes_a_pipeline_of_an_adapter(saved: tuple[Path, Path], t
     base, adapter = saved
     result = ddsr("export", adapter, "--base", base, "--out", tmp_path / "out", "--format", "diffusers")
     assert result.exit_code == 0, result.output
-    assert "timestep frequencies" in result.output
+    assert "Timestep frequencies" in result.output
     assert "downscale_freq_shift" in (tmp_path / "out/README.md").read_text()
     assert not any(str(base) in path.read_text() for path in (tmp_path / "out").rglob("*.json"))
 
