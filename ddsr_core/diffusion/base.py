@@ -324,8 +324,16 @@ def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in dit.state_dict().items()}, folder / TRANSFORMER)
     vae.to(torch.float16).save_pretrained(folder / "vae")
-    settings = json.loads((folder / "vae/config.json").read_text())
-    for name in ("block_out_channels", "_name_or_path"):  # diffusers warns of the first; the second is a place on disk
-        settings.pop(name, None)
-    write_json(folder / "vae/config.json", settings)
+    tidy_vae_config(folder / "vae")
     write_json(folder / INFO, info.model_dump(mode="json"))
+
+
+def tidy_vae_config(folder: Path) -> None:
+    """Take out of a saved VAE's config what diffusers warns of when loading, and the place on disk it once came from."""
+    from ddsr_core.store import write_json
+
+    settings = published.read_json(folder / published.CONFIG)
+    if settings["_class_name"] == "AutoencoderTiny":  # its own constructor sets this; AutoencoderKL needs it
+        settings.pop("block_out_channels", None)
+    settings.pop("_name_or_path", None)
+    write_json(folder / published.CONFIG, settings)

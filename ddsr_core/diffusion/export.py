@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ddsr_core.diffusion.base import Base
+from ddsr_core.diffusion.base import Base, tidy_vae_config
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.layouts import to_diffusers
@@ -28,6 +28,20 @@ Format = Literal["original", "diffusers"]
 PIPELINE_NULL_ROW = 1000
 TABLE = "y_embedder.embedding_table.weight"
 ORIGINAL = "dit.safetensors"
+ORIGINAL_USE = """\
+`dit.safetensors` has the names of the original DiT release: `load_state_dict` of its code takes it, and
+so does ddsr (`base`, with a `vae`).
+"""
+PIPELINE_USE = """\
+    from diffusers import DiTPipeline
+
+    pipeline = DiTPipeline.from_pretrained(".")
+    for block in pipeline.transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    images = pipeline([0, 1], num_inference_steps=25).images  # class ids: the rows named above
+
+The loop sets the timestep frequencies as in the original DiT, which the weights were trained with; diffusers' config cannot.
+"""
 
 
 def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> Path:
@@ -40,12 +54,13 @@ def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> P
         ``out``.
 
     Raises:
-        InputError: ``out`` is there already, or the model has no place in the format.
+        InputError: ``out`` is there already, a label has no row, or the model has no place in the format.
         StorageError: it cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("there is something already", where=out, mend="name a new folder with --out")
-    partial = out.with_name(out.name + ".partial")
+    _check_labels(label_map, model.null_row)
+    partial = out.with_name(f".{out.name}.ddsr-partial")
     write = {"original": write_original, "diffusers": write_pipeline}[kind]
     with storage_errors(out):
         shutil.rmtree(partial, ignore_errors=True)
@@ -57,12 +72,20 @@ def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> P
     return out
 
 
+def _check_labels(label_map: dict[int, int], null_row: int) -> None:
+    beyond = [label for label, row in sorted(label_map.items()) if not 0 <= row < null_row]
+    if beyond:
+        raise InputError(
+            f"pseudo-label {beyond[0]} has row {label_map[beyond[0]]}, the class table has rows 0 to {null_row - 1}",
+            mend="fine-tune again",
+        )
+
+
 def _write(
     write: Callable[[Base, dict[int, int], Path], None], model: Base, label_map: dict[int, int], folder: Path
 ) -> None:
     try:
         write(model, label_map, folder)
-        _write_readme(model, label_map, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -73,9 +96,11 @@ def write_original(model: Base, label_map: dict[int, int], folder: Path) -> None
     from safetensors.torch import save
 
     state = {name: value.detach().cpu().contiguous() for name, value in model.dit.state_dict().items()}
-    facts = {"label_map": json.dumps({str(label): row for label, row in label_map.items()}), "base": model.info.name}
+    labels = json.dumps({str(label): row for label, row in sorted(label_map.items())})
+    facts = {"label_map": labels, "base": model.info.name, "base_digest": model.digest}
     write_atomically(folder / ORIGINAL, save(state, metadata=facts))
     write_json((folder / ORIGINAL).with_suffix(".json"), {"heads": model.dit.config.heads})
+    _write_readme(model, label_map, folder, ORIGINAL_USE)
 
 
 def write_pipeline(model: Base, label_map: dict[int, int], folder: Path) -> None:
@@ -88,9 +113,11 @@ def write_pipeline(model: Base, label_map: dict[int, int], folder: Path) -> None
     )  # fmt: skip
     pipeline = DiTPipeline(pipeline_transformer(model.dit), pipeline_vae(model.codec), scheduler)
     pipeline.save_pretrained(folder)
+    tidy_vae_config(folder / "vae")
     index = json.loads((folder / "model_index.json").read_text())
     names = {str(row): f"pseudo-label {label}" for label, row in label_map.items()}
     write_json(folder / "model_index.json", {**index, "id2label": names})
+    _write_readme(model, label_map, folder, PIPELINE_USE)
 
 
 def pipeline_transformer(dit: DiT) -> Any:
@@ -108,6 +135,8 @@ def pipeline_transformer(dit: DiT) -> Any:
     state = {name: value.detach().cpu() for name, value in dit.state_dict().items()}
     if any("gamma" in name for name in state):
         raise InputError("the model still has DiffFit scales", mend="fold them first")
+    if int(c.hidden * c.mlp_ratio) != 4 * c.hidden:
+        raise InputError("diffusers' DiT has MLPs of four times its width", mend="export with --format original")
     state[TABLE] = _fill_table(state[TABLE])
     transformer = DiTTransformer2DModel(
         num_attention_heads=c.heads, attention_head_dim=c.hidden // c.heads, in_channels=c.in_channels,
@@ -159,11 +188,12 @@ def pipeline_vae(codec: Codec) -> Any:
     return vae
 
 
-def _write_readme(model: Base, label_map: dict[int, int], folder: Path) -> None:
+def _write_readme(model: Base, label_map: dict[int, int], folder: Path, use: str) -> None:
     labels = ", ".join(f"{label} -> {row}" for label, row in sorted(label_map.items()))
     text = (
         f"# {model.info.name}, fine-tuned by ddsr\n\n"
         f"A diffusion transformer for images of {model.image_px} px. Pseudo-label -> row of the class table: {labels}.\n\n"
+        f"{use}\n"
         f"Licence of the base: {model.info.licence or 'not known'}\n"
     )
     write_atomically(folder / "README.md", text.encode())

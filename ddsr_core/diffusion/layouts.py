@@ -6,7 +6,7 @@ three and does not store the position table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ _OUTER = {
     "final_layer.linear": "proj_out_2",
 }
 _BLOCK = {
-    "adaLN_modulation.1": "norm1.linear",
-    "attn.proj": "attn1.to_out.0",
-    "mlp.fc1": "ff.net.0.proj",
-    "mlp.fc2": "ff.net.2",
+    "adaLN_modulation.1": ("norm1.linear",),
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn.proj": ("attn1.to_out.0",),
+    "mlp.fc1": ("ff.net.0.proj",),
+    "mlp.fc2": ("ff.net.2",),
 }
 _EMBEDDERS = {
     "t_embedder.mlp.0.weight": "timestep_embedder.linear_1.weight",
@@ -47,20 +48,10 @@ def to_diffusers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     if any("gamma" in name for name in state):
         raise InputError("DiffFit scales have no place in diffusers' DiT", mend="fold them into the weights first")
     result: dict[str, Tensor] = {}
-    for ours, theirs in _OUTER.items():
-        for kind in ("weight", "bias"):
-            result[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
-    for index in range(depth):
-        block, twin = f"blocks.{index}", f"transformer_blocks.{index}"
-        for ours, theirs in _BLOCK.items():
-            for kind in ("weight", "bias"):
-                result[f"{twin}.{theirs}.{kind}"] = state[f"{block}.{ours}.{kind}"]
-        for kind in ("weight", "bias"):
-            parts = state[f"{block}.attn.qkv.{kind}"].chunk(3)
-            for name, part in zip(("to_q", "to_k", "to_v"), parts, strict=True):
-                result[f"{twin}.attn1.{name}.{kind}"] = part.clone()
-        for ours, theirs in _EMBEDDERS.items():
-            result[f"{twin}.norm1.emb.{theirs}"] = state[ours].clone()
+    for ours, theirs in _pairs(depth):
+        shared = len(theirs) > 1 or ours in _EMBEDDERS  # safetensors refuses tensors that share memory
+        for name, part in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
+            result[name] = part.clone() if shared else part
     return result
 
 
@@ -72,20 +63,23 @@ def from_diffusers(state: Mapping[str, Tensor], position: Tensor) -> dict[str, T
     """
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
     result: dict[str, Tensor] = {"pos_embed": position}
-    for ours, theirs in _OUTER.items():
-        for kind in ("weight", "bias"):
-            result[f"{ours}.{kind}"] = state[f"{theirs}.{kind}"]
+    for ours, theirs in _pairs(depth):
+        value = state[theirs[0]] if len(theirs) == 1 else torch.cat([state[name] for name in theirs])
+        if ours in result and not torch.equal(result[ours], value):
+            raise InputError("the blocks have different copies of an embedder", where=theirs[0])
+        result[ours] = value
+    return result
+
+
+def _pairs(depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every tensor's name here and its names there: three parts for qkv, else one; an embedder comes once a block."""
+    for kind in ("weight", "bias"):
+        for ours, theirs in _OUTER.items():
+            yield f"{ours}.{kind}", (f"{theirs}.{kind}",)
     for index in range(depth):
         block, twin = f"blocks.{index}", f"transformer_blocks.{index}"
-        for ours, theirs in _BLOCK.items():
-            for kind in ("weight", "bias"):
-                result[f"{block}.{ours}.{kind}"] = state[f"{twin}.{theirs}.{kind}"]
         for kind in ("weight", "bias"):
-            parts = [state[f"{twin}.attn1.{name}.{kind}"] for name in ("to_q", "to_k", "to_v")]
-            result[f"{block}.attn.qkv.{kind}"] = torch.cat(parts)
-        for ours, theirs in _EMBEDDERS.items():
-            copy = state[f"{twin}.norm1.emb.{theirs}"]
-            if ours in result and not torch.equal(result[ours], copy):
-                raise InputError("the blocks have different copies of an embedder", where=f"{twin}.norm1.emb.{theirs}")
-            result[ours] = copy
-    return result
+            for ours, theirs in _BLOCK.items():
+                yield f"{block}.{ours}.{kind}", tuple(f"{twin}.{part}.{kind}" for part in theirs)
+        for name, copy in _EMBEDDERS.items():
+            yield name, (f"{twin}.norm1.emb.{copy}",)

@@ -5,33 +5,44 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from diffusers import DiTPipeline
 from published_models import SHAPE, small_kl, write_diffusers
 from safetensors import safe_open
-from tiny_base import tiny_dit
+from safetensors.torch import load_file
+from tiny_base import IMAGE_PX, tiny_dit, write_base
+from tiny_base import SHAPE as TINY_SHAPE
 
-from ddsr_core.diffusion.base import TINY, Base, load_base
+from ddsr_core.diffusion.base import INFO, TINY, Base, load_base, read_info
 from ddsr_core.diffusion.codec import Codec
-from ddsr_core.diffusion.difffit import fold, unfreeze
-from ddsr_core.diffusion.dit import DiTConfig
+from ddsr_core.diffusion.difffit import Adapter, extract, fold, save_adapter, table_rows, unfreeze
+from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.export import export, pipeline_transformer, pipeline_vae
 from ddsr_core.errors import InputError
+from ddsr_core.sampling import load_tuned
+from ddsr_core.store import write_json
+from flows.cli import cli
 
 LABELS = {0: 0, 1: 4}
 
 
+def shaken(dit: DiT) -> dict[str, torch.nn.Parameter]:
+    """DiffFit's parameters of ``dit`` after changes that stand for fine-tuning."""
+    trainable = unfreeze(dit, 2)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainable.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return trainable
+
+
 def tuned(folder: Path) -> tuple[Base, Base]:
-    """A base with DiffFit's parameters shaken, and the same with the scales folded in."""
-    pair = []
-    for _ in range(2):
-        model = load_base(str(folder))
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in unfreeze(model.dit, 2).values():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        pair.append(model)
+    """A fine-tuned base, and the same with DiffFit's scales folded in."""
+    pair = load_base(str(folder)), load_base(str(folder))
+    for model in pair:
+        shaken(model.dit)
     fold(pair[1].dit)
-    return pair[0], pair[1]
+    return pair
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,9 @@ def test_the_original_layout_computes_what_was_fine_tuned(models: tuple[Base, Ba
         expected, found = models[0].dit(*probe()), again.dit(*probe())
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
     with safe_open(tmp_path / "out/dit.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["label_map"]) == {"0": 0, "1": 4}
+        facts = file.metadata()
+        assert json.loads(facts["label_map"]) == {"0": 0, "1": 4}
+        assert facts["base_digest"] == models[0].digest
         assert not any("gamma" in name for name in list(file.keys()))
 
 
@@ -149,3 +162,103 @@ def test_the_readme_says_what_it_is_and_under_which_licence(folder: Path) -> Non
     text = (folder / "README.md").read_text()
     assert "1 -> 4" in text
     assert "Licence" in text
+
+
+def test_a_label_without_a_row_of_its_own_is_refused(models: tuple[Base, Base], tmp_path: Path) -> None:
+    for row in (1000, 1001, -1):  # the null row, beyond the table, before it
+        with pytest.raises(InputError, match=f"pseudo-label 2 has row {row}"):
+            export(models[1], {**LABELS, 2: row}, tmp_path / "out", "diffusers")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mlps_of_another_width_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match="four times"):
+        pipeline_transformer(tiny_dit(shape=SHAPE.model_copy(update={"mlp_ratio": 2.0})))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a base of 12 classes, whose AutoencoderTiny is scaled by channel, and of an adapter on it."""
+    home = tmp_path_factory.mktemp("saved")
+    base, adapter = write_base(home / "base"), home / "adapter"
+    by_channel = {"latent_shift": (0.03, -0.04, 0.0, 0.02), "latent_scale": (1.0, 0.98, 1.01, 0.99)}
+    write_json(base / INFO, read_info(base).model_copy(update=by_channel).model_dump(mode="json"))
+    model = load_base(str(base))
+    tensors = extract(shaken(model.dit), table_rows(LABELS, model.null_row))
+    adapter.mkdir()
+    averaged = {name: value + 0.05 for name, value in tensors.items()}
+    save_adapter(adapter, Adapter(tensors, LABELS, model.digest, 2), averaged, {})
+    return base, adapter
+
+
+def ddsr(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_the_command_writes_a_pipeline_of_an_adapter(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = saved
+    result = ddsr("export", adapter, "--base", base, "--out", tmp_path / "out", "--format", "diffusers")
+    assert result.exit_code == 0, result.output
+    assert "Timestep frequencies" in result.output
+    assert "downscale_freq_shift" in (tmp_path / "out/README.md").read_text()
+    assert not any(str(base) in path.read_text() for path in (tmp_path / "out").rglob("*.json"))
+
+    pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    rows = pipeline.get_label_ids(["pseudo-label 0", "pseudo-label 1"])
+    assert rows == [0, 4]
+    with pytest.raises(ValueError, match="pseudo-label 2"):
+        pipeline.get_label_ids(["pseudo-label 2"])
+    images = pipeline(
+        rows, guidance_scale=2.0, num_inference_steps=3, output_type="np", generator=torch.manual_seed(0)
+    ).images
+    assert images.shape == (2, IMAGE_PX, IMAGE_PX, 3)
+    assert abs(images[0] - images[1]).max() > 0.01
+
+    model, _ = load_tuned(adapter, base, "ema", "cpu")
+    for block in pipeline.transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    side, null = TINY_SHAPE.latent_px, TINY_SHAPE.null_row
+    x, t = torch.randn(3, 4, side, side, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 400, 999])
+    with torch.no_grad():
+        expected = model.dit(x, t, torch.tensor([0, 4, null]))
+        found = pipeline.transformer(x, t, torch.tensor([0, 4, 1000])).sample
+    assert torch.allclose(found, expected, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_the_command_finds_the_adapter_and_the_base_of_a_run(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = saved
+    run = tmp_path / "home/runs/mine"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(f'base = "{base}"\n')
+    state = {"name": "mine", "stages": [{"name": "finetune", "path": str(adapter)}]}
+    write_json(run / "run.json", state)
+    for kind, source in (("run", ["mine", "--home", tmp_path / "home"]), ("raw", [adapter, "--base", base])):
+        weights = "ema" if kind == "run" else "raw"
+        result = ddsr("export", *source, "--out", tmp_path / kind, "--weights", weights)
+        assert result.exit_code == 0, result.output
+        expected, _ = load_tuned(adapter, base, weights, "cpu")  # type: ignore[arg-type]
+        found = load_file(tmp_path / kind / "dit.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in expected.dit.state_dict().items())
+    assert (tmp_path / "run/dit.safetensors").read_bytes() != (tmp_path / "raw/dit.safetensors").read_bytes()
+
+    write_json(run / "run.json", {**state, "stages": []})
+    unfinished = ddsr("export", "mine", "--home", tmp_path / "home", "--out", tmp_path / "none")
+    assert unfinished.exit_code == 1
+    assert "no adapter yet" in unfinished.output
+
+
+def test_the_command_refuses_in_one_message(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = saved
+    other = write_base(tmp_path / "other", seed=1)
+    for options, message in (
+        ([adapter, "--base", other], "another base model"),
+        ([adapter], "--base"),
+        (["nowhere", "--home", tmp_path / "home"], "no run 'nowhere'"),
+        ([adapter, "--base", tmp_path / "missing"], "missing"),
+    ):
+        result = ddsr("export", *options, "--out", tmp_path / "out")
+        assert result.exit_code == 1, result.output
+        assert message in result.output
+        assert "Traceback" not in result.output
+        assert not (tmp_path / "out").exists()
