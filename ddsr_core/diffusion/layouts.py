@@ -79,7 +79,7 @@ def _pairs(depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     for index in range(depth):
         block, twin = f"blocks.{index}", f"transformer_blocks.{index}"
         for kind in ("weight", "bias"):
-            for ours, theirs in _BLOCK.items():
-                yield f"{block}.{ours}.{kind}", tuple(f"{twin}.{part}.{kind}" for part in theirs)
+            for ours, parts in _BLOCK.items():
+                yield f"{block}.{ours}.{kind}", tuple(f"{twin}.{part}.{kind}" for part in parts)
         for name, copy in _EMBEDDERS.items():
             yield name, (f"{twin}.norm1.emb.{copy}",)

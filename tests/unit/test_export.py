@@ -98,7 +98,7 @@ def test_the_pipelines_network_is_ours_once_its_frequencies_are_mended(models: t
         for block in transformer.transformer_blocks:
             block.norm1.emb.time_proj.downscale_freq_shift = 0
         found = transformer(x, t, y).sample
-    assert torch.allclose(found, expected, atol=2e-5 * float(expected.abs().max()))
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     assert (before - expected).abs().max() > (found - expected).abs().max() * 100
 
 
@@ -111,7 +111,7 @@ def test_a_small_table_is_filled_up_to_the_pipelines_null_row() -> None:
     x, t, _ = probe()
     with torch.no_grad():
         expected, found = ours(x, t, torch.tensor([0, 11, 12])), theirs(x, t, torch.tensor([0, 11, 1000])).sample
-    assert torch.allclose(found, expected, atol=2e-5 * float(expected.abs().max()))
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_more_classes_than_the_pipeline_knows_are_refused() -> None:
@@ -223,7 +223,7 @@ def test_the_command_writes_a_pipeline_of_an_adapter(saved: tuple[Path, Path], t
     with torch.no_grad():
         expected = model.dit(x, t, torch.tensor([0, 4, null]))
         found = pipeline.transformer(x, t, torch.tensor([0, 4, 1000])).sample
-    assert torch.allclose(found, expected, atol=2e-5 * float(expected.abs().max()))
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_the_command_finds_the_adapter_and_the_base_of_a_run(saved: tuple[Path, Path], tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_the_command_finds_the_adapter_and_the_base_of_a_run(saved: tuple[Path, 
 
 
 def test_the_command_refuses_in_one_message(saved: tuple[Path, Path], tmp_path: Path) -> None:
-    base, adapter = saved
+    adapter = saved[1]
     other = write_base(tmp_path / "other", seed=1)
     for options, message in (
         ([adapter, "--base", other], "another base model"),
