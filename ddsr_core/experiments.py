@@ -96,6 +96,7 @@ class Design:
         columns: what the columns of its tables are; None for one row a training set and network.
         metrics: what its tables and plots show.
         title, notes: stand above the tables and below them.
+        with_paper: whether the paper's cells are comparable and stand under ours.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Design:
     metrics: tuple[str, ...] = ("psnr_y", "ssim_y", "lpips")
     title: str = ""
     notes: tuple[str, ...] = ()
+    with_paper: bool = False
 
     @property
     def variants(self) -> tuple[Variant, ...]:

@@ -91,7 +91,7 @@ def _table(rows: Sequence[Row], bicubic: float, design: Design, network: str, me
     lines = [_line(header), _line(["---"] * len(header))]
     for row in rows:
         lines.append(_line([row.variant, *(_text(row.spread(column), digits) for column in columns)]))
-        published = paper_cells(design.name, network, row.variant, metric) if design.columns == "images" else {}
+        published = paper_cells(design.name, network, row.variant, metric) if design.with_paper else {}
         if published and any(column in published for column in columns):
             lines.append(_line(["*paper*", *(_number(published.get(column), digits) for column in columns)]))
     named = {row.variant: row for row in rows}

@@ -134,7 +134,8 @@ def _grid(
         "images",
         metrics,
         title,
-        NOTES.get(name, ()) if scale == "paper" else (MINI_NOTE,),
+        NOTES[name] if scale == "paper" else (MINI_NOTE,),
+        with_paper=scale == "paper",
     )
 
 
