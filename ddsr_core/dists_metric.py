@@ -120,13 +120,10 @@ class _Trunk:
     """The image and five stages of VGG16, (B, C, h, w) each."""
 
     def __init__(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
-        from ddsr_core.winograd import accelerate
-
         self._stages: list[nn.Module] = []
         for indices in _STAGES:
             layers = [layer for index in indices for layer in (_convolution(weights, index), nn.ReLU(inplace=True))]
             stage: nn.Module = nn.Sequential(*layers)
-            stage = accelerate(stage) if device.type == "cpu" else stage
             self._stages.append(stage.to(device).to(memory_format=torch.channels_last))
         self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (_MEAN, _STD))
 

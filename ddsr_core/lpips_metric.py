@@ -45,7 +45,7 @@ class Lpips:
         self.net, self.device = net, torch.device(device)
         model: Any = lpips_network(trunk, net)
         self._scale = model.scaling_layer.to(device)
-        self._trunk = _fast(model.net, device)
+        self._trunk = model.net.to(device).to(memory_format=torch.channels_last)
         heads = [head.model[-1].weight.flatten() for head in model.lins]  # one weight a channel, none below 0
         self._channels = [head.nonzero().flatten().to(device) for head in heads]
         self._roots = [head[head > 0].sqrt()[:, None, None].to(device) for head in heads]
@@ -85,13 +85,6 @@ def _unit_vectors(layer: Tensor, channels: Tensor, root: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(layer, dim=1, keepdim=True).add_(_EPS)
     pixels = layer.shape[2] * layer.shape[3]
     return layer.index_select(1, channels).mul_(root / pixels**0.5).div_(norm)
-
-
-def _fast(trunk: torch.nn.Module, device: str | torch.device) -> torch.nn.Module:
-    from ddsr_core.winograd import accelerate
-
-    trunk = accelerate(trunk) if torch.device(device).type == "cpu" else trunk  # a GPU's own kernels are as good
-    return trunk.to(device).to(memory_format=torch.channels_last)
 
 
 def lpips_network(trunk: Mapping[str, Tensor] | None = None, net: Net = "alex") -> torch.nn.Module:

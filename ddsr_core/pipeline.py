@@ -158,19 +158,22 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def to_toml(config: BaseModel) -> str:
-    """A complete config as TOML; fields that are None are left out, as TOML has no null."""
-    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+    """A complete config as TOML. TOML has no null: None is written as the text ``null``, and read as None."""
+    return tomli_w.dumps(_replaced(config.model_dump(mode="json"), None, "null"))
 
 
-def _without_none(value: Any) -> Any:
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    """Nested tables and lists with every ``old`` in them replaced."""
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, old, new) for item in value]
+    return new if value == old else value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = _replaced(tomllib.loads(Path(path).read_text()), "null", None)
     except OSError as error:
         raise ConfigError(f"the config file cannot be read: {error.strerror}", where=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -200,9 +200,8 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
     networks = []
     for network in design.networks_of(config):
         recipe = network.config(config, 0)
-        networks.append(
-            f"{network.name} (`{recipe.arch}`, {recipe.iterations} iterations at batch {recipe.plan.batch_size})"
-        )
+        arch = "" if network.name == recipe.arch else f"`{recipe.arch}`, "
+        networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {recipe.plan.batch_size})")
     counts = sorted({variant.images or config.sample.count for variant in design.variants if variant.source not in WHOLE})
     return (
         f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px a set, base `{config.base}`, "

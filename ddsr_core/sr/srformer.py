@@ -108,7 +108,8 @@ def reflect_to_multiple(x: Tensor, dim: int, multiple: int) -> Tensor:
     if not torch.compiler.is_exporting() and size % multiple == 0:  # exported, sizes are not known yet
         return x
     there_and_back = max(2 * size - 2, 1)
-    place = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device) % there_and_back
+    place = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device)
+    place = place % torch.full_like(place, there_and_back)  # a tensor: ONNX takes no remainder of an open size
     return x.index_select(dim, torch.minimum(place, there_and_back - place))
 
 

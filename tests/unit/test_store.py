@@ -100,7 +100,7 @@ def test_second_process_waits_says_for_whom_and_goes_on_when_the_first_is_killed
         first.wait()
     second.join(30)  # the system has let go of the dead process's lock
     assert [cached for _, cached in results] == [False]
-    assert log.read_text() == "0\n1\n2\n"
+    assert log.read_text() in ("0\n1\n2\n", "0\n1\n1\n2\n")  # never from the start: at most the step it was killed in again
     assert not store.folder("toy", key_of(log) + ".owner").exists()
 
 
