@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -26,11 +27,14 @@ class Runtime:
         device: a torch device string; see `resolve_device` for ``auto``.
         progress: how progress is shown.
         run: name of the run, for those who wait for what it builds.
+        memo: folder of what is known of single photos and patches from earlier builds (`ddsr_core.memo`), for sources
+            that change little from one build to the next.
     """
 
     device: str = "cpu"
     progress: ProgressFactory = field(default=silent)
     run: str = ""
+    memo: Path | None = None
 
 
 def resolve_device(name: str = "auto") -> str:

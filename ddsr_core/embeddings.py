@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +18,10 @@ import numpy as np
 from pydantic import Field
 
 from ddsr_core.ahead import map_ahead
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_image_parquet, to_float
+from ddsr_core.memo import VectorMemo
 from ddsr_core.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
 from ddsr_core.vector_table import content_digest, slices, write_table
 
@@ -130,24 +131,64 @@ def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime,
         InputError: no patches, or vectors that cannot be used.
     """
     columns = _patch_columns(patches)
-    total = columns.num_rows
-    files = [out / RESUME / "vectors" / f"{index:08d}.npy" for index in range(-(-total // config.batch_size))]
-    missing = {index for index, file in enumerate(files) if not file.exists()}
-    if missing:
-        done = min(total, (len(files) - len(missing)) * config.batch_size)
-        embedder = load_embedder(config, runtime.device, weights)
-        with runtime.progress("Embedding patches", total=total, unit="patches", done=done) as bar:
-            rows = _rows(patches, config.batch_size, missing)
-            decoded = map_ahead(_decode, rows, DECODERS, ahead=2 * config.batch_size)
-            for index in sorted(missing):
-                names, images = zip(*islice(decoded, config.batch_size), strict=True)
-                _save(files[index], embed_images(np.stack(images), embedder, config, names))
-                bar.advance(len(names))
-    write_table(out, slices(columns, map(np.load, files)))
-    counts = {"patches": total, "dimensions": int(np.load(files[0]).shape[1]), "backend": config.backend}
+    ids = columns["patch_id"].to_pylist()
+    memo = VectorMemo(runtime.memo, _vector_config(config, patches, weights) if runtime.memo else "")
+    known = memo.read()
+    todo = [row for row, name in enumerate(ids) if name not in known]
+    files = _embed(config, patches, todo, out, runtime, weights)
+
+    def parts() -> Iterator[np.ndarray]:
+        return _in_order(ids, known, files, config.batch_size)
+
+    write_table(out, slices(columns, parts()))
+    memo.finish(known, slices(columns, parts()))
+    counts = {"patches": len(ids), "dimensions": int(next(parts()).shape[1]), "backend": config.backend}
     write_json(out / "summary.json", {**counts, "config": config.model_dump(mode="json")})
-    digest = content_digest(columns["patch_id"].to_pylist(), map(np.load, files))
-    return StageResult(counts, digest=digest)
+    return StageResult(counts, digest=content_digest(ids, parts()))
+
+
+def _embed(
+    config: EmbeddingsConfig, patches: Path, todo: list[int], out: Path, runtime: Runtime, weights: Path | None
+) -> list[Path]:
+    """Embed the patches of these rows; a file of vectors a batch. Those of a build that was cut off are used."""
+    folder, size = out / RESUME / f"vectors-{digest_of(todo)[:16]}", config.batch_size
+    batches = {folder / f"{start:08d}.npy": todo[start : start + size] for start in range(0, len(todo), size)}
+    missing = {file: rows for file, rows in batches.items() if not file.exists()}
+    if not missing:
+        return list(batches)
+    wanted = {row for rows in missing.values() for row in rows}
+    embedder = load_embedder(config, runtime.device, weights)
+    with runtime.progress("Embedding patches", total=len(todo), unit="patches", done=len(todo) - len(wanted)) as bar:
+        decoded = map_ahead(_decode, _rows(patches, wanted), DECODERS, ahead=2 * size)
+        for file, rows in missing.items():
+            names, images = zip(*islice(decoded, len(rows)), strict=True)
+            _save(file, embed_batch(np.stack(images), embedder, config, names))
+            bar.advance(len(names))
+    return list(batches)
+
+
+def embed_batch(
+    images: np.ndarray, embedder: OpenClipEmbedder | Vgg16Embedder, config: EmbeddingsConfig, names: Sequence[str]
+) -> np.ndarray:
+    """`embed_images` in a batch of the config's size, filled up: kernels differ by size, and a vector must not change its
+    last bits with the number of patches that are embedded beside it.
+    """
+    lacking = config.batch_size - len(images)
+    whole = np.concatenate([images, np.repeat(images[-1:], lacking, axis=0)]) if lacking else images
+    return embed_images(whole, embedder, config, [*names, *[names[-1]] * lacking])[: len(images)]
+
+
+def _vector_config(config: EmbeddingsConfig, patches: Path, weights: Path | None) -> str:
+    """Digest of what a patch's vector depends on besides the patch's id: the network, and the size of a patch."""
+    size = json.loads((patches / "summary.json").read_text())["patch_px"]
+    return digest_of([STAGE.version, config.model_dump(mode="json"), sha256_of(weights) if weights else None, size])
+
+
+def _in_order(ids: list[str], known: Mapping[str, np.ndarray], files: list[Path], size: int) -> Iterator[np.ndarray]:
+    """Vectors of all patches, ``size`` rows at a time: what is known, and the rest from the files."""
+    fresh = chain.from_iterable(map(np.load, files))
+    for start in range(0, len(ids), size):
+        yield np.stack([known[name] if name in known else next(fresh) for name in ids[start : start + size]])
 
 
 def _patch_columns(patches: Path) -> pa.Table:
@@ -163,11 +204,9 @@ def _patch_columns(patches: Path) -> pa.Table:
     return table.select(names).replace_schema_metadata(None)
 
 
-def _rows(patches: Path, size: int, wanted: set[int]) -> Iterator[dict[str, Any]]:
-    """The patches that are in one of the wanted batches of ``size``."""
-    for number, row in enumerate(read_image_parquet(patches, ["image", "patch_id"])):
-        if number // size in wanted:
-            yield row
+def _rows(patches: Path, wanted: set[int]) -> Iterator[dict[str, Any]]:
+    """The patches of these rows."""
+    return (row for number, row in enumerate(read_image_parquet(patches, ["image", "patch_id"])) if number in wanted)
 
 
 def _decode(row: dict[str, Any]) -> tuple[str, np.ndarray]:
@@ -185,4 +224,4 @@ def read_config(embeddings: Path) -> EmbeddingsConfig:
     return EmbeddingsConfig.model_validate(json.loads((embeddings / "summary.json").read_text())["config"])
 
 
-STAGE = Stage("embeddings", version=1, run=run)
+STAGE = Stage("embeddings", version=2, run=run)

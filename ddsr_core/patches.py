@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 
 from ddsr_core.ahead import map_ahead
 from ddsr_core.bicubic_types import Kernel
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
+from ddsr_core.memo import ScoreMemo
 from ddsr_core.round_trip import STRIP_PX, squared_error_sums
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
 
@@ -33,6 +34,8 @@ PATCHES_PER_SHARD = 512
 ROWS_AT_A_TIME = 65_536
 #: Photos scored at a time, one a thread.
 WORKERS = min(8, os.cpu_count() or 1)
+#: Fields of the config that choose among the windows, and change no score.
+RULES = {"threshold_db", "quantile"}
 
 
 class PatchesConfig(StageConfig):
@@ -137,9 +140,11 @@ def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: 
     folder = out / RESUME / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
+    memo = ScoreMemo(runtime.memo, digest_of([STAGE.version, config.model_dump(exclude=RULES)]))
+    known = memo.known()
 
     def score(index: int) -> tuple[int, bytes]:
-        return index, _score_photo(config, sources[index])
+        return index, _score_photo(config, sources[index], memo)
 
     done = len(sources) - len(todo)
     with (
@@ -149,13 +154,15 @@ def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: 
         for index, data in map_ahead(score, todo, WORKERS):
             write_atomically(_score_file(out, index), data)
             bar.advance()
+    if runtime.memo is not None:
+        memo.finish(known, {json.loads(_score_file(out, i).read_bytes())["digest"] for i in range(len(sources))} - {""})
 
 
 def _score_file(out: Path, index: int) -> Path:
     return out / RESUME / "scores" / f"{index:08d}.json"
 
 
-def _score_photo(config: PatchesConfig, photo: Photo) -> bytes:
+def _score_photo(config: PatchesConfig, photo: Photo, memo: ScoreMemo) -> bytes:
     """JSON: ``digest``, ``reason`` (empty if used), and the fields of `Windows` (its floats come back exactly)."""
     digest, reason, windows = (
         "",
@@ -165,6 +172,9 @@ def _score_photo(config: PatchesConfig, photo: Photo) -> bytes:
     try:
         data = photo.load()
         digest = hashlib.sha256(data).hexdigest()
+        kept = memo.get(digest)
+        if kept is not None:
+            return kept
         image = decode_rgb(data, photo.name)
         if min(image.shape[:2]) < config.patch_px:
             reason = f"too small: {image.shape[1]}x{image.shape[0]}"
@@ -175,7 +185,10 @@ def _score_photo(config: PatchesConfig, photo: Photo) -> bytes:
     except OSError as error:
         reason = f"unreadable: {error.strerror}"
     columns = {name: getattr(windows, name).tolist() for name in ("psnr_bic", "y", "x")}
-    return json.dumps({"digest": digest, "reason": reason, **columns}, allow_nan=False).encode()
+    scores = json.dumps({"digest": digest, "reason": reason, **columns}, allow_nan=False).encode()
+    if digest:
+        memo.put(digest, scores)
+    return scores
 
 
 def _gather(config: PatchesConfig, sources: list[Photo], out: Path) -> tuple[list[dict[str, str]], dict[str, np.ndarray]]:

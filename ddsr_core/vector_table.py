@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,31 @@ def write_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None
     batches = chain.from_iterable(_joined(columns, vectors).to_batches() for columns, vectors in parts)
     first = next(batches)
     lancedb.connect(str(out / "lancedb")).create_table(TABLE, chain([first], batches), schema=first.schema)
+
+
+def merge_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]], keep_versions: timedelta) -> set[str]:
+    """Make ``out/lancedb`` hold these patches: new ones are inserted, others removed, what is there stays as it is.
+
+    Args:
+        parts: as in `write_table`, with a column ``patch_id``.
+        keep_versions: older states of the table are kept so long.
+
+    Returns:
+        The patch ids.
+    """
+    import lancedb
+    import pyarrow as pa
+
+    whole = pa.concat_tables([_joined(columns, vectors) for columns, vectors in parts])
+    database = lancedb.connect(str(out / "lancedb"))
+    if (out / "lancedb" / f"{TABLE}.lance").is_dir():
+        table = database.open_table(TABLE)
+        merge = table.merge_insert("patch_id").when_not_matched_insert_all().when_not_matched_by_source_delete()
+        merge.execute(whole)
+        table.optimize(cleanup_older_than=keep_versions)
+    else:
+        database.create_table(TABLE, whole)
+    return set(whole["patch_id"].to_pylist())
 
 
 def _joined(columns: pa.Table, vectors: np.ndarray) -> pa.Table:

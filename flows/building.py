@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.progress import ProgressFactory
@@ -10,10 +11,14 @@ from ddsr_core.store import Artifact, Stage, StageInput, Store
 from flows.chain import Build
 from flows.device import resolve_device_lazily
 
+if TYPE_CHECKING:
+    from tasks.stages import Gpu
 
-def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str = "") -> Build:
+
+def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str = "", memo: str | None = None) -> Build:
     """Stages run here and now; ``run`` is the name that others who wait for one see."""
-    runtime = Runtime(device=resolve_device_lazily(device), progress=progress, run=run)
+    known = store.home / memo if memo else None
+    runtime = Runtime(device=resolve_device_lazily(device), progress=progress, run=run, memo=known)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
         return store.build(stage, config, inputs, runtime)
@@ -21,13 +26,13 @@ def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str
     return build
 
 
-def prefect_builder(store: Store, device: str) -> Build:
-    """Stages run as tasks of the current flow run."""
+def prefect_builder(store: Store, device: str, gpu: Gpu = "here", memo: str | None = None) -> Build:
+    """Stages run as tasks of the current flow run, or, those that want a GPU, on the pool for them."""
     from tasks import stages
 
-    where = resolve_device_lazily(device)
+    where = device if gpu == "pool" else resolve_device_lazily(device)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        return stages.build(store, stage, config, inputs, where, label)
+        return stages.build(store, stage, config, inputs, where, label, gpu, memo)
 
     return build

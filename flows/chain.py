@@ -92,8 +92,14 @@ def distill_and_train(
     return chain
 
 
-def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifact, Artifact]:
-    """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches."""
+def distill(
+    chain: Chain, config: PipelineConfig, photos: Path, earlier: Mapping[str, StageInput] | None = None
+) -> tuple[Artifact, Artifact]:
+    """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches.
+
+    Args:
+        earlier: ``start`` and ``start_clusters``, an adapter that fine-tuning goes on from; none: from the base.
+    """
     model, decoder = base_model(config), lsr_decoder(config)  # weights first: if they are missing, nothing has been done yet
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
     described = {"patches": accepted, **clip_weights(config.embeddings)}
@@ -101,7 +107,7 @@ def distill(chain: Chain, config: PipelineConfig, photos: Path) -> tuple[Artifac
     labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
     encoded = chain.add(latents.STAGE, config.latents, "", patches=accepted, **model)
     rows = first_rows(chain, config, labels, model["base"])
-    learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder}
+    learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder, **(earlier or {})}
     adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
     start = {"latents": encoded} if config.sample.strength < 1 else {}
     judge = {"judge": judge_of(chain, config, accepted)} if config.sample.sr_gain_share < 1 else {}

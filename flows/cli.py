@@ -270,6 +270,99 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 
 
 @cli.command()
+@click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
+@click.option("--test", required=True, help="photos that SR networks trained on the old and the new set are measured on")
+@click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
+@click.option("--name", default="nightly", show_default=True, help="of the succession, HOME/nightly/NAME")
+@click.option("--metric", type=click.Choice(["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "lpips"]), default="psnr_y",
+              show_default=True, help="what both sets are compared by")  # fmt: skip
+@click.option("--margin", type=click.FloatRange(0), default=0.0, show_default=True,
+              help="how much worse the new set may be, in the metric's unit")  # fmt: skip
+@click.option("--cold", is_flag=True, help="always fine-tune from the base, never from the last adapter")
+@click.option("--warm-steps", type=click.IntRange(0), default=None, help="steps of a fine-tuning from the last adapter")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file laid over the preset")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="one field; may be repeated")
+@home_option
+@device_option
+def nightly(images: str, test: str, preset: str, name: str, metric: Any, margin: float, cold: bool, warm_steps: int | None,
+            file: Path | None, overrides: tuple[str, ...], home: str | None, device: str) -> None:  # fmt: skip
+    """Distil again if photos or settings have changed; keep the new set only if it is not worse.
+
+    The current set is HOME/nightly/NAME/current. On a schedule: the deployment `nightly`.
+
+    Example: ddsr nightly --images photos/ --test B100/
+    """
+    from ddsr_core.pipeline import load_config
+    from ddsr_core.remote_store import open_store
+    from flows.building import plain_builder
+    from flows.challenge import Night, as_markdown, challenge, memo_of
+    from flows.console import progress_for
+
+    store = open_store(home_of(home))
+    store.check()
+    config = load_config(preset, file, overrides)
+    night = Night(name, Path(images), Path(test), config, metric, margin, not cold, warm_steps)
+    outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, memo_of(name)))
+    click.echo(as_markdown(outcome, name))
+
+
+@cli.command()
+@click.option("--name", default="nightly", show_default=True, help="of the succession")
+@home_option
+@json_option
+def versions(name: str, home: str | None, as_json: bool) -> None:
+    """List what `ddsr nightly` has made; the one in use is marked.
+
+    Example: ddsr versions
+    """
+    from ddsr_core.registry import read_registry
+    from ddsr_core.remote_store import open_store
+
+    registry = read_registry(open_store(home_of(home)), name)
+    if as_json:
+        click.echo(registry.model_dump_json(indent=2))
+        return
+    for item in registry.versions:
+        mark = "*" if item.number == registry.champion else " "
+        click.echo(f"{mark} {item.number:>4}  {item.made}  {item.metric} {item.score:.4f}  {item.reason}")
+    if not registry.versions:
+        click.echo(f"no versions of {name!r} in {home_of(home)}; start with: ddsr nightly")
+
+
+@cli.command()
+@click.argument("to", type=int, required=False)
+@click.option("--name", default="nightly", show_default=True, help="of the succession")
+@home_option
+def rollback(to: int | None, name: str, home: str | None) -> None:
+    """Put an earlier distilled set in use again: version TO, or the champion before this one.
+
+    Example: ddsr rollback
+    """
+    from ddsr_core.remote_store import open_store
+    from flows.challenge import roll_back
+
+    registry = roll_back(open_store(home_of(home)), name, to)
+    click.echo(f"in use: version {registry.champion}")
+
+
+@cli.command()
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPU jobs at once, over all machines")
+@click.option("--type", "pool_type", type=click.Choice(["process", "docker", "kubernetes"]), default="process",
+              show_default=True, help="of the work pools, where they are not there yet")  # fmt: skip
+def deploy(gpus: int, pool_type: Any) -> None:
+    """Make work pools, limits, automations and deployments on the Prefect server; run again, it changes nothing.
+
+    Example: PREFECT_API_URL=http://127.0.0.1:4200/api ddsr deploy
+    """
+    from flows.deploying import deploy as bring_up
+
+    for what, verdict in bring_up(gpus, pool_type):
+        click.echo(f"{verdict:<10} {what}")
+    click.echo("Workers: prefect worker start --pool cpu; one for each GPU: "
+               "CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --limit 1")  # fmt: skip
+
+
+@cli.command()
 @home_option
 @json_option
 def runs(home: str | None, as_json: bool) -> None:

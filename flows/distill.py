@@ -14,6 +14,8 @@ from flows.building import prefect_builder
 from flows.chain import distill_and_train
 from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
 from tasks.artifacts import publish
+from tasks.attempts import refuse_endless_crashes
+from tasks.stages import Gpu
 
 
 @flow(name="distill")
@@ -25,6 +27,7 @@ def distill(
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
+    gpu: Gpu = "here",
 ) -> Outcome:
     """Distill a folder of photos and compare SR networks trained on the result.
 
@@ -36,14 +39,16 @@ def distill(
         home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
         run: name of the run below `home/runs`; the preset's name if not given.
         device: torch device; auto takes a GPU where there is one.
+        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
     """
+    refuse_endless_crashes()
     config = config or load_config(preset)
     store, name = open_store(home), run or config.preset
     if test is None and config.sr.archs:
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)
     try:
-        chain = distill_and_train(config, images, test, prefect_builder(store, device), run_log(store, name))
+        chain = distill_and_train(config, images, test, prefect_builder(store, device, gpu), run_log(store, name))
     except DdsrError as error:
         fail_run(store, name, str(error))
         raise

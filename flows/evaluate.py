@@ -13,6 +13,7 @@ from ddsr_core.remote_store import Home, open_store
 from ddsr_core.store import Manifest, Source
 from flows.building import prefect_builder
 from flows.single import weights_source
+from tasks.stages import Gpu
 
 
 @flow(name="evaluate")
@@ -22,6 +23,7 @@ def evaluate(
     config: EvaluateConfig | None = None,
     home: Home = "ddsr-home",
     device: str = "auto",
+    gpu: Gpu = "here",
 ) -> Manifest:
     """Measure an SR network.
 
@@ -31,9 +33,10 @@ def evaluate(
         config: protocol.
         home: where artifacts are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
+        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
     """
     inputs: dict[str, Source] = {"test": photo_source(test)}
     if weights is not None:
         inputs["weights"] = weights_source(weights)
-    build = prefect_builder(open_store(home), device)
+    build = prefect_builder(open_store(home), device, gpu)
     return build(evaluation.STAGE, config or EvaluateConfig(), inputs, str(weights or "bicubic"))[0].manifest

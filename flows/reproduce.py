@@ -15,6 +15,8 @@ from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
 from flows.experiment import finish, measure
 from flows.runs import fail_run, run_log
+from tasks.attempts import refuse_endless_crashes
+from tasks.stages import Gpu
 
 
 @flow(name="reproduce")
@@ -30,6 +32,7 @@ def reproduce(
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
+    gpu: Gpu = "here",
     command: str = "the flow `reproduce`",
 ) -> dict[str, Any]:
     """Measure the parts of the method, or its tables, seed by seed.
@@ -46,12 +49,14 @@ def reproduce(
         home: where artifacts and runs are kept.
         run: name of the run below `home/runs`; the experiment's name if not given.
         device: torch device; auto takes a GPU where there is one.
+        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
         command: how the run was started; stands above the table.
     """
+    refuse_endless_crashes()
     config = config or load_config(preset or DEFAULT_PRESET[scale], scale=scale)
     store, name = open_store(home), run or experiment
     try:
-        build, log = prefect_builder(store, device), run_log(store, name)
+        build, log = prefect_builder(store, device, gpu), run_log(store, name)
         design = design_of(experiment, scale)
         done = measure(design, config, images, test, seeds, store, name, build, log, command, workers, device)
     except DdsrError as error:

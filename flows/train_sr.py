@@ -12,10 +12,13 @@ from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.store import Manifest
 from flows.building import prefect_builder
+from tasks.stages import Gpu
 
 
 @flow(name="train-sr")
-def train_sr(data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto") -> Manifest:
+def train_sr(
+    data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto", gpu: Gpu = "here"
+) -> Manifest:
     """Train one SR network.
 
     Args:
@@ -23,7 +26,8 @@ def train_sr(data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr
         config: network and recipe.
         home: where artifacts are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
+        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
     """
     config = config or TrainSRConfig()
-    build = prefect_builder(open_store(home), device)
+    build = prefect_builder(open_store(home), device, gpu)
     return build(train.STAGE, config, {"data": photo_source(data), **train.trunk_input(config)}, config.arch)[0].manifest

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefect import Task
 from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from ddsr_core.class_rows import STAGE as CLASS_ROWS
 from ddsr_core.clusters import STAGE as CLUSTERS
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.diffusion.finetune import STAGE as FINETUNE
 from ddsr_core.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.errors import DdsrError, StorageError, UnreachableError
@@ -29,9 +31,18 @@ from ddsr_core.sr.subsets import STAGE as SUBSET
 from ddsr_core.sr.train import STAGE as TRAIN_SR
 from ddsr_core.store import Artifact, Manifest, Source, Stage, StageInput, Store
 from tasks import progress
+from tasks.pool import run_on_pool
 
-#: Stages that want a GPU; their runs carry the tag ``gpu``, which a concurrency limit can count.
+StageName = Literal[
+    "patches", "embeddings", "clusters", "latents", "class-rows", "finetune", "sample", "crops", "subset", "gsdd",
+    "train-sr", "evaluate",
+]  # fmt: skip
+#: Stages that want a GPU; their runs carry the tag ``gpu``.
 GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset", "gsdd", "train-sr", "evaluate"})
+#: The limit that `ddsr deploy` sets to the number of GPUs. Its slots are leases: a killed run gives its own back.
+GPU_SLOTS = "ddsr-gpu"
+#: Where GPU stages run: in the process that asks for them, or on the pool that `tasks.pool` sends them to.
+Gpu = Literal["here", "pool"]
 
 
 class InputRef(BaseModel):
@@ -83,12 +94,21 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
     """The task of a stage."""
 
     def run(
-        key: str, config: dict[str, Any], inputs: dict[str, InputRef], home: str, device: str, config_class: str
+        key: str,
+        config: dict[str, Any],
+        inputs: dict[str, InputRef],
+        home: str,
+        device: str,
+        config_class: str,
+        memo: str | None = None,
     ) -> Manifest:
         store = open_store(home)
         sources = {name: ref.source(store) for name, ref in inputs.items()}
-        runtime = Runtime(device=device, progress=progress.current.get(), run=flow_run.name or "")
-        artifact, _ = store.build(stage, _config(config_class, config), sources, runtime)
+        device = resolve_device(device)
+        known = store.home / memo if memo else None
+        runtime = Runtime(device=device, progress=progress.current.get(), run=flow_run.name or "", memo=known)
+        with concurrency(GPU_SLOTS) if device.startswith("cuda") else nullcontext():
+            artifact, _ = store.build(stage, _config(config_class, config), sources, runtime)
         return artifact.manifest
 
     run.__doc__ = f"Build the `{stage.name}` artifact, or continue a build that was cut off."
@@ -134,13 +154,34 @@ TASKS: dict[str, Task[..., Manifest]] = {
 }
 
 
+def run_task(stage: str, label: str, *, refresh: bool = False, **parameters: Any) -> Manifest:
+    """Run a stage's task in this process, under the current flow run.
+
+    Args:
+        label: shown in the task run's name, such as the data source of an SR training.
+        refresh: Prefect's cached manifest does not count, as its artifact is not whole.
+    """
+    name = f"{stage} {label}".strip()
+    return TASKS[stage].with_options(task_run_name=name, refresh_cache=refresh)(**parameters)
+
+
 def build(
-    store: Store, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], device: str, label: str
+    store: Store,
+    stage: Stage,
+    config: StageConfig,
+    inputs: Mapping[str, StageInput],
+    device: str,
+    label: str,
+    gpu: Gpu = "here",
+    memo: str | None = None,
 ) -> tuple[Artifact, bool]:
     """Run the stage's task: Prefect's cached manifest counts only while the artifact is whole.
 
     Args:
-        label: shown in the run's name, such as the data source of an SR training.
+        device: of the machine that runs the stage; auto takes a GPU where there is one.
+        label: shown in the run's name.
+        gpu: where a GPU stage runs that is not built yet.
+        memo: folder of a `ddsr_core.memo`, relative to the home.
 
     Returns:
         The artifact, and whether it was there already.
@@ -150,16 +191,21 @@ def build(
     """
     key = stage.key(config, inputs)
     there = store.find(stage.name, key) is not None
-    task = TASKS[stage.name].with_options(task_run_name=f"{stage.name} {label}".strip(), refresh_cache=not there)
-    manifest = task(
-        key=key,
-        config=config.model_dump(mode="json"),
-        inputs={name: InputRef.of(item) for name, item in inputs.items()},
-        home=store.url,
-        device=device,
-        config_class=f"{type(config).__module__}.{type(config).__name__}",
-    )
-    found = store.find(manifest.stage, manifest.key)
+    parameters: dict[str, Any] = {
+        "key": key,
+        "config": config.model_dump(mode="json"),
+        "inputs": {name: InputRef.of(item) for name, item in inputs.items()},
+        "home": store.url,
+        "device": device,
+        "config_class": f"{type(config).__module__}.{type(config).__name__}",
+        "memo": memo,
+    }
+    if gpu == "pool" and stage.name in GPU_STAGES and not there:
+        sent = {name: ref.model_dump(mode="json") for name, ref in parameters["inputs"].items()}
+        run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, "stage": stage.name, "label": label})
+    else:
+        run_task(stage.name, label, refresh=not there, **parameters)
+    found = store.find(stage.name, key)
     if found is None:
         raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))
     return found, there

@@ -145,7 +145,9 @@ class DiTBlock(nn.Module):
         return x + (branch if self.gamma_mlp is None else self.gamma_mlp * branch)
 
     def enable_gammas(self) -> None:
-        """Add DiffFit's four scale vectors, as ones."""
+        """Add DiffFit's four scale vectors, as ones; where they are there, they stay."""
+        if self.attn.gamma_qkv is not None:
+            return
         weight = self.attn.qkv.weight
         hidden = weight.shape[1]
 

@@ -125,6 +125,8 @@ def run(
     vae: Path | None = None,
     decoder: Path | None = None,
     rows: Path | None = None,
+    start: Path | None = None,
+    start_clusters: Path | None = None,
 ) -> StageResult:
     """Fine-tune the base on the patches; write the adapter, its average, the curves and samples along the way.
 
@@ -132,6 +134,7 @@ def run(
         vae: VAE in place of the base's own.
         decoder: VAE that L_SR decodes with, such as TAESD; none: the base's.
         rows: a `class-rows` artifact, for ``row_start="clip_nearest"``.
+        start: `finetune` artifact to go on from, with ``start_clusters``, the clusters that it was made with.
 
     Raises:
         MissingWeightsError, InputError: the base, the latents or the clusters do not fit.
@@ -141,7 +144,7 @@ def run(
 
     work = partial(
         train_in_process, config=config, latents=latents, clusters=clusters, base=base, out=out, vae=vae, decoder=decoder,
-        rows=rows,
+        rows=rows, start=start, start_clusters=start_clusters,
     )  # fmt: skip
     if config.processes == 1:
         work(Alone(), runtime)
@@ -164,12 +167,15 @@ def train_in_process(
     vae: Path | None,
     decoder: Path | None,
     rows: Path | None,
+    start: Path | None,
+    start_clusters: Path | None,
 ) -> None:
     """All of the stage in one of its processes; process 0 writes."""
     from ddsr_core.diffusion.base import load_base
     from ddsr_core.diffusion.codec import load_codec
     from ddsr_core.diffusion.step import Run
     from ddsr_core.diffusion.training_set import load_training_set
+    from ddsr_core.diffusion.warm_start import load_start
 
     model = load_base(str(base), runtime.device, vae)
     label_map = map_labels(clusters, model)
@@ -183,6 +189,8 @@ def train_in_process(
     checkpoint = out / RESUME / "checkpoint.pt"
     if checkpoint.exists():
         state.load(checkpoint)
+    elif start is not None and start_clusters is not None:
+        state.start_from(load_start(start, start_clusters, clusters, label_map))
     steps = config.total_steps(len(data))
     train(state, data, steps, out, checkpoint, runtime)
     if peers.rank == 0:

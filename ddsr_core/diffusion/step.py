@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ddsr_core.diffusion.difffit import initialize_rows, unfreeze
+from ddsr_core.diffusion.difffit import Adapter, initialize_rows, unfreeze
 from ddsr_core.diffusion.distributed import Alone, Peers
 from ddsr_core.diffusion.gaussian import Schedule, predict_x0, q_sample, simple_and_vb
 from ddsr_core.diffusion.lsr import crop, decoded_psnr_bic, lsr_loss
 from ddsr_core.diffusion.minimax import Memory, minimax_losses
 from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch
-from ddsr_core.errors import TrainingError
+from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.store import write_atomically
 
 if TYPE_CHECKING:
@@ -167,6 +167,21 @@ class Run:
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.texture: list[dict[str, float]] = []
+
+    def start_from(self, adapter: Adapter) -> None:
+        """Begin with the numbers of an earlier adapter; the optimiser and the memories begin empty.
+
+        Raises:
+            InputError: it belongs to another base, or does not fit.
+        """
+        if adapter.gamma_blocks != self.config.gamma_blocks:
+            raise InputError(
+                f"the earlier adapter has scales in {adapter.gamma_blocks} blocks, not {self.config.gamma_blocks}",
+                where="finetune.gamma_blocks",
+                mend="keep gamma_blocks, or fine-tune without a start",
+            )
+        adapter.apply(self.base.dit, self.base.digest)
+        self.ema = {name: p.detach().clone() for name, p in self.trainable.items()}
 
     def advance(self, data: TrainingSet) -> dict[str, float]:
         """One optimiser step; returns the value of every term, and now and then the norms of their gradients.

@@ -1,0 +1,118 @@
+"""What is known of single photos and patches, so that a source which has grown is not scored and embedded all over again.
+
+A memo changes nothing of what a stage writes, only how long it takes; it may be removed at any time. It belongs to one
+photo source: what the source has lost is dropped from it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddsr_core.store import write_atomically, write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Older versions of the table are of no use; a reader of the last one may still be at it.
+KEEP_VERSIONS = timedelta(minutes=10)
+
+
+class ScoreMemo:
+    """Scores of photos by the digest of their content: one small file each.
+
+    Args:
+        memo: the memo's folder; ``None`` knows nothing and keeps nothing.
+        config: digest of what the scores depend on besides the photo.
+    """
+
+    def __init__(self, memo: Path | None, config: str) -> None:
+        self.memo, self.folder = memo, None if memo is None else _only(memo / "scores", config)
+
+    def get(self, digest: str) -> bytes | None:
+        """What `put` was given, or None."""
+        path = self._path(digest)
+        return path.read_bytes() if path is not None and path.is_file() else None
+
+    def put(self, digest: str, scores: bytes) -> None:
+        path = self._path(digest)
+        if path is not None:
+            write_atomically(path, scores)
+
+    def known(self) -> set[str]:
+        """Digests of the photos that are in it."""
+        return set() if self.folder is None else {path.stem for path in self.folder.glob("*.json")}
+
+    def finish(self, known_before: set[str], now: set[str]) -> None:
+        """Drop what the source has lost, and note the numbers for `read_changes`."""
+        for digest in self.known() - now:
+            path = self._path(digest)
+            if path is not None:
+                path.unlink()
+        note_changes(self.memo, "photos", known_before, now)
+
+    def _path(self, digest: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{digest}.json"
+
+
+class VectorMemo:
+    """Embeddings by patch id, in a LanceDB table.
+
+    Args:
+        memo: the memo's folder; ``None`` knows nothing and keeps nothing.
+        config: digest of what a vector depends on besides the patch.
+    """
+
+    def __init__(self, memo: Path | None, config: str) -> None:
+        self.memo, self.folder = memo, None if memo is None else _only(memo / "embeddings", config)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Patch id -> ``float32 (d,)``."""
+        from ddsr_core.vector_table import TABLE, read_table
+
+        if self.folder is None or not (self.folder / "lancedb" / f"{TABLE}.lance").is_dir():
+            return {}
+        columns, vectors = read_table(self.folder)
+        return dict(zip(columns["patch_id"].to_pylist(), vectors, strict=True))
+
+    def finish(self, known: Iterable[str], parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
+        """Take the whole table of embeddings: new rows are inserted, those that are not in it removed, the rest stays."""
+        from ddsr_core.vector_table import merge_table
+
+        if self.folder is None:
+            return
+        ids = merge_table(self.folder, parts, KEEP_VERSIONS)
+        note_changes(self.memo, "patches", set(known), ids)
+
+
+def note_changes(memo: Path | None, what: str, before: set[str], now: set[str]) -> None:
+    """Write how many of ``what`` are new, kept and dropped."""
+    if memo is not None:
+        counts = {"new": len(now - before), "kept": len(now & before), "dropped": len(before - now)}
+        write_json(memo / f"{what}.json", counts)
+
+
+def read_changes(memo: Path) -> dict[str, dict[str, int]]:
+    """``photos`` and ``patches`` -> new, kept, dropped, of the last builds with this memo."""
+    found: dict[str, dict[str, Any]] = {}
+    for what in ("photos", "patches"):
+        path = memo / f"{what}.json"
+        if path.is_file():
+            found[what] = json.loads(path.read_text())
+    return found
+
+
+def _only(folder: Path, config: str) -> Path:
+    """The subfolder of a config; those of other configs go."""
+    wanted = folder / config[:16]
+    for other in folder.glob("*"):
+        if other != wanted:
+            shutil.rmtree(other)
+    wanted.mkdir(parents=True, exist_ok=True)
+    return wanted

@@ -1,0 +1,204 @@
+"""`ddsr deploy`: work pools, limits and automations on the server, then the deployments of ``deployments/prefect.yaml``.
+
+Run again, it changes nothing that is as it should be.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+from ddsr_core.errors import ConfigError, DdsrError
+from tasks.stages import GPU_SLOTS
+
+PoolType = Literal["process", "docker", "kubernetes"]
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT / "deployments/prefect.yaml"
+POOLS = {
+    "cpu": "Flows, and the stages that need no GPU",
+    "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
+}
+#: Three heartbeats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY.
+SILENCE = timedelta(seconds=90)
+#: What of a deployment is the server's own, or new with every deploying.
+OWN = {"id", "created", "updated", "status", "last_polled", "version_id", "version_info", "version", "branch", "labels"}
+
+
+def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, str]]:
+    """Bring the server to what this checkout wants; yields what and ``created``, ``updated`` or ``unchanged``.
+
+    Args:
+        gpus: GPU jobs at once, over all machines.
+        pool_type: of pools that are created; those that are there keep theirs.
+
+    Raises:
+        ConfigError: no server is named, or this is no checkout.
+        DdsrError: the server does not answer, or Prefect refuses a deployment.
+    """
+    if not FILE.is_file():
+        raise ConfigError("not a checkout of ddsr", where=FILE, mend="clone the repository and run `make setup` there")
+    with reachable() as client:
+        for name in POOLS:
+            yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None)
+        yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
+        for automation in automations():
+            yield f"automation {automation.name}", _automation(client, automation)
+        before = _deployments(client)
+        _deploy_all()
+        for name, after in sorted(_deployments(client).items()):
+            was = before.get(name)
+            yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
+
+
+@contextmanager
+def reachable() -> Iterator[SyncPrefectClient]:
+    """A client of the server that PREFECT_API_URL names.
+
+    Raises:
+        ConfigError: it names none.
+        DdsrError: it does not answer.
+    """
+    url = PREFECT_API_URL.value()
+    mend = "start one (prefect server start) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+    if not url:
+        raise ConfigError("no Prefect server is named", where="PREFECT_API_URL", mend=mend)
+    try:
+        with get_client(sync_client=True) as client:
+            client.hello()
+            yield client
+    except httpx.TransportError as error:
+        raise DdsrError(f"the Prefect server does not answer: {error}", where=url, mend=mend) from error
+
+
+def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None) -> str:
+    try:
+        there = client.read_work_pool(name)
+    except ObjectNotFound:
+        template = default_template(client, kind)
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=name, type=kind, description=POOLS[name], concurrency_limit=limit, base_job_template=template
+            )
+        )
+        return "created"
+    if limit is None or there.concurrency_limit == limit:
+        return "unchanged"
+    client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+    return "updated"
+
+
+def default_template(client: SyncPrefectClient, kind: PoolType) -> dict[str, Any]:
+    """Prefect's own base job template of a pool type."""
+    response = client._client.get("collections/views/aggregate-worker-metadata")
+    for workers in response.json().values():
+        if kind in workers:
+            return dict(workers[kind]["default_base_job_configuration"])
+    raise ConfigError(f"this server knows no work pools of type {kind}", where="--type", mend="use process")
+
+
+def _limit(client: SyncPrefectClient, gpus: int) -> str:
+    try:
+        there = client.read_global_concurrency_limit_by_name(GPU_SLOTS)
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_SLOTS, limit=gpus))
+        return "created"
+    if there.limit == gpus:
+        return "unchanged"
+    client.update_global_concurrency_limit(GPU_SLOTS, GlobalConcurrencyLimitUpdate(limit=gpus))
+    return "updated"
+
+
+def automations() -> list[Automation]:
+    """A run that falls silent is marked crashed; a crashed run is scheduled again and goes on where it stood."""
+    runs = {"prefect.resource.id": "prefect.flow-run.*"}
+    ours = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
+    ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+    silent = EventTrigger(
+        match=runs, match_related=ours, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
+        after={"prefect.flow-run.heartbeat"}, expect={"prefect.flow-run.heartbeat", *ends}, threshold=1, within=SILENCE,
+    )  # fmt: skip
+    crashed = EventTrigger(
+        match=runs, match_related=ours, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
+        expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
+    )  # fmt: skip
+    message = f"no heartbeat for {SILENCE.seconds} s: its process, its worker or its machine is gone"
+    again = "crashed: it goes on where it stood"
+    return [
+        Automation(
+            name="ddsr: a silent run has crashed",
+            description="Marks a run as crashed whose heartbeats have stopped.",
+            trigger=silent,
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
+        ),
+        Automation(
+            name="ddsr: a crashed run goes on",
+            description="Schedules a crashed run again; finished stages are kept. A run that begins too often fails.",
+            trigger=crashed,
+            actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=again)],
+        ),
+    ]
+
+
+def _automation(client: SyncPrefectClient, wanted: Automation) -> str:
+    response = client._client.post("automations/filter", json={"automations": {"name": {"any_": [wanted.name]}}})
+    found = [Automation.model_validate(item) for item in response.json()]
+    if not found:
+        wanted.create()
+        return "created"
+    there = found[0]
+    facts = ("description", "trigger", "actions")
+    if all(_plain(getattr(there, name)) == _plain(getattr(wanted, name)) for name in facts):
+        return "unchanged"
+    wanted.model_copy(update={"id": there.id, "enabled": there.enabled}).update()
+    return "updated"
+
+
+def _plain(value: Any) -> Any:
+    """A part of an automation as plain data; the server gives triggers ids and orders sets as it likes."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not hasattr(value, "model_dump"):
+        return value
+    plain = value.model_dump(mode="json", exclude={"id"})
+    return {name: sorted(item) if isinstance(item, list) else item for name, item in plain.items()}
+
+
+def _deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
+    """``flow/name`` -> what is deployed under it, for the deployments tagged ddsr."""
+    response = client._client.post("deployments/filter", json={"deployments": {"tags": {"all_": ["ddsr"]}}})
+    names = {}
+    for item in response.json():
+        flow = client.read_flow(item["flow_id"])
+        schedules = [{k: v for k, v in s.items() if k in ("schedule", "active", "parameters")} for s in item["schedules"]]
+        limit = item.get("global_concurrency_limit") or {}
+        facts = {k: v for k, v in item.items() if k not in OWN and "concurrency" not in k}
+        names[f"{flow.name}/{item['name']}"] = {**facts, "schedules": schedules, "limit": limit.get("limit")}
+    return names
+
+
+def _deploy_all() -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, mend="correct that file")

@@ -1,0 +1,57 @@
+"""The nightly flow: distil again what has changed, and keep the result only if it is not worse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from ddsr_core.pipeline import PipelineConfig, load_config
+from ddsr_core.registry import Metric
+from ddsr_core.remote_store import Home, open_store
+from flows.building import prefect_builder
+from flows.challenge import Night, as_markdown, challenge, memo_of
+from tasks.attempts import refuse_endless_crashes
+from tasks.stages import Gpu
+
+
+@flow(name="nightly")
+def nightly(
+    images: Path,
+    test: Path,
+    preset: str = "demo",
+    config: PipelineConfig | None = None,
+    name: str = "nightly",
+    metric: Metric = "psnr_y",
+    margin: float = 0.0,
+    warm: bool = True,
+    warm_steps: int | None = None,
+    home: Home = "ddsr-home",
+    device: str = "auto",
+    gpu: Gpu = "here",
+) -> dict[str, Any]:
+    """Distil again if photos or settings have changed; the new set takes the old one's place if it is not worse.
+
+    Args:
+        images: training photos: a folder, Parquet with an image column, or a glob pattern.
+        test: photos that SR networks trained on both sets are measured on.
+        preset: demo, released, paper or best; ignored where `config` is given.
+        config: every stage's config.
+        name: of the succession: its history and its current set lie in `home/nightly/<name>`.
+        metric: what the two sets are compared by.
+        margin: how much worse the new set may be, in the metric's unit.
+        warm: fine-tuning goes on from the last adapter.
+        warm_steps: optimiser steps then; as many as from the base if not given.
+        home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
+        device: torch device; auto takes a GPU where there is one.
+        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
+    """
+    refuse_endless_crashes()
+    store = open_store(home)
+    night = Night(name, images, test, config or load_config(preset), metric, margin, warm, warm_steps)
+    outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
+    text = as_markdown(outcome, name)
+    create_markdown_artifact(text, key=f"ddsr-{name.lower().replace('_', '-')}", description="Before and after")
+    return {"promoted": bool(outcome.version and outcome.version.promoted), "champion": outcome.after.champion, "text": text}

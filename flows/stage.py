@@ -1,0 +1,48 @@
+"""The stage flow: one stage of another run, on a machine with a GPU. Runs send it there; nobody needs to start it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from ddsr_core.remote_store import Home
+from ddsr_core.store import Manifest
+from tasks.attempts import refuse_endless_crashes
+from tasks.stages import InputRef, StageName, run_task
+
+
+@flow(name="stage")
+def stage(
+    stage: StageName,
+    key: str,
+    config: dict[str, Any],
+    config_class: str,
+    inputs: dict[str, InputRef],
+    home: Home,
+    device: str = "auto",
+    label: str = "",
+    memo: str | None = None,
+) -> Manifest:
+    """Build one artifact for another run.
+
+    Args:
+        stage: its name.
+        key: of the artifact.
+        config: the stage's config, `config_class` its class.
+        inputs: what it reads: paths that this machine shares, or artifacts of the home.
+        home: where artifacts are kept: a folder that both machines share, or s3://bucket/prefix.
+        device: torch device; auto takes a GPU where there is one.
+        label: shown in the run's name.
+        memo: what is known of single photos and patches, a folder relative to the home.
+    """
+    refuse_endless_crashes()
+    facts: dict[str, Any] = {
+        "key": key,
+        "config": config,
+        "config_class": config_class,
+        "home": home,
+        "device": device,
+        "memo": memo,
+    }
+    return run_task(stage, label, inputs=inputs, device=device, memo=memo, **facts)

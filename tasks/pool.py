@@ -1,0 +1,72 @@
+"""Stages that are sent to another work pool: the flow that asks waits, and gets back nothing but the manifest's key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+
+from ddsr_core.errors import ConfigError, DdsrError
+
+#: The deployment of `flows.stage`, on the pool for GPUs.
+DEPLOYMENT = "stage/cuda"
+POLL_SECONDS = 2.0
+#: A crashed run gets so long to be rescheduled by the automation of `ddsr deploy` before whoever waits for it gives up.
+RESCHEDULE_SECONDS = 120.0
+
+
+def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
+    """Run `flows.stage` on the pool and wait. Where this run is stopped, the one that it waits for is cancelled.
+
+    Raises:
+        ConfigError: nothing is deployed there.
+        DdsrError: the run on the pool failed, crashed for good, or was cancelled.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            started = run_deployment(DEPLOYMENT, parameters=parameters, flow_run_name=name, timeout=0)
+        except ObjectNotFound as error:
+            raise ConfigError(
+                "no deployment takes GPU stages", where=DEPLOYMENT, mend="run `ddsr deploy`, or set gpu=here"
+            ) from error
+        assert isinstance(started, FlowRun)  # a coroutine only where this is called from one
+        with _cancelled_with_us(client, started.id):
+            state = _final_state(client, started.id)
+    if not state.is_completed():
+        raise DdsrError(
+            f"{name} ended as {state.name} on the pool: {state.message or 'no message'}",
+            where=f"flow run {started.name} ({started.id})",
+            mend="see that run's log; once mended, retry this run: finished stages are kept",
+        )
+
+
+@contextmanager
+def _cancelled_with_us(client: SyncPrefectClient, run: UUID) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # a signal, mostly: nobody would wait for that run any more
+        client.set_flow_run_state(run, Cancelling(message="the run that waited for it was stopped"))
+        raise
+
+
+def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
+    crashed_at: float | None = None
+    while True:
+        state = client.read_flow_run(run).state
+        if state is not None and state.is_final():
+            if state.type != StateType.CRASHED:
+                return state
+            crashed_at = crashed_at or time.monotonic()
+            if time.monotonic() - crashed_at > RESCHEDULE_SECONDS:
+                return state
+        else:
+            crashed_at = None
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,81 @@
+"""Nights in miniature: photos added, removed, unchanged; a challenger that is worse; going back."""
+
+from pathlib import Path
+
+import pytest
+
+from ddsr_core.images import read_image_set
+from ddsr_core.pipeline import load_config
+from ddsr_core.progress import silent
+from ddsr_core.registry import read_registry
+from ddsr_core.store import Store
+from flows import challenge as nights
+from flows.building import plain_builder
+from flows.challenge import Night, Outcome, as_markdown, challenge, memo_of, roll_back
+from tests.integration.commands import TINY, make_photos
+
+pytestmark = pytest.mark.slow
+
+
+def spend(photos: Path, home: Path, **changes: object) -> Outcome:
+    config = load_config("demo", overrides=TINY)
+    test = photos.parent / "test"
+    night = {"name": "n", "images": photos, "test": test, "config": config, "metric": "psnr_y", "margin": 100.0,
+             "warm": True, "warm_steps": 1, **changes}  # fmt: skip
+    store = Store(home)
+    return challenge(Night(**night), store, plain_builder(store, "cpu", silent, memo=memo_of("n")))  # type: ignore[arg-type]
+
+
+def current(home: Path) -> list[str]:
+    return [row["file_name"] for row in read_image_set(home / "nightly/n/current")]
+
+
+def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photos, home = make_photos(tmp_path / "photos", 3), tmp_path / "home"
+    make_photos(tmp_path / "test", 1)
+    first = spend(photos, home)
+    assert first.version is not None
+    assert (first.version.promoted, first.version.warm_from, first.version.reason) == (True, None, "the first version")
+    assert len(current(home)) == 2
+    assert (home / "runs/n-0001/report.html").is_file()
+
+    unchanged = spend(photos, home)
+    assert unchanged.version is None
+    assert "nothing has changed since version 1" in as_markdown(unchanged, "n")
+    assert not (home / "runs/n-0002").exists()
+
+    make_photos(tmp_path / "more", 5)
+    (tmp_path / "more/4.png").rename(photos / "4.png")
+    (photos / "0.png").unlink()
+    second = spend(photos, home)
+    assert second.version is not None
+    assert second.version.warm_from == 1
+    assert second.version.promoted
+    assert second.version.changes["photos"] == {"new": 1, "kept": 2, "dropped": 1}
+    assert second.version.against == first.version.score  # measured once, the same then and now
+    text = as_markdown(second, "n")
+    assert "| photos | 3 | 3 (1 new, 1 dropped) |" in text
+    assert "| in use | version 1 | version 2 |" in text
+
+    scores = iter([20.0, 21.0])
+    monkeypatch.setattr(nights, "score_of", lambda *_: next(scores))
+    (tmp_path / "more/3.png").rename(photos / "3.png")
+    third = spend(photos, home, margin=0.5)
+    assert third.version is not None
+    assert not third.version.promoted
+    assert third.after.champion == 2
+    assert "not promoted" in as_markdown(third, "n")
+
+    assert roll_back(Store(home), "n").champion == 1
+    assert read_registry(Store(home), "n").champion == 1
+    assert len(read_registry(Store(home), "n").versions) == 3
+
+
+def test_other_settings_start_from_the_base(tmp_path: Path):
+    photos, home = make_photos(tmp_path / "photos", 3), tmp_path / "home"
+    make_photos(tmp_path / "test", 1)
+    spend(photos, home)
+    other = load_config("demo", overrides=[*TINY, "sample.seed=5"])
+    second = spend(photos, home, config=other)
+    assert second.version is not None
+    assert second.version.warm_from is None

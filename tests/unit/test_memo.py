@@ -1,0 +1,92 @@
+"""A memo spares work and changes nothing: patches and embeddings with it are those without it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ddsr_core import embeddings, patches
+from ddsr_core.config import Runtime
+from ddsr_core.embeddings import EmbeddingsConfig
+from ddsr_core.images import save_png
+from ddsr_core.memo import read_changes
+from ddsr_core.patches import PatchesConfig
+from ddsr_core.store import Artifact, Store
+from ddsr_core.vector_table import read_table
+
+CUT = PatchesConfig(patch_px=32, stride_px=32)
+VGG = EmbeddingsConfig(backend="vgg16", image_px=32, batch_size=4)
+
+
+def save_photo(folder: Path, seed: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    save_png(folder / f"{seed}.png", cv2.GaussianBlur(noise, (0, 0), 1 + 0.2 * seed))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for seed in range(3):
+        save_photo(tmp_path / "photos", seed)
+    return tmp_path / "photos"
+
+
+def build(photos: Path, home: Path, memo: Path | None) -> tuple[Artifact, Artifact]:
+    from ddsr_core.images import photo_source
+
+    store, runtime = Store(home), Runtime(memo=memo)
+    cut, _ = store.build(patches.STAGE, CUT, {"photos": photo_source(photos)}, runtime)
+    described, _ = store.build(embeddings.STAGE, VGG, {"patches": cut}, runtime)
+    return cut, described
+
+
+def test_only_what_is_new_is_scored_and_embedded_and_nothing_else_changes(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    memo = tmp_path / "memo"
+    build(photos, tmp_path / "first", memo)
+    assert read_changes(memo)["photos"] == {"new": 3, "kept": 0, "dropped": 0}
+
+    save_photo(photos, 3)
+    (photos / "0.png").unlink()
+    scored, embedded = [], []
+    score, embed = patches.score_windows, embeddings.embed_images
+    monkeypatch.setattr(patches, "score_windows", lambda *a: scored.append(1) or score(*a))
+    monkeypatch.setattr(embeddings, "embed_images", lambda images, *a: embedded.append(len(images)) or embed(images, *a))
+    with_memo = build(photos, tmp_path / "second", memo)
+    assert len(scored) == 1
+    changes = read_changes(memo)
+    assert changes["photos"] == {"new": 1, "kept": 2, "dropped": 1}
+    new = changes["patches"]["new"]
+    assert 0 < new < with_memo[0].manifest.counts["accepted"]
+    assert len(embedded) == -(-new // VGG.batch_size)
+    table, _ = read_table(next((memo / "embeddings").iterdir()))
+    assert sorted(table["patch_id"].to_pylist()) == sorted(read_table(with_memo[1].path)[0]["patch_id"].to_pylist())
+
+    without = build(photos, tmp_path / "third", None)
+    assert [item.digest for item in without] == [item.digest for item in with_memo]
+    assert [item.key for item in without] == [item.key for item in with_memo]
+
+
+def test_nothing_new_is_nothing_embedded(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    build(photos, tmp_path / "first", tmp_path / "memo")
+    monkeypatch.setattr(embeddings, "load_embedder", lambda *_: pytest.fail("there is nothing to embed"))
+    build(photos, tmp_path / "second", tmp_path / "memo")
+    assert read_changes(tmp_path / "memo")["patches"]["new"] == 0
+
+
+def test_another_config_knows_nothing(photos: Path, tmp_path: Path) -> None:
+    memo = tmp_path / "memo"
+    cut, _ = build(photos, tmp_path / "home", memo)
+    other = VGG.model_copy(update={"image_px": 64})
+    described, _ = Store(tmp_path / "home").build(embeddings.STAGE, other, {"patches": cut}, Runtime(memo=memo))
+    assert read_changes(memo)["patches"]["new"] == described.manifest.counts["patches"]
+    assert len(list((memo / "embeddings").iterdir())) == 1
+
+
+def test_a_memo_may_be_removed(photos: Path, tmp_path: Path) -> None:
+    first = build(photos, tmp_path / "first", tmp_path / "memo")
+    shutil.rmtree(tmp_path / "memo")
+    second = build(photos, tmp_path / "second", tmp_path / "memo")
+    assert [item.digest for item in first] == [item.digest for item in second]

@@ -1,0 +1,74 @@
+"""The succession of distilled sets: who is promoted, who comes back."""
+
+from pathlib import Path
+
+import pytest
+
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.registry import Registry, Version, judge, read_registry, write_registry
+from ddsr_core.store import Store
+
+
+def version(number: int, promoted: bool) -> Version:
+    return Version(
+        number=number, run=f"nightly-{number:04d}", made="2026-01-01T00:00:00+00:00", photos="p", test="t", config="c",
+        changes={}, keys={}, warm_from=None, metric="psnr_y", score=26.0, against=None, promoted=promoted, reason="",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def registry() -> Registry:
+    result = Registry()
+    for number, promoted in ((1, True), (2, False), (3, True)):
+        result = result.with_version(version(number, promoted))
+    return result
+
+
+def test_the_last_promoted_version_is_the_champion(registry: Registry):
+    assert registry.champion == 3
+    assert registry.with_version(version(4, False)).champion == 3
+
+
+def test_rolling_back_goes_to_the_champion_before_and_then_no_further(registry: Registry):
+    back = registry.rolled_back()
+    assert back.champion == 1
+    assert len(back.versions) == 3
+    with pytest.raises(InputError, match="no earlier champion"):
+        back.rolled_back()
+
+
+def test_any_version_can_be_named(registry: Registry):
+    assert registry.rolled_back(2).champion == 2
+    with pytest.raises(InputError, match=r"versions here: 1, 2, 3"):
+        registry.rolled_back(7)
+
+
+@pytest.mark.parametrize(
+    ("metric", "challenger", "champion", "margin", "promoted"),
+    [
+        ("psnr_y", 26.0, None, 0.0, True),
+        ("psnr_y", 26.0, 26.0, 0.0, True),
+        ("psnr_y", 25.9, 26.0, 0.05, False),
+        ("psnr_y", 25.9, 26.0, 0.2, True),
+        ("lpips", 0.44, 0.45, 0.0, True),
+        ("lpips", 0.47, 0.45, 0.01, False),
+    ],
+)
+def test_a_challenger_must_not_be_worse_by_more_than_the_margin(metric, challenger, champion, margin, promoted):
+    assert judge(metric, challenger, champion, margin)[0] is promoted
+
+
+def test_it_is_written_and_read(registry: Registry, tmp_path: Path):
+    store = Store(tmp_path)
+    assert read_registry(store, "cats") == Registry()
+    write_registry(store, "cats", registry)
+    assert read_registry(store, "cats") == registry
+    (tmp_path / "nightly/cats/registry.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        read_registry(store, "cats")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b"])
+def test_names_that_are_no_folders(name: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot be a name"):
+        read_registry(Store(tmp_path), name)
