@@ -28,6 +28,7 @@ from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")
 SCALES = Path(__file__).with_name("scales")
+Preset = Literal["demo", "released", "paper", "best"]
 SourceName = Literal[
     "distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "gsdd", "base", "full", "full-thresholded"
 ]

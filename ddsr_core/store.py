@@ -317,6 +317,34 @@ class Store:
         """Bring the files with these names below a folder of the home: on a local home, they are there."""
 
 
+class InputRef(BaseModel):
+    """A stage input as plain data, for other processes and machines: where it lies and the digest of its content.
+
+    An artifact is also named by stage and key, by which another machine brings it from the home that they share.
+    """
+
+    path: Path
+    digest: str
+    stage: str | None = None
+    key: str | None = None
+
+    @classmethod
+    def of(cls, item: StageInput) -> InputRef:
+        """The reference of an artifact or of an outer source."""
+        named = {"stage": item.manifest.stage, "key": item.key} if isinstance(item, Artifact) else {}
+        return cls(path=item.path, digest=item.digest, **named)
+
+    def source(self, store: Store) -> Source:
+        """The input on this machine.
+
+        Raises:
+            StorageError: an artifact that is neither here nor in the home.
+        """
+        if self.stage and self.key and not self.path.exists():
+            return Source(store.bring(store.folder(self.stage, self.key)), self.digest)
+        return Source(self.path, self.digest)
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of an artifact folder, or None where there is none that can be read."""
     try:

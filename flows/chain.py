@@ -49,6 +49,22 @@ class Trained:
     evaluation: Built
 
 
+@dataclass(frozen=True)
+class NetworkToTrain:
+    """One SR network that a run will have, and its training images."""
+
+    arch: str
+    source: str
+    seed: int
+    recipe: train.TrainSRConfig
+    images: StageInput
+    label: str
+
+
+#: Builds networks side by side before the chain asks for them one by one.
+Ahead = Callable[[list[NetworkToTrain], StageInput], None]
+
+
 @dataclass
 class Chain:
     """What a run has built so far, in order."""
@@ -73,7 +89,12 @@ class Chain:
 
 
 def distill_and_train(
-    config: PipelineConfig, photos: Path, test: Path | None, build: Build, log: Callable[[str], None]
+    config: PipelineConfig,
+    photos: Path,
+    test: Path | None,
+    build: Build,
+    log: Callable[[str], None],
+    ahead: Ahead | None = None,
 ) -> Chain:
     """The whole method: a folder of photos in, a distilled set and measured SR networks out.
 
@@ -82,13 +103,14 @@ def distill_and_train(
         test: test photos; None if no SR network is to be trained.
         build: how a stage is built.
         log: takes a line when a stage begins and when it is there.
+        ahead: trains the networks side by side; none: one by one.
     """
     chain = Chain(build, log)
     distilled, accepted = distill(chain, config, photos)
     if config.sr.archs:
         if test is None:
             raise ConfigError("SR networks need test photos", where="--test", mend="name a folder with --test")
-        train_networks(chain, config, photos, test, distilled, accepted)
+        train_networks(chain, config, photos, test, distilled, accepted, ahead)
     return chain
 
 
@@ -149,22 +171,37 @@ def clip_weights(config: embeddings.EmbeddingsConfig) -> dict[str, StageInput]:
 
 
 def train_networks(
-    chain: Chain, config: PipelineConfig, photos: Path, test: Path, distilled: Artifact, accepted: Artifact
+    chain: Chain,
+    config: PipelineConfig,
+    photos: Path,
+    test: Path,
+    distilled: Artifact,
+    accepted: Artifact,
+    ahead: Ahead | None = None,
 ) -> None:
     """Every network on every data source, at equal iterations, and bicubic beside them."""
     tests = photo_source(test)
     chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests)
     chain.bicubic = chain.stages[-1]
     data = {name: data_source(chain, name, config, photos, distilled, accepted) for name in config.sr.sources}
-    for arch in config.sr.archs:
-        for name, images in data.items():
-            for seed in config.sr.seeds:
-                label = f"{arch} {name}" + (f" seed {seed}" if len(config.sr.seeds) > 1 else "")
-                recipe = config.sr.recipe(arch, seed)
-                weights = chain.add(train.STAGE, recipe, label, data=images, **train.trunk_input(recipe))
-                training = chain.stages[-1]
-                chain.add(evaluation.STAGE, config.evaluate, label, weights=weights, test=tests)
-                chain.networks.append(Trained(arch, name, seed, training, chain.stages[-1]))
+    cells = [
+        NetworkToTrain(arch, name, seed, config.sr.recipe(arch, seed), images, arch_label(config, arch, name, seed))
+        for arch in config.sr.archs
+        for name, images in data.items()
+        for seed in config.sr.seeds
+    ]
+    if ahead is not None:
+        ahead(cells, tests)
+    for cell in cells:
+        weights = chain.add(train.STAGE, cell.recipe, cell.label, data=cell.images, **train.trunk_input(cell.recipe))
+        training = chain.stages[-1]
+        chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
+        chain.networks.append(Trained(cell.arch, cell.source, cell.seed, training, chain.stages[-1]))
+
+
+def arch_label(config: PipelineConfig, arch: str, source: str, seed: int) -> str:
+    """What a network's stages are called in a run."""
+    return f"{arch} {source}" + (f" seed {seed}" if len(config.sr.seeds) > 1 else "")
 
 
 def data_source(

@@ -7,11 +7,13 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.pipeline import PipelineConfig, load_config
+from ddsr_core.pipeline import PipelineConfig, Preset, load_config
 from ddsr_core.remote_store import Home, open_store
 from ddsr_core.splits import hold_out
 from flows.building import prefect_builder
 from flows.chain import distill_and_train
+from flows.fan_out import Runner
+from flows.networks import networks_ahead
 from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
 from tasks.artifacts import publish
 from tasks.attempts import refuse_endless_crashes
@@ -22,12 +24,15 @@ from tasks.stages import Gpu
 def distill(
     images: Path,
     test: Path | None = None,
-    preset: str = "demo",
+    preset: Preset = "demo",
     config: PipelineConfig | None = None,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
     gpu: Gpu = "here",
+    runner: Runner = "one by one",
+    workers: int = 2,
+    overrides: tuple[str, ...] = (),
 ) -> Outcome:
     """Distill a folder of photos and compare SR networks trained on the result.
 
@@ -40,15 +45,19 @@ def distill(
         run: name of the run below `home/runs`; the preset's name if not given.
         device: torch device; auto takes a GPU where there is one.
         gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
+        runner: where SR networks are trained: one by one in the run, in threads or processes of its machine, or on Ray.
+        workers: networks that are trained at once, where they are not trained one by one.
+        overrides: single fields laid over the preset, such as sample.count=140.
     """
     refuse_endless_crashes()
-    config = config or load_config(preset)
+    config = config or load_config(preset, overrides=overrides)
     store, name = open_store(home), run or config.preset
     if test is None and config.sr.archs:
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)
     try:
-        chain = distill_and_train(config, images, test, prefect_builder(store, device, gpu), run_log(store, name))
+        build, ahead = prefect_builder(store, device, gpu), networks_ahead(store, config, device, runner, workers)
+        chain = distill_and_train(config, images, test, build, run_log(store, name), ahead)
     except DdsrError as error:
         fail_run(store, name, str(error))
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sheets import contact_sheet
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import Artifact, StageInput, Store, storage_errors, write_atomically, write_json
+from ddsr_core.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically, write_json
 from ddsr_core.table_plots import plot_metric
 from ddsr_core.table_text import tables_markdown
 from ddsr_core.tables import WHOLE
 from flows.chain import Build, Chain, data_source, distill
-from flows.device import resolve_device_lazily
-from flows.fan_out import FanOut, Work, as_source, fan_out
+from flows.fan_out import Begun, FanOut, Work
 from flows.runs import run_folder, start_run
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
@@ -84,12 +82,12 @@ class Pending:
     recipe: TrainSRConfig
     inputs: dict[str, StageInput]
     label: str
-    begun: Future[None] | None
+    begun: Begun | None
 
 
 def measure(
     design: Design, config: PipelineConfig, photos: Path, test: Path, seeds: int, store: Store, name: str, build: Build,
-    log: Callable[[str], None], command: str, workers: int = 1, device: str = "auto",
+    log: Callable[[str], None], command: str, ahead: FanOut, device: str = "auto",
 ) -> Experiment:  # fmt: skip
     """Measure every training set of a design (`ddsr_core.experiments`) with the same networks and iterations.
 
@@ -97,8 +95,8 @@ def measure(
         seeds: number of seeds, 0 … seeds - 1.
         log: takes a line when a stage begins and ends, and a line a finished cell.
         command: how the table was made; stands above it.
-        workers: networks that are trained at once.
-        device: of the workers.
+        ahead: where networks are trained at once (`flows.fan_out`).
+        device: there.
     """
     start_run(store, name, config, photos, test)
     chain = Chain(build, log)
@@ -108,18 +106,22 @@ def measure(
     total = len(design.variants) * len(networks) * seeds
     experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic)
     waiting: deque[Pending] = deque()
-    with fan_out(workers) as ahead:
-        for seed in range(seeds):
-            for trained_on in training_sets(chain, design, config, photos, seed):
-                if seed == 0 and trained_on.variant.source not in WHOLE:
-                    write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
-                for network in networks:
-                    waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests))
-                while waiting and (workers == 1 or (waiting[0].begun and waiting[0].begun.done())):
-                    finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
-        while waiting:
-            finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
+    for seed in range(seeds):
+        for trained_on in training_sets(chain, design, config, photos, seed):
+            if seed == 0 and trained_on.variant.source not in WHOLE:
+                write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
+            for network in networks:
+                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests))
+            while waiting and is_ready(waiting[0]):
+                finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
+    while waiting:
+        finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
     return experiment
+
+
+def is_ready(cell: Pending) -> bool:
+    """Whether a cell need not be waited for: it is done, or nobody else has begun it."""
+    return cell.begun is None or cell.begun.done()
 
 
 def begin(
@@ -129,10 +131,13 @@ def begin(
     """Send a cell to a worker, where there are workers."""
     recipe = network.config(config, seed)
     inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
-    sources = {name: as_source(item) for name, item in inputs.items()}
-    work = Work(store.url, resolve_device_lazily(device), recipe, sources, config.evaluate, as_source(tests))
     count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
     label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
+    sources = {name: InputRef.of(item) for name, item in inputs.items()}
+    work = Work(
+        label=label, home=store.url, device=device, recipe=recipe, inputs=sources, evaluate=config.evaluate,
+        tests=InputRef.of(tests),
+    )  # fmt: skip
     return Pending(trained_on, network, recipe, inputs, label, ahead.begin(work))
 
 

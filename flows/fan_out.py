@@ -1,40 +1,43 @@
-"""SR networks trained side by side in processes of their own: each cell's stages are built before they are asked for."""
+"""SR networks trained side by side: each cell's stages are built before they are asked for.
+
+Without Prefect in processes of this machine; under Prefect on the task runner that the run names (`flows.networks`).
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Literal, Protocol
 
-from ddsr_core.config import Runtime
+from pydantic import BaseModel, ConfigDict
+
+from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.remote_store import open_store
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import Source, StageInput
+from ddsr_core.store import InputRef
 
 PARENT_CHECK_S = 1.0
+#: Where networks are trained: in the run itself, in threads or processes of its machine, or on a Ray cluster.
+Runner = Literal["one by one", "threads", "processes", "ray"]
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(BaseModel):
     """One network to train and measure: everything that another process needs to know."""
 
+    model_config = ConfigDict(frozen=True)
+    label: str
     home: str
     device: str
     recipe: TrainSRConfig
-    inputs: Mapping[str, Source]
+    inputs: dict[str, InputRef]
     evaluate: EvaluateConfig
-    tests: Source
-
-
-def as_source(item: StageInput) -> Source:
-    """An input as what can be sent to another process."""
-    return Source(item.path, item.digest)
+    tests: InputRef
 
 
 def train_and_measure(work: Work) -> None:
@@ -42,20 +45,61 @@ def train_and_measure(work: Work) -> None:
     from ddsr_core import evaluation
     from ddsr_core.sr import train
 
-    store, runtime = open_store(work.home), Runtime(device=work.device)
-    weights, _ = store.build(train.STAGE, work.recipe, work.inputs, runtime)
-    store.build(evaluation.STAGE, work.evaluate, {"weights": weights, "test": work.tests}, runtime)
+    store = open_store(work.home)
+    runtime = Runtime(device=resolve_device(work.device), run=work.label)
+    inputs = {name: ref.source(store) for name, ref in work.inputs.items()}
+    weights, _ = store.build(train.STAGE, work.recipe, inputs, runtime)
+    store.build(evaluation.STAGE, work.evaluate, {"weights": weights, "test": work.tests.source(store)}, runtime)
 
 
-class FanOut:
-    """Cells on their way; with one worker nothing is done ahead, and whoever asks for a cell builds it."""
+class Begun(Protocol):
+    """A cell on its way."""
 
-    def __init__(self, pool: ProcessPoolExecutor | None) -> None:
+    def done(self) -> bool: ...
+    def result(self) -> object: ...
+
+
+class FanOut(Protocol):
+    """Takes cells; None: whoever asks for a cell builds it."""
+
+    def begin(self, work: Work) -> Begun | None: ...
+
+
+class OneByOne:
+    """Nothing is done ahead."""
+
+    def begin(self, work: Work) -> None:
+        return None
+
+
+class InProcesses:
+    """Cells in processes of this machine."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
         self.pool = pool
 
-    def begin(self, work: Work) -> Future[None] | None:
-        """Start on a cell, or leave it to whoever asks for it."""
-        return self.pool.submit(train_and_measure, work) if self.pool else None
+    def begin(self, work: Work) -> Begun:
+        return self.pool.submit(train_and_measure, work)
+
+
+class Together:
+    """Cells are gathered, and all begun when the first is waited for."""
+
+    def __init__(self, run_all: Callable[[list[Work]], None]) -> None:
+        self.run_all = run_all
+        self.gathered: list[Work] = []
+
+    def begin(self, work: Work) -> Begun:
+        self.gathered.append(work)
+        return self
+
+    def done(self) -> bool:
+        return not self.gathered
+
+    def result(self) -> None:
+        works, self.gathered = self.gathered, []
+        if works:
+            self.run_all(works)
 
 
 @contextmanager
@@ -66,13 +110,13 @@ def fan_out(workers: int) -> Iterator[FanOut]:
     A worker that stops leaves what any broken build leaves: the next one goes on there.
     """
     if workers == 1:
-        yield FanOut(None)
+        yield OneByOne()
         return
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(workers, os.getpid())
     )
     try:
-        yield FanOut(pool)
+        yield InProcesses(pool)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise

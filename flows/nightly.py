@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.pipeline import PipelineConfig, load_config
+from ddsr_core.pipeline import PipelineConfig, Preset, load_config
 from ddsr_core.registry import Metric
 from ddsr_core.remote_store import Home, open_store
 from flows.building import prefect_builder
@@ -21,7 +21,7 @@ from tasks.stages import Gpu
 def nightly(
     images: Path,
     test: Path,
-    preset: str = "demo",
+    preset: Preset = "demo",
     config: PipelineConfig | None = None,
     name: str = "nightly",
     metric: Metric = "psnr_y",
@@ -31,6 +31,7 @@ def nightly(
     home: Home = "ddsr-home",
     device: str = "auto",
     gpu: Gpu = "here",
+    overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Distil again if photos or settings have changed; the new set takes the old one's place if it is not worse.
 
@@ -47,10 +48,11 @@ def nightly(
         home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
         gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
+        overrides: single fields laid over the preset, such as sample.count=140.
     """
     refuse_endless_crashes()
     store = open_store(home)
-    night = Night(name, images, test, config or load_config(preset), metric, margin, warm, warm_steps)
+    night = Night(name, images, test, config or load_config(preset, overrides=overrides), metric, margin, warm, warm_steps)
     outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
     text = as_markdown(outcome, name)
     create_markdown_artifact(text, key=f"ddsr-{name.lower().replace('_', '-')}", description="Before and after")

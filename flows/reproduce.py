@@ -9,11 +9,13 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.pipeline import PipelineConfig, load_config
+from ddsr_core.pipeline import PipelineConfig, Preset, load_config
 from ddsr_core.remote_store import Home, open_store
 from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
 from flows.experiment import finish, measure
+from flows.fan_out import Runner
+from flows.networks import prefect_fan_out
 from flows.runs import fail_run, run_log
 from tasks.attempts import refuse_endless_crashes
 from tasks.stages import Gpu
@@ -25,14 +27,16 @@ def reproduce(
     test: Path,
     experiment: ExperimentName = "ablation",
     scale: Scale = "mini",
-    preset: str | None = None,
+    preset: Preset | None = None,
     config: PipelineConfig | None = None,
     seeds: int = 3,
-    workers: int = 1,
+    runner: Runner = "one by one",
+    workers: int = 2,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
     gpu: Gpu = "here",
+    overrides: tuple[str, ...] = (),
     command: str = "the flow `reproduce`",
 ) -> dict[str, Any]:
     """Measure the parts of the method, or its tables, seed by seed.
@@ -45,20 +49,22 @@ def reproduce(
         preset: demo, released, paper or best; ignored where `config` is given. Without it demo for mini, best for paper.
         config: every stage's config.
         seeds: how many seeds, from 0.
-        workers: networks that are trained at once.
+        runner: where SR networks are trained: one by one in the run, in threads or processes of its machine, or on Ray.
+        workers: networks that are trained at once, where they are not trained one by one.
         home: where artifacts and runs are kept.
         run: name of the run below `home/runs`; the experiment's name if not given.
         device: torch device; auto takes a GPU where there is one.
         gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
+        overrides: single fields laid over the preset, such as sample.count=140.
         command: how the run was started; stands above the table.
     """
     refuse_endless_crashes()
-    config = config or load_config(preset or DEFAULT_PRESET[scale], scale=scale)
+    config = config or load_config(preset or DEFAULT_PRESET[scale], overrides=overrides, scale=scale)
     store, name = open_store(home), run or experiment
     try:
         build, log = prefect_builder(store, device, gpu), run_log(store, name)
-        design = design_of(experiment, scale)
-        done = measure(design, config, images, test, seeds, store, name, build, log, command, workers, device)
+        design, ahead = design_of(experiment, scale), prefect_fan_out(runner, workers)
+        done = measure(design, config, images, test, seeds, store, name, build, log, command, ahead, device)
     except DdsrError as error:
         fail_run(store, name, str(error))
         raise

@@ -144,6 +144,7 @@ def run_experiment(
     from flows.building import plain_builder
     from flows.console import progress_for
     from flows.experiment import finish, measure
+    from flows.fan_out import fan_out
     from flows.runs import fail_run, run_folder, run_log
 
     config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
@@ -154,12 +155,15 @@ def run_experiment(
         if no_prefect:
             build = plain_builder(store, device, progress_for(), run)
             design, log = design_of(experiment, scale), run_log(store, run)
-            done = measure(design, config, images, test, seeds, store, run, build, log, command, workers, device)
+            with fan_out(workers) as ahead:
+                done = measure(design, config, images, test, seeds, store, run, build, log, command, ahead, device)
             facts = finish(store, run, done)
         else:
+            runner = "processes" if workers > 1 else "one by one"
             arguments = {
                 "images": images, "test": test, "experiment": experiment, "scale": scale, "config": config,
-                "seeds": seeds, "workers": workers, "home": store.url, "run": run, "device": device, "command": command,
+                "seeds": seeds, "runner": runner, "workers": workers, "home": store.url, "run": run, "device": device,
+                "command": command,
             }  # fmt: skip
             facts = call_flow("flows.reproduce:reproduce", run, store.home, progress_for(), arguments)
     except KeyboardInterrupt:

@@ -7,9 +7,9 @@ from typing import Any
 from prefect import flow
 
 from ddsr_core.remote_store import Home
-from ddsr_core.store import Manifest
+from ddsr_core.store import InputRef, Manifest
 from tasks.attempts import refuse_endless_crashes
-from tasks.stages import InputRef, StageName, run_task
+from tasks.stages import StageName, run_task
 
 
 @flow(name="stage")
@@ -37,12 +37,6 @@ def stage(
         memo: what is known of single photos and patches, a folder relative to the home.
     """
     refuse_endless_crashes()
-    facts: dict[str, Any] = {
-        "key": key,
-        "config": config,
-        "config_class": config_class,
-        "home": home,
-        "device": device,
-        "memo": memo,
-    }
-    return run_task(stage, label, inputs=inputs, device=device, memo=memo, **facts)
+    facts = {"key": key, "config": config, "config_class": config_class, "inputs": inputs, "home": home, "memo": memo}
+    # The artifact is not in this home, or the run would not be here; Prefect may have cached that of another home.
+    return run_task(stage, label, {**facts, "device": device}, refresh=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from uuid import UUID
 
 from ddsr_core.progress import Bar, ProgressFactory
 
@@ -21,11 +22,13 @@ class _LoggedBar:
     def __init__(self, title: str, total: int, unit: str, done: int, logger: Any) -> None:
         self.title, self.total, self.unit, self.done, self.logger = title, total, unit, done, logger
         self.text, self.logged = "", time.monotonic()
+        self.artifact: UUID | None = None
 
     def advance(self, amount: int = 1) -> None:
         self.done += amount
         if time.monotonic() - self.logged >= LOG_EVERY_SECONDS:
             self.log()
+            self.show()
 
     def note(self, text: str) -> None:
         self.text = text
@@ -33,6 +36,17 @@ class _LoggedBar:
     def log(self) -> None:
         self.logged = time.monotonic()
         self.logger.info("%s: %d/%d %s %s", self.title, self.done, self.total, self.unit, self.text)
+
+    def show(self) -> None:
+        """Bring the progress artifact up to date; there is none before the first `LOG_EVERY_SECONDS`."""
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        percent = 100 * self.done / max(1, self.total)
+        if self.artifact is None:
+            key = "".join(sign if sign.isalnum() else "-" for sign in self.title.lower())
+            self.artifact = create_progress_artifact(percent, key=f"ddsr-{key}", description=f"{self.title}, {self.unit}")  # type: ignore[assignment]
+        else:
+            update_progress_artifact(self.artifact, percent)
 
 
 @contextmanager
@@ -43,6 +57,8 @@ def logged(title: str, *, total: int, unit: str = "items", done: int = 0) -> Ite
     bar = _LoggedBar(title, total, unit, done, get_run_logger())
     yield bar
     bar.log()
+    if bar.artifact is not None:
+        bar.show()
 
 
 current: ContextVar[ProgressFactory] = ContextVar("ddsr_progress", default=logged)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
-from prefect.runtime import flow_run
-from pydantic import BaseModel
+from prefect.runtime import flow_run, task_run
 
 from ddsr_core.class_rows import STAGE as CLASS_ROWS
 from ddsr_core.clusters import STAGE as CLUSTERS
@@ -29,8 +27,9 @@ from ddsr_core.sr.gsdd import STAGE as GSDD
 from ddsr_core.sr.sources import STAGE as CROPS
 from ddsr_core.sr.subsets import STAGE as SUBSET
 from ddsr_core.sr.train import STAGE as TRAIN_SR
-from ddsr_core.store import Artifact, Manifest, Source, Stage, StageInput, Store
+from ddsr_core.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
 from tasks import progress
+from tasks.pictures import publish_pictures
 from tasks.pool import run_on_pool
 
 StageName = Literal[
@@ -43,34 +42,6 @@ GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset",
 GPU_SLOTS = "ddsr-gpu"
 #: Where GPU stages run: in the process that asks for them, or on the pool that `tasks.pool` sends them to.
 Gpu = Literal["here", "pool"]
-
-
-class InputRef(BaseModel):
-    """A stage input as a task parameter: where it lies and the digest of its content.
-
-    An artifact is also named by stage and key, by which another machine brings it from the home that they share.
-    """
-
-    path: Path
-    digest: str
-    stage: str | None = None
-    key: str | None = None
-
-    @classmethod
-    def of(cls, item: StageInput) -> InputRef:
-        """The reference of an artifact or of an outer source."""
-        named = {"stage": item.manifest.stage, "key": item.key} if isinstance(item, Artifact) else {}
-        return cls(path=item.path, digest=item.digest, **named)
-
-    def source(self, store: Store) -> Source:
-        """The input on this machine.
-
-        Raises:
-            StorageError: an artifact that is neither here nor in the home.
-        """
-        if self.stage and self.key and not self.path.exists():
-            return Source(store.bring(store.folder(self.stage, self.key)), self.digest)
-        return Source(self.path, self.digest)
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
@@ -108,7 +79,13 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         known = store.home / memo if memo else None
         runtime = Runtime(device=device, progress=progress.current.get(), run=flow_run.name or "", memo=known)
         with concurrency(GPU_SLOTS) if device.startswith("cuda") else nullcontext():
-            artifact, _ = store.build(stage, _config(config_class, config), sources, runtime)
+            artifact, there = store.build(stage, _config(config_class, config), sources, runtime)
+        logger = get_run_logger()
+        logger.info(
+            "%s %s: %s", stage.name, key, "there already" if there else f"built in {artifact.manifest.seconds:.0f} s"
+        )
+        if not there:
+            publish_pictures(artifact, task_run.name or "")
         return artifact.manifest
 
     run.__doc__ = f"Build the `{stage.name}` artifact, or continue a build that was cut off."
@@ -154,11 +131,12 @@ TASKS: dict[str, Task[..., Manifest]] = {
 }
 
 
-def run_task(stage: str, label: str, *, refresh: bool = False, **parameters: Any) -> Manifest:
+def run_task(stage: str, label: str, parameters: dict[str, Any], refresh: bool = False) -> Manifest:
     """Run a stage's task in this process, under the current flow run.
 
     Args:
         label: shown in the task run's name, such as the data source of an SR training.
+        parameters: of the task.
         refresh: Prefect's cached manifest does not count, as its artifact is not whole.
     """
     name = f"{stage} {label}".strip()
@@ -204,7 +182,7 @@ def build(
         sent = {name: ref.model_dump(mode="json") for name, ref in parameters["inputs"].items()}
         run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, "stage": stage.name, "label": label})
     else:
-        run_task(stage.name, label, refresh=not there, **parameters)
+        run_task(stage.name, label, parameters, refresh=not there)
     found = store.find(stage.name, key)
     if found is None:
         raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))
