@@ -79,7 +79,8 @@ class PipelineConfig(StageConfig):
     sample: SampleConfig = SampleConfig()
     judge: TrainSRConfig = Field(
         TrainSRConfig(arch="edsr-small", iterations=1500, batch_size=16, lr_patch_px=16),
-        description="only for sample.sr_gain_share < 1: the SR network that candidates are judged by",
+        description="only for sample.sr_gain_share < 1 or sample.restored_share > 0: the SR network that candidates are "
+        "judged by and detail is restored by",
     )
     gsdd: GSDDConfig = Field(GSDDConfig(), description="the rival's recipe; count and seed are filled in")
     gsdd_generator: TrainSRConfig = Field(

@@ -18,6 +18,7 @@ from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import encode_png, finish_image_set, image_set_name
 from ddsr_core.learnability import gains_of_files, most_learnable
+from ddsr_core.restoration import restored_files
 from ddsr_core.selection import Comparison, Scores, Select, choose, compare, random_score, score
 from ddsr_core.starts import StartLatents, StartOrder, starting_patches
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
@@ -70,6 +71,13 @@ class SampleConfig(StageConfig):
         description="share of the candidates that is left to choose from: those whose detail a small SR network, trained on "
         "the accepted patches, restores best; 1: off",
     )
+    restored_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the chosen images' detail that is replaced by what the same network restores from their LR "
+        "images: 1 leaves only detail that can be learned; 0: off",
+    )
     max_cosine: float = Field(
         0.98, gt=0, le=1, description="candidates more similar than this to a training patch, by pixels, are refused; 1: off"
     )
@@ -92,6 +100,11 @@ class SampleConfig(StageConfig):
         if self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval must be (lowest t, highest t)")
         return self
+
+    @property
+    def wants_judge(self) -> bool:
+        """Whether an SR network trained on the accepted patches takes part."""
+        return self.sr_gain_share < 1 or self.restored_share > 0
 
 
 def images_per_label(count: int, sizes: list[int], allocation: Literal["equal", "proportional"] = "equal") -> list[int]:
@@ -132,7 +145,7 @@ def run(
         weights: open_clip weights file, where the embeddings were made with one.
         vae: VAE to use in place of the base's own.
         latents: artifact of the latents stage, wanted where ``strength`` is below 1.
-        judge: artifact of the train-sr stage, wanted where ``sr_gain_share`` is below 1.
+        judge: artifact of the train-sr stage, wanted where ``sr_gain_share`` is below 1 or ``restored_share`` above 0.
 
     Raises:
         ConfigError: ``judge`` is wanted and not given.
@@ -155,9 +168,15 @@ def run(
             kept, reached, by_chance = _choose_of_label(config, label, candidates, share, compared, gains)
             chosen += kept
             scores.append((share, reached, by_chance))
-    rows = [_row(config, index, int(labels[index]), starts, compared, gains) for index in chosen]
-    for position, index in enumerate(chosen):
-        write_atomically(out / image_set_name(position), _candidate(out, index).read_bytes())
+    written = write_chosen(config, [paths[index] for index in chosen], judge, out, runtime)
+    of_row = list(chosen)
+    final = compared
+    if config.restored_share > 0:  # they are no longer what was drawn
+        final, of_row = compare(written, patches, clusters, embeddings, weights, runtime), list(range(len(written)))
+    rows = [
+        _row(config, index, int(labels[index]), starts, final, place, gains)
+        for index, place in zip(chosen, of_row, strict=True)
+    ]
     _write_set(out, rows)
     summary = _summary(config, rows, compared, scores, out)
     write_json(out / "summary.json", summary)
@@ -248,13 +267,25 @@ def _draw(config: SampleConfig, model: Base, rows: list[int], indices: list[int]
         return decode_pixels(model, latents, config.decode_tile_px)
 
 
+def write_chosen(config: SampleConfig, chosen: list[Path], judge: Path | None, out: Path, runtime: Runtime) -> list[Path]:
+    """Write the images of the set, in order, as they were drawn or with restored detail; returns their files."""
+    files = [out / image_set_name(position) for position in range(len(chosen))]
+    if judge and config.restored_share > 0:
+        images = map(encode_png, restored_files(judge, chosen, config.restored_share, runtime))
+    else:
+        images = (path.read_bytes() for path in chosen)
+    for path, data in zip(files, images, strict=True):
+        write_atomically(path, data)
+    return files
+
+
 def check_judge(config: SampleConfig, judge: Path | None) -> None:
-    """A choice by SR gain needs the network, before anything is drawn."""
-    if config.sr_gain_share < 1 and judge is None:
+    """A choice by SR gain and restored detail need the network, before anything is drawn."""
+    if config.wants_judge and judge is None:
         raise ConfigError(
-            "a choice by SR gain needs an SR network",
-            where="sample.sr_gain_share",
-            mend="give an artifact of the train-sr stage as input `judge`, or set sample.sr_gain_share=1",
+            "a choice by SR gain and restored detail need an SR network",
+            where="sample.sr_gain_share, sample.restored_share",
+            mend="give an artifact of the train-sr stage as input `judge`, or set sr_gain_share=1 and restored_share=0",
         )
 
 
@@ -291,15 +322,17 @@ def refused(config: SampleConfig, compared: Comparison) -> np.ndarray:
 
 
 def _row(
-    config: SampleConfig, index: int, label: int, starts: list[str] | None, compared: Comparison, gains: np.ndarray | None
-) -> dict[str, Any]:
+    config: SampleConfig, index: int, label: int, starts: list[str] | None, final: Comparison, place: int,
+    gains: np.ndarray | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Of the candidate ``index``; ``final`` describes the images as they are written, this one at ``place``."""
     return {
         "pseudo_label": label, "seed": config.seed, "index": index, "start_patch_id": starts[index] if starts else None,
-        "psnr_bic": round(float(compared.psnr_bic[index]), 4),
-        "nearest_patch_id": compared.by_pixels.patch_id[index],
-        "max_cosine_to_train": round(float(compared.by_pixels.cosine[index]), 5),
-        "nearest_patch_id_by_embedding": compared.by_embedding.patch_id[index],
-        "max_embedding_cosine_to_train": round(float(compared.by_embedding.cosine[index]), 5),
+        "psnr_bic": round(float(final.psnr_bic[place]), 4),
+        "nearest_patch_id": final.by_pixels.patch_id[place],
+        "max_cosine_to_train": round(float(final.by_pixels.cosine[place]), 5),
+        "nearest_patch_id_by_embedding": final.by_embedding.patch_id[place],
+        "max_embedding_cosine_to_train": round(float(final.by_embedding.cosine[place]), 5),
         "sr_gain_db": None if gains is None else round(float(gains[index]), 4),
     }  # fmt: skip
 

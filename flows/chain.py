@@ -132,13 +132,13 @@ def distill(
     learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder, **(earlier or {})}
     adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
     start = {"latents": encoded} if config.sample.strength < 1 else {}
-    judge = {"judge": judge_of(chain, config, accepted)} if config.sample.sr_gain_share < 1 else {}
+    judge = {"judge": judge_of(chain, config, accepted)} if config.sample.wants_judge else {}
     drawn = {"adapter": adapter, "clusters": labels, "embeddings": vectors, **described, **model, **start, **judge}
     return chain.add(sampling.STAGE, config.sample, "", **drawn), accepted
 
 
 def judge_of(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
-    """The SR network that candidates are judged by, trained on the accepted patches."""
+    """The SR network that candidates are judged by and detail is restored by, trained on the accepted patches."""
     return chain.add(train.STAGE, config.judge, "judge", data=accepted, **train.trunk_input(config.judge))
 
 

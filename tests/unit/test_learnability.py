@@ -11,17 +11,19 @@ from tiny_base import write_base, write_latents, write_patches
 from torch import nn
 
 from ddsr_core import sampling
-from ddsr_core.bicubic import make_lr, upsample
+from ddsr_core.bicubic import make_lr, psnr_bic, upsample
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import ConfigError
+from ddsr_core.images import read_rgb, to_float, to_uint8
 from ddsr_core.learnability import PERFECT_DB, most_learnable, sr_gains
 from ddsr_core.metrics import fidelity
+from ddsr_core.restoration import restore
 from ddsr_core.sampling import SampleConfig
 from ddsr_core.selection import farthest_first
 from ddsr_core.sr.architectures import build_network
-from ddsr_core.sr.weights import save_weights
+from ddsr_core.sr.weights import load_network, save_weights
 from ddsr_core.starts import starting_patches
 
 
@@ -116,10 +118,37 @@ def test_what_is_kept_gains_more_than_what_is_left(inputs: dict[str, Path], tmp_
 
 
 def test_a_choice_by_gain_without_a_network_is_refused_before_anything_is_drawn(inputs: dict[str, Path], tmp_path: Path):
-    with pytest.raises(ConfigError, match="needs an SR network") as caught:
+    with pytest.raises(ConfigError, match="need an SR network") as caught:
         sampling.run(CONFIG.model_copy(update={"sr_gain_share": 0.5}), **inputs, out=tmp_path / "out", runtime=Runtime())
     assert "sr_gain_share" in str(caught.value.where)
+    with pytest.raises(ConfigError, match="need an SR network"):
+        sampling.run(CONFIG.model_copy(update={"restored_share": 0.5}), **inputs, out=tmp_path / "out", runtime=Runtime())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_share_of_the_detail_is_restored_from_lr():
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(restore(Bicubic(), images, 0.0), images)
+    assert torch.equal(restore(Bicubic(), images, 1.0), upsample(make_lr(images)).clamp(0, 1))
+    half = restore(Bicubic(), images, 0.5)
+    assert torch.allclose(half, (images + upsample(make_lr(images)).clamp(0, 1)) / 2, atol=1e-6)
+    assert restore(Knows(images * 3 - 1), images, 1.0).min() == 0  # what a network makes may leave [0, 1]; an image may not
+
+
+def test_the_set_holds_restored_images_and_describes_those(inputs: dict[str, Path], tmp_path: Path):
+    network = judge(tmp_path / "judge")
+    drawn, restored = tmp_path / "drawn", tmp_path / "restored"
+    sampling.run(CONFIG, **inputs, out=drawn, runtime=Runtime())
+    config = CONFIG.model_copy(update={"restored_share": 1.0})
+    sampling.run(config, **inputs, judge=network, out=restored, runtime=Runtime())
+    rows = {f: [json.loads(line) for line in (f / "metadata.jsonl").read_text().splitlines()] for f in (drawn, restored)}
+    assert [row["index"] for row in rows[restored]] == [row["index"] for row in rows[drawn]]  # chosen as they were drawn
+    images = {f: to_float(np.stack([read_rgb(f / row["file_name"]) for row in rows[f]])) for f in rows}
+    expected = to_uint8(restore(load_network(network).module, images[drawn], 1.0))
+    assert np.array_equal(to_uint8(images[restored]), expected)
+    measured = psnr_bic(images[restored]).tolist()
+    assert [row["psnr_bic"] for row in rows[restored]] == pytest.approx(measured, abs=1e-3)
+    assert rows[restored][0]["psnr_bic"] != rows[drawn][0]["psnr_bic"]
 
 
 def test_farthest_first_on_a_line():
