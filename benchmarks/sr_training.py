@@ -73,16 +73,19 @@ class Watch:
 
 def write_sub_images(photos: Path, folder: Path, count: int) -> None:
     """PNG crops in ``HR`` and ``LRx4``, as BasicSR's preparation script leaves them."""
-    paths = iter(find_images(photos))
     made = 0
-    while made < count:
-        hr = read_rgb(next(paths))
+    for path in find_images(photos):
+        if made >= count:
+            return
+        hr = read_rgb(path)
         for y in range(0, hr.shape[0] - SUB_IMAGE_PX + 1, SUB_IMAGE_PX):
             for x in range(0, hr.shape[1] - SUB_IMAGE_PX + 1, SUB_IMAGE_PX):
                 crop = np.ascontiguousarray(hr[y : y + SUB_IMAGE_PX, x : x + SUB_IMAGE_PX])
                 save_png(folder / f"HR/{made:04d}.png", crop)
                 save_png(folder / f"LRx4/{made:04d}.png", to_uint8(make_lr(to_float(crop)))[0])
                 made += 1
+    if made < count:
+        raise SystemExit(f"{photos}: {made} crops of {SUB_IMAGE_PX} px, {count} are wanted; name a folder of larger photos")
 
 
 def basicsr_step(network: dict[str, Any], data: Path, arguments: argparse.Namespace, watch: Watch) -> Callable[[], None]:
