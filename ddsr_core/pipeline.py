@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ddsr_core.class_rows import ClassRowsConfig
 from ddsr_core.clusters import ClustersConfig
@@ -89,6 +89,15 @@ class PipelineConfig(StageConfig):
     )
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("judge", "gsdd_generator", mode="before")
+    @classmethod
+    def _rest_stays(cls, value: Any, info: ValidationInfo) -> Any:
+        """Who names single fields of a recipe changes those, and does not get another network for it."""
+        if not isinstance(value, Mapping):
+            return value
+        default: TrainSRConfig = cls.model_fields[str(info.field_name)].default
+        return merge(default.model_dump(), value)
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:

@@ -57,6 +57,16 @@ def test_best_is_ours():
     assert (config.lsr_decoder, config.sample.sampler, config.sample.steps) == ("madebyollin/taesd", "dpmpp", 25)
 
 
+def test_one_field_of_a_recipe_leaves_the_others():
+    default = PipelineConfig()
+    changed = load_config("best", overrides=["judge.iterations=7", "gsdd_generator.gan.warmup=0.25"])
+    assert changed.judge.iterations == 7
+    assert (changed.judge.arch, changed.judge.lr_patch_px) == (default.judge.arch, default.judge.lr_patch_px)
+    assert changed.gsdd_generator.gan is not None
+    assert (changed.gsdd_generator.arch, changed.gsdd_generator.gan.warmup) == (default.gsdd_generator.arch, 0.25)
+    assert changed.gsdd_generator.gan.recipe == "real-esrgan"
+
+
 def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
     file = tmp_path / "mine.toml"
     file.write_text("[finetune]\nsteps = 11\nbatch_size = 3\n[patches]\nthreshold_db = 25.0\n")
