@@ -64,7 +64,7 @@ class Network:
         return TrainSRConfig.model_validate(merge(base.sr.recipe(self.arch, seed).model_dump(), self.recipe))
 
 
-_AS_DRAWN = {"oversample": 1, "max_cosine": 1.0}
+_AS_DRAWN = {"oversample": 1, "max_cosine": 1.0, "restored_share": 0.0}
 _BARE = {"lambda_r": 0.0, "lambda_d": 0.0, "lsr_mode": "off"}
 
 #: The parts of the method, added one by one.
@@ -74,7 +74,14 @@ ABLATION = (
     Variant("minimax", "+ L_r and L_d", {"finetune": {"lsr_mode": "off"}, "sample": _AS_DRAWN}),
     Variant("lsr-paper", "+ L_SR as the paper words it", {"finetune": {"lsr_mode": "paper"}, "sample": _AS_DRAWN}),
     Variant("lsr-target", "+ L_SR `target` instead", {"finetune": {"lsr_mode": "target"}, "sample": _AS_DRAWN}),
-    Variant("select", "`lsr-target`, over-sampled and selected", {"finetune": {"lsr_mode": "target"}}),
+    Variant(
+        "select",
+        "`lsr-target`, over-sampled and selected",
+        {"finetune": {"lsr_mode": "target"}, "sample": {"restored_share": 0.0}},
+    ),
+    Variant(
+        "restored", "`select`, its detail restored", {"finetune": {"lsr_mode": "target"}, "sample": {"restored_share": 1.0}}
+    ),
 )
 #: What the variants are measured against: other training sets for the same networks.
 BASELINES = (

@@ -34,7 +34,7 @@ _BEGUN = {
 }  # fmt: skip
 #: Images as the diffusion model draws them, chosen, with nothing done to them: as near to the paper as ddsr-tiny allows.
 DRAWN: Mapping[Scale, Mapping[str, Any]] = {
-    "mini": {"finetune": {"lsr_mode": "off"}, "sample": _BY_GAIN},
+    "mini": {"finetune": {"lsr_mode": "off"}, "sample": {**_BY_GAIN, "restored_share": 0.0}},
     "paper": {"sample": {"restored_share": 0.0}},
 }
 #: The same with detail restored.
@@ -166,7 +166,7 @@ def _sources(scale: Scale) -> Design:
     return Design(
         "sources",
         (
-            Variant("base", MEANINGS["base"], {"finetune": {"steps": 0, "epochs": None}}),
+            Variant("base", MEANINGS["base"], {"finetune": {"steps": 0, "epochs": None}, "sample": {"restored_share": 0.0}}),
             Variant("distilled", MEANINGS["distilled"], DISTILLED[scale]),
             Variant("drawn", DRAWN_MEANING, DRAWN[scale]),
             Variant("near", NEAR_MEANING, NEAR[scale]),

@@ -216,7 +216,8 @@ def data_source(
         return accepted
     if name == "base":
         untuned = config.finetune.model_copy(update={"steps": 0, "epochs": None})
-        return distill(chain, config.model_copy(update={"finetune": untuned}), photos)[0]
+        as_drawn = config.sample.model_copy(update={"restored_share": 0.0})
+        return distill(chain, config.model_copy(update={"finetune": untuned, "sample": as_drawn}), photos)[0]
     if name == "gsdd":
         return rival(chain, config, accepted)
     if name in ("k-centre", "hdc", "loss-ranked"):

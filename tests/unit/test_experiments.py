@@ -27,14 +27,23 @@ CELLS = [
 def test_each_variant_adds_one_part():
     config = load_config("demo", scale="mini")
     made = {variant.name: variant.config(config, seed=5) for variant in ABLATION}
-    assert list(made) == ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select"]
+    assert list(made) == ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "restored"]
     assert made["base"].finetune.total_steps(100) == 0
     terms = {name: (c.finetune.lambda_r > 0, c.finetune.lsr_mode) for name, c in made.items()}
     assert terms["difffit"] == (False, "off")
     assert terms["minimax"] == (True, "off")
     assert terms["lsr-paper"] == (True, "paper")
     assert terms["lsr-target"] == terms["select"] == (True, "target")
-    assert [c.sample.oversample for c in made.values()] == [1, 1, 1, 1, 1, config.sample.oversample]
+    assert [c.sample.oversample for c in made.values()] == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        config.sample.oversample,
+        config.sample.oversample,
+    ]
+    assert [c.sample.restored_share for c in made.values()] == [0, 0, 0, 0, 0, 0, 1]
     assert made["lsr-target"].finetune == made["select"].finetune  # one adapter serves both
     assert len({c.sample.count for c in made.values()}) == 1
     assert all((c.finetune.seed, c.sample.seed) == (5, 5) for c in made.values())

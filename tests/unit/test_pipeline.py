@@ -54,12 +54,14 @@ def test_best_is_ours():
     )
     assert tune.ema_warmup
     assert config.embeddings.normalize
+    assert (config.sample.restored_share, config.judge.arch, config.judge.iterations) == (1.0, "edsr", 20_000)
+    assert load_config("paper").sample.restored_share == load_config("released").sample.restored_share == 0.0
     assert (config.lsr_decoder, config.sample.sampler, config.sample.steps) == ("madebyollin/taesd", "dpmpp", 25)
 
 
 def test_one_field_of_a_recipe_leaves_the_others():
     default = PipelineConfig()
-    changed = load_config("best", overrides=["judge.iterations=7", "gsdd_generator.gan.warmup=0.25"])
+    changed = load_config("paper", overrides=["judge.iterations=7", "gsdd_generator.gan.warmup=0.25"])
     assert changed.judge.iterations == 7
     assert (changed.judge.arch, changed.judge.lr_patch_px) == (default.judge.arch, default.judge.lr_patch_px)
     assert changed.gsdd_generator.gan is not None
