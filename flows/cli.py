@@ -282,28 +282,20 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 @click.option("--warm-steps", type=click.IntRange(0), default=None, help="steps of a fine-tuning from the last adapter")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file laid over the preset")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="one field; may be repeated")
+@click.option("--no-prefect", is_flag=True, help="run the stages directly: same keys, same bytes")
 @home_option
 @device_option
-def nightly(images: str, test: str, preset: str, name: str, metric: Any, margin: float, cold: bool, warm_steps: int | None,
-            file: Path | None, overrides: tuple[str, ...], home: str | None, device: str) -> None:  # fmt: skip
+@json_option
+def nightly(images: str, test: str, cold: bool, **options: Any) -> None:
     """Distil again if photos or settings have changed; keep the new set only if it is not worse.
 
     The current set is HOME/nightly/NAME/current. On a schedule: the deployment `nightly`.
 
     Example: ddsr nightly --images photos/ --test B100/
     """
-    from ddsr_core.pipeline import load_config
-    from ddsr_core.remote_store import open_store
-    from flows.building import plain_builder
-    from flows.challenge import Night, as_markdown, challenge, memo_of
-    from flows.console import progress_for
+    from flows.running import run_night
 
-    store = open_store(home_of(home))
-    store.check()
-    config = load_config(preset, file, overrides)
-    night = Night(name, Path(images), Path(test), config, metric, margin, not cold, warm_steps)
-    outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, memo_of(name)))
-    click.echo(as_markdown(outcome, name))
+    run_night(images=Path(images), test=Path(test), warm=not cold, **options)
 
 
 @cli.command()
@@ -324,7 +316,10 @@ def versions(name: str, home: str | None, as_json: bool) -> None:
         return
     for item in registry.versions:
         mark = "*" if item.number == registry.champion else " "
-        click.echo(f"{mark} {item.number:>4}  {item.made}  {item.metric} {item.score:.4f}  {item.reason}")
+        verdict = "promoted" if item.promoted else "not promoted"
+        click.echo(f"{mark} {item.number:>4}  {item.made}  {item.metric} {item.score:.4f}  {verdict}: {item.reason}")
+    for reign in registry.reigns if any(reign.why != "promoted" for reign in registry.reigns) else ():
+        click.echo(f"  in use since {reign.since}: version {reign.version}, {reign.why}")
     if not registry.versions:
         click.echo(f"no versions of {name!r} in {home_of(home)}; start with: ddsr nightly")
 

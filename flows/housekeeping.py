@@ -7,10 +7,12 @@ import importlib.util
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddsr_core.errors import DdsrError
+from ddsr_core.registry import night_lock, read_registry, registry_names
 from ddsr_core.remote_store import RemoteStore, open_store
 from ddsr_core.store import Store
 from flows.runs import list_runs
@@ -19,14 +21,24 @@ LEAST_FREE_BYTES = 5_000_000_000
 
 
 def collect_garbage(store: Store, delete: bool) -> list[tuple[Path | str, int]]:
-    """Unfinished artifacts, and whole ones that no run names, with their sizes; removed if ``delete``.
+    """Unfinished artifacts, and whole ones that no run and no version names, with their sizes; removed if ``delete``.
 
     Artifacts that another process is building now (their lock is held) are left alone. Of a home on S3, both this
     machine's copy and what is published are looked at.
+
+    Raises:
+        StorageError: a night is going on, whose finished stages no run names yet.
     """
+    with ExitStack() as stack:
+        for name in registry_names(store):
+            stack.enter_context(store.locked(night_lock(name), "gc", f"a night of {name!r}, begun", wait=False))
+        return _collect(store, delete)
+
+
+def _collect(store: Store, delete: bool) -> list[tuple[Path | str, int]]:
     from filelock import FileLock, Timeout
 
-    used = {stage["key"] for state in list_runs(store) for stage in state.get("stages", [])}
+    used = used_keys(store)
     result: list[tuple[Path | str, int]] = []
     for folder in sorted((store.home / "artifacts").glob("*/*")):
         key = folder.name.removesuffix(".partial")
@@ -42,6 +54,13 @@ def collect_garbage(store: Store, delete: bool) -> list[tuple[Path | str, int]]:
     if isinstance(store, RemoteStore):
         result += store.garbage(used, delete)
     return result
+
+
+def used_keys(store: Store) -> set[str]:
+    """Keys of the artifacts that runs name, and of those that `ddsr nightly` goes back to or on from."""
+    runs = {stage["key"] for state in list_runs(store) for stage in state.get("stages", [])}
+    versions = (version for name in registry_names(store) for version in read_registry(store, name).versions)
+    return runs.union(*(version.keys.values() for version in versions))
 
 
 @dataclass(frozen=True)
