@@ -104,6 +104,16 @@ class Registry(BaseModel):
             line = [*before, reign.version]
         return tuple(line)
 
+    def recent(self, count: int | None) -> set[int]:
+        """The last ``count`` versions, and the last ``count`` of the line; none: all versions.
+
+        At least the champion and the last version.
+        """
+        numbers = [item.number for item in self.versions]
+        if count is None:
+            return set(numbers)
+        return {*numbers[-max(1, count) :], *self.line[-max(1, count) :]}
+
     def version(self, number: int) -> Version:
         """
         Raises:

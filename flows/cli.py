@@ -470,16 +470,18 @@ def report(run: str, picture: Path | None, home: str | None) -> None:
 
 @cli.command()
 @click.option("--delete", is_flag=True, help="really remove; without it, only say what would be removed")
+@click.option("--nights", type=click.IntRange(1), default=None,
+              help="of `ddsr nightly`, keep the last so many versions and steps back (default: all)")  # fmt: skip
 @home_option
-def gc(delete: bool, home: str | None) -> None:
-    """Remove unfinished artifacts and those that no run uses.
+def gc(delete: bool, nights: int | None, home: str | None) -> None:
+    """Remove unfinished artifacts and those that no run and no nightly version uses.
 
     Example: ddsr gc --delete
     """
     from ddsr_core.remote_store import open_store
     from flows.housekeeping import collect_garbage
 
-    removed = collect_garbage(open_store(home_of(home)), delete)
+    removed = collect_garbage(open_store(home_of(home)), delete, nights)
     for path, size in removed:
         click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
     total = sum(size for _, size in removed) / 1e6
