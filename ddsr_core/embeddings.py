@@ -141,10 +141,10 @@ def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime,
         return _in_order(ids, known, files, config.batch_size)
 
     write_table(out, slices(columns, parts()))
-    memo.finish(known, slices(columns, parts()))
+    memo.finish(slices(columns, parts()))
     counts = {"patches": len(ids), "dimensions": int(next(parts()).shape[1]), "backend": config.backend}
     write_json(out / "summary.json", {**counts, "config": config.model_dump(mode="json")})
-    return StageResult(counts, digest=content_digest(ids, parts()))
+    return StageResult({**counts, "from_memo": len(ids) - len(todo)}, digest=content_digest(ids, parts()))
 
 
 def _embed(

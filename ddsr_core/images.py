@@ -35,6 +35,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 MAX_PIXELS = 256_000_000
 #: Rows of a Parquet file that are in memory at a time.
 ROWS_PER_GROUP = 256
+#: What stands in place of the digest of an image that cannot be read, before the reason.
+UNREADABLE = "unreadable: "
 
 
 def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -185,8 +187,8 @@ def _parquet_photos(path: Path) -> Iterator[Photo]:
         yield Photo(str(name), partial(bytes, data))
 
 
-def photo_source(source: Path | str) -> Source:
-    """A photo source as stage input: its digest covers the names and contents of its images, not their place or age.
+def photo_digests(source: Path | str) -> list[tuple[str, str]]:
+    """Name and SHA-256 of every image of a photo source, in order; of one that cannot be read, the reason.
 
     Raises:
         InputError: it is not there, or holds no image file.
@@ -196,12 +198,21 @@ def photo_source(source: Path | str) -> Source:
         try:
             entries.append((photo.name, hashlib.sha256(photo.load()).hexdigest()))
         except OSError as error:  # unreadable now and then: part of the input, counted as skipped by the stage
-            entries.append((photo.name, f"unreadable: {error.strerror}"))
+            entries.append((photo.name, f"{UNREADABLE}{error.strerror}"))
     if not entries:
         raise InputError(
             "no images found", where=Path(source), mend=f"name a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files",
         )  # fmt: skip
-    return Source(Path(source).expanduser(), digest_of(sorted(entries)))
+    return entries
+
+
+def photo_source(source: Path | str) -> Source:
+    """A photo source as stage input: its digest covers the names and contents of its images, not their place or age.
+
+    Raises:
+        InputError: it is not there, or holds no image file.
+    """
+    return Source(Path(source).expanduser(), digest_of(sorted(photo_digests(source))))
 
 
 def image_schema(fields: Mapping[str, pa.DataType]) -> pa.Schema:

@@ -6,20 +6,21 @@ photo source: what the source has lost is dropped from it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core.store import write_atomically, write_json
+from ddsr_core.store import LOG, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: The stages that use one.
+STAGES = frozenset({"patches", "embeddings"})
 #: Older versions of the table are of no use; a reader of the last one may still be at it.
 KEEP_VERSIONS = timedelta(minutes=10)
 
@@ -30,15 +31,22 @@ class ScoreMemo:
     Args:
         memo: the memo's folder; ``None`` knows nothing and keeps nothing.
         config: digest of what the scores depend on besides the photo.
+
+    Attributes:
+        used: digests of the photos whose scores were taken from it.
     """
 
     def __init__(self, memo: Path | None, config: str) -> None:
-        self.memo, self.folder = memo, None if memo is None else _only(memo / "scores", config)
+        self.folder = None if memo is None else _only(memo / "scores", config)
+        self.used: set[str] = set()
 
     def get(self, digest: str) -> bytes | None:
         """What `put` was given, or None."""
         path = self._path(digest)
-        return path.read_bytes() if path is not None and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        self.used.add(digest)
+        return path.read_bytes()
 
     def put(self, digest: str, scores: bytes) -> None:
         path = self._path(digest)
@@ -49,13 +57,12 @@ class ScoreMemo:
         """Digests of the photos that are in it."""
         return set() if self.folder is None else {path.stem for path in self.folder.glob("*.json")}
 
-    def finish(self, known_before: set[str], now: set[str]) -> None:
-        """Drop what the source has lost, and note the numbers for `read_changes`."""
+    def finish(self, now: set[str]) -> None:
+        """Drop what the source has lost."""
         for digest in self.known() - now:
             path = self._path(digest)
             if path is not None:
                 path.unlink()
-        note_changes(self.memo, "photos", known_before, now)
 
     def _path(self, digest: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{digest}.json"
@@ -70,42 +77,28 @@ class VectorMemo:
     """
 
     def __init__(self, memo: Path | None, config: str) -> None:
-        self.memo, self.folder = memo, None if memo is None else _only(memo / "embeddings", config)
+        self.folder = None if memo is None else _only(memo / "embeddings", config)
 
     def read(self) -> dict[str, np.ndarray]:
-        """Patch id -> ``float32 (d,)``."""
+        """Patch id -> ``float32 (d,)``. A table that cannot be read, as one cut off while it was made, is removed."""
         from ddsr_core.vector_table import TABLE, read_table
 
         if self.folder is None or not (self.folder / "lancedb" / f"{TABLE}.lance").is_dir():
             return {}
-        columns, vectors = read_table(self.folder)
+        try:
+            columns, vectors = read_table(self.folder)
+        except (OSError, RuntimeError, ValueError) as error:  # what LanceDB raises
+            LOG.warning("%s: damaged; every patch is embedded anew (%s)", self.folder, error)
+            shutil.rmtree(self.folder / "lancedb")
+            return {}
         return dict(zip(columns["patch_id"].to_pylist(), vectors, strict=True))
 
-    def finish(self, known: Iterable[str], parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
+    def finish(self, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
         """Take the whole table of embeddings: new rows are inserted, those that are not in it removed, the rest stays."""
         from ddsr_core.vector_table import merge_table
 
-        if self.folder is None:
-            return
-        ids = merge_table(self.folder, parts, KEEP_VERSIONS)
-        note_changes(self.memo, "patches", set(known), ids)
-
-
-def note_changes(memo: Path | None, what: str, before: set[str], now: set[str]) -> None:
-    """Write how many of ``what`` are new, kept and dropped."""
-    if memo is not None:
-        counts = {"new": len(now - before), "kept": len(now & before), "dropped": len(before - now)}
-        write_json(memo / f"{what}.json", counts)
-
-
-def read_changes(memo: Path) -> dict[str, dict[str, int]]:
-    """``photos`` and ``patches`` -> new, kept, dropped, of the last builds with this memo."""
-    found: dict[str, dict[str, Any]] = {}
-    for what in ("photos", "patches"):
-        path = memo / f"{what}.json"
-        if path.is_file():
-            found[what] = json.loads(path.read_text())
-    return found
+        if self.folder is not None:
+            merge_table(self.folder, parts, KEEP_VERSIONS)
 
 
 def _only(folder: Path, config: str) -> Path:

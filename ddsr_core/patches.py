@@ -107,7 +107,7 @@ def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> 
         InputError: no photo can be used, or the threshold accepts nothing.
     """
     sources = list(iter_photos(photos))
-    _score_all(config, sources, out, runtime)
+    from_memo = _score_all(config, sources, out, runtime)
     skipped, scores = _gather(config, sources, out)
     threshold = _threshold(config, scores["psnr_bic"], photos)
     accepted = scores["psnr_bic"] < threshold if config.quantile is None else scores["psnr_bic"] <= threshold
@@ -130,18 +130,21 @@ def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> 
     }  # fmt: skip
     write_json(out / "skipped.json", skipped)
     write_json(out / "summary.json", counts)
-    return StageResult(counts)
+    return StageResult({**counts, "from_memo": from_memo})
 
 
-def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: Runtime) -> None:
-    """Pass 1: one small file a photo in ``out/resume/scores``, with its scores or the reason why it was skipped."""
+def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: Runtime) -> int:
+    """Pass 1: one small file a photo in ``out/resume/scores``, with its scores or the reason why it was skipped.
+
+    Returns:
+        How many were known to the memo.
+    """
     from threadpoolctl import threadpool_limits
 
     folder = out / RESUME / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
     memo = ScoreMemo(runtime.memo, digest_of([STAGE.version, config.model_dump(exclude=RULES)]))
-    known = memo.known()
 
     def score(index: int) -> tuple[int, bytes]:
         return index, _score_photo(config, sources[index], memo)
@@ -155,7 +158,8 @@ def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: 
             write_atomically(_score_file(out, index), data)
             bar.advance()
     if runtime.memo is not None:
-        memo.finish(known, {json.loads(_score_file(out, i).read_bytes())["digest"] for i in range(len(sources))} - {""})
+        memo.finish({json.loads(_score_file(out, i).read_bytes())["digest"] for i in range(len(sources))} - {""})
+    return len(memo.used)
 
 
 def _score_file(out: Path, index: int) -> Path:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ddsr_core.errors import StorageError
 from ddsr_core.s3 import Bucket
-from ddsr_core.store import LOG, Owner, now
+from ddsr_core.store import LOG, Owner, held_by_another, now
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
@@ -43,13 +43,16 @@ class RemoteOwner(Owner):
 
 
 @contextmanager
-def remote_lock(bucket: Bucket, name: str, owner: RemoteOwner) -> Iterator[None]:
+def remote_lock(bucket: Bucket, name: str, owner: RemoteOwner, what: str | None = None, wait: bool = True) -> Iterator[None]:
     """Hold the lock ``name``; waits while another holds it.
 
+    Args:
+        what: for the message of those who wait: what is done under the lock.
+
     Raises:
-        StorageError: S3 refuses or cannot be reached when the lock is taken.
+        StorageError: S3 refuses or cannot be reached when the lock is taken; or another holds it, and ``wait`` is False.
     """
-    held = _Held(bucket, name, owner, _take(bucket, name, owner))
+    held = _Held(bucket, name, owner, _take(bucket, name, owner, what or name.removesuffix(".lock"), wait))
     held.heart.start()
     try:
         yield
@@ -57,7 +60,7 @@ def remote_lock(bucket: Bucket, name: str, owner: RemoteOwner) -> Iterator[None]
         held.release()
 
 
-def _take(bucket: Bucket, name: str, owner: RemoteOwner) -> str:
+def _take(bucket: Bucket, name: str, owner: RemoteOwner, what: str, wait: bool) -> str:
     """Wait for the lock, write it, return its ETag."""
     seen, since = "", 0.0
     while True:
@@ -70,7 +73,9 @@ def _take(bucket: Bucket, name: str, owner: RemoteOwner) -> str:
         holder, etag = _parse(other[0]), other[1]
         if etag != seen:
             if not seen:
-                LOG.warning("waiting for %s, built by %s", name.removesuffix(".lock"), holder or "another process")
+                LOG.warning("waiting for %s by %s", what, holder or "another process")
+            elif not wait:  # its heart has beaten meanwhile
+                raise held_by_another(what, holder or "another process")
             seen, since = etag, time.monotonic()
         is_own = holder is not None and holder.cache == owner.cache
         if is_own or time.monotonic() - since >= STALE_SECONDS:

@@ -8,6 +8,7 @@ once never mix. Unfinished builds stay in the cache folder of the machine that b
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -104,10 +105,11 @@ class RemoteStore(Store):
         return (found, True) if found is not None else super().build(stage, config, inputs, runtime)
 
     @contextmanager
-    def _locked(self, stage: str, key: str, run: str) -> Iterator[None]:
-        with super()._locked(stage, key, run):
+    def locked(self, name: str, run: str = "", what: str | None = None, wait: bool = True) -> Iterator[None]:
+        """As `Store.locked`, for all machines together."""
+        with super().locked(name, run, what, wait):
             owner = RemoteOwner(**Owner.here(run).model_dump(), cache=self._cache_id())
-            with remote_lock(self.bucket, f"artifacts/{stage}/{key}.lock", owner):
+            with remote_lock(self.bucket, f"{name}.lock", owner, what or name, wait):
                 yield
 
     def _build_locked(
@@ -116,7 +118,49 @@ class RemoteStore(Store):
         if self.bucket.read(_manifest_name(stage.name, key)) is not None:  # damaged, or it would have been found
             self._unpublish(stage.name, key)
         built = super().find(stage.name, key)  # a build that was cut off while it was published
-        return self._publish(built or super()._build_locked(stage, key, config, inputs, runtime))
+        if built is None:
+            with self._shared(runtime.memo):
+                built = super()._build_locked(stage, key, config, inputs, runtime)
+        return self._publish(built)
+
+    @contextmanager
+    def _shared(self, folder: Path | None) -> Iterator[None]:
+        """Bring a memo before it is used, and publish it afterwards.
+
+        On S3 it is an index, relative path -> SHA-256, and one object a content below ``files/``: the index is written
+        last, so that whoever reads it finds what it names.
+        """
+        if folder is None:
+            yield
+            return
+        name = folder.relative_to(self.home).as_posix()
+        before = self._bring_memo(name, folder)
+        yield
+        index = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
+        fresh = {digest: folder / path for path, digest in index.items() if digest not in set(before.values())}
+        self.bucket.upload({f"{name}/files/{digest}": path for digest, path in fresh.items()})
+        self.bucket.write(f"{name}/index.json", json.dumps(index).encode())
+        gone = set(before.values()) - set(index.values())
+        self.bucket.remove([f"{name}/files/{digest}" for digest in gone])
+
+    def _bring_memo(self, name: str, folder: Path) -> dict[str, str]:
+        """Make the folder what is published; its index. A memo that has lost something on S3 is as good as none."""
+        there = self.bucket.read(f"{name}/index.json")
+        index: dict[str, str] = {} if there is None else json.loads(there[0])
+        with storage_errors(self.home):
+            for file in [file for file in folder.rglob("*") if file.is_file()]:
+                if file.relative_to(folder).as_posix() not in index:
+                    file.unlink()
+            lacking = {p: d for p, d in index.items() if not (folder / p).is_file() or sha256_of(folder / p) != d}
+            first = {digest: folder / path for path, digest in lacking.items()}
+            if not self.bucket.download({f"{name}/files/{digest}": path for digest, path in first.items()}):
+                LOG.warning("%s: incomplete in %s; it begins anew", name, self.url)
+                shutil.rmtree(folder)
+                return {}
+            for path, digest in lacking.items():
+                if folder / path != first[digest]:
+                    write_atomically(folder / path, first[digest].read_bytes())
+        return index
 
     def _published(self, stage: str, key: str) -> Manifest | None:
         there = self.bucket.read(_manifest_name(stage, key))
@@ -182,6 +226,10 @@ class RemoteStore(Store):
                 write_atomically(path, uuid.uuid4().hex.encode())
         return path.read_text()
 
+    def forget(self, artifact: Artifact) -> None:
+        self._unpublish(artifact.manifest.stage, artifact.key)
+        super().forget(artifact)
+
     def check(self) -> None:
         super().check()
         self.bucket.write(".writable", b"")
@@ -199,6 +247,16 @@ class RemoteStore(Store):
             where = f"{self.url}/{_base(stage, key)}"
             raise StorageError("the artifact is missing or damaged", where=where, mend="run again: it is rebuilt")
         return found.path
+
+    def read_file(self, name: str) -> bytes | None:
+        there = self.bucket.read(name)
+        return None if there is None else there[0]
+
+    def write_file(self, name: str, data: bytes) -> None:
+        self.bucket.write(name, data)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        return {name.removeprefix(f"{folder}/"): item.bytes for name, item in self.bucket.list(folder + "/").items()}
 
     def push(self, folder: str, *, mirror: bool = False) -> None:
         root = self.home / folder

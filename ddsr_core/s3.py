@@ -107,11 +107,15 @@ class Bucket:
 
     def upload(self, files: Mapping[str, Path]) -> None:
         """Write local files, several at once."""
+        if not files:
+            return
         with self._errors():
             self._fs.put([str(path) for path in files.values()], [self._path(n) for n in files], batch_size=TRANSFERS)
 
     def download(self, files: Mapping[str, Path]) -> bool:
         """Bring objects into local files, several at once. False if one of them is missing."""
+        if not files:
+            return True
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():

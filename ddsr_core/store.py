@@ -237,22 +237,37 @@ class Store:
         key = stage.key(config, inputs)
         with storage_errors(self.home):
             self.folder(stage.name, key).parent.mkdir(parents=True, exist_ok=True)
-            with self._locked(stage.name, key, runtime.run):
+            with self.locked(f"artifacts/{stage.name}/{key}", runtime.run, f"{stage.name} {key}, built"):
                 found = self.find(stage.name, key)
                 if found is not None:
                     return found, True
                 return self._build_locked(stage, key, config, inputs, runtime), False
 
     @contextmanager
-    def _locked(self, stage: str, key: str, run: str) -> Iterator[None]:
-        """Hold the artifact's lock. The system lets go of it when this process ends, however it ends."""
-        path = self.folder(stage, key + ".lock")
+    def locked(self, name: str, run: str = "", what: str | None = None, wait: bool = True) -> Iterator[None]:
+        """Hold the lock ``<name>.lock`` of the home; where another holds it, wait, and say for whom.
+
+        The system lets go of it when this process ends, however it ends.
+
+        Args:
+            name: a path relative to the home.
+            run: name of the run, for those who wait.
+            what: for the message of those who wait: what is done under the lock.
+
+        Raises:
+            StorageError: another holds it and ``wait`` is False, or the home cannot be written.
+        """
+        path = self.home / f"{name}.lock"
         note, lock = path.with_suffix(".owner"), FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            LOG.warning("waiting for %s %s, built by %s", stage, key, _owner(note))
-            lock.acquire()
+        with storage_errors(self.home):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                if not wait:
+                    raise held_by_another(what or name, _owner(note)) from error
+                LOG.warning("waiting for %s by %s", what or name, _owner(note))
+                lock.acquire()
         try:
             note.write_text(Owner.here(run).model_dump_json())
             yield
@@ -292,6 +307,10 @@ class Store:
         _sync_folder(folder.parent)
         return Artifact(manifest, folder)
 
+    def forget(self, artifact: Artifact) -> None:
+        """Remove an artifact that is not what its key says."""
+        shutil.rmtree(self.folder(artifact.manifest.stage, artifact.key))
+
     def check(self) -> None:
         """Write something and remove it: a home that cannot be written is found before any work.
 
@@ -305,6 +324,25 @@ class Store:
     def bring(self, path: Path) -> Path:
         """The folder of an artifact of this home by the path in a ``run.json``, which another machine may have written."""
         return path
+
+    def read_file(self, name: str) -> bytes | None:
+        """A small file that all machines share, such as ``nightly/cats/registry.json``; None if there is none."""
+        path = self.home / name
+        return path.read_bytes() if path.is_file() else None
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a small file that all machines share, whole or not at all.
+
+        Raises:
+            StorageError: the home cannot be written.
+        """
+        with storage_errors(self.home / name):
+            write_atomically(self.home / name, data)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Files below a folder of the home as it is published, relative to the folder, with their sizes in bytes."""
+        root = self.home / folder
+        return {path.relative_to(root).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()}
 
     def push(self, folder: str, *, mirror: bool = False) -> None:
         """Publish a folder of the home, such as ``runs/demo``: on a local home, nothing is to be done.
@@ -360,6 +398,11 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
         if not path.is_file() or path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
             return False
     return True
+
+
+def held_by_another(what: str, owner: object) -> StorageError:
+    """What is raised where nobody wants to wait for a lock."""
+    return StorageError(f"{what} by {owner}", mend="wait until that is done, and run again")
 
 
 def _owner(note: Path) -> str:

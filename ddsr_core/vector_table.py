@@ -37,15 +37,12 @@ def write_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None
     lancedb.connect(str(out / "lancedb")).create_table(TABLE, chain([first], batches), schema=first.schema)
 
 
-def merge_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]], keep_versions: timedelta) -> set[str]:
+def merge_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]], keep_versions: timedelta) -> None:
     """Make ``out/lancedb`` hold these patches: new ones are inserted, others removed, what is there stays as it is.
 
     Args:
         parts: as in `write_table`, with a column ``patch_id``.
         keep_versions: older states of the table are kept so long.
-
-    Returns:
-        The patch ids.
     """
     import lancedb
     import pyarrow as pa
@@ -59,7 +56,6 @@ def merge_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]], keep_ve
         table.optimize(cleanup_older_than=keep_versions)
     else:
         database.create_table(TABLE, whole)
-    return set(whole["patch_id"].to_pylist())
 
 
 def _joined(columns: pa.Table, vectors: np.ndarray) -> pa.Table:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.memo import STAGES as MEMO_STAGES
 from ddsr_core.progress import ProgressFactory
 from ddsr_core.store import Artifact, Stage, StageInput, Store
 from flows.chain import Build
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
 
 def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str = "", memo: str | None = None) -> Build:
     """Stages run here and now; ``run`` is the name that others who wait for one see."""
-    known = store.home / memo if memo else None
-    runtime = Runtime(device=resolve_device_lazily(device), progress=progress, run=run, memo=known)
+    runtime = Runtime(device=resolve_device_lazily(device), progress=progress, run=run)
+    knowing = replace(runtime, memo=store.home / memo if memo else None)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        return store.build(stage, config, inputs, runtime)
+        return store.build(stage, config, inputs, knowing if stage.name in MEMO_STAGES else runtime)
 
     return build
 
@@ -33,6 +35,7 @@ def prefect_builder(store: Store, device: str, gpu: Gpu = "here", memo: str | No
     where = device if gpu == "pool" else resolve_device_lazily(device)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        return stages.build(store, stage, config, inputs, where, label, gpu, memo)
+        known = memo if stage.name in MEMO_STAGES else None
+        return stages.build(store, stage, config, inputs, where, label, gpu, known)
 
     return build

@@ -6,19 +6,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from ddsr_core import clusters, evaluation, sampling
+from ddsr_core import clusters, embeddings, evaluation, latents, patches, sampling
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune
-from ddsr_core.errors import ConfigError, StorageError
-from ddsr_core.images import photo_source
-from ddsr_core.memo import read_changes
+from ddsr_core.errors import ConfigError, DdsrError, InputError, StorageError
+from ddsr_core.images import photo_digests, photo_source
 from ddsr_core.pipeline import PipelineConfig
-from ddsr_core.registry import Metric, Registry, Version, folder_of, judge, read_registry, write_registry
+from ddsr_core.registry import (
+    Metric,
+    Registry,
+    Version,
+    changing,
+    folder_of,
+    judge,
+    night_lock,
+    read_photos,
+    read_registry,
+    write_photos,
+    write_registry,
+)
 from ddsr_core.sr import train
 from ddsr_core.store import Artifact, StageInput, Store, now, storage_errors
-from flows.chain import Build, Chain, distill, train_networks
-from flows.runs import finish_run, publish_distilled, run_log, start_run
+from flows.chain import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
+from flows.runs import fail_run, finish_run, publish_distilled, run_log, start_run
+
+#: Stages whose code decides what is distilled.
+MAKING = (patches.STAGE, embeddings.STAGE, clusters.STAGE, latents.STAGE, finetune.STAGE, sampling.STAGE)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,20 @@ class Outcome:
     after: Registry
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is there tonight: photos and test photos by name, with the digests of their contents, and of the settings."""
+
+    photos: dict[str, str]
+    test: dict[str, str]
+    config: str
+
+    @property
+    def facts(self) -> tuple[str, str, str]:
+        """As in `Version`: digests of the photos, of the test photos (names and doubles do not count), of the settings."""
+        return digest_of(sorted(set(self.photos.values()))), digest_of(sorted(set(self.test.values()))), self.config
+
+
 def memo_of(name: str) -> str:
     """The memo of a succession, relative to the home."""
     return f"{folder_of(name)}/memo"
@@ -59,69 +88,143 @@ def memo_of(name: str) -> str:
 def challenge(night: Night, store: Store, build: Build, log: Callable[[str], None] | None = None) -> Outcome:
     """Distil again if photos, test photos or settings have changed since the last version, and judge the result.
 
+    One night of a name at a time: another one waits, and then finds what the first has made.
+
     Args:
         build: with the memo of `memo_of`, so that known photos and patches are not scored and embedded again.
         log: takes a line when a stage begins and ends; none: the log of the version's run.
 
     Raises:
-        ConfigError: no network to measure with.
+        ConfigError: no network to measure with, or a metric that is not measured.
+        InputError: no photos, or none that can be used.
         StorageError: an artifact of the champion is gone.
+    """
+    require_measurable(night)
+    with store.locked(night_lock(night.name), night.name, f"a night of {night.name!r}, begun"):
+        registry, seen = read_registry(store, night.name), look(night)
+        last = registry.last
+        if last is not None and (last.photos, last.test, last.config) == seen.facts:
+            mend_current(store, night.name)
+            return Outcome(None, registry, registry)
+        run = f"{night.name}-{last.number + 1 if last else 1:04d}"
+        log = log or run_log(store, run)
+        try:
+            return distil_and_judge(night, store, Chain(build, log), registry, seen, run)
+        except DdsrError as error:
+            fail_run(store, run, str(error))
+            raise
+        except KeyboardInterrupt:
+            fail_run(store, run, "stopped by the user")
+            raise
+
+
+def require_measurable(night: Night) -> None:
+    """
+    Raises:
+        ConfigError: no SR network, or a metric that is left out.
     """
     if not night.config.sr.archs:
         raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", mend="name at least one")
-    registry = read_registry(store, night.name)
-    photos, test = photo_source(night.images).digest, photo_source(night.test).digest
-    settings = settings_of(night)
-    last = registry.versions[-1] if registry.versions else None
-    if last is not None and (last.photos, last.test, last.config) == (photos, test, settings):
-        return Outcome(None, registry, registry)
-    number = last.number + 1 if last is not None else 1
-    run = f"{night.name}-{number:04d}"
-    log = log or run_log(store, run)
-    config, earlier = warm_start(night, store, last, log)
+    if night.metric == "lpips" and not night.config.evaluate.lpips:
+        mend = "set evaluate.lpips=true, or choose another metric"
+        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", mend=mend)
+
+
+def look(night: Night) -> Seen:
+    """Read photos, test photos and settings.
+
+    Raises:
+        InputError: no photos, or no base model.
+    """
+    return Seen(dict(photo_digests(night.images)), dict(photo_digests(night.test)), settings_of(night))
+
+
+def distil_and_judge(night: Night, store: Store, chain: Chain, registry: Registry, seen: Seen, run: str) -> Outcome:
+    """A whole night, from the photos to the new registry."""
+    last, number = registry.last, registry.last.number + 1 if registry.last else 1
+    config, earlier = warm_start(night, store, registry.current, chain.log)
     start_run(store, run, config, night.images, night.test)
-    chain = Chain(build, log)
     distilled, accepted = distill(chain, config, night.images, earlier)
+    require_same_photos(store, accepted, seen)
     train_networks(chain, config, night.images, night.test, distilled, accepted)
-    score = score_of(chain, config, night, distilled)
+    score = score_of(chain, config, night, distilled, "challenger")
     against = champions_score(chain, config, night, store, registry)
-    promoted, reason = judge(night.metric, score, against, night.margin)
     finish_run(store, run, config, chain)
+    photos, test, settings = seen.facts
     version = Version(
         number=number, run=run, made=now(), photos=photos, test=test, config=settings,
-        changes=read_changes(store.home / memo_of(night.name)), keys=keys_of(chain),
-        warm_from=last.number if earlier and last is not None else None, metric=night.metric, score=score,
-        against=against, promoted=promoted, reason=reason,
+        changes=changes_since(store, night.name, last, seen, labels_of(chain)), keys=keys_of(chain),
+        anew=made_anew(chain, len(set(seen.photos.values()))),
+        warm_from=registry.champion if earlier else None, metric=night.metric, score=score, against=against,
+        promoted=False, reason="not judged yet",
     )  # fmt: skip
-    log(f"version {number}: {'promoted' if promoted else 'not promoted'}: {reason}")
+    write_photos(store, night.name, number, seen.photos)
+    while True:
+        with changing(store, night.name) as newest:
+            if newest == registry:
+                return enthrone(night, store, registry, version, distilled, chain.log)
+        if newest.versions != registry.versions:
+            what = f"another night has made version {number} meanwhile"
+            raise StorageError(
+                what, where=f"{store.url}/{folder_of(night.name)}", mend="run again: finished stages are kept"
+            )
+        registry = newest  # rolled back meanwhile: another champion is to be beaten
+        version = version.model_copy(update={"against": champions_score(chain, config, night, store, registry)})
+
+
+def enthrone(
+    night: Night, store: Store, registry: Registry, version: Version, distilled: Artifact, log: Callable[[str], None]
+) -> Outcome:
+    """Judge a version, put it into the registry, and its set into use if it is promoted."""
+    promoted, reason = judge(night.metric, version.score, version.against, night.margin)
+    version = version.model_copy(update={"promoted": promoted, "reason": reason})
+    log(f"version {version.number}: {'promoted' if promoted else 'not promoted'}: {reason}")
     after = registry.with_version(version)
-    if promoted:
+    if promoted:  # first: if this is cut off, the next night finds the version missing and does it again
         publish_current(store, night.name, distilled)
     write_registry(store, night.name, after)
     return Outcome(version, registry, after)
 
 
 def settings_of(night: Night) -> str:
-    """Digest of what a night's result depends on besides the photos."""
-    return digest_of([night.config.model_dump(mode="json"), night.warm_steps, night.metric])
+    """Digest of what a night's result depends on besides the photos: config, code of the stages, weights it starts from."""
+    weights = {**base_model(night.config), **lsr_decoder(night.config), **clip_weights(night.config.embeddings)}
+    versions = {stage.name: stage.version for stage in MAKING}
+    digests = {name: source.digest for name, source in weights.items()}
+    return digest_of([night.config.model_dump(mode="json"), night.warm_steps, night.metric, versions, digests])
 
 
 def warm_start(
-    night: Night, store: Store, last: Version | None, log: Callable[[str], None]
+    night: Night, store: Store, champion: Version | None, log: Callable[[str], None]
 ) -> tuple[PipelineConfig, Mapping[str, StageInput] | None]:
-    """The night's config and the adapter to go on from: that of the last version, if it was made with the same settings."""
+    """The night's config and the adapter to go on from: that of the champion, if it was made with the same settings."""
     config = night.config
-    if not night.warm or last is None or last.config != settings_of(night):
+    if not night.warm or champion is None or champion.config != settings_of(night):
         log("fine-tuning starts from the base")
         return config, None
     if night.warm_steps is not None:
         shorter = config.finetune.model_copy(update={"steps": night.warm_steps, "epochs": None})
         config = config.model_copy(update={"finetune": shorter})
-    log(f"fine-tuning goes on from version {last.number}")
+    log(f"fine-tuning goes on from version {champion.number}")
     return config, {
-        "start": kept(store, finetune.STAGE.name, last),
-        "start_clusters": kept(store, clusters.STAGE.name, last),
+        "start": kept(store, finetune.STAGE.name, champion),
+        "start_clusters": kept(store, clusters.STAGE.name, champion),
     }
+
+
+def require_same_photos(store: Store, accepted: Artifact, seen: Seen) -> None:
+    """Patches must be of the photos that were looked at: the folder may have been written to since.
+
+    Raises:
+        InputError: they are not. The patches are removed, as their key names other photos.
+    """
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(accepted.path / "scores.parquet", columns=["photo_digest"])["photo_digest"]
+    if not set(column.unique().to_pylist()) <= set(seen.photos.values()):
+        store.forget(accepted)
+        mend = "start the night when nobody writes to the photos; finished stages are kept"
+        raise InputError("photos were changed while they were read", where=accepted.path.name, mend=mend)
 
 
 def kept(store: Store, stage: str, version: Version) -> Artifact:
@@ -135,31 +238,30 @@ def kept(store: Store, stage: str, version: Version) -> Artifact:
         raise StorageError(
             f"version {version.number} has lost its {stage} artifact",
             where=store.folder(stage, version.keys[stage]),
-            mend=f"bring it back from a back-up, or run `ddsr distill` with the config of runs/{version.run}",
+            mend="bring it back from a back-up; or fine-tune from the base (--cold)"
+            if stage != sampling.STAGE.name
+            else "bring it back from a back-up; or put another version in use: `ddsr versions`, `ddsr rollback`",
         )
     return found
 
 
-def score_of(chain: Chain, config: PipelineConfig, night: Night, images: Artifact) -> float:
+def score_of(chain: Chain, config: PipelineConfig, night: Night, images: Artifact, whose: str) -> float:
     """Mean over networks and seeds of the metric, for SR networks trained on a set by the night's recipe."""
     tests, values = photo_source(night.test), []
     for arch in config.sr.archs:
         for seed in config.sr.seeds:
             recipe = config.sr.recipe(arch, seed)
-            weights = chain.add(train.STAGE, recipe, f"{arch} judged", data=images, **train.trunk_input(recipe))
-            measured = chain.add(evaluation.STAGE, config.evaluate, f"{arch} judged", weights=weights, test=tests)
+            weights = chain.add(train.STAGE, recipe, f"{arch} {whose}", data=images, **train.trunk_input(recipe))
+            measured = chain.add(evaluation.STAGE, config.evaluate, f"{arch} {whose}", weights=weights, test=tests)
             values.append(measured.manifest.counts["metrics"][night.metric])
-    if None in values:
-        raise ConfigError(
-            f"{night.metric} was not measured", where="config.evaluate", mend=f"set evaluate.{night.metric}=true"
-        )
     return mean(values)
 
 
 def champions_score(chain: Chain, config: PipelineConfig, night: Night, store: Store, registry: Registry) -> float | None:
     """Of the champion's set, measured anew where test photos or recipe have changed, else from the cache."""
-    champion = registry.current
-    return None if champion is None else score_of(chain, config, night, kept(store, sampling.STAGE.name, champion))
+    if registry.current is None:
+        return None
+    return score_of(chain, config, night, kept(store, sampling.STAGE.name, registry.current), "champion")
 
 
 def keys_of(chain: Chain) -> dict[str, str]:
@@ -168,45 +270,112 @@ def keys_of(chain: Chain) -> dict[str, str]:
     return {name: found.key for name in stages if (found := chain.named(name)) is not None}
 
 
+def labels_of(chain: Chain) -> Artifact:
+    """The night's clusters."""
+    labels = chain.named(clusters.STAGE.name)
+    assert labels is not None  # nothing is distilled without
+    return labels
+
+
+def made_anew(chain: Chain, photos: int) -> dict[str, int]:
+    """Of how many of the night's photos and patches scores and vectors were not known yet."""
+    scored, embedded = (next(b for b in chain.stages if b.artifact.manifest.stage == s.name) for s in MAKING[:2])
+    vectors = embedded.artifact.manifest.counts
+    return {
+        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_memo"],
+        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_memo"],
+    }
+
+
+def changes_since(store: Store, name: str, last: Version | None, seen: Seen, labels: Artifact) -> dict[str, dict[str, int]]:
+    """Photos and accepted patches that are new, kept and dropped since the last version, as far as that is still known."""
+    earlier = read_photos(store, name, last.number) if last else {}
+    old = store.find(clusters.STAGE.name, last.keys[clusters.STAGE.name]) if last else None
+    found = {} if earlier is None else {"photos": compare(set(earlier.values()), set(seen.photos.values()))}
+    if last is None or old is not None:
+        found["patches"] = compare(patch_ids(old) if old else set(), patch_ids(labels))
+    return found
+
+
+def compare(before: set[str], after: set[str]) -> dict[str, int]:
+    """How many are new, kept and dropped."""
+    return {"new": len(after - before), "kept": len(after & before), "dropped": len(before - after)}
+
+
+def patch_ids(labels: Artifact) -> set[str]:
+    """The patches of a clusters artifact."""
+    import pyarrow.parquet as pq
+
+    return set(pq.read_table(labels.path / "labels.parquet", columns=["patch_id"])["patch_id"].to_pylist())
+
+
 def publish_current(store: Store, name: str, distilled: Artifact) -> None:
     """Put a set where those who train on it find it: ``nightly/<name>/current``."""
     folder = store.home / folder_of(name)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        publish_distilled(distilled, folder / "current")
+        publish_distilled(distilled, folder / "current", copies=True)
     store.push(f"{folder_of(name)}/current", mirror=True)
 
 
+def mend_current(store: Store, name: str) -> None:
+    """Put the champion's set in its place where something else lies there, or nothing, as after a kill."""
+    with changing(store, name) as registry:
+        if registry.current is None:
+            return
+        artifact = kept(store, sampling.STAGE.name, registry.current)
+        wanted = {path: entry.bytes for path, entry in artifact.manifest.files.items()}
+        if store.sizes(f"{folder_of(name)}/current") != wanted:
+            publish_current(store, name, artifact)
+
+
 def roll_back(store: Store, name: str, to: int | None = None) -> Registry:
-    """Put an earlier version in the champion's place.
+    """Put an earlier version in the champion's place. While a night goes on, too: its challenger then meets that one.
 
     Raises:
         InputError: there is no such version.
         StorageError: its set is gone.
     """
-    registry = read_registry(store, name).rolled_back(to)
-    assert registry.current is not None
-    publish_current(store, name, kept(store, sampling.STAGE.name, registry.current))
-    write_registry(store, name, registry)
-    return registry
+    with changing(store, name) as before:
+        registry = before.rolled_back(to)
+        assert registry.current is not None
+        publish_current(store, name, kept(store, sampling.STAGE.name, registry.current))
+        write_registry(store, name, registry)
+        return registry
+
+
+def facts_of(outcome: Outcome, name: str) -> dict[str, Any]:
+    """What a night came to, as plain data: the new version (none where nothing had changed), what is in use, a text."""
+    version = None if outcome.version is None else outcome.version.model_dump(mode="json")
+    return {"version": version, "champion": outcome.after.champion, "text": as_markdown(outcome, name)}
 
 
 def as_markdown(outcome: Outcome, name: str) -> str:
     """Before and after, for the Prefect UI and the command line."""
     if outcome.version is None:
+        assert outcome.before.last is not None
         champion = outcome.before.current
-        return f"**{name}**: nothing has changed since version {outcome.before.versions[-1].number}; in use: version " + (
+        return f"**{name}**: nothing has changed since version {outcome.before.last.number}; in use: version " + (
             f"{champion.number}.\n" if champion else "none.\n"
         )
     version, before = outcome.version, outcome.before.current
     lines = [
         f"**{name}**, version {version.number}: {'promoted' if version.promoted else 'not promoted'}. {version.reason}.",
         "", "| | before | after |", "| --- | --- | --- |",
-        f"| in use | {f'version {before.number}' if before else 'none'} | version {outcome.after.champion} |",
-        f"| {version.metric} | {'' if version.against is None else f'{version.against:.4f}'} | {version.score:.4f} |",
+        f"| set in use | {f'version {before.number}' if before else 'none'} | version {outcome.after.champion} |",
+        f"| {version.metric} of SR networks | {scored(before, version.against)} | {scored(version, version.score)} |",
     ]  # fmt: skip
     for what, counts in version.changes.items():
-        changed = f"{counts['new']} new, {counts['dropped']} dropped"
-        lines.append(f"| {what} | {counts['kept'] + counts['dropped']} | {counts['kept'] + counts['new']} ({changed}) |")
-    start = "the base" if version.warm_from is None else f"version {version.warm_from}"
-    return "\n".join([*lines, "", f"Fine-tuned from {start}. Run: `{version.run}`.", ""])
+        new = counts["kept"] + counts["new"]
+        done = f"{'scored' if what == 'photos' else 'embedded'} anew: {version.anew[what]}"
+        lines.append(
+            f"| {'accepted patches' if what == 'patches' else what} | {counts['kept'] + counts['dropped']} "
+            f"| {new} ({counts['new']} new, {counts['dropped']} dropped; {done}) |"
+        )
+    start = "the base" if version.warm_from is None else f"the adapter of version {version.warm_from}"
+    return "\n".join([*lines, "", f"Fine-tuned from {start}. Run and report: `runs/{version.run}`.", ""])
+
+
+def scored(version: Version | None, score: float | None) -> str:
+    """A cell of the table: a score and whose it is."""
+    return "" if version is None or score is None else f"{score:.4f} (version {version.number})"

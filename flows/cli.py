@@ -282,28 +282,20 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 @click.option("--warm-steps", type=click.IntRange(0), default=None, help="steps of a fine-tuning from the last adapter")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file laid over the preset")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="one field; may be repeated")
+@click.option("--no-prefect", is_flag=True, help="run the stages directly: same keys, same bytes")
 @home_option
 @device_option
-def nightly(images: str, test: str, preset: str, name: str, metric: Any, margin: float, cold: bool, warm_steps: int | None,
-            file: Path | None, overrides: tuple[str, ...], home: str | None, device: str) -> None:  # fmt: skip
+@json_option
+def nightly(images: str, test: str, cold: bool, **options: Any) -> None:
     """Distil again if photos or settings have changed; keep the new set only if it is not worse.
 
     The current set is HOME/nightly/NAME/current. On a schedule: the deployment `nightly`.
 
     Example: ddsr nightly --images photos/ --test B100/
     """
-    from ddsr_core.pipeline import load_config
-    from ddsr_core.remote_store import open_store
-    from flows.building import plain_builder
-    from flows.challenge import Night, as_markdown, challenge, memo_of
-    from flows.console import progress_for
+    from flows.running import run_night
 
-    store = open_store(home_of(home))
-    store.check()
-    config = load_config(preset, file, overrides)
-    night = Night(name, Path(images), Path(test), config, metric, margin, not cold, warm_steps)
-    outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, memo_of(name)))
-    click.echo(as_markdown(outcome, name))
+    run_night(images=Path(images), test=Path(test), warm=not cold, **options)
 
 
 @cli.command()
@@ -324,7 +316,10 @@ def versions(name: str, home: str | None, as_json: bool) -> None:
         return
     for item in registry.versions:
         mark = "*" if item.number == registry.champion else " "
-        click.echo(f"{mark} {item.number:>4}  {item.made}  {item.metric} {item.score:.4f}  {item.reason}")
+        verdict = "promoted" if item.promoted else "not promoted"
+        click.echo(f"{mark} {item.number:>4}  {item.made}  {item.metric} {item.score:.4f}  {verdict}: {item.reason}")
+    for reign in registry.reigns if any(reign.why != "promoted" for reign in registry.reigns) else ():
+        click.echo(f"  in use since {reign.since}: version {reign.version}, {reign.why}")
     if not registry.versions:
         click.echo(f"no versions of {name!r} in {home_of(home)}; start with: ddsr nightly")
 
@@ -475,16 +470,18 @@ def report(run: str, picture: Path | None, home: str | None) -> None:
 
 @cli.command()
 @click.option("--delete", is_flag=True, help="really remove; without it, only say what would be removed")
+@click.option("--nights", type=click.IntRange(1), default=None,
+              help="of `ddsr nightly`, keep the last so many versions and steps back (default: all)")  # fmt: skip
 @home_option
-def gc(delete: bool, home: str | None) -> None:
-    """Remove unfinished artifacts and those that no run uses.
+def gc(delete: bool, nights: int | None, home: str | None) -> None:
+    """Remove unfinished artifacts and those that no run and no nightly version uses.
 
     Example: ddsr gc --delete
     """
     from ddsr_core.remote_store import open_store
     from flows.housekeeping import collect_garbage
 
-    removed = collect_garbage(open_store(home_of(home)), delete)
+    removed = collect_garbage(open_store(home_of(home)), delete, nights)
     for path, size in removed:
         click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
     total = sum(size for _, size in removed) / 1e6

@@ -7,10 +7,12 @@ import importlib.util
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddsr_core.errors import DdsrError
+from ddsr_core.registry import night_lock, read_registry, registry_names
 from ddsr_core.remote_store import RemoteStore, open_store
 from ddsr_core.store import Store
 from flows.runs import list_runs
@@ -18,15 +20,27 @@ from flows.runs import list_runs
 LEAST_FREE_BYTES = 5_000_000_000
 
 
-def collect_garbage(store: Store, delete: bool) -> list[tuple[Path | str, int]]:
-    """Unfinished artifacts, and whole ones that no run names, with their sizes; removed if ``delete``.
+def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> list[tuple[Path | str, int]]:
+    """Unfinished artifacts, and whole ones that no run and no version names, with their sizes; removed if ``delete``.
 
     Artifacts that another process is building now (their lock is held) are left alone. Of a home on S3, both this
     machine's copy and what is published are looked at.
+
+    Args:
+        nights: of every succession of `ddsr nightly`, only so many last versions count, and so many steps of going back.
+
+    Raises:
+        StorageError: a night is going on, whose finished stages no run names yet.
     """
+    with ExitStack() as stack:
+        for name in registry_names(store):
+            stack.enter_context(store.locked(night_lock(name), "gc", f"a night of {name!r}, begun", wait=False))
+        return _collect(store, used_keys(store, nights), delete)
+
+
+def _collect(store: Store, used: set[str], delete: bool) -> list[tuple[Path | str, int]]:
     from filelock import FileLock, Timeout
 
-    used = {stage["key"] for state in list_runs(store) for stage in state.get("stages", [])}
     result: list[tuple[Path | str, int]] = []
     for folder in sorted((store.home / "artifacts").glob("*/*")):
         key = folder.name.removesuffix(".partial")
@@ -42,6 +56,17 @@ def collect_garbage(store: Store, delete: bool) -> list[tuple[Path | str, int]]:
     if isinstance(store, RemoteStore):
         result += store.garbage(used, delete)
     return result
+
+
+def used_keys(store: Store, nights: int | None = None) -> set[str]:
+    """Keys of the artifacts that runs name, and of those that `ddsr nightly` goes back to or on from."""
+    registries = [read_registry(store, name) for name in registry_names(store)]
+    versions = [(item, registry.recent(nights)) for registry in registries for item in registry.versions]
+    old = {item.run for item, recent in versions if item.number not in recent}
+    runs = (state.get("stages", []) for state in list_runs(store) if state["name"] not in old)
+    return {stage["key"] for stages in runs for stage in stages}.union(
+        *(item.keys.values() for item, recent in versions if item.number in recent)
+    )
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.pipeline import PipelineConfig, Preset, load_config
 from ddsr_core.registry import Metric
 from ddsr_core.remote_store import Home, open_store
 from flows.building import prefect_builder
-from flows.challenge import Night, as_markdown, challenge, memo_of
+from flows.challenge import Night, challenge, facts_of, memo_of
 from tasks.attempts import refuse_endless_crashes
 from tasks.stages import Gpu
 
@@ -35,6 +35,8 @@ def nightly(
 ) -> dict[str, Any]:
     """Distil again if photos or settings have changed; the new set takes the old one's place if it is not worse.
 
+    Returns `version`, the new one or none where nothing had changed, `champion`, the number of the one in use, and `text`.
+
     Args:
         images: training photos: a folder, Parquet with an image column, or a glob pattern.
         test: photos that SR networks trained on both sets are measured on.
@@ -54,6 +56,8 @@ def nightly(
     store = open_store(home)
     night = Night(name, images, test, config or load_config(preset, overrides=overrides), metric, margin, warm, warm_steps)
     outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
-    text = as_markdown(outcome, name)
-    create_markdown_artifact(text, key=f"ddsr-{name.lower().replace('_', '-')}", description="Before and after")
-    return {"promoted": bool(outcome.version and outcome.version.promoted), "champion": outcome.after.champion, "text": text}
+    facts = facts_of(outcome, name)
+    get_run_logger().info(facts["text"].splitlines()[0].replace("**", ""))
+    key = f"ddsr-{name.lower().replace('_', '-')}"
+    create_markdown_artifact(facts["text"], key=key, description="Before and after")
+    return facts

@@ -14,6 +14,7 @@ import click
 from ddsr_core.errors import ConfigError, DdsrError
 
 if TYPE_CHECKING:
+    from ddsr_core.registry import Metric
     from ddsr_core.tables import ExperimentName, Scale
 
 DEFAULT_HOME = "ddsr-home"
@@ -117,6 +118,54 @@ def call_flow(entry: str, run: str, home: Path, progress: Any, arguments: dict[s
             mend="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
             "or pass --no-prefect",
         ) from error
+
+
+def run_night(
+    *,
+    images: Path,
+    test: Path,
+    preset: str,
+    name: str,
+    metric: Metric,
+    margin: float,
+    warm: bool,
+    warm_steps: int | None,
+    file: Path | None,
+    overrides: tuple[str, ...],
+    no_prefect: bool,
+    home: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """A night with or without Prefect; prints what has changed, before and after."""
+    from ddsr_core.pipeline import load_config
+    from ddsr_core.registry import folder_of
+    from ddsr_core.remote_store import open_store
+    from flows.console import progress_for
+
+    config, store = load_config(preset, file, overrides), open_store(home_of(home))
+    folder_of(name)  # a wrong name is found before anything is started
+    store.check()
+    try:
+        if no_prefect:
+            from flows.building import plain_builder
+            from flows.challenge import Night, challenge, facts_of, memo_of
+
+            build = plain_builder(store, device, progress_for(), name, memo_of(name))
+            facts = facts_of(
+                challenge(Night(name, images, test, config, metric, margin, warm, warm_steps), store, build), name
+            )
+        else:
+            arguments = {
+                "images": images, "test": test, "config": config, "name": name, "metric": metric, "margin": margin,
+                "warm": warm, "warm_steps": warm_steps, "home": store.url, "device": device,
+            }  # fmt: skip
+            facts = call_flow("flows.nightly:nightly", name, store.home, progress_for(), arguments)
+    except KeyboardInterrupt:
+        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
+        sys.exit(130)
+    text = facts.pop("text")
+    click.echo(json.dumps(facts, indent=2) if as_json else text)
 
 
 def run_experiment(

@@ -155,13 +155,21 @@ def results_table(chain: Chain) -> list[dict[str, Any]]:
     return rows
 
 
-def publish_distilled(artifact: Artifact, target: Path) -> None:
-    """Put the distilled set into the run folder: hard links where the file system can, else copies. All or nothing."""
-    fresh = target.with_name(target.name + ".new")
+def publish_distilled(artifact: Artifact, target: Path, *, copies: bool = False) -> None:
+    """Put the distilled set into the run folder: hard links where the file system can, else copies. All or nothing.
+
+    Args:
+        copies: never links: whoever changes a file of the set does not change the artifact.
+    """
+    fresh, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(artifact.path, fresh, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("manifest.json"))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(fresh, target)
+    how = shutil.copyfile if copies else _link_or_copy
+    shutil.copytree(artifact.path, fresh, copy_function=how, ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)  # it is gone for a moment only, however large it is
+    os.rename(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -13,7 +13,6 @@ from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.images import save_png
-from ddsr_core.memo import read_changes
 from ddsr_core.patches import PatchesConfig
 from ddsr_core.store import Artifact, Store
 from ddsr_core.vector_table import read_table
@@ -46,7 +45,7 @@ def build(photos: Path, home: Path, memo: Path | None) -> tuple[Artifact, Artifa
 def test_only_what_is_new_is_scored_and_embedded_and_nothing_else_changes(photos: Path, tmp_path: Path, monkeypatch) -> None:
     memo = tmp_path / "memo"
     build(photos, tmp_path / "first", memo)
-    assert read_changes(memo)["photos"] == {"new": 3, "kept": 0, "dropped": 0}
+    old = known(memo)
 
     save_photo(photos, 3)
     (photos / "0.png").unlink()
@@ -56,24 +55,31 @@ def test_only_what_is_new_is_scored_and_embedded_and_nothing_else_changes(photos
     monkeypatch.setattr(embeddings, "embed_images", lambda images, *a: embedded.append(len(images)) or embed(images, *a))
     with_memo = build(photos, tmp_path / "second", memo)
     assert len(scored) == 1
-    changes = read_changes(memo)
-    assert changes["photos"] == {"new": 1, "kept": 2, "dropped": 1}
-    new = changes["patches"]["new"]
-    assert 0 < new < with_memo[0].manifest.counts["accepted"]
+    assert with_memo[0].manifest.counts["from_memo"] == 2
+    patches_now = set(read_table(with_memo[1].path)[0]["patch_id"].to_pylist())
+    assert known(memo) == patches_now
+    assert old - patches_now  # those of the photo that is gone
+    assert with_memo[1].manifest.counts["from_memo"] == len(patches_now & old)
+    new = len(patches_now - old)
+    assert 0 < new < len(patches_now)
     assert len(embedded) == -(-new // VGG.batch_size)
-    table, _ = read_table(next((memo / "embeddings").iterdir()))
-    assert sorted(table["patch_id"].to_pylist()) == sorted(read_table(with_memo[1].path)[0]["patch_id"].to_pylist())
 
     without = build(photos, tmp_path / "third", None)
     assert [item.digest for item in without] == [item.digest for item in with_memo]
     assert [item.key for item in without] == [item.key for item in with_memo]
 
 
+def known(memo: Path) -> set[str]:
+    """Patches whose vectors a memo holds."""
+    table, _ = read_table(next((memo / "embeddings").iterdir()))
+    return set(table["patch_id"].to_pylist())
+
+
 def test_nothing_new_is_nothing_embedded(photos: Path, tmp_path: Path, monkeypatch) -> None:
     build(photos, tmp_path / "first", tmp_path / "memo")
     monkeypatch.setattr(embeddings, "load_embedder", lambda *_: pytest.fail("there is nothing to embed"))
-    build(photos, tmp_path / "second", tmp_path / "memo")
-    assert read_changes(tmp_path / "memo")["patches"]["new"] == 0
+    _, described = build(photos, tmp_path / "second", tmp_path / "memo")
+    assert described.manifest.counts["from_memo"] == described.manifest.counts["patches"]
 
 
 def test_another_config_knows_nothing(photos: Path, tmp_path: Path) -> None:
@@ -81,7 +87,7 @@ def test_another_config_knows_nothing(photos: Path, tmp_path: Path) -> None:
     cut, _ = build(photos, tmp_path / "home", memo)
     other = VGG.model_copy(update={"image_px": 64})
     described, _ = Store(tmp_path / "home").build(embeddings.STAGE, other, {"patches": cut}, Runtime(memo=memo))
-    assert read_changes(memo)["patches"]["new"] == described.manifest.counts["patches"]
+    assert described.manifest.counts["from_memo"] == 0
     assert len(list((memo / "embeddings").iterdir())) == 1
 
 
@@ -90,3 +96,15 @@ def test_a_memo_may_be_removed(photos: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "memo")
     second = build(photos, tmp_path / "second", tmp_path / "memo")
     assert [item.digest for item in first] == [item.digest for item in second]
+
+
+def test_a_damaged_table_is_removed_and_made_anew(photos: Path, tmp_path: Path, caplog) -> None:
+    """As one that was cut off while it was made."""
+    memo = tmp_path / "memo"
+    first = build(photos, tmp_path / "first", memo)
+    for manifest in memo.rglob("_versions/*"):
+        manifest.unlink()
+    second = build(photos, tmp_path / "second", memo)
+    assert "every patch is embedded anew" in caplog.text
+    assert second[1].digest == first[1].digest
+    assert len(known(memo)) == first[1].manifest.counts["patches"]

@@ -12,7 +12,8 @@ from ddsr_core.store import Store
 def version(number: int, promoted: bool) -> Version:
     return Version(
         number=number, run=f"nightly-{number:04d}", made="2026-01-01T00:00:00+00:00", photos="p", test="t", config="c",
-        changes={}, keys={}, warm_from=None, metric="psnr_y", score=26.0, against=None, promoted=promoted, reason="",
+        changes={}, anew={}, keys={}, warm_from=None, metric="psnr_y", score=26.0, against=None, promoted=promoted,
+        reason="",
     )  # fmt: skip
 
 
@@ -35,6 +36,19 @@ def test_rolling_back_goes_to_the_champion_before_and_then_no_further(registry: 
     assert len(back.versions) == 3
     with pytest.raises(InputError, match="no earlier champion"):
         back.rolled_back()
+
+
+def test_after_a_rollback_and_a_promotion_one_goes_back_to_where_one_was(registry: Registry):
+    """Not to the version that was rolled back from."""
+    again = registry.rolled_back().with_version(version(4, True))
+    assert again.line == (1, 4)
+    assert again.rolled_back().champion == 1
+    assert [reign.version for reign in again.rolled_back().reigns] == [1, 3, 1, 4, 1]
+
+
+def test_a_version_that_was_never_promoted_can_be_put_in_use_and_taken_out(registry: Registry):
+    assert registry.rolled_back(2).rolled_back().champion == 3
+    assert registry.rolled_back(3) == registry
 
 
 def test_any_version_can_be_named(registry: Registry):
@@ -68,7 +82,7 @@ def test_it_is_written_and_read(registry: Registry, tmp_path: Path):
         read_registry(store, "cats")
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "é", "-"])
 def test_names_that_are_no_folders(name: str, tmp_path: Path):
     with pytest.raises(ConfigError, match="cannot be a name"):
         read_registry(Store(tmp_path), name)

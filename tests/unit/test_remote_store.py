@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 from ddsr_core.remote_lock import RemoteOwner
 from ddsr_core.remote_store import RemoteStore, open_store
 from ddsr_core.store import Owner, Store
+from tests.unit.fake_night import Fakes, put, without_reports
 from tests.unit.toy_stage import TOY, CountConfig, inputs, key_of, wait_for
 
 s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
@@ -388,6 +390,70 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
     assert there.find("toy", unused.key) is not None
     collect_garbage(there, delete=True)
     assert [there.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
+
+
+def test_nights_on_two_machines_share_registry_memo_and_set(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddsr_core.registry import read_registry
+    from flows.challenge import roll_back
+    from flows.housekeeping import collect_garbage
+
+    without_reports(monkeypatch)
+    (here, there), fakes = machines, Fakes()
+    photos, test = put(tmp_path / "photos", "a", "b"), put(tmp_path / "test", "t")
+
+    def in_use() -> float:
+        return float(here.read_file("nightly/n/current/metadata.jsonl") or b"nan")
+
+    fakes.spend(here, photos, test)
+    assert fakes.spend(there, photos, test).version is None
+    fakes.quality = 21.0
+    second = fakes.spend(there, put(photos, "c"), test).version
+    assert second is not None
+    assert (second.promoted, second.warm_from, second.anew["photos"]) == (True, 1, 1)
+    fakes.quality = 19.0
+    assert fakes.spend(here, put(photos, "d"), test).after.champion == 2
+    assert in_use() == 21.0  # not this machine's old copy
+    roll_back(here, "n")
+    assert in_use() == 20.0
+    assert read_registry(there, "n").champion == 1
+
+    here.bucket.remove(here.bucket.list("runs/"))
+    here.bucket.remove(["nightly/n/current/metadata.jsonl"])
+    for store in machines:
+        shutil.rmtree(store.home)
+    assert collect_garbage(there, delete=True)
+    assert fakes.spend(there, photos, test).version is None
+    assert in_use() == 20.0  # put in its place again
+    assert roll_back(there, "n", 2).champion == 2
+    assert in_use() == 21.0
+
+
+def test_a_memo_that_has_lost_an_object_begins_anew(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_reports(monkeypatch)
+    (here, there), fakes = machines, Fakes()
+    photos, test = put(tmp_path / "photos", "a", "b"), put(tmp_path / "test", "t")
+    fakes.spend(here, photos, test)
+    here.bucket.remove(list(here.bucket.list("nightly/n/memo/files/"))[:1])
+    second = fakes.spend(there, put(photos, "c"), test).version
+    assert second is not None
+    assert second.anew["photos"] == 3
+    assert "it begins anew" in caplog.text
+
+
+def test_a_lock_that_nobody_wants_to_wait_for(machines: Machines) -> None:
+    here, there = machines
+    with (
+        here.locked("x", "first", "a night, begun"),
+        pytest.raises(StorageError, match="a night, begun by process"),
+        there.locked("x", wait=False),
+    ):
+        pass
+    with there.locked("x", wait=False):
+        assert there.bucket.read("x.lock") is not None
 
 
 def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
