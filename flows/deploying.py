@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -73,7 +73,8 @@ def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, st
             yield f"automation {automation.name}", _automation(client, automation)
         before = _deployments(client)
         in_containers = any(client.read_work_pool(name).type != "process" for name in POOLS)
-        _deploy_all(IMAGE_ROOT if in_containers else str(ROOT), home_of(None) if os.environ.get("DDSR_HOME") else None)
+        home = home_of(None) if os.environ.get("DDSR_HOME") else None
+        _deploy_all(prefect_file(IMAGE_ROOT if in_containers else str(ROOT), home, before))
         for name, after in sorted(_deployments(client).items()):
             was = before.get(name)
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
@@ -219,28 +220,39 @@ def _deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
     return names
 
 
-def _deploy_all(code: str, home: str | None) -> None:
-    """Let Prefect read `FILE`, with two values that depend on where it is deployed.
+def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `FILE` says, and what depends on the place and on what has been set in the UI since the last time.
+
+    Parameters that only the server knows stay. So do its schedules, unless one of the file is active: an inactive one is
+    an offer, which is made once.
 
     Args:
         code: folder of the flows where they run.
         home: default of the parameter ``home``; none: the flow's own.
+        before: what is deployed, as of `_deployments`.
     """
+    facts: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    facts["pull"] = [{"prefect.deployments.steps.set_working_directory": {"directory": code}}]
+    there = {name.rpartition("/")[2]: item for name, item in before.items()}
+    for item in facts["deployments"]:
+        known = there.get(item["name"], {})
+        ours = {"home": home} if home else {}
+        item["parameters"] = {**known.get("parameters", {}), **ours, **item.get("parameters", {})}
+        kept = [
+            {"active": each["active"], "parameters": each["parameters"], **each["schedule"]}
+            for each in known.get("schedules", [])
+        ]
+        if kept and not any(each.get("active", True) for each in item.get("schedules", [])):
+            item["schedules"] = kept
+    return facts
+
+
+def _deploy_all(facts: Mapping[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / FILE.name
-        file.write_text(yaml.safe_dump(prefect_file(code, home), sort_keys=False))
+        file.write_text(yaml.safe_dump(facts, sort_keys=False))
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, mend="correct that file")
-
-
-def prefect_file(code: str, home: str | None) -> dict[str, Any]:
-    """What `FILE` says, and `_deploy_all` adds."""
-    facts: dict[str, Any] = yaml.safe_load(FILE.read_text())
-    facts["pull"] = [{"prefect.deployments.steps.set_working_directory": {"directory": code}}]
-    for item in facts["deployments"]:
-        if home:
-            item["parameters"] = {"home": home, **item.get("parameters", {})}
-    return facts
