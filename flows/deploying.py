@@ -1,19 +1,24 @@
 """`ddsr deploy`: work pools, limits and automations on the server, then the deployments of ``deployments/prefect.yaml``.
 
-Run again, it changes nothing that is as it should be.
+Run again, it changes nothing that is as it should be. The deployments tell workers in which folder the flows lie: that of
+this checkout, or, where a pool starts containers, that of the image.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import httpx
+import yaml
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
@@ -29,11 +34,14 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from ddsr_core.errors import ConfigError, DdsrError
+from flows.running import home_of
 from tasks.stages import GPU_SLOTS
 
 PoolType = Literal["process", "docker", "kubernetes"]
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "deployments/prefect.yaml"
+#: Where the image of docker/Dockerfile has the flows.
+IMAGE_ROOT = "/opt/ddsr"
 POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
@@ -64,7 +72,9 @@ def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, st
         for automation in automations():
             yield f"automation {automation.name}", _automation(client, automation)
         before = _deployments(client)
-        _deploy_all()
+        in_containers = any(client.read_work_pool(name).type != "process" for name in POOLS)
+        home = home_of(None) if os.environ.get("DDSR_HOME") else None
+        _deploy_all(prefect_file(IMAGE_ROOT if in_containers else str(ROOT), home, before))
         for name, after in sorted(_deployments(client).items()):
             was = before.get(name)
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
@@ -75,7 +85,7 @@ def reachable() -> Iterator[SyncPrefectClient]:
     """A client of the server that PREFECT_API_URL names.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: it names none, or the server refuses the password.
         DdsrError: it does not answer.
     """
     url = PREFECT_API_URL.value()
@@ -84,21 +94,29 @@ def reachable() -> Iterator[SyncPrefectClient]:
         raise ConfigError("no Prefect server is named", where="PREFECT_API_URL", mend=mend)
     try:
         with get_client(sync_client=True) as client:
-            client.hello()
+            _say_hello(client, url)
             yield client
     except httpx.TransportError as error:
         raise DdsrError(f"the Prefect server does not answer: {error}", where=url, mend=mend) from error
+
+
+def _say_hello(client: SyncPrefectClient, url: str) -> None:
+    try:
+        client.hello()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != 401:
+            raise
+        mend = "set PREFECT_API_AUTH_STRING to what the server was started with (PREFECT_SERVER_API_AUTH_STRING)"
+        raise ConfigError("the Prefect server asks for a password, and this is not it", where=url, mend=mend) from error
 
 
 def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None) -> str:
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:
-        template = default_template(client, kind)
+        jobs = template(client, kind, name)
         client.create_work_pool(
-            WorkPoolCreate(
-                name=name, type=kind, description=POOLS[name], concurrency_limit=limit, base_job_template=template
-            )
+            WorkPoolCreate(name=name, type=kind, description=POOLS[name], concurrency_limit=limit, base_job_template=jobs)
         )
         return "created"
     if limit is None or there.concurrency_limit == limit:
@@ -107,13 +125,19 @@ def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | Non
     return "updated"
 
 
-def default_template(client: SyncPrefectClient, kind: PoolType) -> dict[str, Any]:
-    """Prefect's own base job template of a pool type."""
-    response = client._client.get("collections/views/aggregate-worker-metadata")
-    for workers in response.json().values():
-        if kind in workers:
-            return dict(workers[kind]["default_base_job_configuration"])
-    raise ConfigError(f"this server knows no work pools of type {kind}", where="--type", mend="use process")
+def template(client: SyncPrefectClient, kind: PoolType, name: str) -> dict[str, Any]:
+    """The base job template of a pool: Prefect's own for processes, ours beside ``prefect.yaml`` for containers.
+
+    Raises:
+        DdsrError: the server has none for processes.
+    """
+    if kind != "process":
+        return dict(json.loads((FILE.parent / f"pool-{kind}-{name}.json").read_text()))
+    workers = client._client.get("collections/views/aggregate-worker-metadata").json()
+    found = next((types[kind] for types in workers.values() if kind in types), None)
+    if found is None:
+        raise DdsrError(f"this server knows no work pools of type {kind}", mend="update Prefect on the server")
+    return dict(found["default_base_job_configuration"])
 
 
 def _limit(client: SyncPrefectClient, gpus: int) -> str:
@@ -196,9 +220,39 @@ def _deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
     return names
 
 
-def _deploy_all() -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `FILE` says, and what depends on the place and on what has been set in the UI since the last time.
+
+    Parameters that only the server knows stay. So do its schedules, unless one of the file is active: an inactive one is
+    an offer, which is made once.
+
+    Args:
+        code: folder of the flows where they run.
+        home: default of the parameter ``home``; none: the flow's own.
+        before: what is deployed, as of `_deployments`.
+    """
+    facts: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    facts["pull"] = [{"prefect.deployments.steps.set_working_directory": {"directory": code}}]
+    there = {name.rpartition("/")[2]: item for name, item in before.items()}
+    for item in facts["deployments"]:
+        known = there.get(item["name"], {})
+        ours = {"home": home} if home else {}
+        item["parameters"] = {**known.get("parameters", {}), **ours, **item.get("parameters", {})}
+        kept = [
+            {"active": each["active"], "parameters": each["parameters"], **each["schedule"]}
+            for each in known.get("schedules", [])
+        ]
+        if kept and not any(each.get("active", True) for each in item.get("schedules", [])):
+            item["schedules"] = kept
+    return facts
+
+
+def _deploy_all(facts: Mapping[str, Any]) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / FILE.name
+        file.write_text(yaml.safe_dump(facts, sort_keys=False))
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, mend="correct that file")

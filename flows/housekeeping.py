@@ -165,8 +165,10 @@ def _prefect() -> Check:
         return Check("ok", "Prefect", "no server set (PREFECT_API_URL): runs start an ephemeral one")
     import httpx
 
+    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=5)
+        answer = httpx.get(f"{url.rstrip('/')}/hello", auth=(user, password), timeout=5)
     except httpx.HTTPError as error:
         return Check("FAIL", "Prefect", f"{url}: {error}", "start it (prefect server start) or unset PREFECT_API_URL")
-    return Check("ok" if answer.is_success else "FAIL", "Prefect", f"{url}: HTTP {answer.status_code}")
+    mend = "set PREFECT_API_AUTH_STRING to the server's" if answer.status_code == 401 else ""
+    return Check("ok" if answer.is_success else "FAIL", "Prefect", f"{url}: HTTP {answer.status_code}", mend)
