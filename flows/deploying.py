@@ -38,18 +38,24 @@ POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
 }
-#: Three heartbeats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY.
+#: A run without a heartbeat for so long has crashed: three beats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY.
 SILENCE = timedelta(seconds=90)
+#: A run that a worker has taken and that has not begun after so long has crashed: its machine has died, or cannot start it.
+SLOW_START = timedelta(minutes=15)
+#: Events of flow runs, and the runs among them that come of our deployments.
+RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
+TAGGED = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
 #: What of a deployment is the server's own, or new with every deploying.
 OWN = {"id", "created", "updated", "status", "last_polled", "version_id", "version_info", "version", "branch", "labels"}
 
 
-def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, str]]:
+def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILENCE) -> Iterator[tuple[str, str]]:
     """Bring the server to what this checkout wants; yields what and ``created``, ``updated`` or ``unchanged``.
 
     Args:
         gpus: GPU jobs at once, over all machines.
         pool_type: of pools that are created; those that are there keep theirs.
+        silence: without a heartbeat, after which a run has crashed.
 
     Raises:
         ConfigError: no server is named, or this is no checkout.
@@ -61,7 +67,7 @@ def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, st
         for name in POOLS:
             yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None)
         yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
-        for automation in automations():
+        for automation in automations(silence):
             yield f"automation {automation.name}", _automation(client, automation)
         before = _deployments(client)
         _deploy_all()
@@ -128,35 +134,50 @@ def _limit(client: SyncPrefectClient, gpus: int) -> str:
     return "updated"
 
 
-def automations() -> list[Automation]:
-    """A run that falls silent is marked crashed; a crashed run is scheduled again and goes on where it stood."""
-    runs = {"prefect.resource.id": "prefect.flow-run.*"}
-    ours = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
+def automations(silence: timedelta) -> list[Automation]:
+    """A run that falls silent, or never begins, is marked crashed; a crashed run is scheduled again and goes on."""
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
-    silent = EventTrigger(
-        match=runs, match_related=ours, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
-        after={"prefect.flow-run.heartbeat"}, expect={"prefect.flow-run.heartbeat", *ends}, threshold=1, within=SILENCE,
-    )  # fmt: skip
-    crashed = EventTrigger(
-        match=runs, match_related=ours, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
-        expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
-    )  # fmt: skip
-    message = f"no heartbeat for {SILENCE.seconds} s: its process, its worker or its machine is gone"
-    again = "crashed: it goes on where it stood"
+    begins, beats = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
+    gone = "its process, its worker or its machine is gone"
     return [
         Automation(
             name="ddsr: a silent run has crashed",
             description="Marks a run as crashed whose heartbeats have stopped.",
-            trigger=silent,
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
+            trigger=_silent(silence, after={begins, beats}, expect={begins, beats, *ends}),
+            actions=[_crashed(f"no heartbeat for {silence.seconds} s: {gone}")],
+        ),
+        Automation(
+            name="ddsr: a run that does not begin has crashed",
+            description="Marks a run as crashed that a worker has taken and that has not begun.",
+            trigger=_silent(SLOW_START, after={"prefect.flow-run.Pending"}, expect={begins, *ends}),
+            actions=[_crashed(f"it has not begun for {SLOW_START.seconds} s: {gone}, or cannot start it")],
         ),
         Automation(
             name="ddsr: a crashed run goes on",
             description="Schedules a crashed run again; finished stages are kept. A run that begins too often fails.",
-            trigger=crashed,
-            actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=again)],
+            trigger=EventTrigger(
+                match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
+                expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.SCHEDULED, name="AwaitingRetry", message="crashed: it goes on where it stood"
+                )
+            ],
         ),
-    ]
+    ]  # fmt: skip
+
+
+def _silent(within: timedelta, after: set[str], expect: set[str]) -> EventTrigger:
+    """Of a run of ours, none of ``expect`` has come ``within`` the time since one of ``after``."""
+    return EventTrigger(
+        match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
+        after=after, expect=expect, threshold=1, within=within,
+    )  # fmt: skip
+
+
+def _crashed(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.CRASHED, message=message)
 
 
 def _automation(client: SyncPrefectClient, wanted: Automation) -> str:

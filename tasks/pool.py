@@ -15,6 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from ddsr_core.errors import ConfigError, DdsrError
+from tasks.attempts import through_outages
 
 #: The deployment of `flows.stage`, on the pool for GPUs.
 DEPLOYMENT = "stage/cuda"
@@ -32,7 +33,9 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
     """
     with get_client(sync_client=True) as client:
         try:
-            started = run_deployment(DEPLOYMENT, parameters=parameters, flow_run_name=name, timeout=0)
+            started = through_outages(
+                lambda: run_deployment(DEPLOYMENT, parameters=parameters, flow_run_name=name, timeout=0)
+            )
         except ObjectNotFound as error:
             raise ConfigError(
                 "no deployment takes GPU stages", where=DEPLOYMENT, mend="run `ddsr deploy`, or set gpu=here"
@@ -60,7 +63,7 @@ def _cancelled_with_us(client: SyncPrefectClient, run: UUID) -> Iterator[None]:
 def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
     crashed_at: float | None = None
     while True:
-        state = client.read_flow_run(run).state
+        state = through_outages(lambda: client.read_flow_run(run)).state
         if state is not None and state.is_final():
             if state.type != StateType.CRASHED:
                 return state
