@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.progress import ProgressFactory, silent
 
-
 #: What a form says of a field's bounds, by their names in JSON schema.
 BOUNDS = {
     "minimum": "at least {}",
@@ -25,11 +24,11 @@ BOUNDS = {
 
 def _say_bounds(schema: dict[str, Any]) -> None:
     """Add each field's bounds to its description: the form in the Prefect UI checks them but does not show them."""
-    for field in schema.get("properties", {}).values():
-        options = [field, *field.get("anyOf", ())]
+    for entry in schema.get("properties", {}).values():
+        options = [entry, *entry.get("anyOf", ())]
         bounds = [text.format(option[name]) for option in options for name, text in BOUNDS.items() if name in option]
         if bounds:
-            field["description"] = f"{field.get('description', '')} ({', '.join(bounds)})".strip()
+            entry["description"] = f"{entry.get('description', '')} ({', '.join(bounds)})".strip()
 
 
 class StageConfig(BaseModel):

@@ -349,7 +349,7 @@ def rollback(to: int | None, name: str, home: str | None) -> None:
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPU jobs at once, over all machines")
 @click.option("--type", "pool_type", type=click.Choice(["process", "docker", "kubernetes"]), default="process",
               show_default=True, help="of the work pools, where they are not there yet")  # fmt: skip
-@click.option("--silence", type=click.IntRange(35), default=90, show_default=True,
+@click.option("--silence", type=click.IntRange(35), default=120, show_default=True,
               help="seconds without a heartbeat (there is one every 30), after which a run has crashed")  # fmt: skip
 def deploy(gpus: int, pool_type: Any, silence: int) -> None:
     """Make work pools, limits, automations and deployments on the Prefect server; run again, it changes nothing.

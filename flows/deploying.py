@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 import httpx
 from prefect.automations import Automation
@@ -23,7 +24,7 @@ from prefect.client.schemas.actions import (
     WorkPoolUpdate,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
@@ -38,8 +39,10 @@ POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
 }
-#: A run without a heartbeat for so long has crashed: three beats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY.
-SILENCE = timedelta(seconds=90)
+KEEPER = "keeper/keeper"
+#: A run without a heartbeat for so long has crashed: four beats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY, so
+#: that a server can be started again meanwhile.
+SILENCE = timedelta(seconds=120)
 #: A run that a worker has taken and that has not begun after so long has crashed: its machine has died, or cannot start it.
 SLOW_START = timedelta(minutes=15)
 #: Events of flow runs, and the runs among them that come of our deployments.
@@ -67,13 +70,13 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         for name in POOLS:
             yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None)
         yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
-        for automation in automations(silence):
-            yield f"automation {automation.name}", _automation(client, automation)
         before = _deployments(client)
         _deploy_all()
         for name, after in sorted(_deployments(client).items()):
             was = before.get(name)
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
+        for automation in automations(silence, client.read_deployment_by_name(KEEPER).id):
+            yield f"automation {automation.name}", _automation(client, automation)
 
 
 @contextmanager
@@ -134,8 +137,13 @@ def _limit(client: SyncPrefectClient, gpus: int) -> str:
     return "updated"
 
 
-def automations(silence: timedelta) -> list[Automation]:
-    """A run that falls silent, or never begins, is marked crashed; a crashed run is scheduled again and goes on."""
+def automations(silence: timedelta, keeper: UUID) -> list[Automation]:
+    """A run that falls silent, or never begins, is marked crashed; each crash wakes the keeper, which sees to the rest.
+
+    Args:
+        silence: without a heartbeat, after which a run has crashed.
+        keeper: the deployment of `flows.keeper`.
+    """
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
     begins, beats = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
     gone = "its process, its worker or its machine is gone"
@@ -154,16 +162,12 @@ def automations(silence: timedelta) -> list[Automation]:
         ),
         Automation(
             name="ddsr: a crashed run goes on",
-            description="Schedules a crashed run again; finished stages are kept. A run that begins too often fails.",
+            description="Wakes the keeper, which schedules crashed runs again. Finished stages are kept.",
             trigger=EventTrigger(
                 match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
                 expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
             ),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.SCHEDULED, name="AwaitingRetry", message="crashed: it goes on where it stood"
-                )
-            ],
+            actions=[RunDeployment(deployment_id=keeper)],
         ),
     ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
@@ -61,7 +62,7 @@ def _report(run: str, home: str) -> str:
     base = os.environ.get(REPORTS_URL)
     place = f"`{home}/runs/{run}/report.html`" + ("" if "://" in home else f" on {socket.gethostname()}")
     if base:
-        return f"[report.html]({base.rstrip('/')}/{run}/report.html)\n\nIt lies in {place}."
+        return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nIt lies in {place}."
     return (
         f"The report lies in {place}.\n\nA browser opens no file from here. For a link in this place, let a web server show "
         f"`{home}/runs`, and set `{REPORTS_URL}` to its address for the workers."

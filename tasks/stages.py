@@ -31,6 +31,7 @@ from ddsr_core.store import Artifact, InputRef, Manifest, Stage, StageInput, Sto
 from tasks import progress
 from tasks.artifacts import publish_stage
 from tasks.attempts import through_outages
+from tasks.cancelling import ending_when_cancelled
 from tasks.pool import run_on_pool
 
 StageName = Literal[
@@ -141,7 +142,8 @@ def run_task(stage: str, label: str, parameters: dict[str, Any], refresh: bool =
     """
     name = f"{stage} {label}".strip()
     task = TASKS[stage].with_options(task_run_name=name, refresh_cache=refresh)
-    return through_outages(lambda: task(**parameters))
+    with ending_when_cancelled():
+        return through_outages(lambda: task(**parameters))
 
 
 def build(

@@ -1,6 +1,5 @@
 """Deployed on a real server, with process workers: deploying twice, stages on the GPU pool, cancelling, retrying, the UI."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.browser import Browser, chromium, field
-from tests.e2e.stack import Stack
-from tests.integration.commands import TINY, digests, make_photos
+from tests.e2e.stack import Stack, kill_quietly
+from tests.integration.commands import TINY, make_photos
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 #: Up to the distilled set: SR networks are stages like the others.
@@ -28,6 +27,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
     finally:
         stack.stop()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all runs: what the first has built, the others find."""
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +64,23 @@ def set_state(stack: Stack, run: str, kind: str) -> None:
     assert answer["status"] == "ACCEPT", answer
 
 
-def test_gpu_stages_run_on_the_pool_and_a_cancelled_run_goes_on_inside_the_stage(stack: Stack, photos: Path, tmp_path: Path):
-    home = tmp_path / "home"
-    run = stack.begin("distill/distill", parameters(photos, home, LONG, gpu="pool"))
-    while not any(home.glob("artifacts/finetune/*.partial/resume/checkpoint.pt")):
-        assert stack.run(run)["state_type"] in ("SCHEDULED", "PENDING", "RUNNING"), stack.log("worker-cuda")
+def wait_for_checkpoint(stack: Stack, run: str, home: Path) -> Path:
+    """Wait until the run is in the midst of fine-tuning; the partial folder."""
+    while not (found := [*home.glob("artifacts/finetune/*.partial/resume/checkpoint.pt")]):
+        assert stack.run(run)["state_type"] in ("SCHEDULED", "PENDING", "RUNNING"), stack.log("worker-cpu")
         time.sleep(0.05)
+    return found[0].parents[1]
+
+
+def first_sheet(folder: Path) -> tuple[str, int]:
+    """The sample sheet that fine-tuning begins with, and when it was written: later where it has begun anew."""
+    sheet = min(folder.glob("samples/*.png"))
+    return sheet.name, sheet.stat().st_mtime_ns
+
+
+def test_gpu_stages_run_on_the_pool_and_a_cancelled_run_goes_on_inside_the_stage(stack: Stack, photos: Path, home: Path):
+    run = stack.begin("distill/distill", parameters(photos, home, LONG, gpu="pool"))
+    partial = wait_for_checkpoint(stack, run, home)
     set_state(stack, run, "CANCELLING")
     sent = {item["name"]: item for item in stack.filter("flow_runs") if item["parent_task_run_id"]}
     assert set(sent) == {"embeddings", "latents", "finetune"}
@@ -76,16 +92,24 @@ def test_gpu_stages_run_on_the_pool_and_a_cancelled_run_goes_on_inside_the_stage
         assert time.monotonic() < ends, "the processes of cancelled runs live on"
         time.sleep(0.3)
 
-    first_sheet = min(home.glob("artifacts/finetune/*.partial/samples/*.png"))
-    written = first_sheet.stat().st_mtime_ns
+    begun = first_sheet(partial)
     set_state(stack, run, "SCHEDULED")
     assert stack.wait(run, "COMPLETED", "FAILED")["state_type"] == "COMPLETED", stack.log("worker-cpu")
-    (whole,) = home.glob("artifacts/finetune/*/manifest.json")
-    assert (whole.parent / "samples" / first_sheet.name).stat().st_mtime_ns == written  # not begun anew
+    assert first_sheet(partial.with_suffix("")) == begun
     names = [item["name"] for item in stack.filter("flow_runs") if item["parent_task_run_id"]]
     assert sorted(names) == ["embeddings", "finetune", "finetune", "latents", "sample"]
     states = {item["name"]: item["state_name"] for item in stack.filter("task_runs", flow_runs={"id": {"any_": [run]}})}
     assert states["patches"] == "Cached"
+
+
+def test_a_killed_run_is_marked_crashed_and_goes_on_inside_the_stage(stack: Stack, photos: Path, home: Path):
+    run = stack.begin("distill/distill", parameters(photos, home, (*LONG, "finetune.seed=1"), run="killed"))
+    partial = wait_for_checkpoint(stack, run, home)
+    assert any([kill_quietly(pid) for pid in stack.flow_processes()])
+    begun = first_sheet(partial)
+    assert stack.wait(run, "COMPLETED", "FAILED", "CANCELLED")["state_type"] == "COMPLETED", stack.log("worker-cpu")
+    assert {"Crashed", "AwaitingRetry"} <= set(stack.states(run))
+    assert first_sheet(partial.with_suffix("")) == begun
 
 
 def test_bad_input_fails_at_once_and_says_what_to_do(stack: Stack, photos: Path, tmp_path: Path):
@@ -99,8 +123,7 @@ def test_bad_input_fails_at_once_and_says_what_to_do(stack: Stack, photos: Path,
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
-def test_a_run_is_started_by_the_form_and_shows_what_it_made(stack: Stack, photos: Path, tmp_path: Path):
-    home = tmp_path / "home"
+def test_a_run_is_started_by_the_form_and_shows_what_it_made(stack: Stack, photos: Path, home: Path, tmp_path: Path):
     deployment = stack.answer("GET", "deployments/name/distill/distill")["id"]
     with Browser(str(chromium()), tmp_path) as page:
         page.open(f"{stack.ui}/deployments/deployment/{deployment}/run")
@@ -111,7 +134,8 @@ def test_a_run_is_started_by_the_form_and_shows_what_it_made(stack: Stack, photo
         page.click("None", within=field("config"))
         page.type(f"{field('images')}.querySelector('textarea')", str(photos))
         page.type(f"{field('home')}.querySelector('textarea')", str(home))
-        for number, override in enumerate(SHORT):
+        wanted = (*SHORT, "finetune.seed=2")
+        for number, override in enumerate(wanted):
             page.click("Add item", within=field("overrides"))
             page.type(f"{field('overrides')}.querySelectorAll('textarea')[{number}]", override)
         page.click("Submit")
@@ -120,7 +144,7 @@ def test_a_run_is_started_by_the_form_and_shows_what_it_made(stack: Stack, photo
         ).rpartition("/")[2]
         ended = stack.wait(run)
         assert ended["state_type"] == "COMPLETED", ended
-        assert ended["parameters"]["overrides"] == list(SHORT)
+        assert ended["parameters"]["overrides"] == list(wanted)
 
         pages = {item["key"]: item for item in stack.filter("artifacts", flow_runs={"id": {"any_": [run]}})}
         assert {"ddsr-demo-stages", "ddsr-demo-report", "ddsr-finetune", "ddsr-sample"} <= set(pages)
@@ -128,4 +152,3 @@ def test_a_run_is_started_by_the_form_and_shows_what_it_made(stack: Stack, photo
         shown = "[...document.querySelectorAll('img')].filter(item => item.src.startsWith('data:') && item.naturalWidth)"
         page.wait(f"{shown}.length === 2")  # the sample sheet and the curves
         assert "learning_rate" in page.evaluate("document.body.innerText")
-    assert len(digests(home)) == len(json.loads((home / "runs/demo/run.json").read_text())["stages"])
