@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.runtime import flow_run as current
+from prefect.runtime import deployment
 
 from tasks.attempts import MAX_ATTEMPTS, go_on
 
@@ -53,4 +53,4 @@ def crashed(client: SyncPrefectClient) -> list[FlowRun]:
             end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - MEMORY),
         )
     )
-    return [run for run in found if str(run.deployment_id) != current.deployment_id]
+    return [run for run in found if str(run.deployment_id) != deployment.id]

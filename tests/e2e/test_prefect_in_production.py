@@ -98,14 +98,14 @@ def test_gpu_stages_run_on_the_pool_and_a_cancelled_run_goes_on_inside_the_stage
     assert first_sheet(partial.with_suffix("")) == begun
     names = [item["name"] for item in stack.filter("flow_runs") if item["parent_task_run_id"]]
     assert sorted(names) == ["embeddings", "finetune", "finetune", "latents", "sample"]
-    states = {item["name"]: item["state_name"] for item in stack.filter("task_runs", flow_runs={"id": {"any_": [run]}})}
-    assert states["patches"] == "Cached"
+    tasks = stack.filter("task_runs", flow_runs={"id": {"any_": [run]}})
+    assert "Cached" in {item["state_name"] for item in tasks if item["name"] == "patches"}
 
 
 def test_a_killed_run_is_marked_crashed_and_goes_on_inside_the_stage(stack: Stack, photos: Path, home: Path):
     run = stack.begin("distill/distill", parameters(photos, home, (*LONG, "finetune.seed=1"), run="killed"))
     partial = wait_for_checkpoint(stack, run, home)
-    assert any([kill_quietly(pid) for pid in stack.flow_processes()])
+    assert sum(kill_quietly(pid) for pid in stack.flow_processes()) >= 1
     begun = first_sheet(partial)
     assert stack.wait(run, "COMPLETED", "FAILED", "CANCELLED")["state_type"] == "COMPLETED", stack.log("worker-cpu")
     assert {"Crashed", "AwaitingRetry"} <= set(stack.states(run))
