@@ -12,11 +12,29 @@ from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.progress import ProgressFactory, silent
 
+#: What a form says of a field's bounds, by their names in JSON schema.
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "more than {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "less than {}",
+    "multipleOf": "a multiple of {}",
+}
+
+
+def _say_bounds(schema: dict[str, Any]) -> None:
+    """Add each field's bounds to its description: the form in the Prefect UI checks them but does not show them."""
+    for entry in schema.get("properties", {}).values():
+        options = [entry, *entry.get("anyOf", ())]
+        bounds = [text.format(option[name]) for option in options for name, text in BOUNDS.items() if name in option]
+        if bounds:
+            entry["description"] = f"{entry.get('description', '')} ({', '.join(bounds)})".strip()
+
 
 class StageConfig(BaseModel):
     """Base of every stage config. Whatever stands in one changes the stage's key; what must not, stands in `Runtime`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_say_bounds)
 
 
 @dataclass(frozen=True)

@@ -344,14 +344,18 @@ def rollback(to: int | None, name: str, home: str | None) -> None:
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPU jobs at once, over all machines")
 @click.option("--type", "pool_type", type=click.Choice(["process", "docker", "kubernetes"]), default="process",
               show_default=True, help="of the work pools, where they are not there yet")  # fmt: skip
-def deploy(gpus: int, pool_type: Any) -> None:
+@click.option("--silence", type=click.IntRange(35), default=120, show_default=True,
+              help="seconds without a heartbeat (there is one every 30), after which a run has crashed")  # fmt: skip
+def deploy(gpus: int, pool_type: Any, silence: int) -> None:
     """Make work pools, limits, automations and deployments on the Prefect server; run again, it changes nothing.
 
     Example: PREFECT_API_URL=http://127.0.0.1:4200/api ddsr deploy
     """
+    from datetime import timedelta
+
     from flows.deploying import deploy as bring_up
 
-    for what, verdict in bring_up(gpus, pool_type):
+    for what, verdict in bring_up(gpus, pool_type, timedelta(seconds=silence)):
         click.echo(f"{verdict:<10} {what}")
     click.echo("Workers: prefect worker start --pool cpu; one for each GPU: "
                "CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --limit 1")  # fmt: skip

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from uuid import UUID
 
 import httpx
 import yaml
@@ -28,7 +29,7 @@ from prefect.client.schemas.actions import (
     WorkPoolUpdate,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
@@ -46,18 +47,26 @@ POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
 }
-#: Three heartbeats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY.
-SILENCE = timedelta(seconds=90)
+KEEPER = "keeper/keeper"
+#: A run without a heartbeat for so long has crashed: four beats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY, so
+#: that a server can be started again meanwhile.
+SILENCE = timedelta(seconds=120)
+#: A run that a worker has taken and that has not begun after so long has crashed: its machine has died, or cannot start it.
+SLOW_START = timedelta(minutes=15)
+#: Events of flow runs, and the runs among them that come of our deployments.
+RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
+TAGGED = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
 #: What of a deployment is the server's own, or new with every deploying.
 OWN = {"id", "created", "updated", "status", "last_polled", "version_id", "version_info", "version", "branch", "labels"}
 
 
-def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, str]]:
+def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILENCE) -> Iterator[tuple[str, str]]:
     """Bring the server to what this checkout wants; yields what and ``created``, ``updated`` or ``unchanged``.
 
     Args:
         gpus: GPU jobs at once, over all machines.
         pool_type: of pools that are created; those that are there keep theirs.
+        silence: without a heartbeat, after which a run has crashed.
 
     Raises:
         ConfigError: no server is named, or this is no checkout.
@@ -69,8 +78,6 @@ def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, st
         for name in POOLS:
             yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None)
         yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
-        for automation in automations():
-            yield f"automation {automation.name}", _automation(client, automation)
         before = _deployments(client)
         in_containers = any(client.read_work_pool(name).type != "process" for name in POOLS)
         home = home_of(None) if os.environ.get("DDSR_HOME") else None
@@ -78,6 +85,8 @@ def deploy(gpus: int, pool_type: PoolType = "process") -> Iterator[tuple[str, st
         for name, after in sorted(_deployments(client).items()):
             was = before.get(name)
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
+        for automation in automations(silence, client.read_deployment_by_name(KEEPER).id):
+            yield f"automation {automation.name}", _automation(client, automation)
 
 
 @contextmanager
@@ -152,35 +161,51 @@ def _limit(client: SyncPrefectClient, gpus: int) -> str:
     return "updated"
 
 
-def automations() -> list[Automation]:
-    """A run that falls silent is marked crashed; a crashed run is scheduled again and goes on where it stood."""
-    runs = {"prefect.resource.id": "prefect.flow-run.*"}
-    ours = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
+def automations(silence: timedelta, keeper: UUID) -> list[Automation]:
+    """A run that falls silent, or never begins, is marked crashed; each crash wakes the keeper, which sees to the rest.
+
+    Args:
+        silence: without a heartbeat, after which a run has crashed.
+        keeper: the deployment of `flows.keeper`.
+    """
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
-    silent = EventTrigger(
-        match=runs, match_related=ours, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
-        after={"prefect.flow-run.heartbeat"}, expect={"prefect.flow-run.heartbeat", *ends}, threshold=1, within=SILENCE,
-    )  # fmt: skip
-    crashed = EventTrigger(
-        match=runs, match_related=ours, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
-        expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
-    )  # fmt: skip
-    message = f"no heartbeat for {SILENCE.seconds} s: its process, its worker or its machine is gone"
-    again = "crashed: it goes on where it stood"
+    begins, beats = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
+    gone = "its process, its worker or its machine is gone"
     return [
         Automation(
             name="ddsr: a silent run has crashed",
             description="Marks a run as crashed whose heartbeats have stopped.",
-            trigger=silent,
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
+            trigger=_silent(silence, after={begins, beats}, expect={begins, beats, *ends}),
+            actions=[_crashed(f"no heartbeat for {silence.seconds} s: {gone}")],
+        ),
+        Automation(
+            name="ddsr: a run that does not begin has crashed",
+            description="Marks a run as crashed that a worker has taken and that has not begun.",
+            trigger=_silent(SLOW_START, after={"prefect.flow-run.Pending"}, expect={begins, *ends}),
+            actions=[_crashed(f"it has not begun for {SLOW_START.seconds} s: {gone}, or cannot start it")],
         ),
         Automation(
             name="ddsr: a crashed run goes on",
-            description="Schedules a crashed run again; finished stages are kept. A run that begins too often fails.",
-            trigger=crashed,
-            actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=again)],
+            description="Wakes the keeper, which schedules crashed runs again. Finished stages are kept.",
+            trigger=EventTrigger(
+                match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
+                expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
+            ),
+            actions=[RunDeployment(deployment_id=keeper)],
         ),
-    ]
+    ]  # fmt: skip
+
+
+def _silent(within: timedelta, after: set[str], expect: set[str]) -> EventTrigger:
+    """Of a run of ours, none of ``expect`` has come ``within`` the time since one of ``after``."""
+    return EventTrigger(
+        match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
+        after=after, expect=expect, threshold=1, within=within,
+    )  # fmt: skip
+
+
+def _crashed(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.CRASHED, message=message)
 
 
 def _automation(client: SyncPrefectClient, wanted: Automation) -> str:

@@ -15,7 +15,7 @@ from flows.chain import distill_and_train
 from flows.fan_out import Runner
 from flows.networks import networks_ahead
 from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
-from tasks.artifacts import publish
+from tasks.artifacts import publish_run
 from tasks.attempts import refuse_endless_crashes
 from tasks.stages import Gpu
 
@@ -62,5 +62,5 @@ def distill(
         fail_run(store, name, str(error))
         raise
     outcome = finish_run(store, name, config, chain)
-    publish(name, outcome.table, outcome.report)
+    publish_run(name, outcome.table, outcome.stages, store.url)
     return outcome

@@ -1,17 +1,88 @@
-"""What a run leaves in the Prefect UI: the table of results and a link to the report."""
+"""What a run leaves in the Prefect UI: a page for each stage, the tables of the run, and where its report is."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from ddsr_core.store import Artifact
+from tasks.attempts import through_outages
+from tasks.pictures import pictures
+
+#: Address of a web server that shows ``<home>/runs``. Browsers open no file:// link of a page that comes over http.
+REPORTS_URL = "DDSR_REPORTS_URL"
+DIGITS = 4
 
 
-def publish(run_name: str, rows: list[dict[str, Any]], report: Path) -> None:
-    """A table artifact with one row an SR network, and a link artifact to ``report.html``."""
-    slug = "".join(sign if sign.isalnum() else "-" for sign in run_name.lower()).strip("-")
-    create_table_artifact(key=f"ddsr-{slug}-results", table=rows, description=f"Results of the run {run_name}")
-    create_link_artifact(
-        key=f"ddsr-{slug}-report", link=report.as_uri(), link_text="report.html", description="The run's report"
+def publish_stage(artifact: Artifact, label: str, there: bool) -> None:
+    """The page of a stage: what it was built from and with, what came of it, and pictures where it has some.
+
+    Args:
+        label: the task run's name.
+        there: it was found, not built.
+    """
+    facts = artifact.manifest
+    verdict = "from the cache; it was built" if there else "built"
+    text = [
+        f"**{label}**: {verdict} in {facts.seconds:.0f} s on {facts.device}, {facts.bytes / 1e6:.1f} MB, key `{facts.key}`",
+        *(f"![{name}]({uri})" for name, uri in pictures(artifact).items()),
+        _table("result", "", facts.counts),
+        _table("setting", "value", facts.config),
+        _table("input", "digest", {name: digest[:16] for name, digest in facts.parents.items()}),
+    ]
+    page = "\n\n".join(text)
+    through_outages(lambda: create_markdown_artifact(page, key=f"ddsr-{facts.stage}", description=f"{label}: {verdict}"))
+
+
+def publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:
+    """Two tables, one row an SR network and one row a stage, and where ``report.html`` is.
+
+    Args:
+        run: its name below ``home/runs``.
+        home: a folder or a URL.
+    """
+    through_outages(lambda: _publish_run(run, results, stages, home))
+
+
+def _publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:
+    slug = "".join(sign if sign.isalnum() else "-" for sign in run.lower()).strip("-")
+    rows = [{name: _rounded(value) for name, value in row.items()} for row in results]
+    create_table_artifact(key=f"ddsr-{slug}-results", table=rows, description=f"Results of the run {run}")
+    verdicts = [{**row, "cached": "from the cache" if row["cached"] else "built"} for row in stages]
+    create_table_artifact(key=f"ddsr-{slug}-stages", table=verdicts, description=f"Stages of the run {run}")
+    create_markdown_artifact(_report(run, home), key=f"ddsr-{slug}-report", description=f"Report of the run {run}")
+
+
+def _report(run: str, home: str) -> str:
+    base = os.environ.get(REPORTS_URL)
+    place = f"`{home}/runs/{run}/report.html`" + ("" if "://" in home else f" on {socket.gethostname()}")
+    if base:
+        return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nIt lies in {place}."
+    return (
+        f"The report lies in {place}.\n\nA browser opens no file from here. For a link in this place, let a web server show "
+        f"`{home}/runs`, and set `{REPORTS_URL}` to its address for the workers."
     )
+
+
+def _table(head: str, value: str, facts: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | {_rounded(item)} |" for name, item in _flat(facts)]
+    return "\n".join([f"| {head} | {value} |", "|---|---|", *rows]) if rows else ""
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(_rounded(item)) for item in value)
+    return float(f"{value:.{DIGITS + 2}g}") if isinstance(value, float) else value

@@ -1,12 +1,26 @@
-"""A crashed run is scheduled again by an automation (`ddsr deploy`); one that always crashes must come to an end."""
+"""Runs that go on whatever dies: a crashed one is scheduled again, and one that loses the Prefect server waits for it."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import flow_run
+from prefect.states import AwaitingRetry, Cancelled
 
 from ddsr_core.errors import DdsrError
 
+T = TypeVar("T")
+LOG = logging.getLogger("ddsr.attempts")
+#: One that always crashes must come to an end.
 MAX_ATTEMPTS = 10
+#: How long a run sits out that the server does not answer, beyond what Prefect's client does by itself.
+OUTAGE_SECONDS, OUTAGE_POLL_SECONDS = 1800.0, 3.0
 
 
 def refuse_endless_crashes() -> None:
@@ -22,3 +36,46 @@ def refuse_endless_crashes() -> None:
             where=f"flow run {flow_run.name}",
             mend="see its log for what kills it (memory, mostly), and start a new run: finished stages are kept",
         )
+
+
+def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
+    """Schedule a crashed run again, or end it as cancelled where it died while it was being cancelled; what was done."""
+    states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+    before = [state.type for state in states if state.type != StateType.CRASHED]
+    if before and before[-1] == StateType.CANCELLING:
+        client.set_flow_run_state(run.id, Cancelled(message="it died while it was being cancelled"), force=True)
+        return "cancelled"
+    client.set_flow_run_state(run.id, AwaitingRetry(message="crashed: it goes on where it stood"))
+    return "scheduled again"
+
+
+def through_outages(call: Callable[[], T]) -> T:
+    """Call; if the Prefect server cannot be reached, call again until it can. ``call`` must be safe to repeat.
+
+    Raises:
+        Exception: whatever else ``call`` raises, and an outage that outlasts `OUTAGE_SECONDS`.
+    """
+    since: float | None = None
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            since = since or time.monotonic()
+            if not is_outage(error) or time.monotonic() - since > OUTAGE_SECONDS:
+                raise
+            LOG.warning("the Prefect server does not answer; waiting for it")
+            time.sleep(OUTAGE_POLL_SECONDS)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an exception comes of a server that could not be reached, not of our own work."""
+    chain = list(_causes(error))
+    return any(isinstance(item, httpx.TransportError) for item in chain) and not any(
+        isinstance(item, DdsrError) for item in chain
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from prefect.artifacts import create_image_artifact
 
 from ddsr_core.images import read_image_set, read_rgb
 from ddsr_core.store import Artifact
@@ -19,12 +18,10 @@ SIDE_PX = 1024
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 100, 10, 96
 
 
-def publish_pictures(artifact: Artifact, label: str) -> None:
-    """Image artifacts of a stage that has something to show; nothing for the others. ``label``: the task run's name."""
+def pictures(artifact: Artifact) -> Mapping[str, str]:
+    """Name -> data URI of a stage that has something to show; nothing for the others."""
     draw = DRAWN.get(artifact.manifest.stage)
-    for name, uri in draw(artifact.path).items() if draw else ():
-        slug = f"{artifact.manifest.stage}-{name}-{artifact.key[:8]}"
-        create_image_artifact(image_url=uri, key=f"ddsr-{slug}", description=f"{label}: {name}")
+    return draw(artifact.path) if draw else {}
 
 
 def _finetuned(folder: Path) -> Mapping[str, str]:

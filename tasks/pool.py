@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +16,14 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from ddsr_core.errors import ConfigError, DdsrError
+from tasks.attempts import MAX_ATTEMPTS, go_on, through_outages
+from tasks.cancelling import ending_when_cancelled
 
 #: The deployment of `flows.stage`, on the pool for GPUs.
 DEPLOYMENT = "stage/cuda"
 POLL_SECONDS = 2.0
-#: A crashed run gets so long to be rescheduled by the automation of `ddsr deploy` before whoever waits for it gives up.
-RESCHEDULE_SECONDS = 120.0
+#: The keeper has so long to schedule a crashed run again before whoever waits for that run does it.
+KEEPER_SECONDS = 30.0
 
 
 def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
@@ -32,13 +35,15 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
     """
     with get_client(sync_client=True) as client:
         try:
-            started = run_deployment(DEPLOYMENT, parameters=parameters, flow_run_name=name, timeout=0)
+            started = through_outages(
+                lambda: run_deployment(DEPLOYMENT, parameters=parameters, flow_run_name=name, timeout=0)
+            )
         except ObjectNotFound as error:
             raise ConfigError(
                 "no deployment takes GPU stages", where=DEPLOYMENT, mend="run `ddsr deploy`, or set gpu=here"
             ) from error
         assert isinstance(started, FlowRun)  # a coroutine only where this is called from one
-        with _cancelled_with_us(client, started.id):
+        with ending_when_cancelled(), _cancelled_with_us(client, started.id):
             state = _final_state(client, started.id)
     if not state.is_completed():
         raise DdsrError(
@@ -58,15 +63,17 @@ def _cancelled_with_us(client: SyncPrefectClient, run: UUID) -> Iterator[None]:
 
 
 def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
+    """The last state of a run. One that has crashed is scheduled again: by the keeper, or, where that is busy, from here."""
     crashed_at: float | None = None
     while True:
-        state = client.read_flow_run(run).state
-        if state is not None and state.is_final():
-            if state.type != StateType.CRASHED:
-                return state
-            crashed_at = crashed_at or time.monotonic()
-            if time.monotonic() - crashed_at > RESCHEDULE_SECONDS:
-                return state
-        else:
+        there = through_outages(lambda: client.read_flow_run(run))
+        state = there.state
+        if state is None or not state.is_final():
             crashed_at = None
+        elif state.type != StateType.CRASHED or there.run_count >= MAX_ATTEMPTS:
+            return state
+        else:
+            crashed_at = crashed_at or time.monotonic()
+            if time.monotonic() - crashed_at > KEEPER_SECONDS:
+                through_outages(partial(go_on, client, there))
         time.sleep(POLL_SECONDS)

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
+import httpx
+
 from ddsr_core.progress import Bar, ProgressFactory
 
 LOG_EVERY_SECONDS = 10.0
@@ -39,9 +41,14 @@ class _LoggedBar:
 
     def show(self) -> None:
         """Bring the progress artifact up to date; there is none before the first `LOG_EVERY_SECONDS`."""
+        try:
+            self.publish(100 * self.done / max(1, self.total))
+        except httpx.HTTPError as error:  # no reason to stop what is being computed
+            self.logger.warning("progress is not shown: the Prefect server does not answer (%s)", error)
+
+    def publish(self, percent: float) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        percent = 100 * self.done / max(1, self.total)
         if self.artifact is None:
             key = "".join(sign if sign.isalnum() else "-" for sign in self.title.lower())
             self.artifact = create_progress_artifact(percent, key=f"ddsr-{key}", description=f"{self.title}, {self.unit}")  # type: ignore[assignment]

@@ -29,7 +29,9 @@ from ddsr_core.sr.subsets import STAGE as SUBSET
 from ddsr_core.sr.train import STAGE as TRAIN_SR
 from ddsr_core.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
 from tasks import progress
-from tasks.pictures import publish_pictures
+from tasks.artifacts import publish_stage
+from tasks.attempts import through_outages
+from tasks.cancelling import ending_when_cancelled
 from tasks.pool import run_on_pool
 
 StageName = Literal[
@@ -84,8 +86,7 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         logger.info(
             "%s %s: %s", stage.name, key, "there already" if there else f"built in {artifact.manifest.seconds:.0f} s"
         )
-        if not there:
-            publish_pictures(artifact, task_run.name or "")
+        publish_stage(artifact, task_run.name or stage.name, there)
         return artifact.manifest
 
     run.__doc__ = f"Build the `{stage.name}` artifact, or continue a build that was cut off."
@@ -140,7 +141,9 @@ def run_task(stage: str, label: str, parameters: dict[str, Any], refresh: bool =
         refresh: Prefect's cached manifest does not count, as its artifact is not whole.
     """
     name = f"{stage} {label}".strip()
-    return TASKS[stage].with_options(task_run_name=name, refresh_cache=refresh)(**parameters)
+    task = TASKS[stage].with_options(task_run_name=name, refresh_cache=refresh)
+    with ending_when_cancelled():
+        return through_outages(lambda: task(**parameters))
 
 
 def build(

@@ -1,0 +1,56 @@
+"""The keeper flow: it schedules crashed runs again. An automation wakes it at each crash, and a schedule now and then.
+
+Events get lost when a server dies, come late, or come several times where SQLite is busy; states do not. So automations
+only wake the keeper, and it decides by the states. It imports nothing heavy: it is over in seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterEndTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.runtime import deployment
+
+from tasks.attempts import MAX_ATTEMPTS, go_on
+
+#: A run that has crashed before that is left to people.
+MEMORY = timedelta(days=2)
+PAUSE_SECONDS = 3.0
+
+
+@flow(name="keeper", persist_result=False)
+def keeper() -> int:
+    """Schedule crashed runs again, or end them where they were being cancelled. Nobody needs to start it."""
+    logger = get_run_logger()
+    done = 0
+    with get_client(sync_client=True) as client:
+        while runs := [run for run in crashed(client) if run.run_count < MAX_ATTEMPTS]:
+            for run in runs:
+                logger.info("%s (%s), begun %d times: %s", run.name, run.id, run.run_count, go_on(client, run))
+                done += 1
+            time.sleep(PAUSE_SECONDS)  # for what crashes meanwhile: no second keeper runs beside this one
+    return done
+
+
+def crashed(client: SyncPrefectClient) -> list[FlowRun]:
+    """Runs of our deployments that have crashed of late, but for the keeper's own."""
+    found = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),
+            tags=FlowRunFilterTags(all_=["ddsr"]),
+            deployment_id=FlowRunFilterDeploymentId(is_null_=False),
+            end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - MEMORY),
+        )
+    )
+    return [run for run in found if str(run.deployment_id) != deployment.id]

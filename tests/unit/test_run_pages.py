@@ -1,0 +1,65 @@
+"""What the Prefect UI is given to show: texts of pages, bounds in the form."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from ddsr_core.config import StageConfig
+from ddsr_core.store import Artifact, Manifest
+from tasks import artifacts
+
+
+def test_the_form_says_each_fields_bounds():
+    class Config(StageConfig):
+        count: int = Field(3, ge=1, le=9, description="how many")
+        share: float | None = Field(None, gt=0, lt=1, description="how much")
+        size: int = Field(8, multiple_of=4)
+        name: str = Field("x", description="what")
+
+    fields = Config.model_json_schema()["properties"]
+    assert fields["count"]["description"] == "how many (at least 1, at most 9)"
+    assert fields["share"]["description"] == "how much (more than 0, less than 1)"
+    assert fields["size"]["description"] == "(a multiple of 4)"
+    assert fields["name"]["description"] == "what"
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Key -> what a page or a table holds, instead of sending it to a server."""
+    pages: dict[str, object] = {}
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key, description: pages.update({key: text}))
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda key, table, description: pages.update({key: table}))
+    return pages
+
+
+def test_a_stages_page_tells_verdict_key_results_settings_and_inputs(shown: dict[str, object]):
+    manifest = Manifest(
+        stage="clusters", key="abc", digest="d", stage_version=1, config={"k": 7, "deep": {"rate": 0.123456789}},
+        parents={"embeddings": "0123456789abcdef0123"}, counts={"sizes": [3, 4]}, files={}, bytes=2_000_000, created="now",
+        seconds=12.3, device="cpu",
+    )  # fmt: skip
+    artifacts.publish_stage(Artifact(manifest, Path("nowhere")), "clusters", False)
+    page = str(shown["ddsr-clusters"])
+    assert page.startswith("**clusters**: built in 12 s on cpu, 2.0 MB, key `abc`")
+    rows = ("| sizes | 3, 4 |", "| k | 7 |", "| deep.rate | 0.123457 |", "| embeddings | 0123456789abcdef |")
+    assert all(row in page for row in rows)
+    artifacts.publish_stage(Artifact(manifest, Path("nowhere")), "clusters", True)
+    assert "from the cache; it was built in 12 s" in str(shown["ddsr-clusters"])
+
+
+def test_a_run_shows_rounded_results_verdicts_and_where_its_report_is(
+    shown: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    results = [{"arch": "bicubic", "source": "", "psnr_y": 25.963123456, "lpips": None}]
+    stages = [{"stage": "patches", "key": "abc", "seconds": 1.5, "cached": True}]
+    monkeypatch.delenv(artifacts.REPORTS_URL, raising=False)
+    artifacts.publish_run("My run", results, stages, "/srv/home")
+    assert shown["ddsr-my-run-results"] == [{"arch": "bicubic", "source": "", "psnr_y": 25.9631, "lpips": None}]
+    assert shown["ddsr-my-run-stages"] == [{"stage": "patches", "key": "abc", "seconds": 1.5, "cached": "from the cache"}]
+    assert "`/srv/home/runs/My run/report.html` on " in str(shown["ddsr-my-run-report"])
+
+    monkeypatch.setenv(artifacts.REPORTS_URL, "http://box:8000/")
+    artifacts.publish_run("My run", results, stages, "s3://bucket/x")
+    assert str(shown["ddsr-my-run-report"]).startswith("[report.html](http://box:8000/My%20run/report.html)")
+    assert "`s3://bucket/x/runs/My run/report.html`." in str(shown["ddsr-my-run-report"])
