@@ -17,7 +17,7 @@ def begin_worker(workers: int, parent: int) -> None:
         workers: processes that share the cores.
         parent: process id.
     """
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for torch, if it is imported at all
     if "torch" in sys.modules:
@@ -26,7 +26,7 @@ def begin_worker(workers: int, parent: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _end_with(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os._exit(1)  # nobody waits for what it does; what it has begun goes on in the next run
