@@ -87,7 +87,7 @@ def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable
 
     def stage(config: PatchesConfig) -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
-            patches._score_all(config, sources, Path(out), Runtime())
+            patches._score_all(config, folder, sources, Path(out), Runtime())
 
     return {
         "decoding alone": lambda: drain(map_ahead(lambda item: np.asarray(open_rgb(item)), data, threads)),

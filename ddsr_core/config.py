@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddsr_core.parts import Spread
 from ddsr_core.progress import ProgressFactory, silent
 
 #: What a form says of a field's bounds, by their names in JSON schema.
@@ -47,12 +48,14 @@ class Runtime:
         run: name of the run, for those who wait for what it builds.
         memo: folder of what is known of single photos and patches from earlier builds (`ddsr_core.memo`), for sources
             that change little from one build to the next.
+        spread: does parts of the work elsewhere; none: all of it here.
     """
 
     device: str = "cpu"
     progress: ProgressFactory = field(default=silent)
     run: str = ""
     memo: Path | None = None
+    spread: Spread | None = None
 
 
 def resolve_device(name: str = "auto") -> str:

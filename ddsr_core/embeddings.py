@@ -10,6 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,11 +23,14 @@ from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_image_parquet, to_float
 from ddsr_core.memo import VectorMemo
+from ddsr_core.parts import Spread, check_shared, in_parts
 from ddsr_core.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
 from ddsr_core.vector_table import content_digest, slices, write_table
 
 #: Threads that decode patches while the network works; a GPU needs all of them.
 DECODERS = min(16, os.cpu_count() or 1)
+#: Patches that are worth sending elsewhere: the network is loaded once a part.
+PATCHES_PER_PART = 2048
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,24 +151,73 @@ def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime,
     return StageResult({**counts, "from_memo": len(ids) - len(todo)}, digest=content_digest(ids, parts()))
 
 
+@dataclass(frozen=True)
+class BatchesToEmbed:
+    """A part of the work, for a process that shares the file system.
+
+    Attributes:
+        batches: rows of the patches by the file that takes their vectors.
+        out: folder of the build.
+    """
+
+    config: EmbeddingsConfig
+    patches: Path
+    batches: dict[Path, list[int]]
+    out: Path
+    device: str
+    weights: Path | None
+
+
 def _embed(
     config: EmbeddingsConfig, patches: Path, todo: list[int], out: Path, runtime: Runtime, weights: Path | None
 ) -> list[Path]:
     """Embed the patches of these rows; a file of vectors a batch. Those of a build that was cut off are used."""
     folder, size = out / RESUME / f"vectors-{digest_of(todo)[:16]}", config.batch_size
     batches = {folder / f"{start:08d}.npy": todo[start : start + size] for start in range(0, len(todo), size)}
-    missing = {file: rows for file, rows in batches.items() if not file.exists()}
+    missing = [(file, rows) for file, rows in batches.items() if not file.exists()]
     if not missing:
         return list(batches)
-    wanted = {row for rows in missing.values() for row in rows}
-    embedder = load_embedder(config, runtime.device, weights)
-    with runtime.progress("Embedding patches", total=len(todo), unit="patches", done=len(todo) - len(wanted)) as bar:
-        decoded = map_ahead(_decode, _rows(patches, wanted), DECODERS, ahead=2 * size)
-        for file, rows in missing.items():
-            names, images = zip(*islice(decoded, len(rows)), strict=True)
-            _save(file, embed_batch(np.stack(images), embedder, config, names))
-            bar.advance(len(names))
+    smallest = max(1, PATCHES_PER_PART // size)
+    parts = [
+        BatchesToEmbed(config, patches, dict(part), out, runtime.device, weights)
+        for part in ([missing] if runtime.spread is None else in_parts(missing, smallest))
+    ]
+    done = len(todo) - sum(len(rows) for _, rows in missing)
+    with runtime.progress("Embedding patches", total=len(todo), unit="patches", done=done) as bar:
+        for count in _embedded(parts, runtime.spread):
+            bar.advance(count)
     return list(batches)
+
+
+def _embedded(parts: list[BatchesToEmbed], spread: Spread | None) -> Iterator[int]:
+    """Embed the parts, here or elsewhere; yields the number of patches that are new."""
+    if spread is None or len(parts) < 2:
+        yield from chain.from_iterable(map(_embed_batches, parts))
+    else:
+        for part, _ in zip(parts, spread(embed_part, parts), strict=True):
+            yield sum(map(len, part.batches.values()))
+
+
+def embed_part(part: BatchesToEmbed) -> None:
+    """Embed some patches into the folder of the build that they belong to.
+
+    Raises:
+        StorageError: that folder is not on this machine.
+    """
+    check_shared(part.out)
+    for _ in _embed_batches(part):
+        pass
+
+
+def _embed_batches(part: BatchesToEmbed) -> Iterator[int]:
+    """Write the vectors of each batch; yields its number of patches."""
+    embedder = load_embedder(part.config, part.device, part.weights)
+    wanted = {row for rows in part.batches.values() for row in rows}
+    decoded = map_ahead(_decode, _rows(part.patches, wanted), DECODERS, ahead=2 * part.config.batch_size)
+    for file, rows in part.batches.items():
+        names, images = zip(*islice(decoded, len(rows)), strict=True)
+        _save(file, embed_batch(np.stack(images), embedder, part.config, names))
+        yield len(names)
 
 
 def embed_batch(
@@ -205,8 +258,16 @@ def _patch_columns(patches: Path) -> pa.Table:
 
 
 def _rows(patches: Path, wanted: set[int]) -> Iterator[dict[str, Any]]:
-    """The patches of these rows."""
-    return (row for number, row in enumerate(read_image_parquet(patches, ["image", "patch_id"])) if number in wanted)
+    """The patches of these rows; a shard that has none of them is not read."""
+    import pyarrow.parquet as pq
+
+    start = 0
+    for shard in sorted(patches.glob("patches-*.parquet")):
+        end = start + pq.read_metadata(shard).num_rows
+        if not wanted.isdisjoint(range(start, end)):
+            rows = enumerate(read_image_parquet(shard, ["image", "patch_id"]), start)
+            yield from (row for number, row in rows if number in wanted)
+        start = end
 
 
 def _decode(row: dict[str, Any]) -> tuple[str, np.ndarray]:

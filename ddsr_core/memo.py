@@ -31,22 +31,15 @@ class ScoreMemo:
     Args:
         memo: the memo's folder; ``None`` knows nothing and keeps nothing.
         config: digest of what the scores depend on besides the photo.
-
-    Attributes:
-        used: digests of the photos whose scores were taken from it.
     """
 
     def __init__(self, memo: Path | None, config: str) -> None:
         self.folder = None if memo is None else _only(memo / "scores", config)
-        self.used: set[str] = set()
 
     def get(self, digest: str) -> bytes | None:
         """What `put` was given, or None."""
         path = self._path(digest)
-        if path is None or not path.is_file():
-            return None
-        self.used.add(digest)
-        return path.read_bytes()
+        return path.read_bytes() if path is not None and path.is_file() else None
 
     def put(self, digest: str, scores: bytes) -> None:
         path = self._path(digest)

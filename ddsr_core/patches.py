@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
 from ddsr_core.memo import ScoreMemo
+from ddsr_core.parts import check_shared, in_parts
 from ddsr_core.round_trip import STRIP_PX, squared_error_sums
 from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
 
@@ -34,6 +36,8 @@ PATCHES_PER_SHARD = 512
 ROWS_AT_A_TIME = 65_536
 #: Photos scored at a time, one a thread.
 WORKERS = min(8, os.cpu_count() or 1)
+#: Photos that are worth sending elsewhere.
+PHOTOS_PER_PART = 64
 #: Fields of the config that choose among the windows, and change no score.
 RULES = {"threshold_db", "quantile"}
 
@@ -107,7 +111,7 @@ def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> 
         InputError: no photo can be used, or the threshold accepts nothing.
     """
     sources = list(iter_photos(photos))
-    from_memo = _score_all(config, sources, out, runtime)
+    from_memo = _score_all(config, photos, sources, out, runtime)
     skipped, scores = _gather(config, sources, out)
     threshold = _threshold(config, scores["psnr_bic"], photos)
     accepted = scores["psnr_bic"] < threshold if config.quantile is None else scores["psnr_bic"] <= threshold
@@ -133,7 +137,23 @@ def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> 
     return StageResult({**counts, "from_memo": from_memo})
 
 
-def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: Runtime) -> int:
+@dataclass(frozen=True)
+class PhotosToScore:
+    """A part of pass 1, for a process that shares the file system.
+
+    Attributes:
+        photos: the photo source; ``names``: of its photos in this part, by their numbers there.
+        out: folder of the build.
+    """
+
+    config: PatchesConfig
+    photos: Path
+    names: dict[int, str]
+    out: Path
+    memo: Path | None
+
+
+def _score_all(config: PatchesConfig, photos: Path, sources: list[Photo], out: Path, runtime: Runtime) -> int:
     """Pass 1: one small file a photo in ``out/resume/scores``, with its scores or the reason why it was skipped.
 
     Returns:
@@ -144,22 +164,86 @@ def _score_all(config: PatchesConfig, sources: list[Photo], out: Path, runtime: 
     folder = out / RESUME / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
-    memo = ScoreMemo(runtime.memo, digest_of([STAGE.version, config.model_dump(exclude=RULES)]))
-
-    def score(index: int) -> tuple[int, bytes]:
-        return index, _score_photo(config, sources[index], memo)
-
+    memo = _memo(config, runtime.memo)
+    known, used = memo.known(), set[str]()
     done = len(sources) - len(todo)
     with (
         runtime.progress("Scoring photos", total=len(sources), unit="photos", done=done) as bar,
         threadpool_limits(1, "blas"),  # a photo a thread: products that take all cores each would wait for one another
     ):
-        for index, data in map_ahead(score, todo, WORKERS):
-            write_atomically(_score_file(out, index), data)
-            bar.advance()
+        for scored in _scored(config, photos, sources, todo, out, runtime, memo):
+            if runtime.memo is not None:
+                used |= _remember(memo, known, scored, out)
+            bar.advance(len(scored))
     if runtime.memo is not None:
         memo.finish({json.loads(_score_file(out, i).read_bytes())["digest"] for i in range(len(sources))} - {""})
-    return len(memo.used)
+    return len(used)
+
+
+def _scored(
+    config: PatchesConfig, photos: Path, sources: list[Photo], todo: list[int], out: Path, runtime: Runtime, memo: ScoreMemo
+) -> Iterator[Collection[int]]:
+    """Score these photos, here or in parts elsewhere; yields the numbers of those whose files are there."""
+    parts = in_parts(todo, PHOTOS_PER_PART)
+    if runtime.spread is None or len(parts) < 2:
+        yield from ([index] for index in _score(config, sources, todo, out, memo))
+        return
+    work = [
+        PhotosToScore(config, photos, {index: sources[index].name for index in part}, out, runtime.memo) for part in parts
+    ]
+    for part, _ in zip(work, runtime.spread(score_part, work), strict=True):
+        yield part.names
+
+
+def score_part(part: PhotosToScore) -> None:
+    """Score some photos into the folder of the build that they belong to.
+
+    Raises:
+        StorageError: that folder is not on this machine.
+        InputError: the source has other photos here than where the build was begun.
+    """
+    from threadpoolctl import threadpool_limits
+
+    check_shared(part.out)
+    sources = list(iter_photos(part.photos))
+    changed = [name for index, name in part.names.items() if index >= len(sources) or sources[index].name != name]
+    if changed:
+        raise InputError(f"photos have come or gone: {changed[0]}", where=part.photos, mend="run again")
+    with threadpool_limits(1, "blas"):
+        for _ in _score(part.config, sources, list(part.names), part.out, _memo(part.config, part.memo)):
+            pass
+
+
+def _score(config: PatchesConfig, sources: list[Photo], numbers: list[int], out: Path, memo: ScoreMemo) -> Iterator[int]:
+    """Score photos on threads; yields the number of each when its file is there."""
+
+    def score(index: int) -> tuple[int, bytes]:
+        return index, _score_photo(config, sources[index], memo)
+
+    for index, data in map_ahead(score, numbers, WORKERS):
+        write_atomically(_score_file(out, index), data)
+        yield index
+
+
+def _memo(config: PatchesConfig, folder: Path | None) -> ScoreMemo:
+    return ScoreMemo(folder, digest_of([STAGE.version, config.model_dump(exclude=RULES)]))
+
+
+def _remember(memo: ScoreMemo, known: Collection[str], numbers: Collection[int], out: Path) -> set[str]:
+    """Take new scores into the memo; by one thread, as equal photos under two names would be written at once.
+
+    Returns:
+        Digests of the photos that were known.
+    """
+    found = set()
+    for index in numbers:
+        scores = _score_file(out, index).read_bytes()
+        digest = json.loads(scores)["digest"]
+        if digest in known:
+            found.add(digest)
+        elif digest:
+            memo.put(digest, scores)
+    return found
 
 
 def _score_file(out: Path, index: int) -> Path:
@@ -189,10 +273,7 @@ def _score_photo(config: PatchesConfig, photo: Photo, memo: ScoreMemo) -> bytes:
     except OSError as error:
         reason = f"unreadable: {error.strerror}"
     columns = {name: getattr(windows, name).tolist() for name in ("psnr_bic", "y", "x")}
-    scores = json.dumps({"digest": digest, "reason": reason, **columns}, allow_nan=False).encode()
-    if digest:
-        memo.put(digest, scores)
-    return scores
+    return json.dumps({"digest": digest, "reason": reason, **columns}, allow_nan=False).encode()
 
 
 def _gather(config: PatchesConfig, sources: list[Photo], out: Path) -> tuple[list[dict[str, str]], dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -270,6 +271,7 @@ def _draw(config: SampleConfig, model: Base, rows: list[int], indices: list[int]
 def write_chosen(config: SampleConfig, chosen: list[Path], judge: Path | None, out: Path, runtime: Runtime) -> list[Path]:
     """Write the images of the set, in order, as they were drawn or with restored detail; returns their files."""
     files = [out / image_set_name(position) for position in range(len(chosen))]
+    images: Iterator[bytes]
     if judge and config.restored_share > 0:
         images = map(encode_png, restored_files(judge, chosen, config.restored_share, runtime))
     else:

@@ -14,6 +14,7 @@ from flows.chain import Build
 from flows.device import resolve_device_lazily
 
 if TYPE_CHECKING:
+    from tasks.runners import Runner
     from tasks.stages import Gpu
 
 
@@ -28,14 +29,25 @@ def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str
     return build
 
 
-def prefect_builder(store: Store, device: str, gpu: Gpu = "here", memo: str | None = None) -> Build:
-    """Stages run as tasks of the current flow run, or, those that want a GPU, on the pool for them."""
+def prefect_builder(
+    store: Store,
+    device: str,
+    gpu: Gpu = "here",
+    memo: str | None = None,
+    runner: Runner = "one by one",
+    workers: int = 1,
+) -> Build:
+    """Stages run as tasks of the current flow run, or, those that want a GPU, on the pool for them.
+
+    Args:
+        runner: where parts of a stage that has parts are done; ``workers`` at once.
+    """
     from tasks import stages
 
     where = device if gpu == "pool" else resolve_device_lazily(device)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
         known = memo if stage.name in MEMO_STAGES else None
-        return stages.build(store, stage, config, inputs, where, label, gpu, known)
+        return stages.build(store, stage, config, inputs, where, label, gpu, known, runner, workers)
 
     return build

@@ -12,11 +12,11 @@ from ddsr_core.remote_store import Home, open_store
 from ddsr_core.splits import hold_out
 from flows.building import prefect_builder
 from flows.chain import distill_and_train
-from flows.fan_out import Runner
 from flows.networks import networks_ahead
 from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
 from tasks.artifacts import publish_run
 from tasks.attempts import refuse_endless_crashes
+from tasks.runners import Runner
 from tasks.stages import Gpu
 
 
@@ -45,8 +45,9 @@ def distill(
         run: name of the run below `home/runs`; the preset's name if not given.
         device: torch device; auto takes a GPU where there is one.
         gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
-        runner: where SR networks are trained: one by one in the run, in threads or processes of its machine, or on Ray.
-        workers: networks that are trained at once, where they are not trained one by one.
+        runner: where photos are scored, patches embedded and SR networks trained: in the run itself, one by one; in threads
+            (but networks one by one) or processes of its machine; or on Ray. What goes to the pool for GPUs goes there.
+        workers: how many of them at once, where it is not one by one.
         overrides: single fields laid over the preset, such as sample.count=140.
     """
     refuse_endless_crashes()
@@ -56,7 +57,8 @@ def distill(
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)
     try:
-        build, ahead = prefect_builder(store, device, gpu), networks_ahead(store, config, device, runner, workers)
+        build = prefect_builder(store, device, gpu, runner=runner, workers=workers)
+        ahead = networks_ahead(store, config, device, runner, workers, gpu)
         chain = distill_and_train(config, images, test, build, run_log(store, name), ahead)
     except DdsrError as error:
         fail_run(store, name, str(error))

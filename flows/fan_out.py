@@ -6,13 +6,11 @@ Without Prefect in processes of this machine; under Prefect on the task runner t
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Literal, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,10 +19,7 @@ from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.remote_store import open_store
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.store import InputRef
-
-PARENT_CHECK_S = 1.0
-#: Where networks are trained: in the run itself, in threads or processes of its machine, or on a Ray cluster.
-Runner = Literal["one by one", "threads", "processes", "ray"]
+from ddsr_core.worker_process import begin_worker
 
 
 class Work(BaseModel):
@@ -113,7 +108,7 @@ def fan_out(workers: int) -> Iterator[FanOut]:
         yield OneByOne()
         return
     pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(workers, os.getpid())
+        workers, mp_context=get_context("spawn"), initializer=begin_worker, initargs=(workers, os.getpid())
     )
     try:
         yield InProcesses(pool)
@@ -121,17 +116,3 @@ def fan_out(workers: int) -> Iterator[FanOut]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-
-
-def _begin_worker(workers: int, parent: int) -> None:
-    """Take a share of the cores, and end when the command that started it has ended, however it did."""
-    import torch
-
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)  # nobody waits for what it does; what it has begun goes on in the next run

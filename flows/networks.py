@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
 
-from prefect import flow, task
+from prefect import flow, task, unmapped
 from prefect.futures import wait
-from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from ddsr_core.errors import ConfigError, DdsrError
+from ddsr_core.config import resolve_device
+from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sr import train
 from ddsr_core.store import InputRef, StageInput, Store
 from flows.chain import Ahead, NetworkToTrain
-from flows.fan_out import FanOut, OneByOne, Runner, Together, Work, train_and_measure
+from flows.fan_out import FanOut, OneByOne, Together, Work, train_and_measure
+from tasks.runners import Runner, ray_resources, task_runner
+from tasks.stages import Gpu, gpu_slot
+
+#: Threads of a process share torch's random numbers: networks trained in them would not be those trained one by one.
+SIDE_BY_SIDE = ("processes", "ray")
 
 
 @task(name="network", task_run_name="{work.label}", tags=["ddsr", "gpu"], persist_result=False)
-def network(work: Work) -> None:
+def network(work: Work, runner: Runner) -> None:
     """Train one SR network and measure it; what is there is left as it is."""
-    train_and_measure(work)
+    device = resolve_device(work.device)
+    with gpu_slot(device) if runner != "ray" else nullcontext():  # Ray counts the GPUs of its machines itself
+        train_and_measure(work.model_copy(update={"device": device}))
 
 
 @flow(name="networks", persist_result=False)
@@ -28,12 +34,11 @@ def networks(works: list[Work], runner: Runner) -> None:
     """Train and measure SR networks, as many at once as the task runner has room for.
 
     Args:
-        works: one network each.
+        works: one network each, all on the same device.
         runner: what this flow's task runner is.
     """
-    on_gpu = any(work.device != "cpu" for work in works)
-    with ray_resources(on_gpu) if runner == "ray" else nullcontext():
-        futures = network.map(works)
+    with ray_resources(works[0].device) if runner == "ray" else nullcontext():
+        futures = network.map(works, unmapped(runner))
     wait(futures)
     failed = [error for future in futures if (error := future.state.result(raise_on_failure=False)) is not None]
     if failed:
@@ -47,28 +52,31 @@ def networks(works: list[Work], runner: Runner) -> None:
         ) from (first if isinstance(first, Exception) else None)
 
 
-def prefect_fan_out(runner: Runner, workers: int) -> FanOut:
+def prefect_fan_out(runner: Runner, workers: int, gpu: Gpu = "here") -> FanOut:
     """Cells on a task runner of the current flow run.
 
     Args:
         workers: at once; on a Ray cluster that is there already, as many as it has room for.
+        gpu: networks that go to the pool go there one by one, as they are trained in the run itself under ``threads``.
 
     Raises:
-        ConfigError: prefect-ray is not installed.
+        ConfigError: prefect-ray is not installed, or there is no cluster where one should be.
     """
-    if runner == "one by one":
+    if runner not in SIDE_BY_SIDE or gpu == "pool":
         return OneByOne()
     on_runner = networks.with_options(task_runner=task_runner(runner, workers))
     return Together(lambda works: on_runner(works, runner))
 
 
-def networks_ahead(store: Store, config: PipelineConfig, device: str, runner: Runner, workers: int) -> Ahead | None:
+def networks_ahead(
+    store: Store, config: PipelineConfig, device: str, runner: Runner, workers: int, gpu: Gpu = "here"
+) -> Ahead | None:
     """For `flows.chain.train_networks`: a run's networks on a task runner; None to train them one by one.
 
     Raises:
-        ConfigError: prefect-ray is not installed.
+        ConfigError: as `prefect_fan_out`.
     """
-    if runner == "one by one":
+    if runner not in SIDE_BY_SIDE or gpu == "pool":
         return None
     on_runner = networks.with_options(task_runner=task_runner(runner, workers))
 
@@ -83,27 +91,3 @@ def networks_ahead(store: Store, config: PipelineConfig, device: str, runner: Ru
         )  # fmt: skip
 
     return ahead
-
-
-def task_runner(runner: Runner, workers: int) -> TaskRunner[Any]:
-    """Prefect's task runner of that name. Ray: the cluster that $RAY_ADDRESS names, else one of this machine."""
-    if runner == "threads":
-        return ThreadPoolTaskRunner(max_workers=workers)
-    if runner == "processes":
-        return ProcessPoolTaskRunner(max_workers=workers)
-    try:
-        from prefect_ray import RayTaskRunner
-    except ImportError as error:
-        raise ConfigError(
-            "prefect-ray is not installed", where="runner", mend="install ddsr with the extra `ray`, here and on the cluster"
-        ) from error
-    import os
-
-    return RayTaskRunner() if os.environ.get("RAY_ADDRESS") else RayTaskRunner(init_kwargs={"num_cpus": workers})
-
-
-def ray_resources(on_gpu: bool) -> Any:
-    """What Ray reserves for a network: a core, and a GPU where networks are trained on one."""
-    from prefect_ray.context import remote_options
-
-    return remote_options(num_cpus=1, num_gpus=1 if on_gpu else 0)

@@ -14,10 +14,10 @@ from ddsr_core.remote_store import Home, open_store
 from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
 from flows.experiment import finish, measure
-from flows.fan_out import Runner
 from flows.networks import prefect_fan_out
 from flows.runs import fail_run, run_log
 from tasks.attempts import refuse_endless_crashes
+from tasks.runners import Runner
 from tasks.stages import Gpu
 
 
@@ -49,8 +49,9 @@ def reproduce(
         preset: demo, released, paper or best; ignored where `config` is given. Without it demo for mini, best for paper.
         config: every stage's config.
         seeds: how many seeds, from 0.
-        runner: where SR networks are trained: one by one in the run, in threads or processes of its machine, or on Ray.
-        workers: networks that are trained at once, where they are not trained one by one.
+        runner: where photos are scored, patches embedded and SR networks trained: in the run itself, one by one; in threads
+            (but networks one by one) or processes of its machine; or on Ray. What goes to the pool for GPUs goes there.
+        workers: how many of them at once, where it is not one by one.
         home: where artifacts and runs are kept.
         run: name of the run below `home/runs`; the experiment's name if not given.
         device: torch device; auto takes a GPU where there is one.
@@ -62,8 +63,8 @@ def reproduce(
     config = config or load_config(preset or DEFAULT_PRESET[scale], overrides=overrides, scale=scale)
     store, name = open_store(home), run or experiment
     try:
-        build, log = prefect_builder(store, device, gpu), run_log(store, name)
-        design, ahead = design_of(experiment, scale), prefect_fan_out(runner, workers)
+        build, log = prefect_builder(store, device, gpu, runner=runner, workers=workers), run_log(store, name)
+        design, ahead = design_of(experiment, scale), prefect_fan_out(runner, workers, gpu)
         done = measure(design, config, images, test, seeds, store, name, build, log, command, ahead, device)
     except DdsrError as error:
         fail_run(store, name, str(error))

@@ -101,23 +101,18 @@ def call_flow(entry: str, run: str, home: Path, progress: Any, arguments: dict[s
         DdsrError: Prefect's temporary server did not start.
     """
     from flows.prefect_settings import apply_defaults
+    from flows.temporary_server import begin_server, wait_for_server
 
     apply_defaults(home)
+    begun = begin_server()
     from tasks import progress as shown
 
     shown.current.set(progress)
     module, _, name = entry.partition(":")
     flow = getattr(importlib.import_module(module), name)
-    try:
-        return flow.with_options(flow_run_name=run)(**arguments)
-    except RuntimeError as error:
-        if "ephemeral Prefect API server" not in str(error):
-            raise
-        raise DdsrError(
-            "Prefect's temporary server did not start in time",
-            mend="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
-            "or pass --no-prefect",
-        ) from error
+    if begun:
+        wait_for_server()
+    return flow.with_options(flow_run_name=run)(**arguments)
 
 
 def run_night(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from prefect import Task, get_run_logger
@@ -33,6 +33,8 @@ from tasks.artifacts import publish_stage
 from tasks.attempts import through_outages
 from tasks.cancelling import ending_when_cancelled
 from tasks.pool import run_on_pool
+from tasks.runners import Runner
+from tasks.shards import spread_over
 
 StageName = Literal[
     "patches", "embeddings", "clusters", "latents", "class-rows", "finetune", "sample", "crops", "subset", "gsdd",
@@ -63,6 +65,11 @@ def _is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
+def gpu_slot(device: str) -> AbstractContextManager[None]:
+    """One of the slots of `GPU_SLOTS` while work goes on there; nothing on a CPU."""
+    return concurrency(GPU_SLOTS) if device.startswith("cuda") else nullcontext()
+
+
 def stage_task(stage: Stage) -> Task[..., Manifest]:
     """The task of a stage."""
 
@@ -74,13 +81,18 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         device: str,
         config_class: str,
         memo: str | None = None,
+        runner: Runner = "one by one",
+        workers: int = 1,
     ) -> Manifest:
         store = open_store(home)
         sources = {name: ref.source(store) for name, ref in inputs.items()}
         device = resolve_device(device)
         known = store.home / memo if memo else None
-        runtime = Runtime(device=device, progress=progress.current.get(), run=flow_run.name or "", memo=known)
-        with concurrency(GPU_SLOTS) if device.startswith("cuda") else nullcontext():
+        runtime = Runtime(
+            device=device, progress=progress.current.get(), run=flow_run.name or "", memo=known,
+            spread=spread_over(runner, workers, store, stage.name, device, on_gpu=stage.name in GPU_STAGES),
+        )  # fmt: skip
+        with gpu_slot(device):
             artifact, there = store.build(stage, _config(config_class, config), sources, runtime)
         logger = get_run_logger()
         logger.info(
@@ -155,6 +167,8 @@ def build(
     label: str,
     gpu: Gpu = "here",
     memo: str | None = None,
+    runner: Runner = "one by one",
+    workers: int = 1,
 ) -> tuple[Artifact, bool]:
     """Run the stage's task: Prefect's cached manifest counts only while the artifact is whole.
 
@@ -163,6 +177,7 @@ def build(
         label: shown in the run's name.
         gpu: where a GPU stage runs that is not built yet.
         memo: folder of a `ddsr_core.memo`, relative to the home.
+        runner: where parts of a stage that has parts are done; ``workers`` at once.
 
     Returns:
         The artifact, and whether it was there already.
@@ -181,11 +196,12 @@ def build(
         "config_class": f"{type(config).__module__}.{type(config).__name__}",
         "memo": memo,
     }
+    here = {**parameters, "runner": runner, "workers": workers}
     if gpu == "pool" and stage.name in GPU_STAGES and not there:
         sent = {name: ref.model_dump(mode="json") for name, ref in parameters["inputs"].items()}
         run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, "stage": stage.name, "label": label})
     else:
-        run_task(stage.name, label, parameters, refresh=not there)
+        run_task(stage.name, label, here, refresh=not there)
     found = store.find(stage.name, key)
     if found is None:
         raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))

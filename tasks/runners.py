@@ -1,0 +1,80 @@
+"""Where work of one stage or one run is done side by side: Prefect's task runners by name."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from ddsr_core.errors import ConfigError
+from ddsr_core.worker_process import begin_worker
+
+#: In the run itself, in threads or processes of its machine, or on a Ray cluster.
+Runner = Literal["one by one", "threads", "processes", "ray"]
+#: A head node that is there answers at once; one that is not must not take a minute to be missed.
+RAY_ANSWERS_S = 10.0
+#: Bytes for what tasks hand over, which is next to nothing: their results lie in the home.
+RAY_OBJECTS = 2**27
+
+
+def task_runner(runner: Runner, workers: int) -> TaskRunner[Any]:
+    """Prefect's task runner of that name. Ray: the cluster that $RAY_ADDRESS names, else one of this machine.
+
+    Args:
+        workers: at once; on a Ray cluster that is there already, as many as it has room for.
+
+    Raises:
+        ConfigError: prefect-ray is not installed, or nothing answers at $RAY_ADDRESS.
+    """
+    if runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    if runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=workers, initializer=begin_worker, initargs=(workers, os.getpid()))
+    try:
+        from prefect_ray import RayTaskRunner
+    except ImportError as error:
+        raise ConfigError(
+            "prefect-ray is not installed", where="runner", mend="install ddsr with the extra `ray`, here and on the cluster"
+        ) from error
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        check_answers(address)
+        return RayTaskRunner(address)
+    return RayTaskRunner(init_kwargs={"num_cpus": workers, "include_dashboard": False, "object_store_memory": RAY_OBJECTS})
+
+
+def check_answers(address: str) -> None:
+    """Make sure that something listens where a Ray cluster should be. Ray itself tries for minutes, then ends the process.
+
+    Raises:
+        ConfigError: nothing does, or it is no address.
+    """
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        host, port = place.hostname, place.port
+    except ValueError:
+        host, port = None, None
+    mend = "start one with `ray start --head` and name it as HOST:PORT, or unset RAY_ADDRESS for one of this machine alone"
+    if not host or not port:
+        raise ConfigError("not the address of a Ray cluster", where=f"RAY_ADDRESS={address}", mend=mend)
+    try:
+        socket.create_connection((host, port), RAY_ANSWERS_S).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster answers: {error}", where=f"RAY_ADDRESS={address}", mend=mend) from error
+
+
+def ray_resources(device: str) -> AbstractContextManager[None]:
+    """What Ray reserves for each task that is submitted meanwhile: a core, and a GPU where the work is for one.
+
+    Args:
+        device: ``auto`` takes a GPU where the cluster has any.
+    """
+    import ray
+    from prefect_ray.context import remote_options
+
+    on_gpu = ray.cluster_resources().get("GPU", 0) > 0 if device == "auto" else device.startswith("cuda")
+    return remote_options(num_cpus=1, num_gpus=1 if on_gpu else 0)

@@ -1,0 +1,47 @@
+"""Parts of a stage's work as mapped tasks: what `ddsr_core.parts` asks for, on the task runner that the run names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from prefect import get_run_logger, task
+
+from ddsr_core.parts import Spread
+from ddsr_core.store import Store
+from tasks.runners import Runner, ray_resources, task_runner
+
+
+@task(name="part", task_run_name="{stage}, part {number} of {total}", tags=["ddsr"], persist_result=False)
+def part(do: Callable[[Any], None], work: Any, stage: str, number: int, total: int) -> None:
+    """Do a part of a stage's work; its results lie in the folder of the build."""
+    do(work)
+
+
+def spread_over(runner: Runner, workers: int, store: Store, stage: str, device: str, *, on_gpu: bool) -> Spread | None:
+    """A way to do parts of a stage of the current task run; None to do all of it here.
+
+    Args:
+        store: its home must be a folder, for machines to work on a build together.
+        device: that the parts compute on, if ``on_gpu``.
+    """
+    if runner == "one by one":
+        return None
+    if runner == "ray" and store.url != str(store.home):
+        get_run_logger().info("%s: all of it here, as Ray's machines share no folder with a home on S3", stage)
+        return None
+    if on_gpu and device.startswith("cuda") and runner != "ray":
+        return None  # one process fills a GPU
+
+    def spread(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
+        with task_runner(runner, min(workers, len(parts))) as at:
+            with ray_resources(device if on_gpu else "cpu") if runner == "ray" else nullcontext():
+                places = [{"do": do, "work": work, "stage": stage, "number": i, "total": len(parts)}
+                          for i, work in enumerate(parts, start=1)]  # fmt: skip
+                futures = [at.submit(part, parameters) for parameters in places]
+            for future in futures:
+                future.result()
+                yield
+
+    return spread

@@ -1,0 +1,142 @@
+"""Parts of stages and SR networks side by side, in miniature, in a process of its own.
+
+python -m tests.integration.side_by_side PHOTOS HOME RUNNER
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddsr_core import embeddings, patches
+from ddsr_core.config import Runtime
+from ddsr_core.embeddings import EmbeddingsConfig
+from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.images import photo_source
+from ddsr_core.patches import PatchesConfig
+from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.store import InputRef, Store
+from flows.chain import Build
+from flows.fan_out import Work, train_and_measure
+from tests.integration.commands import ROOT, digests
+
+CUT = PatchesConfig(patch_px=32, stride_px=32)
+VGG = EmbeddingsConfig(backend="vgg16", image_px=32, batch_size=4)
+MEETING = "DDSR_TEST_MEETING"
+MEETING_S = 240
+
+
+class MeetingNet(nn.Sequential):
+    """A tiny x4 network. Where $DDSR_TEST_MEETING names a folder, it waits there for one on another of Ray's nodes."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
+        if MEETING in os.environ:
+            meet(Path(os.environ[MEETING]))
+
+
+def meet(folder: Path) -> None:
+    import ray
+
+    (folder / ray.get_runtime_context().get_node_id()).touch()
+    until = time.monotonic() + MEETING_S
+    while len(list(folder.iterdir())) < 2:
+        if time.monotonic() > until:
+            raise TimeoutError("no other node has come")
+        time.sleep(0.05)
+
+
+def works_of(photos: Path, home: Path) -> list[Work]:
+    source = InputRef.of(photo_source(photos))
+    return [
+        Work(
+            label=f"seed {seed}", home=str(home), device="cpu", inputs={"data": source}, tests=source,
+            recipe=TrainSRConfig(
+                arch="tests.integration.side_by_side:MeetingNet", iterations=2, batch_size=2, lr_patch_px=8, seed=seed
+            ),
+            evaluate=EvaluateConfig(lpips=False),
+        )
+        for seed in range(2)
+    ]  # fmt: skip
+
+
+def build_stages(build: Build, photos: Path) -> None:
+    cut, _ = build(patches.STAGE, CUT, {"photos": photo_source(photos)})
+    build(embeddings.STAGE, VGG, {"patches": cut})
+
+
+def build_here(photos: Path, home: Path) -> dict[str, str]:
+    """The stages and networks in this process, on one thread as a worker; the digests."""
+    threads, store = torch.get_num_threads(), Store(home)
+    torch.set_num_threads(1)
+    try:
+        build_stages(lambda stage, config, inputs, label="": store.build(stage, config, inputs, Runtime()), photos)
+        for work in works_of(photos, home):
+            train_and_measure(work)
+    finally:
+        torch.set_num_threads(threads)
+    return digests(home)
+
+
+def run_on(photos: Path, home: Path, *runners: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The stages and networks as tasks on each runner, into a home each below ``home``, with an ephemeral server."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "RAY_ADDRESS")}
+    settings = {"PREFECT_HOME": str(home.parent / "prefect"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.integration.side_by_side", str(photos), str(home), *runners],
+        cwd=ROOT, env={**inherited, **settings, **environment}, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+
+
+def main(photos: Path, home: Path, *runners: str) -> None:
+    """Print how far the progress of each stage went at a time: by parts of it."""
+    from flows.prefect_settings import apply_defaults
+
+    apply_defaults(home)
+    from prefect import flow
+
+    from flows.building import prefect_builder
+    from flows.networks import prefect_fan_out
+    from tasks import progress
+
+    patches.PHOTOS_PER_PART, embeddings.PATCHES_PER_PART = 2, 16
+    steps: dict[str, list[int]] = {}
+    progress.current.set(partial(noted, steps))
+
+    @flow
+    def run(runner: Any) -> None:
+        store = Store(home / runner)
+        build_stages(prefect_builder(store, "cpu", runner=runner, workers=2), photos)
+        ahead = prefect_fan_out(runner, 2)
+        begun = [(work, ahead.begin(work)) for work in works_of(photos, store.home)]
+        for work, on_its_way in begun:
+            if on_its_way is None:
+                train_and_measure(work)
+            else:
+                on_its_way.result()
+
+    for runner in runners:
+        steps.clear()
+        run(runner)
+        print(runner, steps["Scoring photos"], steps["Embedding patches"])
+
+
+@contextmanager
+def noted(steps: dict[str, list[int]], title: str, **_: object) -> Iterator[Any]:
+    """A `ProgressFactory` that keeps its steps."""
+    yield SimpleNamespace(advance=steps.setdefault(title, []).append, note=lambda text: None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
