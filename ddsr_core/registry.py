@@ -93,6 +93,11 @@ class Registry(BaseModel):
         return self.versions[-1] if self.versions else None
 
     @property
+    def next_number(self) -> int:
+        """Of the version that is made next."""
+        return self.last.number + 1 if self.last else 1
+
+    @property
     def line(self) -> tuple[int, ...]:
         """The champion and, before it, those that one would go back to step by step.
 

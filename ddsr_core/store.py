@@ -378,8 +378,10 @@ class InputRef(BaseModel):
         Raises:
             StorageError: an artifact that is neither here nor in the home.
         """
-        if self.stage and self.key and not self.path.exists():
-            return Source(store.bring(store.folder(self.stage, self.key)), self.digest)
+        if self.stage and self.key:
+            here = store.folder(self.stage, self.key)
+            there = self.path == here and here.exists()  # else it is named as another machine, or another cache, has it
+            return Source(here if there else store.bring(here), self.digest)
         return Source(self.path, self.digest)
 
 

@@ -102,11 +102,10 @@ def challenge(night: Night, store: Store, build: Build, log: Callable[[str], Non
     require_measurable(night)
     with store.locked(night_lock(night.name), night.name, f"a night of {night.name!r}, begun"):
         registry, seen = read_registry(store, night.name), look(night)
-        last = registry.last
-        if last is not None and (last.photos, last.test, last.config) == seen.facts:
+        if is_unchanged(registry, seen):
             mend_current(store, night.name)
             return Outcome(None, registry, registry)
-        run = f"{night.name}-{last.number + 1 if last else 1:04d}"
+        run = f"{night.name}-{registry.next_number:04d}"
         log = log or run_log(store, run)
         try:
             return distil_and_judge(night, store, Chain(build, log), registry, seen, run)
@@ -116,6 +115,26 @@ def challenge(night: Night, store: Store, build: Build, log: Callable[[str], Non
         except KeyboardInterrupt:
             fail_run(store, run, "stopped by the user")
             raise
+
+
+def unchanged(night: Night, store: Store) -> Outcome | None:
+    """What a night comes to where nothing has changed; None where it has: there is work to do.
+
+    Raises:
+        As `challenge`.
+    """
+    require_measurable(night)
+    registry = read_registry(store, night.name)
+    if not is_unchanged(registry, look(night)):
+        return None
+    mend_current(store, night.name)
+    return Outcome(None, registry, registry)
+
+
+def is_unchanged(registry: Registry, seen: Seen) -> bool:
+    """Whether the last version was made of what is there tonight."""
+    last = registry.last
+    return last is not None and (last.photos, last.test, last.config) == seen.facts
 
 
 def require_measurable(night: Night) -> None:
@@ -141,7 +160,7 @@ def look(night: Night) -> Seen:
 
 def distil_and_judge(night: Night, store: Store, chain: Chain, registry: Registry, seen: Seen, run: str) -> Outcome:
     """A whole night, from the photos to the new registry."""
-    last, number = registry.last, registry.last.number + 1 if registry.last else 1
+    last, number = registry.last, registry.next_number
     config, earlier = warm_start(night, store, registry.current, chain.log)
     start_run(store, run, config, night.images, night.test)
     distilled, accepted = distill(chain, config, night.images, earlier)

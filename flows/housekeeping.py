@@ -63,7 +63,7 @@ def used_keys(store: Store, nights: int | None = None) -> set[str]:
     registries = [read_registry(store, name) for name in registry_names(store)]
     versions = [(item, registry.recent(nights)) for registry in registries for item in registry.versions]
     old = {item.run for item, recent in versions if item.number not in recent}
-    runs = (state.get("stages", []) for state in list_runs(store) if state["name"] not in old)
+    runs = (state.get("stages", []) for state in list_runs(store) if state.get("name") not in old)
     return {stage["key"] for stages in runs for stage in stages}.union(
         *(item.keys.values() for item, recent in versions if item.number in recent)
     )

@@ -16,6 +16,7 @@ from ddsr_core.errors import ConfigError, DdsrError
 if TYPE_CHECKING:
     from ddsr_core.registry import Metric
     from ddsr_core.tables import ExperimentName, Scale
+    from flows.challenge import Outcome
 
 DEFAULT_HOME = "ddsr-home"
 
@@ -132,29 +133,29 @@ def run_night(
     device: str,
     as_json: bool,
 ) -> None:
-    """A night with or without Prefect; prints what has changed, before and after."""
+    """A night with or without Prefect; prints what has changed, before and after.
+
+    Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
+    """
     from ddsr_core.pipeline import load_config
-    from ddsr_core.registry import folder_of
     from ddsr_core.remote_store import open_store
+    from flows.building import plain_builder
+    from flows.challenge import Night, challenge, facts_of, memo_of, unchanged
     from flows.console import progress_for
 
-    config, store = load_config(preset, file, overrides), open_store(home_of(home))
-    folder_of(name)  # a wrong name is found before anything is started
+    store = open_store(home_of(home))
+    night = Night(name, images, test, load_config(preset, file, overrides), metric, margin, warm, warm_steps)
     store.check()
     try:
+        outcome: Outcome | None
         if no_prefect:
-            from flows.building import plain_builder
-            from flows.challenge import Night, challenge, facts_of, memo_of
-
-            build = plain_builder(store, device, progress_for(), name, memo_of(name))
-            facts = facts_of(
-                challenge(Night(name, images, test, config, metric, margin, warm, warm_steps), store, build), name
-            )
+            outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, memo_of(name)))
         else:
-            arguments = {
-                "images": images, "test": test, "config": config, "name": name, "metric": metric, "margin": margin,
-                "warm": warm, "warm_steps": warm_steps, "home": store.url, "device": device,
-            }  # fmt: skip
+            outcome = None if os.environ.get("PREFECT_API_URL") else unchanged(night, store)
+        if outcome is not None:
+            facts = facts_of(outcome, name)
+        else:
+            arguments = {**vars(night), "home": store.url, "device": device}
             facts = call_flow("flows.nightly:nightly", name, store.home, progress_for(), arguments)
     except KeyboardInterrupt:
         click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
