@@ -1,0 +1,159 @@
+"""What can be checked of the images, the compose file and the pool templates without an engine."""
+
+import asyncio
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import yaml
+from prefect.utilities.templating import find_placeholders
+
+from flows.deploying import FILE, IMAGE_ROOT, POOLS, prefect_file, template
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DDSR = {name: service for name, service in SERVICES.items() if name != "database"}
+SECRETS = (
+    "POSTGRES_PASSWORD",
+    "PREFECT_SERVER_DATABASE_PASSWORD",
+    "PREFECT_SERVER_API_AUTH_STRING",
+    "PREFECT_API_AUTH_STRING",
+)
+#: A client that is not asked: no block and no variable stands in the templates.
+NOBODY: Any = MagicMock()
+#: Of the templates for GPUs only.
+GPU_VARIABLES = {"docker": "device_requests", "kubernetes": "gpus"}
+
+
+def instructions(name: str) -> list[str]:
+    return [line.split(maxsplit=1)[1] for line in DOCKERFILE.splitlines() if line.startswith(f"{name} ")]
+
+
+def test_base_images_are_pinned():
+    stages = {words[2] for words in (line.split() for line in instructions("FROM"))}
+    outside = [words.split()[0] for words in instructions("FROM") if words.split()[0] not in stages]
+    outside.append(SERVICES["database"]["image"])
+    assert {"cpu", "cuda"} <= stages
+    assert all(re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?-[a-z-]+", image) for image in outside), outside
+
+
+def test_what_is_copied_is_there_and_let_in():
+    let_in = {
+        line[1:] for line in (ROOT / "docker/Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    copied = [name for line in instructions("COPY") if not line.startswith("--from") for name in shlex.split(line)[:-1]]
+    assert copied
+    assert {name for name in copied if not (ROOT / name).exists()} == set()
+    assert set(copied) == let_in
+
+
+def test_images_run_as_user_and_have_the_flows_where_deployments_say():
+    assert instructions("USER")[-1] == "1000:1000"
+    assert DOCKERFILE.index("USER 1000:1000") < DOCKERFILE.index("FROM cpu AS cuda")
+    assert instructions("WORKDIR") == [IMAGE_ROOT]
+    assert not instructions("ENTRYPOINT")  # Prefect's workers start the image with a command of their own
+
+
+def test_workers_poll_the_pools_of_the_deployments():
+    commands = [json.loads(line) for line in instructions("CMD")]
+    polled = {command[command.index("--pool") + 1] for command in commands}
+    assert all("--with-healthcheck" in command for command in commands)
+    deployed = {item["work_pool"]["name"] for item in yaml.safe_load(FILE.read_text())["deployments"]}
+    assert polled == deployed == set(POOLS)
+
+
+def test_ports_are_bound_to_loopback():
+    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert ports == {"server": ["${DDSR_BIND:-127.0.0.1}:${DDSR_PORT:-4200}:4200"]}
+
+
+def test_secrets_come_from_the_environment_and_are_asked_for():
+    values = [value for service in SERVICES.values() for key, value in service["environment"].items() if key in SECRETS]
+    assert len(values) == 6
+    assert all(re.fullmatch(r"\$\{DDSR_[A-Z_]+:\?[^}]*docker/\.env\.example\}", value) for value in values), values
+    given = re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / "docker/.env.example").read_text(), re.MULTILINE)
+    asked = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker/compose.yaml").read_text()))
+    passed_on = {key for service in DDSR.values() for key, value in service["environment"].items() if value is None}
+    assert {name for name, _ in given} == asked | passed_on
+    assert {name for name, value in given if value and ("AUTH" in name or "PASSWORD" in name or "KEY" in name)} == set()
+    assert "/docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_every_service_waits_for_a_healthy_one_and_the_gpu_is_reserved():
+    for name, service in DDSR.items():
+        for other, how in service["depends_on"].items():
+            assert other in SERVICES
+            assert how["condition"] == ("service_completed_successfully" if other == "deploy" else "service_healthy"), name
+    gpu = SERVICES["worker-cuda"]
+    assert gpu["profiles"] == ["gpu"]
+    assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    assert all(service["cap_drop"] == ["ALL"] and service["build"]["target"] in POOLS for service in DDSR.values())
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+@pytest.mark.parametrize("pool", ["cpu", "cuda"])
+def test_every_variable_of_a_template_is_used(kind: Any, pool: str):
+    jobs = template(NOBODY, kind, pool)
+    used = {found.name for found in find_placeholders(jobs["job_configuration"])}
+    assert used == set(jobs["variables"]["properties"])
+    assert jobs["variables"]["properties"]["image"]["default"] == f"ddsr:{pool}"
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_templates_differ_in_the_gpu_alone(kind: Any):
+    properties = {pool: template(NOBODY, kind, pool)["variables"]["properties"] for pool in POOLS}
+    gpu = GPU_VARIABLES[kind]
+    assert set(properties["cuda"]) - set(properties["cpu"]) == {gpu}
+    same = set(properties["cpu"]) - {"image", "tolerations"}
+    assert {name for name in same if properties["cpu"][name] != properties["cuda"][name]} == set()
+    assert properties["cuda"][gpu]["default"] in (1, [{"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}])
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+@pytest.mark.parametrize("pool", ["cpu", "cuda"])
+def test_runs_keep_out_the_workers_own_folders(kind: Any, pool: str):
+    """A worker hands its Prefect settings on, and its PREFECT_HOME is no folder of the container."""
+    environment = template(NOBODY, kind, pool)["variables"]["properties"]["env"]["default"]
+    assert environment == {
+        "PREFECT_HOME": "/home/ddsr/.prefect",
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": "/data/prefect-results",
+    }
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_workers_of_prefect_take_the_templates(kind: Any):
+    module = pytest.importorskip(f"prefect_{kind}.worker", reason=f"needs the package prefect-{kind}")
+    worker = {"docker": "DockerWorkerJobConfiguration", "kubernetes": "KubernetesWorkerJobConfiguration"}[kind]
+    for pool in POOLS:
+        made = asyncio.run(getattr(module, worker).from_template_and_values(template(NOBODY, kind, pool), {}, NOBODY))
+        if kind == "docker":
+            assert made.container_create_kwargs["user"] == "1000:1000"
+            assert ("device_requests" in made.container_create_kwargs) == (pool == "cuda")
+        else:
+            pod = made.job_manifest["spec"]["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"]
+            assert pod["containers"][0]["resources"]["limits"] == ({"nvidia.com/gpu": 1} if pool == "cuda" else {})
+
+
+def test_deploying_keeps_what_was_set_in_the_ui():
+    cron = {"cron": "30 2 * * *", "timezone": "Europe/Rome", "day_or": True}
+    known = {"nightly/nightly": {"parameters": {"images": "/p", "home": "/old"}, "schedules": [
+        {"schedule": cron, "active": True, "parameters": {}}]}}  # fmt: skip
+    facts = prefect_file(IMAGE_ROOT, "/data", known)
+    items = {item["name"]: item for item in facts["deployments"]}
+    assert items["nightly"]["parameters"] == {"images": "/p", "home": "/data"}
+    assert items["nightly"]["schedules"] == [{"active": True, "parameters": {}, **cron}]
+    assert items["distill"]["parameters"] == {"home": "/data"}
+    assert facts["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": IMAGE_ROOT}}]
+
+
+def test_a_first_deploying_takes_the_file():
+    items = {item["name"]: item for item in prefect_file("/checkout", None, {})["deployments"]}
+    assert [schedule["active"] for schedule in items["nightly"]["schedules"]] == [False]
+    assert items["distill"]["parameters"] == {}
