@@ -42,7 +42,7 @@ def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
     """Schedule a crashed run again, or end it as cancelled where it died while it was being cancelled; what was done."""
     states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
     before = [state.type for state in states if state.type != StateType.CRASHED]
-    if before and before[-1] == StateType.CANCELLING:
+    if before and before[-1] in (StateType.CANCELLING, StateType.CANCELLED):
         client.set_flow_run_state(run.id, Cancelled(message="it died while it was being cancelled"), force=True)
         return "cancelled"
     client.set_flow_run_state(run.id, AwaitingRetry(message="crashed: it goes on where it stood"))

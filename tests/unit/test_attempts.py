@@ -84,8 +84,9 @@ def test_a_crashed_run_is_scheduled_again():
     assert client.changes == [("AwaitingRetry", False)]
 
 
-def test_a_run_that_died_while_it_was_being_cancelled_is_not_brought_back():
-    client = Client(StateType.RUNNING, StateType.CANCELLING, StateType.CRASHED)
+@pytest.mark.parametrize("states", [(StateType.CANCELLING,), (StateType.CANCELLING, StateType.CANCELLED)])
+def test_a_run_that_died_while_it_was_being_cancelled_is_not_brought_back(states: tuple[StateType, ...]):
+    client = Client(StateType.RUNNING, *states, StateType.CRASHED)
     assert attempts.go_on(client, Run()) == "cancelled"  # type: ignore[arg-type]
     assert client.changes == [("Cancelled", True)]
 
