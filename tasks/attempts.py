@@ -68,11 +68,15 @@ def through_outages(call: Callable[[], T]) -> T:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an exception comes of a server that could not be reached, not of our own work."""
+    """Whether an exception comes of a server that could not be reached or was not able to answer, not of our own work."""
     chain = list(_causes(error))
-    return any(isinstance(item, httpx.TransportError) for item in chain) and not any(
-        isinstance(item, DdsrError) for item in chain
-    )
+    return any(_is_of_outage(item) for item in chain) and not any(isinstance(item, DdsrError) for item in chain)
+
+
+def _is_of_outage(error: BaseException) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500  # such as 503 while its database is locked
+    return isinstance(error, httpx.TransportError)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
