@@ -42,7 +42,7 @@ def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
     """Schedule a crashed run again, or end it as cancelled where it died while it was being cancelled; what was done."""
     states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
     before = [state.type for state in states if state.type != StateType.CRASHED]
-    if before and before[-1] == StateType.CANCELLING:
+    if before and before[-1] in (StateType.CANCELLING, StateType.CANCELLED):
         client.set_flow_run_state(run.id, Cancelled(message="it died while it was being cancelled"), force=True)
         return "cancelled"
     client.set_flow_run_state(run.id, AwaitingRetry(message="crashed: it goes on where it stood"))
@@ -68,11 +68,15 @@ def through_outages(call: Callable[[], T]) -> T:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an exception comes of a server that could not be reached, not of our own work."""
+    """Whether an exception comes of a server that could not be reached or was not able to answer, not of our own work."""
     chain = list(_causes(error))
-    return any(isinstance(item, httpx.TransportError) for item in chain) and not any(
-        isinstance(item, DdsrError) for item in chain
-    )
+    return any(_is_of_outage(item) for item in chain) and not any(isinstance(item, DdsrError) for item in chain)
+
+
+def _is_of_outage(error: BaseException) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500  # such as 503 while its database is locked
+    return isinstance(error, httpx.TransportError)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -69,7 +69,9 @@ class Stack:
         raise TimeoutError(self.log("server"))
 
     def start_worker(self, pool: str, *options: str) -> None:
-        self.start(f"worker-{pool}", self.prefect("worker", "start", "--pool", pool, "--name", f"of-{pool}", *options))
+        """Start a worker; with its type, as without it one that meets no server gives up at once."""
+        command = self.prefect("worker", "start", "--type", "process", "--pool", pool, "--name", f"of-{pool}", *options)
+        self.start(f"worker-{pool}", command)
 
     def kill(self, name: str) -> None:
         """SIGKILL to one process; those that it has started live on."""

@@ -30,10 +30,15 @@ def caused_by(outer: Exception, inner: Exception) -> Exception:
     return outer
 
 
-def test_an_outage_is_sat_out(monkeypatch: pytest.MonkeyPatch):
+def refused(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1/api")
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
+
+
+@pytest.mark.parametrize("cause", [httpx.ConnectError("refused"), refused(503)], ids=["away", "database locked"])
+def test_an_outage_is_sat_out(cause: Exception, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attempts, "OUTAGE_POLL_SECONDS", 0.0)
-    outage = caused_by(RuntimeError("no slot"), httpx.ConnectError("refused"))
-    assert attempts.through_outages(failing(3, outage)) == 4
+    assert attempts.through_outages(failing(3, caused_by(RuntimeError("no slot"), cause))) == 4
 
 
 def test_an_outage_that_does_not_end_is_raised(monkeypatch: pytest.MonkeyPatch):
@@ -48,9 +53,10 @@ def test_an_outage_that_does_not_end_is_raised(monkeypatch: pytest.MonkeyPatch):
     [
         InputError("no photos", where="photos", mend="name others"),
         caused_by(UnreachableError("the hub cannot be reached"), httpx.ConnectError("refused")),
+        refused(404),
         ValueError("a bug"),
     ],
-    ids=["bad input", "another server", "a bug"],
+    ids=["bad input", "another server", "no such thing", "a bug"],
 )
 def test_what_is_no_outage_of_the_server_is_raised_at_once(error: Exception):
     call = failing(1, error)
@@ -84,8 +90,9 @@ def test_a_crashed_run_is_scheduled_again():
     assert client.changes == [("AwaitingRetry", False)]
 
 
-def test_a_run_that_died_while_it_was_being_cancelled_is_not_brought_back():
-    client = Client(StateType.RUNNING, StateType.CANCELLING, StateType.CRASHED)
+@pytest.mark.parametrize("states", [(StateType.CANCELLING,), (StateType.CANCELLING, StateType.CANCELLED)])
+def test_a_run_that_died_while_it_was_being_cancelled_is_not_brought_back(states: tuple[StateType, ...]):
+    client = Client(StateType.RUNNING, *states, StateType.CRASHED)
     assert attempts.go_on(client, Run()) == "cancelled"  # type: ignore[arg-type]
     assert client.changes == [("Cancelled", True)]
 
