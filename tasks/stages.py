@@ -186,7 +186,8 @@ def build(
         StorageError: the task has finished but its artifact is not in this home.
     """
     key = stage.key(config, inputs)
-    there = store.find(stage.name, key) is not None
+    before = store.find(stage.name, key)
+    there = before is not None
     parameters: dict[str, Any] = {
         "key": key,
         "config": config.model_dump(mode="json"),
@@ -202,7 +203,7 @@ def build(
         run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, "stage": stage.name, "label": label})
     else:
         run_task(stage.name, label, here, refresh=not there)
-    found = store.find(stage.name, key)
+    found = before or store.find(stage.name, key)
     if found is None:
         raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))
     return found, there

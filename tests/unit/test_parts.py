@@ -1,0 +1,98 @@
+"""Work in parts: how it is cut, what a part refuses, and that parts done elsewhere change nothing."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from ddsr_core import embeddings, patches
+from ddsr_core.config import Runtime
+from ddsr_core.embeddings import EmbeddingsConfig
+from ddsr_core.errors import InputError, StorageError
+from ddsr_core.images import photo_source, save_png
+from ddsr_core.parts import MOST_PARTS, in_parts
+from ddsr_core.patches import PatchesConfig, PhotosToScore, score_part
+from ddsr_core.store import Store
+
+CUT = PatchesConfig(patch_px=32, stride_px=32)
+VGG = EmbeddingsConfig(backend="vgg16", image_px=32, batch_size=4)
+
+
+class Elsewhere:
+    """Does parts from their pickles, the last ones first, and may stop half-way."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.done: list[Any] = []
+        self.stop_after = stop_after
+
+    def __call__(self, do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
+        for part in reversed([pickle.loads(pickle.dumps(part)) for part in parts]):  # noqa: S301
+            if len(self.done) == self.stop_after:
+                raise KeyboardInterrupt
+            do(part)
+            self.done.append(part)
+        yield from (None for _ in parts)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six photos, two of them equal; parts of two photos and of two batches."""
+    monkeypatch.setattr(patches, "PHOTOS_PER_PART", 2)
+    monkeypatch.setattr(embeddings, "PATCHES_PER_PART", 8)
+    for number, seed in enumerate((0, 1, 2, 3, 4, 0)):
+        noise = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+        save_png(tmp_path / f"photos/{number}.png", cv2.GaussianBlur(noise, (0, 0), 1 + 0.2 * seed))
+    return tmp_path / "photos"
+
+
+def build(photos: Path, home: Path, runtime: Runtime) -> list[str]:
+    store = Store(home)
+    cut, _ = store.build(patches.STAGE, CUT, {"photos": photo_source(photos)}, runtime)
+    described, _ = store.build(embeddings.STAGE, VGG, {"patches": cut}, runtime)
+    return [cut.digest, described.digest]
+
+
+def test_parts_elsewhere_change_nothing(photos: Path, tmp_path: Path) -> None:
+    elsewhere = Elsewhere()
+    together = build(photos, tmp_path / "together", Runtime(spread=elsewhere, memo=tmp_path / "memo"))
+    assert len(elsewhere.done) > 5  # three of photos, and those of batches
+    assert together == build(photos, tmp_path / "alone", Runtime())
+    known = Elsewhere()
+    assert together == build(photos, tmp_path / "again", Runtime(spread=known, memo=tmp_path / "memo"))
+    assert len(known.done) == 3  # photos, whose scores are known; no patch is embedded again
+
+
+def test_a_build_that_was_cut_off_does_only_the_parts_that_lack(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(photos, tmp_path / "home", Runtime(spread=Elsewhere(stop_after=1)))
+    rest = Elsewhere()
+    whole = build(photos, tmp_path / "home", Runtime(spread=rest))
+    assert len([part for part in rest.done if isinstance(part, PhotosToScore)]) == 2
+    assert whole == build(photos, tmp_path / "alone", Runtime())
+
+
+def test_a_machine_that_does_not_share_the_folder_says_so(photos: Path, tmp_path: Path) -> None:
+    part = PhotosToScore(CUT, photos, {0: "0.png"}, tmp_path / "not-here", None)
+    with pytest.raises(StorageError, match="not on the machine"):
+        score_part(part)
+
+
+def test_photos_that_have_come_or_gone_are_not_taken_for_others(photos: Path, tmp_path: Path) -> None:
+    part = PhotosToScore(CUT, photos, {0: "0.png", 1: "1.png"}, tmp_path, None)
+    (photos / "0.png").unlink()
+    with pytest.raises(InputError, match=r"come or gone: 0\.png"):
+        score_part(part)
+
+
+def test_never_more_parts_than_can_be_kept_busy() -> None:
+    items = list(range(1000))
+    parts = in_parts(items, 3)
+    assert len(parts) <= MOST_PARTS
+    assert [item for part in parts for item in part] == items
+    assert in_parts([], 3) == []
