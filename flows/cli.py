@@ -357,8 +357,8 @@ def deploy(gpus: int, pool_type: Any, silence: int) -> None:
 
     for what, verdict in bring_up(gpus, pool_type, timedelta(seconds=silence)):
         click.echo(f"{verdict:<10} {what}")
-    click.echo("Workers: prefect worker start --pool cpu; one for each GPU: "
-               "CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --limit 1")  # fmt: skip
+    click.echo("Workers: prefect worker start --pool cpu --type process; one for each GPU: "
+               "CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --type process --limit 1")  # fmt: skip
 
 
 @cli.command()
