@@ -135,7 +135,8 @@ def main(photos: Path, home: Path, *runners: str) -> None:
 @contextmanager
 def noted(steps: dict[str, list[int]], title: str, **_: object) -> Iterator[Any]:
     """A `ProgressFactory` that keeps its steps."""
-    yield SimpleNamespace(advance=steps.setdefault(title, []).append, note=lambda text: None)
+    taken = steps.setdefault(title, [])
+    yield SimpleNamespace(advance=lambda amount=1: taken.append(amount), note=lambda text: None)
 
 
 if __name__ == "__main__":
