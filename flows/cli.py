@@ -349,7 +349,9 @@ def rollback(to: int | None, name: str, home: str | None) -> None:
 def deploy(gpus: int, pool_type: Any, silence: int) -> None:
     """Make work pools, limits, automations and deployments on the Prefect server; run again, it changes nothing.
 
-    Example: PREFECT_API_URL=http://127.0.0.1:4200/api ddsr deploy
+    PREFECT_API_URL names the server.
+
+    Example: ddsr deploy --gpus 2
     """
     from datetime import timedelta
 
