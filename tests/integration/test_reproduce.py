@@ -18,6 +18,7 @@ from ddsr_core.progress import silent
 from ddsr_core.store import Store
 from flows.building import plain_builder
 from flows.experiment import measure
+from flows.fan_out import fan_out
 from tests.integration.commands import ROOT, TINY, make_photos
 
 
@@ -39,7 +40,7 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "home/runs/ablation"
     rows = list(csv.DictReader((folder / "ablation.csv").open(newline="")))
-    names = ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "random", "threshold", "full"]
+    names = ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "restored", "random", "threshold", "full"]
     assert [(row["variant"], row["seed"]) for row in rows] == [(name, seed) for seed in "0" for name in names]
     table = (folder / "ablation.md").read_text()
     assert table in first.stdout
@@ -60,7 +61,7 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert second.returncode == 0, second.stderr
     assert {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")} == made
     adapters = len(list((tmp_path / "home/artifacts/finetune").glob("*/manifest.json")))
-    assert adapters == 5  # lsr-target and select share theirs
+    assert adapters == 5  # lsr-target, select and restored share theirs
     assert builds > 20
 
 
@@ -86,7 +87,8 @@ def test_a_table_is_filled_by_two_workers_as_by_one(tmp_path: Path):
 
     def table(workers: int) -> str:
         build = plain_builder(store, "cpu", silent)
-        done = measure(SMALL, config, photos, photos, 1, store, "small", build, lambda _: None, "by hand", workers, "cpu")
+        with fan_out(workers) as ahead:
+            done = measure(SMALL, config, photos, photos, 1, store, "small", build, lambda _: None, "by hand", ahead, "cpu")
         return done.markdown()
 
     first = table(workers=2)
@@ -117,8 +119,8 @@ def test_what_goes_wrong_in_a_worker_is_the_commands_message(tmp_path: Path):
     config, store = load_config("demo", None, TINY), Store(tmp_path / "home")
     too_large = Design("bad", SMALL.distilled[:1], (), (Network("EDSR", "edsr-small", {"lr_patch_px": 64}),), "images")
     build = plain_builder(store, "cpu", silent)
-    with pytest.raises(InputError, match="nothing to train on") as caught:
-        measure(too_large, config, photos, photos, 1, store, "bad", build, lambda _: None, "", 2, "cpu")
+    with pytest.raises(InputError, match="nothing to train on") as caught, fan_out(2) as ahead:
+        measure(too_large, config, photos, photos, 1, store, "bad", build, lambda _: None, "", ahead, "cpu")
     assert "lr_patch_px" in str(caught.value.mend)
 
 
