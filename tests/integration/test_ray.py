@@ -16,6 +16,7 @@ pytest.importorskip("prefect_ray", reason="prefect-ray is not installed")
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of the cluster; its workers know the folder that networks meet in."""
+    import ray
     from ray.cluster_utils import Cluster
 
     (tmp_path / "meeting").mkdir()
@@ -27,6 +28,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         nodes.add_node(**node)
         yield nodes.address
     finally:
+        ray.shutdown()  # whatever in this process has connected: a node that is connected to cannot be removed
         nodes.shutdown()
 
 
