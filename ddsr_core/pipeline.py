@@ -132,10 +132,23 @@ def load_config(
         values = merge(values, _read_toml(SCALES / f"{scale}.toml"))
     if file is not None:
         values = merge(values, _read_toml(file))
+    return _checked({"preset": preset, **values}, overrides)
+
+
+def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConfig:
+    """A config with ``field.path=value`` overrides over it.
+
+    Raises:
+        ConfigError: unknown field, or a value out of range.
+    """
+    return _checked(config.model_dump(), overrides)
+
+
+def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineConfig:
     for text in overrides:
         values = merge(values, parse_override(text))
     try:
-        config = PipelineConfig.model_validate({"preset": preset, **values})
+        config = PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error) from error
     for arch in config.sr.archs:

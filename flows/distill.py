@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.pipeline import PipelineConfig, Preset, load_config
+from ddsr_core.pipeline import PipelineConfig, Preset, load_config, overridden
 from ddsr_core.remote_store import Home, open_store
 from ddsr_core.splits import hold_out
 from flows.building import prefect_builder
@@ -16,7 +16,7 @@ from flows.networks import networks_ahead
 from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
 from tasks.artifacts import publish_run
 from tasks.attempts import refuse_endless_crashes
-from tasks.runners import Runner
+from tasks.runners import AtLeastOne, Runner
 from tasks.stages import Gpu
 
 
@@ -31,7 +31,7 @@ def distill(
     device: str = "auto",
     gpu: Gpu = "here",
     runner: Runner = "one by one",
-    workers: int = 2,
+    workers: AtLeastOne = 2,
     overrides: tuple[str, ...] = (),
 ) -> Outcome:
     """Distill a folder of photos and compare SR networks trained on the result.
@@ -48,10 +48,10 @@ def distill(
         runner: where photos are scored, patches embedded and SR networks trained: in the run itself, one by one; in threads
             (but networks one by one) or processes of its machine; or on Ray. What goes to the pool for GPUs goes there.
         workers: how many of them at once, where it is not one by one.
-        overrides: single fields laid over the preset, such as sample.count=140.
+        overrides: single fields laid over the preset or over `config`, such as sample.count=140.
     """
     refuse_endless_crashes()
-    config = config or load_config(preset, overrides=overrides)
+    config = overridden(config, overrides) if config else load_config(preset, overrides=overrides)
     store, name = open_store(home), run or config.preset
     if test is None and config.sr.archs:
         images, test = hold_out(images, store.home)

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.pipeline import PipelineConfig, Preset, load_config
+from ddsr_core.pipeline import PipelineConfig, Preset, load_config, overridden
 from ddsr_core.registry import Metric
 from ddsr_core.remote_store import Home, open_store
 from flows.building import prefect_builder
@@ -50,11 +50,12 @@ def nightly(
         home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
         gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
-        overrides: single fields laid over the preset, such as sample.count=140.
+        overrides: single fields laid over the preset or over `config`, such as sample.count=140.
     """
     refuse_endless_crashes()
     store = open_store(home)
-    night = Night(name, images, test, config or load_config(preset, overrides=overrides), metric, margin, warm, warm_steps)
+    config = overridden(config, overrides) if config else load_config(preset, overrides=overrides)
+    night = Night(name, images, test, config, metric, margin, warm, warm_steps)
     outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
     facts = facts_of(outcome, name)
     get_run_logger().info(facts["text"].splitlines()[0].replace("**", ""))

@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.pipeline import PipelineConfig, Preset, load_config
+from ddsr_core.pipeline import PipelineConfig, Preset, load_config, overridden
 from ddsr_core.remote_store import Home, open_store
 from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
@@ -17,7 +17,7 @@ from flows.experiment import finish, measure
 from flows.networks import prefect_fan_out
 from flows.runs import fail_run, run_log
 from tasks.attempts import refuse_endless_crashes
-from tasks.runners import Runner
+from tasks.runners import AtLeastOne, Runner
 from tasks.stages import Gpu
 
 
@@ -29,9 +29,9 @@ def reproduce(
     scale: Scale = "mini",
     preset: Preset | None = None,
     config: PipelineConfig | None = None,
-    seeds: int = 3,
+    seeds: AtLeastOne = 3,
     runner: Runner = "one by one",
-    workers: int = 2,
+    workers: AtLeastOne = 2,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
@@ -56,11 +56,12 @@ def reproduce(
         run: name of the run below `home/runs`; the experiment's name if not given.
         device: torch device; auto takes a GPU where there is one.
         gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
-        overrides: single fields laid over the preset, such as sample.count=140.
+        overrides: single fields laid over the preset or over `config`, such as sample.count=140.
         command: how the run was started; stands above the table.
     """
     refuse_endless_crashes()
-    config = config or load_config(preset or DEFAULT_PRESET[scale], overrides=overrides, scale=scale)
+    name_of_preset = preset or DEFAULT_PRESET[scale]
+    config = overridden(config, overrides) if config else load_config(name_of_preset, overrides=overrides, scale=scale)
     store, name = open_store(home), run or experiment
     try:
         build, log = prefect_builder(store, device, gpu, runner=runner, workers=workers), run_log(store, name)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.worker_process import begin_worker
 
 #: In the run itself, in threads or processes of its machine, or on a Ray cluster.
 Runner = Literal["one by one", "threads", "processes", "ray"]
+#: A number in a flow's form.
+AtLeastOne = Annotated[int, Field(ge=1)]
 #: A head node that is there answers at once; one that is not must not take a minute to be missed.
 RAY_ANSWERS_S = 10.0
 #: Bytes for what tasks hand over, which is next to nothing: their results lie in the home.

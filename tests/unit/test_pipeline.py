@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.pipeline import PipelineConfig, load_config, parse_override, preset_names, to_toml
+from ddsr_core.pipeline import PipelineConfig, load_config, overridden, parse_override, preset_names, to_toml
 
 
 def test_the_four_presets_load():
@@ -67,6 +67,15 @@ def test_one_field_of_a_recipe_leaves_the_others():
     assert changed.gsdd_generator.gan is not None
     assert (changed.gsdd_generator.arch, changed.gsdd_generator.gan.warmup) == (default.gsdd_generator.arch, 0.25)
     assert changed.gsdd_generator.gan.recipe == "real-esrgan"
+
+
+def test_overrides_lie_over_a_whole_config_too():
+    config = load_config("demo", overrides=["sample.count=9"])
+    changed = overridden(config, ["finetune.steps=12"])
+    assert (changed.sample.count, changed.finetune.steps, changed.preset) == (9, 12, "demo")
+    assert overridden(config, ()) == config
+    with pytest.raises(ConfigError, match="unknown field"):
+        overridden(config, ["finetune.stepz=1"])
 
 
 def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
