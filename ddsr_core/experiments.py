@@ -162,7 +162,8 @@ class Spread:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
     def text(self, digits: int) -> str:
-        return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
+        spread = f" ± {self.deviation:.{digits}f}" if self.count > 1 else ""  # one seed has none
+        return f"{self.mean:.{digits}f}{spread}"
 
 
 def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:

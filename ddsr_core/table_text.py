@@ -103,7 +103,10 @@ def _table(rows: Sequence[Row], bicubic: float, design: Design, network: str, me
 
 
 def _text(spread: Spread | None, digits: int, sign: str = "") -> str:
-    return "" if spread is None else f"{spread.mean:{sign}.{digits}f} ± {spread.deviation:.{digits}f}"
+    if spread is None:
+        return ""
+    deviation = f" ± {spread.deviation:.{digits}f}" if spread.count > 1 else ""  # one seed has none
+    return f"{spread.mean:{sign}.{digits}f}{deviation}"
 
 
 def _number(value: float | None, digits: int) -> str:
