@@ -144,6 +144,22 @@ def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConf
     return _checked(config.model_dump(), overrides)
 
 
+def chosen_config(
+    preset: str, config: PipelineConfig | None, overrides: Iterable[str], scale: str | None = None
+) -> PipelineConfig:
+    """What a flow's parameters come to: the config, or else the preset, with the overrides over it.
+
+    A config whose fields are all as they are by default counts as none: the form of the Prefect UI sends one that nobody
+    has touched.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    if config is None or config == PipelineConfig():
+        return load_config(preset, overrides=overrides, scale=scale)
+    return overridden(config, overrides)
+
+
 def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineConfig:
     for text in overrides:
         values = merge(values, parse_override(text))

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.pipeline import PipelineConfig, Preset, load_config, overridden
+from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
 from ddsr_core.remote_store import Home, open_store
 from ddsr_core.splits import hold_out
 from flows.building import prefect_builder
@@ -39,8 +39,8 @@ def distill(
     Args:
         images: training photos: a folder, Parquet with an image column, or a glob pattern.
         test: test photos; without it one photo in ten is held out.
-        preset: demo, released, paper or best; ignored where `config` is given.
-        config: every stage's config.
+        preset: demo, released, paper or best; ignored where `config` is given and changed.
+        config: every stage's config; one that is left as it is by default counts as none.
         home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
         run: name of the run below `home/runs`; the preset's name if not given.
         device: torch device; auto takes a GPU where there is one.
@@ -51,7 +51,7 @@ def distill(
         overrides: single fields laid over the preset or over `config`, such as sample.count=140.
     """
     refuse_endless_crashes()
-    config = overridden(config, overrides) if config else load_config(preset, overrides=overrides)
+    config = chosen_config(preset, config, overrides)
     store, name = open_store(home), run or config.preset
     if test is None and config.sr.archs:
         images, test = hold_out(images, store.home)

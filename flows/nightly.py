@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.pipeline import PipelineConfig, Preset, load_config, overridden
+from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
 from ddsr_core.registry import Metric
 from ddsr_core.remote_store import Home, open_store
 from flows.building import prefect_builder
@@ -40,8 +40,8 @@ def nightly(
     Args:
         images: training photos: a folder, Parquet with an image column, or a glob pattern.
         test: photos that SR networks trained on both sets are measured on.
-        preset: demo, released, paper or best; ignored where `config` is given.
-        config: every stage's config.
+        preset: demo, released, paper or best; ignored where `config` is given and changed.
+        config: every stage's config; one that is left as it is by default counts as none.
         name: of the succession: its history and its current set lie in `home/nightly/<name>`.
         metric: what the two sets are compared by.
         margin: how much worse the new set may be, in the metric's unit.
@@ -54,7 +54,7 @@ def nightly(
     """
     refuse_endless_crashes()
     store = open_store(home)
-    config = overridden(config, overrides) if config else load_config(preset, overrides=overrides)
+    config = chosen_config(preset, config, overrides)
     night = Night(name, images, test, config, metric, margin, warm, warm_steps)
     outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
     facts = facts_of(outcome, name)

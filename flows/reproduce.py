@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.pipeline import PipelineConfig, Preset, load_config, overridden
+from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
 from ddsr_core.remote_store import Home, open_store
 from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
@@ -46,8 +46,9 @@ def reproduce(
         test: test photos.
         experiment: what is measured.
         scale: mini for small networks and few images; paper for the paper's networks and numbers.
-        preset: demo, released, paper or best; ignored where `config` is given. Without it demo for mini, best for paper.
-        config: every stage's config.
+        preset: demo, released, paper or best; ignored where `config` is given and changed. Without it demo for mini,
+            best for paper.
+        config: every stage's config; one that is left as it is by default counts as none.
         seeds: how many seeds, from 0.
         runner: where photos are scored, patches embedded and SR networks trained: in the run itself, one by one; in threads
             (but networks one by one) or processes of its machine; or on Ray. What goes to the pool for GPUs goes there.
@@ -60,8 +61,7 @@ def reproduce(
         command: how the run was started; stands above the table.
     """
     refuse_endless_crashes()
-    name_of_preset = preset or DEFAULT_PRESET[scale]
-    config = overridden(config, overrides) if config else load_config(name_of_preset, overrides=overrides, scale=scale)
+    config = chosen_config(preset or DEFAULT_PRESET[scale], config, overrides, scale)
     store, name = open_store(home), run or experiment
     try:
         build, log = prefect_builder(store, device, gpu, runner=runner, workers=workers), run_log(store, name)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.pipeline import PipelineConfig, load_config, overridden, parse_override, preset_names, to_toml
+from ddsr_core.pipeline import PipelineConfig, chosen_config, load_config, overridden, parse_override, preset_names, to_toml
 
 
 def test_the_four_presets_load():
@@ -76,6 +76,15 @@ def test_overrides_lie_over_a_whole_config_too():
     assert overridden(config, ()) == config
     with pytest.raises(ConfigError, match="unknown field"):
         overridden(config, ["finetune.stepz=1"])
+
+
+def test_a_config_that_nobody_touched_leaves_the_preset():
+    untouched = PipelineConfig.model_validate_json(PipelineConfig().model_dump_json())  # as a form sends it
+    wanted = load_config("demo", overrides=["sample.count=9"])
+    assert chosen_config("demo", untouched, ["sample.count=9"]) == wanted
+    assert chosen_config("demo", None, ["sample.count=9"]) == wanted
+    changed = overridden(untouched, ["clusters.k=3"])
+    assert chosen_config("demo", changed, ["sample.count=9"]) == overridden(changed, ["sample.count=9"])
 
 
 def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
