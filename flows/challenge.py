@@ -30,6 +30,7 @@ from ddsr_core.registry import (
 from ddsr_core.sr import train
 from ddsr_core.store import Artifact, StageInput, Store, now, storage_errors
 from flows.chain import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
+from flows.claims import claimer, claiming
 from flows.runs import fail_run, finish_run, publish_distilled, run_log, start_run
 
 #: Stages whose code decides what is distilled.
@@ -108,7 +109,8 @@ def challenge(night: Night, store: Store, build: Build, log: Callable[[str], Non
         run = f"{night.name}-{registry.next_number:04d}"
         log = log or run_log(store, run)
         try:
-            return distil_and_judge(night, store, Chain(build, log), registry, seen, run)
+            chain = Chain(claiming(build, claimer(store, run)), log)
+            return distil_and_judge(night, store, chain, registry, seen, run)
         except DdsrError as error:
             fail_run(store, run, str(error))
             raise

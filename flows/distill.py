@@ -12,6 +12,7 @@ from ddsr_core.remote_store import Home, open_store
 from ddsr_core.splits import hold_out
 from flows.building import prefect_builder
 from flows.chain import distill_and_train
+from flows.claims import claimer, claiming
 from flows.networks import networks_ahead
 from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
 from tasks.artifacts import publish_run
@@ -57,8 +58,9 @@ def distill(
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)
     try:
-        build = prefect_builder(store, device, gpu, runner=runner, workers=workers)
-        ahead = networks_ahead(store, config, device, runner, workers, gpu)
+        claim = claimer(store, name)
+        build = claiming(prefect_builder(store, device, gpu, runner=runner, workers=workers), claim)
+        ahead = networks_ahead(store, config, device, runner, workers, gpu, claim)
         chain = distill_and_train(config, images, test, build, run_log(store, name), ahead)
     except DdsrError as error:
         fail_run(store, name, str(error))

@@ -20,9 +20,10 @@ from ddsr_core.store import Artifact, InputRef, StageInput, Store, storage_error
 from ddsr_core.table_plots import plot_metric
 from ddsr_core.table_text import tables_markdown
 from ddsr_core.tables import WHOLE
-from flows.chain import Build, Chain, data_source, distill
+from flows.chain import Build, Built, Chain, data_source, distill
+from flows.claims import Claim, claimer, claiming, drop_claims
 from flows.fan_out import Begun, FanOut, Work
-from flows.runs import run_folder, start_run
+from flows.runs import run_folder, stage_facts, start_run
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
@@ -35,6 +36,7 @@ class Experiment:
 
     Attributes:
         total: cells that it will have.
+        stages: what has been built for it.
     """
 
     design: Design
@@ -42,6 +44,7 @@ class Experiment:
     about: str
     total: int
     bicubic: dict[str, float]
+    stages: list[Built]
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, cell: Cell) -> None:
@@ -99,19 +102,20 @@ def measure(
         device: there.
     """
     start_run(store, name, config, photos, test)
-    chain = Chain(build, log)
+    claim = claimer(store, name)
+    chain = Chain(claiming(build, claim), log)
     tests = photo_source(test)
     bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
     folder, networks = run_folder(store, name), design.networks_of(config)
     total = len(design.variants) * len(networks) * seeds
-    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic)
+    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic, chain.stages)
     waiting: deque[Pending] = deque()
     for seed in range(seeds):
         for trained_on in training_sets(chain, design, config, photos, seed):
             if seed == 0 and trained_on.variant.source not in WHOLE:
                 write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
             for network in networks:
-                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests))
+                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests, claim))
             while waiting and is_ready(waiting[0]):
                 finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
     while waiting:
@@ -126,11 +130,12 @@ def is_ready(cell: Pending) -> bool:
 
 def begin(
     ahead: FanOut, store: Store, device: str, config: PipelineConfig, trained_on: TrainingSet, network: Network,
-    seed: int, tests: StageInput,
+    seed: int, tests: StageInput, claim: Claim,
 ) -> Pending:  # fmt: skip
     """Send a cell to a worker, where there are workers."""
     recipe = network.config(config, seed)
     inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
+    claim(train.STAGE.key(recipe, inputs))
     count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
     label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
     sources = {name: InputRef.of(item) for name, item in inputs.items()}
@@ -219,6 +224,7 @@ def finish(store: Store, name: str, experiment: Experiment) -> dict[str, Any]:
     folder = run_folder(store, name)
     with storage_errors(folder):
         state = json.loads((folder / "run.json").read_text())
-        write_json(folder / "run.json", {**state, "status": "completed"})
-    store.push(f"runs/{name}")
+        write_json(folder / "run.json", {**state, "status": "completed", "stages": stage_facts(experiment.stages)})
+    drop_claims(store, name)
+    store.push(f"runs/{name}", mirror=True)
     return dict(json.loads(experiment.json()))

@@ -15,6 +15,7 @@ from ddsr_core.errors import DdsrError
 from ddsr_core.registry import night_lock, read_registry, registry_names
 from ddsr_core.remote_store import RemoteStore, open_store
 from ddsr_core.store import Store
+from flows.claims import claimed_keys
 from flows.runs import list_runs
 
 LEAST_FREE_BYTES = 5_000_000_000
@@ -23,8 +24,9 @@ LEAST_FREE_BYTES = 5_000_000_000
 def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> list[tuple[Path | str, int]]:
     """Unfinished artifacts, and whole ones that no run and no version names, with their sizes; removed if ``delete``.
 
-    Artifacts that another process is building now (their lock is held) are left alone. Of a home on S3, both this
-    machine's copy and what is published are looked at.
+    A run that goes on or has failed names what it has built and used so far (`flows.claims`). Artifacts that another
+    process is building now (their lock is held) are left alone. Of a home on S3, both this machine's copy and what is
+    published are looked at.
 
     Args:
         nights: of every succession of `ddsr nightly`, only so many last versions count, and so many steps of going back.
@@ -44,7 +46,8 @@ def _collect(store: Store, used: set[str], delete: bool) -> list[tuple[Path | st
     result: list[tuple[Path | str, int]] = []
     for folder in sorted((store.home / "artifacts").glob("*/*")):
         key = folder.name.removesuffix(".partial")
-        if not folder.is_dir() or folder.name in used:
+        superseded = folder.name != key and folder.with_name(key).exists()
+        if not folder.is_dir() or (key in used and not superseded):
             continue
         try:
             with FileLock(folder.with_name(key + ".lock"), timeout=0):
@@ -59,13 +62,13 @@ def _collect(store: Store, used: set[str], delete: bool) -> list[tuple[Path | st
 
 
 def used_keys(store: Store, nights: int | None = None) -> set[str]:
-    """Keys of the artifacts that runs name, and of those that `ddsr nightly` goes back to or on from."""
+    """Keys of the artifacts that runs name or have claimed, and of those that `ddsr nightly` goes back to or on from."""
     registries = [read_registry(store, name) for name in registry_names(store)]
     versions = [(item, registry.recent(nights)) for registry in registries for item in registry.versions]
     old = {item.run for item, recent in versions if item.number not in recent}
     runs = (state.get("stages", []) for state in list_runs(store) if state.get("name") not in old)
     return {stage["key"] for stages in runs for stage in stages}.union(
-        *(item.keys.values() for item, recent in versions if item.number in recent)
+        claimed_keys(store), *(item.keys.values() for item, recent in versions if item.number in recent)
     )
 
 

@@ -13,6 +13,7 @@ from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sr import train
 from ddsr_core.store import InputRef, StageInput, Store
 from flows.chain import Ahead, NetworkToTrain
+from flows.claims import Claim
 from flows.fan_out import FanOut, OneByOne, Together, Work, train_and_measure
 from tasks.runners import Runner, ray_resources, task_runner
 from tasks.stages import Gpu, gpu_slot
@@ -21,7 +22,7 @@ from tasks.stages import Gpu, gpu_slot
 SIDE_BY_SIDE = ("processes", "ray")
 
 
-@task(name="network", task_run_name="{work.label}", tags=["ddsr", "gpu"], persist_result=False)
+@task(name="network", task_run_name="{work.label}", persist_result=False)
 def network(work: Work, runner: Runner) -> None:
     """Train one SR network and measure it; what is there is left as it is."""
     device = resolve_device(work.device)
@@ -69,9 +70,18 @@ def prefect_fan_out(runner: Runner, workers: int, gpu: Gpu = "here") -> FanOut:
 
 
 def networks_ahead(
-    store: Store, config: PipelineConfig, device: str, runner: Runner, workers: int, gpu: Gpu = "here"
+    store: Store,
+    config: PipelineConfig,
+    device: str,
+    runner: Runner,
+    workers: int,
+    gpu: Gpu = "here",
+    claim: Claim = lambda *keys: None,
 ) -> Ahead | None:
     """For `flows.chain.train_networks`: a run's networks on a task runner; None to train them one by one.
+
+    Args:
+        claim: told of the networks' keys before any is trained.
 
     Raises:
         ConfigError: as `prefect_fan_out`.
@@ -81,13 +91,16 @@ def networks_ahead(
     on_runner = networks.with_options(task_runner=task_runner(runner, workers))
 
     def ahead(cells: list[NetworkToTrain], tests: StageInput) -> None:
+        claim(*(train.STAGE.key(cell.recipe, inputs_of(cell)) for cell in cells))
         on_runner([work_of(cell, tests) for cell in cells], runner)
 
+    def inputs_of(cell: NetworkToTrain) -> dict[str, StageInput]:
+        return {"data": cell.images, **train.trunk_input(cell.recipe)}
+
     def work_of(cell: NetworkToTrain, tests: StageInput) -> Work:
-        inputs = {"data": cell.images, **train.trunk_input(cell.recipe)}
         return Work(
             label=cell.label, home=store.url, device=device, recipe=cell.recipe, evaluate=config.evaluate,
-            inputs={name: InputRef.of(item) for name, item in inputs.items()}, tests=InputRef.of(tests),
+            inputs={name: InputRef.of(item) for name, item in inputs_of(cell).items()}, tests=InputRef.of(tests),
         )  # fmt: skip
 
     return ahead

@@ -82,10 +82,12 @@ def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: s
     """The chain without Prefect."""
     from flows.building import plain_builder
     from flows.chain import distill_and_train
+    from flows.claims import claimer, claiming
     from flows.runs import finish_run, run_log, start_run
 
     start_run(store, run, config, images, test)
-    chain = distill_and_train(config, images, test, plain_builder(store, device, progress, run), run_log(store, run))
+    build = claiming(plain_builder(store, device, progress, run), claimer(store, run))
+    chain = distill_and_train(config, images, test, build, run_log(store, run))
     return finish_run(store, run, config, chain)
 
 

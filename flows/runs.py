@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from ddsr_core.pipeline import PipelineConfig, to_toml
 from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
 from ddsr_core.store import Artifact, Store, storage_errors, write_atomically, write_json
 from flows.chain import Built, Chain
+from flows.claims import claimer, drop_claims
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
 RUN_FILES = ("run.json", "config.toml")
@@ -44,7 +45,7 @@ def run_folder(store: Store, name: str) -> Path:
 
 
 def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
-    """Make the run folder and say in it that the run has begun.
+    """Make the run folder and say in it that the run has begun. What an earlier run of that name has made is claimed.
 
     Raises:
         StorageError: the home cannot be written.
@@ -52,6 +53,9 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
     folder = run_folder(store, name)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "run.json").exists():
+            earlier = json.loads((folder / "run.json").read_text()).get("stages", [])
+            claimer(store, name)(*(stage["key"] for stage in earlier))
         write_atomically(folder / "config.toml", to_toml(config).encode())
         state = {"name": name, "preset": config.preset, "status": "running", "images": str(images), "test": str(test)}
         write_json(folder / "run.json", {**state, "started": _now()})
@@ -86,6 +90,7 @@ def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) ->
         facts = record.model_dump(mode="json", exclude={"config"})
         write_json(folder / "run.json", {**started, **facts, "status": "completed", "finished": _now()})
         report = write_report(folder, record)
+    drop_claims(store, name)
     store.push(f"runs/{name}", mirror=True)
     return Outcome(folder, report, results_table(chain), stage_rows(chain))
 
@@ -137,6 +142,12 @@ def _stage_record(item: Built) -> StageRecord:
         path=item.artifact.path,
         counts=manifest.counts,
     )
+
+
+def stage_facts(stages: Iterable[Built]) -> list[dict[str, Any]]:
+    """Every stage as run.json has it; one that was used several times once."""
+    records = {item.artifact.key: _stage_record(item) for item in stages}
+    return [record.model_dump(mode="json") for record in records.values()]
 
 
 def stage_rows(chain: Chain) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from ddsr_core.store import Store
 from flows.building import plain_builder
 from flows.experiment import measure
 from flows.fan_out import fan_out
+from flows.housekeeping import collect_garbage
 from tests.integration.commands import ROOT, TINY, make_photos
 
 
@@ -57,6 +58,7 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
     builds = len(list((tmp_path / "home/artifacts").glob("*/*/manifest.json")))
     made = {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")}
+    assert collect_garbage(Store(tmp_path / "home"), delete=True) == []  # an experiment names its stages
     second = reproduce(photos, tmp_path / "home")
     assert second.returncode == 0, second.stderr
     assert {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")} == made
