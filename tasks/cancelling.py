@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Event, Thread
 
 import httpx
@@ -29,7 +30,7 @@ def ending_when_cancelled() -> Iterator[None]:
 
     Only for runs of deployments: others end with Ctrl-C.
     """
-    if deployment.id is None or flow_run.id is None:
+    if flow_run.id is None or not _is_deployed(flow_run.id):
         yield
         return
     done = Event()
@@ -38,6 +39,12 @@ def ending_when_cancelled() -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+@cache
+def _is_deployed(run: str) -> bool:
+    """Whether the current flow run, ``run``, is of a deployment; the server is asked once a run, not once a stage."""
+    return deployment.id is not None
 
 
 def _watch(run: str, done: Event) -> None:

@@ -13,7 +13,7 @@ from ddsr_core.store import Store
 from tasks.runners import Runner, ray_resources, task_runner
 
 
-@task(name="part", task_run_name="{stage}, part {number} of {total}", tags=["ddsr"], persist_result=False)
+@task(name="part", task_run_name="{stage}, part {number} of {total}", persist_result=False)
 def part(do: Callable[[Any], None], work: Any, stage: str, number: int, total: int) -> None:
     """Do a part of a stage's work; its results lie in the folder of the build."""
     do(work)

@@ -40,7 +40,7 @@ StageName = Literal[
     "patches", "embeddings", "clusters", "latents", "class-rows", "finetune", "sample", "crops", "subset", "gsdd",
     "train-sr", "evaluate",
 ]  # fmt: skip
-#: Stages that want a GPU; their runs carry the tag ``gpu``.
+#: Stages that want a GPU.
 GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset", "gsdd", "train-sr", "evaluate"})
 #: The limit that `ddsr deploy` sets to the number of GPUs. Its slots are leases: a killed run gives its own back.
 GPU_SLOTS = "ddsr-gpu"
@@ -71,7 +71,11 @@ def gpu_slot(device: str) -> AbstractContextManager[None]:
 
 
 def stage_task(stage: Stage) -> Task[..., Manifest]:
-    """The task of a stage."""
+    """The task of a stage.
+
+    Its runs have no tags: before a task with tags Prefect asks the server for a slot of each, a write that a busy SQLite
+    refuses at first, and asks again after two seconds.
+    """
 
     def run(
         key: str,
@@ -111,7 +115,6 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         retries=2,
         retry_delay_seconds=[5, 30],
         retry_condition_fn=_is_worth_retrying,
-        tags=["ddsr", *(["gpu"] if stage.name in GPU_STAGES else [])],
         version=str(stage.version),
     )
 
