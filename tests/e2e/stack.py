@@ -47,12 +47,13 @@ class Stack:
     def prefect(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "prefect", *arguments]
 
-    def start(self, name: str, command: list[str]) -> None:
+    def start(self, name: str, command: list[str], **environment: str) -> None:
         """Start a process in a session of its own; its output goes to ``<name>.log``."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                command, cwd=ROOT, env={**self.environment, **environment}, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
 
     def start_server(self) -> None:
         """Start the server, and wait until it answers."""
@@ -68,10 +69,13 @@ class Stack:
             time.sleep(POLL_S)
         raise TimeoutError(self.log("server"))
 
-    def start_worker(self, pool: str, *options: str) -> None:
-        """Start a worker; with its type, as without it one that meets no server gives up at once."""
+    def start_worker(self, pool: str, *options: str, **environment: str) -> None:
+        """Start a worker, with variables of its own, as on another machine.
+
+        Its type is named: without it, a worker that meets no server gives up at once.
+        """
         command = self.prefect("worker", "start", "--type", "process", "--pool", pool, "--name", f"of-{pool}", *options)
-        self.start(f"worker-{pool}", command)
+        self.start(f"worker-{pool}", command, **environment)
 
     def kill(self, name: str) -> None:
         """SIGKILL to one process; those that it has started live on."""
@@ -150,10 +154,11 @@ class Stack:
             time.sleep(POLL_S)
         raise TimeoutError(f"after {timeout:.0f} s the run is {there.get('state_name')}: {there.get('state')}")
 
-    def flow_processes(self) -> list[int]:
-        """The processes that execute flow runs of this server, by their environment."""
-        mark = f"PREFECT_HOME={self.folder / 'prefect'}".encode()
-        return [pid for pid, words, variables in processes() if mark in variables and b"prefect.engine" in words]
+    def flow_processes(self, **environment: str) -> list[int]:
+        """The processes that execute flow runs of this server, by their environment; those with these variables only."""
+        wanted = {"PREFECT_HOME": str(self.folder / "prefect"), **environment}
+        marks = {f"{name}={value}".encode() for name, value in wanted.items()}
+        return [pid for pid, words, variables in processes() if marks <= set(variables) and b"prefect.engine" in words]
 
 
 def processes() -> Iterator[tuple[int, list[bytes], list[bytes]]]:
