@@ -14,7 +14,7 @@ from ddsr_core.experiments import ABLATION_DESIGN, Design, Network, Variant
 from ddsr_core.pipeline import SourceName, merge
 
 Scale = Literal["mini", "paper"]
-ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "budget"]
+ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"]
 
 #: The preset that a scale is laid over where none is named.
 DEFAULT_PRESET: Mapping[Scale, str] = {"mini": "demo", "paper": "best"}
@@ -110,6 +110,8 @@ def design_of(name: ExperimentName, scale: Scale) -> Design:
             return _sources(scale)
         case "starts":
             return _starts(scale)
+        case "shares":
+            return _shares(scale)
     raise ConfigError(f"no experiment {name!r}", where="experiment", mend="`ddsr reproduce --help` names them")
 
 
@@ -193,6 +195,27 @@ def _starts(scale: Scale) -> Design:
         ),
         tuple(Variant(source, MEANINGS[source], source=source) for source in ("random", "threshold", *WHOLE)),
         title="Samples that start at real patches",
+    )
+
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def _shares(scale: Scale) -> Design:
+    """How much of the detail is restored, for networks trained on L1 and against a discriminator."""
+    return Design(
+        "shares",
+        tuple(
+            Variant(
+                f"share-{share}",
+                f"{share:.0%} of the images' detail restored, the rest as it was drawn",
+                merge(DRAWN[scale], {"sample": {"restored_share": share}}),
+            )
+            for share in SHARES
+        ),
+        tuple(Variant(source, MEANINGS[source], source=source) for source in ("random", "threshold")),
+        (*_PSNR_NETWORKS[scale], _REAL_ESRGAN[scale]),
+        title="Shares of restored detail",
     )
 
 

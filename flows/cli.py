@@ -63,7 +63,9 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("experiment", type=click.Choice(["ablation", "table1", "table2", "table3", "sources", "starts", "budget"]))
+@click.argument(
+    "experiment", type=click.Choice(["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"])
+)
 @click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
 @click.option("--test", required=True, help="test photos")
 @click.option("--preset", default=None, help="demo, released, paper or best; without it demo for mini, best for paper")
