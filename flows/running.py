@@ -6,8 +6,10 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -15,6 +17,7 @@ from ddsr_core.errors import ConfigError, DdsrError
 
 if TYPE_CHECKING:
     from ddsr_core.registry import Metric
+    from ddsr_core.store import Store
     from ddsr_core.tables import ExperimentName, Scale
     from flows.challenge import Outcome
 
@@ -45,7 +48,6 @@ def run_pipeline(
     from ddsr_core.remote_store import open_store
     from ddsr_core.splits import hold_out
     from flows.console import print_results, progress_for
-    from flows.runs import fail_run
 
     config = load_config(preset, file, overrides)
     store, run = open_store(home_of(home)), name or preset
@@ -53,16 +55,9 @@ def run_pipeline(
     store.check()
     if config.sr.archs and test is None:
         images, test = hold_out(images, store.home)
-    try:
+    with failure_noted(store, run):
         arguments = (config, images, test, store, run, device, progress_for())
         outcome = run_plainly(*arguments) if no_prefect else run_with_prefect(*arguments)
-    except KeyboardInterrupt:
-        fail_run(store, run, "stopped by the user")
-        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
-        sys.exit(130)
-    except DdsrError as error:
-        fail_run(store, run, str(error))
-        raise
     if as_json:
         facts = {"run": run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
         click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
@@ -71,6 +66,27 @@ def run_pipeline(
     cached = sum(row["cached"] for row in outcome.stages)
     click.echo(f"{len(outcome.stages)} stages, {cached} from cache. Distilled set: {outcome.folder / 'distilled'}")
     click.echo(f"Report: {outcome.report}")
+
+
+@contextmanager
+def failure_noted(store: Store, run: str) -> Iterator[None]:
+    """Note in run.json why a run has stopped; Ctrl-C ends the command with 130."""
+    from flows.runs import fail_run
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail_run(store, run, "stopped by the user")
+        stop()
+    except DdsrError as error:
+        fail_run(store, run, str(error))
+        raise
+
+
+def stop() -> NoReturn:
+    """End the command after Ctrl-C."""
+    click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
+    sys.exit(130)
 
 
 def check_run_name(name: str) -> None:
@@ -160,8 +176,7 @@ def run_night(
             arguments = {**vars(night), "home": store.url, "device": device}
             facts = call_flow("flows.nightly:nightly", name, store.home, progress_for(), arguments)
     except KeyboardInterrupt:
-        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
-        sys.exit(130)
+        stop()
     text = facts.pop("text")
     click.echo(json.dumps(facts, indent=2) if as_json else text)
 
@@ -192,13 +207,13 @@ def run_experiment(
     from flows.console import progress_for
     from flows.experiment import finish, measure
     from flows.fan_out import fan_out
-    from flows.runs import fail_run, run_folder, run_log
+    from flows.runs import run_folder, run_log
 
     config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
     store, run = open_store(home_of(home)), name or experiment
     check_run_name(run)
     store.check()
-    try:
+    with failure_noted(store, run):
         if no_prefect:
             build = plain_builder(store, device, progress_for(), run)
             design, log = design_of(experiment, scale), run_log(store, run)
@@ -213,13 +228,6 @@ def run_experiment(
                 "command": command,
             }  # fmt: skip
             facts = call_flow("flows.reproduce:reproduce", run, store.home, progress_for(), arguments)
-    except KeyboardInterrupt:
-        fail_run(store, run, "stopped by the user")
-        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
-        sys.exit(130)
-    except DdsrError as error:
-        fail_run(store, run, str(error))
-        raise
     folder = run_folder(store, run)
     click.echo(json.dumps(facts, indent=2) if as_json else (folder / f"{experiment}.md").read_text())
     if not as_json:
