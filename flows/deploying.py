@@ -6,11 +6,13 @@ this checkout, or, where a pool starts containers, that of the image.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -253,7 +255,7 @@ def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, 
 
     Args:
         code: folder of the flows where they run.
-        home: default of the parameter ``home``; none: the flow's own.
+        home: default of the parameter ``home``, for flows that have one; none: the flow's own.
         before: what is deployed, as of `_deployments`.
     """
     facts: dict[str, Any] = yaml.safe_load(FILE.read_text())
@@ -262,7 +264,9 @@ def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, 
     for item in facts["deployments"]:
         known = there.get(item["name"], {})
         ours = {"home": home} if home else {}
-        item["parameters"] = {**known.get("parameters", {}), **ours, **item.get("parameters", {})}
+        wanted = {**known.get("parameters", {}), **ours, **item.get("parameters", {})}
+        taken = parameters_of(item["entrypoint"])  # Prefect refuses to begin a run with any other
+        item["parameters"] = {name: value for name, value in wanted.items() if name in taken}
         kept = [
             {"active": each["active"], "parameters": each["parameters"], **each["schedule"]}
             for each in known.get("schedules", [])
@@ -270,6 +274,13 @@ def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, 
         if kept and not any(each.get("active", True) for each in item.get("schedules", [])):
             item["schedules"] = kept
     return facts
+
+
+def parameters_of(entrypoint: str) -> Collection[str]:
+    """Names of the parameters of a flow of this checkout, ``flows/module.py:function``."""
+    path, _, name = entrypoint.rpartition(":")
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    return inspect.signature(getattr(module, name).fn).parameters.keys()
 
 
 def _deploy_all(facts: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Stack, kill_quietly
+from tests.e2e.stack import FINAL, Stack, kill_quietly
 from tests.integration.commands import TINY, digests, distill, make_photos
 
 pytestmark = [
@@ -47,7 +47,7 @@ def bucket() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def stack(bucket: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = Stack(tmp_path_factory.mktemp("stack"))
-    stack.environment.update(bucket)
+    stack.environment.update(bucket, DDSR_HOME="s3://team/home")  # the deployments' default home
     try:
         stack.start_server()
         stack.ddsr("deploy", "--silence", str(SILENCE_S))
@@ -89,9 +89,7 @@ def published(bucket: dict[str, str], prefix: str) -> dict[str, str]:
 def test_machine_of_the_gpu_stages_dies_while_a_flow_waits_and_goes_on_when_it_is_back(
     stack: Stack, bucket: dict[str, str], photos: Path, tmp_path: Path
 ):
-    parameters = {
-        "images": str(photos), "home": "s3://team/home", "device": "cpu", "gpu": "pool", "overrides": (*TINY, *SETTINGS),
-    }  # fmt: skip
+    parameters = {"images": str(photos), "device": "cpu", "gpu": "pool", "overrides": (*TINY, *SETTINGS)}
     run = stack.begin("distill/distill", parameters)
     partial = wait_for_checkpoint(stack, run, "cuda")
     begun = min(partial.glob("samples/*.png")).stat().st_mtime_ns
@@ -104,6 +102,8 @@ def test_machine_of_the_gpu_stages_dies_while_a_flow_waits_and_goes_on_when_it_i
     sent = {item["name"]: item["id"] for item in stack.filter("flow_runs") if item["parent_task_run_id"]}
     assert set(sent) == {"embeddings", "latents", "finetune", "train-sr judge", "sample"}
     assert "Crashed" in stack.states(sent["finetune"])
+    kept = stack.filter("flow_runs", flows={"name": {"any_": ["keeper"]}}, flow_runs={"state": {"type": {"any_": [*FINAL]}}})
+    assert {item["state_type"] for item in kept} == {"COMPLETED"}
     assert min(partial.with_suffix("").glob("samples/*.png")).stat().st_mtime_ns == begun  # it went on inside the stage
     assert not [*Path(cache(stack, "cpu")).glob("*/artifacts/finetune/*/resume")]
 

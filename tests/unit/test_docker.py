@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prefect.utilities.templating import find_placeholders
 
-from flows.deploying import FILE, IMAGE_ROOT, POOLS, prefect_file, template
+from flows.deploying import FILE, IMAGE_ROOT, POOLS, parameters_of, prefect_file, template
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ")
@@ -150,6 +150,9 @@ def test_deploying_keeps_what_was_set_in_the_ui():
     assert items["nightly"]["parameters"] == {"images": "/p", "home": "/data"}
     assert items["nightly"]["schedules"] == [{"active": True, "parameters": {}, **cron}]
     assert items["distill"]["parameters"] == {"home": "/data"}
+    for item in items.values():  # Prefect begins no run with a parameter that its flow does not have
+        assert item["parameters"].keys() <= parameters_of(item["entrypoint"]), item["name"]
+    assert items["keeper"]["parameters"] == {}
     assert facts["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": IMAGE_ROOT}}]
 
 
