@@ -31,7 +31,7 @@ from flows.console import progress_for
 
 PATCHES = 600
 AS_DRAWN = ("sample.oversample=1", "sample.select=none", "sample.max_cosine=1.0", "sample.sr_gain_share=1.0",
-            "sample.allocation=proportional")  # fmt: skip
+            "sample.allocation=proportional", "sample.restored_share=0")  # fmt: skip
 SPREAD = ("finetune.lsr_mode=off", "sample.start=k-centre")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "samples of the base": ("finetune.steps=0",),

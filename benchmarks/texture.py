@@ -18,7 +18,7 @@ from flows.building import plain_builder
 from flows.chain import Chain, distill
 from flows.console import progress_for
 
-AS_DRAWN = ("sample.oversample=1", "sample.max_cosine=1.0")
+AS_DRAWN = ("sample.oversample=1", "sample.max_cosine=1.0", "sample.restored_share=0")
 NO_LSR = "finetune.lsr_mode=off"
 ALL_T = "finetune.minimax_last_step=999"
 SETTINGS: dict[str, tuple[str, ...]] = {

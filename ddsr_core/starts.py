@@ -1,7 +1,7 @@
 """Samples that begin at noised real patches: each cluster's modes, or patches that are spread over it.
 
-The patch nearest to a centroid is the cluster's medoid, its mode in embedding space. Medoids are typical and much alike:
-as training images they are worth less than patches drawn at random, and those less than k-centre ones (docs/method.md).
+The patch nearest to a centroid is the cluster's medoid, its mode in embedding space. Medoids are typical and much alike;
+k-centre patches are as different from each other as the cluster has them.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def storage_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         mends = {
-            errno.ENOSPC: "free some space (`ddsr gc` removes unfinished artifacts) and run again: finished stages are kept",
+            errno.ENOSPC: "free some space (`ddsr gc --delete` removes what no run names) and run again: finished stages are kept",
             errno.EDQUOT: "raise the quota or choose another folder with --home; finished stages are kept",
             errno.EACCES: "choose a folder that you may write to with --home, or change its permissions",
             errno.EPERM: "choose a folder that you may write to with --home, or change its permissions",

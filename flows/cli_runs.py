@@ -42,7 +42,7 @@ def runs(home: str | None, as_json: bool) -> None:
 @home_option
 @json_option
 def show(run: str, home: str | None, as_json: bool) -> None:
-    """Stages, keys, durations and results of a run.
+    """Status, stages, keys and durations of a run.
 
     Example: ddsr show demo
     """
@@ -143,7 +143,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
               help="of `ddsr nightly`, keep the last so many versions and steps back (default: all)")  # fmt: skip
 @home_option
 def gc(delete: bool, nights: int | None, home: str | None) -> None:
-    """Remove unfinished artifacts and those that no run and no nightly version uses.
+    """Remove artifacts, finished or not, that no run and no nightly version uses.
 
     Example: ddsr gc --delete
     """

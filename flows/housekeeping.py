@@ -32,7 +32,7 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
         nights: of every succession of `ddsr nightly`, only so many last versions count, and so many steps of going back.
 
     Raises:
-        StorageError: a night is going on, whose finished stages no run names yet.
+        StorageError: a night is going on.
     """
     with ExitStack() as stack:
         for name in registry_names(store):
