@@ -1,8 +1,9 @@
 """Experiments on the method: variants of one config, each with several seeds, and the tables that compare them.
 
 A variant changes a few fields and nothing else, so that all of them share the stages before the change. Within a column
-every training set has as many images (but for the whole data), and each network the same recipe and iterations on them; a seed means the same fine-tuning noise,
-sampling noise, crops and SR initialisation in every variant, so that differences can be taken seed by seed.
+every training set has as many images (but for the whole data), and each network the same recipe and iterations on them; a
+seed means the same fine-tuning noise, sampling noise, crops and SR initialisation in every variant, so that differences can
+be taken seed by seed.
 """
 
 from __future__ import annotations

@@ -11,18 +11,19 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from filelock import FileLock
 from pydantic import BeforeValidator
 
 from ddsr_core.config import Runtime, StageConfig, digest_of
-from ddsr_core.errors import ConfigError, StorageError
+from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 from ddsr_core.remote_lock import RemoteOwner, remote_lock
 from ddsr_core.s3 import SCHEME, Bucket
 from ddsr_core.store import (
@@ -46,6 +47,9 @@ from ddsr_core.store import (
 Home = Annotated[str, BeforeValidator(str)]
 #: Clocks of this machine and of S3 differ by less than 15 minutes, or S3 would refuse every request.
 ABANDONED = timedelta(hours=1)
+#: Pauses before what S3 did not answer is asked again.
+SILENCE_SECONDS = (5.0, 30.0)
+T = TypeVar("T")
 
 
 def open_store(home: str | Path) -> Store:
@@ -116,7 +120,7 @@ class RemoteStore(Store):
         self, stage: Stage, key: str, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime
     ) -> Artifact:
         if self.bucket.read(_manifest_name(stage.name, key)) is not None:  # damaged, or it would have been found
-            self._unpublish(stage.name, key)
+            self.unpublish(stage.name, key)
         built = super().find(stage.name, key)  # a build that was cut off while it was published
         if built is None:
             with self._shared(runtime.memo):
@@ -214,7 +218,8 @@ class RemoteStore(Store):
             raise StorageError("another builder has published it, but damaged", where=base, mend="run again")
         return found
 
-    def _unpublish(self, stage: str, key: str) -> None:
+    def unpublish(self, stage: str, key: str) -> None:
+        """Remove an artifact from S3; a copy on this machine stays."""
         self.bucket.remove([_manifest_name(stage, key)])  # first: from here on nobody finds it
         self.bucket.remove(self.bucket.list(_base(stage, key) + "/"))
 
@@ -227,7 +232,7 @@ class RemoteStore(Store):
         return path.read_text()
 
     def forget(self, artifact: Artifact) -> None:
-        self._unpublish(artifact.manifest.stage, artifact.key)
+        self.unpublish(artifact.manifest.stage, artifact.key)
         super().forget(artifact)
 
     def check(self) -> None:
@@ -255,6 +260,9 @@ class RemoteStore(Store):
     def write_file(self, name: str, data: bytes) -> None:
         self.bucket.write(name, data)
 
+    def remove_file(self, name: str) -> None:
+        self.bucket.remove([name])
+
     def sizes(self, folder: str) -> dict[str, int]:
         return {name.removeprefix(f"{folder}/"): item.bytes for name, item in self.bucket.list(folder + "/").items()}
 
@@ -266,14 +274,15 @@ class RemoteStore(Store):
             self.bucket.remove(self.bucket.list(folder + "/").keys() - files.keys())
 
     def pull(self, folder: str, names: Collection[str]) -> None:
-        found = [name for name in self.bucket.list(folder + "/") if name.rpartition("/")[2] in names]
-        with storage_errors(self.home):
-            self.bucket.download({name: self.home / name for name in found})
+        for name in self.bucket.list(folder + "/"):
+            data = self.read_file(name) if name.rpartition("/")[2] in names else None
+            if data is not None:
+                super().write_file(name, data)
 
-    def garbage(self, used: Collection[str], delete: bool) -> list[tuple[str, int]]:
-        """Published artifacts whose key is not in ``used``, and files without a manifest, with their sizes.
+    def published(self) -> dict[str, int]:
+        """Published artifacts, ``artifacts/<stage>/<key>``, and files without a manifest there, with their sizes.
 
-        What another builder has locked is left alone, unless its heart has not beaten for an hour.
+        What another builder has locked is left out, unless its heart has not beaten for an hour.
         """
         listed = self.bucket.list("artifacts/")
         young = datetime.now(UTC) - ABANDONED
@@ -281,11 +290,25 @@ class RemoteStore(Store):
         sizes: dict[str, int] = {}
         for name, item in listed.items():
             parts = name.split("/")
-            if len(parts) > 3 and parts[2] not in used and "/".join(parts[:3]) not in locked:
+            if len(parts) > 3 and "/".join(parts[:3]) not in locked:
                 sizes["/".join(parts[:3])] = sizes.get("/".join(parts[:3]), 0) + item.bytes
-        for base in sizes if delete else ():
-            self._unpublish(*base.split("/")[1:])
-        return [(f"{self.url}/{base}", size) for base, size in sorted(sizes.items())]
+        return dict(sorted(sizes.items()))
+
+
+def through_silence(call: Callable[[], T]) -> T:
+    """Call; where S3 does not answer, call again after 5 and after 30 seconds, as Prefect does with a task.
+
+    Raises:
+        UnreachableError: it does not answer then either.
+        Exception: whatever else ``call`` raises.
+    """
+    for seconds in SILENCE_SECONDS:
+        try:
+            return call()
+        except UnreachableError as error:
+            LOG.warning("%s; trying again in %.0f s", error.what, seconds)
+            time.sleep(seconds)
+    return call()
 
 
 def _base(stage: str, key: str) -> str:

@@ -147,7 +147,7 @@ def storage_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         mends = {
-            errno.ENOSPC: "free some space (`ddsr gc --delete` removes what no run names) and run again: finished stages are kept",
+            errno.ENOSPC: "free some space (`ddsr gc --delete`) and run again: finished stages are kept",
             errno.EDQUOT: "raise the quota or choose another folder with --home; finished stages are kept",
             errno.EACCES: "choose a folder that you may write to with --home, or change its permissions",
             errno.EPERM: "choose a folder that you may write to with --home, or change its permissions",
@@ -338,6 +338,10 @@ class Store:
         """
         with storage_errors(self.home / name):
             write_atomically(self.home / name, data)
+
+    def remove_file(self, name: str) -> None:
+        """Remove a small file that all machines share, if it is there."""
+        (self.home / name).unlink(missing_ok=True)
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Files below a folder of the home as it is published, relative to the folder, with their sizes in bytes."""

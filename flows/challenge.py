@@ -11,7 +11,7 @@ from typing import Any
 from ddsr_core import clusters, embeddings, evaluation, latents, patches, sampling
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune
-from ddsr_core.errors import ConfigError, DdsrError, InputError, StorageError
+from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.images import photo_digests, photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.registry import (
@@ -30,8 +30,8 @@ from ddsr_core.registry import (
 from ddsr_core.sr import train
 from ddsr_core.store import Artifact, StageInput, Store, now, storage_errors
 from flows.chain import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
-from flows.claims import claimer, claiming
-from flows.runs import fail_run, finish_run, publish_distilled, run_log, start_run
+from flows.claims import Claims
+from flows.runs import failure_noted, finish_run, publish_distilled, run_log, start_run
 
 #: Stages whose code decides what is distilled.
 MAKING = (patches.STAGE, embeddings.STAGE, clusters.STAGE, latents.STAGE, finetune.STAGE, sampling.STAGE)
@@ -108,15 +108,11 @@ def challenge(night: Night, store: Store, build: Build, log: Callable[[str], Non
             return Outcome(None, registry, registry)
         run = f"{night.name}-{registry.next_number:04d}"
         log = log or run_log(store, run)
-        try:
-            chain = Chain(claiming(build, claimer(store, run)), log)
-            return distil_and_judge(night, store, chain, registry, seen, run)
-        except DdsrError as error:
-            fail_run(store, run, str(error))
-            raise
-        except KeyboardInterrupt:
-            fail_run(store, run, "stopped by the user")
-            raise
+        with failure_noted(store, run):
+            claims = Claims(store, run)
+            outcome = distil_and_judge(night, store, Chain(claims.building(build), log), registry, seen, run)
+        claims.drop()
+        return outcome
 
 
 def unchanged(night: Night, store: Store) -> Outcome | None:

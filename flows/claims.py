@@ -1,67 +1,78 @@
 """Keys of a run that is not finished, noted before their artifacts are built or used: `ddsr gc` spares them.
 
-They lie in ``runs/<name>/claimed/keys.txt``, one a line. A run that fails keeps them, so that it can go on where it stood;
-one that is finished has its stages in run.json instead.
+Every execution of a run has a file of its own, ``claims/<run>/<any name>.json``: two runs of one name do not take away each
+other's. One that is finished removes its file, as run.json names its stages; one that has failed leaves it, so that the next
+one can go on where it stood.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
+import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 
 from ddsr_core.config import StageConfig
-from ddsr_core.store import Artifact, Stage, StageInput, Store, storage_errors
+from ddsr_core.remote_store import through_silence
+from ddsr_core.store import Artifact, Stage, StageInput, Store, now
 from flows.chain import Build
 
-FOLDER, KEYS = "claimed", "keys.txt"
-#: Notes keys. Raises `StorageError`: the home cannot be written.
+FOLDER = "claims"
+#: Notes keys, before the artifacts are built or used.
 Claim = Callable[..., None]
+#: What an execution has claimed that died in a run which was finished later counts for so long: it may be alive.
+MEMORY = timedelta(days=14)
 
 
-def claimer(store: Store, run: str) -> Claim:
-    """Notes keys in a run's folder, beside those that are there: ``claim(key, …)``."""
-    folder = f"runs/{run}/{FOLDER}"
-    path = store.home / folder / KEYS
-    store.pull(folder, (KEYS,))  # what the run has noted on another machine
-    noted = _read(path)
+class Claims:
+    """The keys of one execution of a run.
 
-    def claim(*keys: str) -> None:
-        new = [key for key in dict.fromkeys(keys) if key not in noted]
-        if not new:
-            return
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.write("".join(f"{key}\n" for key in new))
-        store.push(folder)
-        noted.update(new)
+    Args:
+        run: its name below ``<home>/runs``.
+    """
 
-    return claim
+    def __init__(self, store: Store, run: str) -> None:
+        self.store, self.name = store, f"{FOLDER}/{run}/{uuid.uuid4().hex}.json"
+        self.keys: list[str] = []
 
+    def add(self, *keys: str) -> None:
+        """Note keys.
 
-def claiming(build: Build, claim: Claim) -> Build:
-    """The same way to build a stage, with its key noted first."""
+        Raises:
+            StorageError: the home cannot be written.
+        """
+        new = [key for key in dict.fromkeys(keys) if key not in self.keys]
+        if new:
+            self.keys += new
+            text = json.dumps({"written": now(), "keys": self.keys})
+            through_silence(lambda: self.store.write_file(self.name, text.encode()))
 
-    def build_claimed(
-        stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
-    ) -> tuple[Artifact, bool]:
-        claim(stage.key(config, inputs))
-        return build(stage, config, inputs, label)
+    def building(self, build: Build) -> Build:
+        """The same way to build a stage, with its key noted first."""
 
-    return build_claimed
+        def build_claimed(
+            stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
+        ) -> tuple[Artifact, bool]:
+            self.add(stage.key(config, inputs))
+            return build(stage, config, inputs, label)
 
+        return build_claimed
 
-def drop_claims(store: Store, run: str) -> None:
-    """Forget them: run.json names the stages now. On S3 the run's folder is to be mirrored afterwards."""
-    shutil.rmtree(store.home / "runs" / run / FOLDER, ignore_errors=True)
+    def drop(self) -> None:
+        """Forget them: run.json names the stages now."""
+        self.store.remove_file(self.name)
 
 
 def claimed_keys(store: Store) -> set[str]:
-    """Keys that runs have noted which are not finished."""
-    store.pull("runs", (KEYS,))
-    return set().union(*(_read(path) for path in (store.home / "runs").glob(f"*/{FOLDER}/{KEYS}")))
-
-
-def _read(path: Path) -> set[str]:
-    return set(path.read_text().split()) if path.is_file() else set()
+    """Keys that executions have noted which are not finished, as far as their run's folder is there."""
+    keys: set[str] = set()
+    for name in store.sizes(FOLDER):
+        run = name.rpartition("/")[0]
+        claimed, state = store.read_file(f"{FOLDER}/{name}"), store.read_file(f"runs/{run}/run.json")
+        if claimed is None or state is None:  # just finished; or the run was removed by hand
+            continue
+        facts = json.loads(claimed)
+        age = datetime.now(UTC) - datetime.fromisoformat(facts["written"])
+        if age < MEMORY or json.loads(state)["status"] != "completed":
+            keys.update(facts["keys"])
+    return keys

@@ -47,7 +47,7 @@ def run_options(function: F) -> F:
     for option in (
         click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file laid over the preset"),
         click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="one field; may be repeated"),
-        click.option("--run", "name", default=None, help="name of the run below HOME/runs (default: the preset's name; of `reproduce` the experiment's)"),
+        click.option("--run", "name", default=None, help="name below HOME/runs (default: the preset's or experiment's)"),
         click.option("--no-prefect", is_flag=True, help="run the stages directly: same keys, same bytes"),
         home_option, device_option, json_option,
     ):  # fmt: skip

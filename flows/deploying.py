@@ -45,6 +45,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "deployments/prefect.yaml"
 #: Where the image of docker/Dockerfile has the flows.
 IMAGE_ROOT = "/opt/ddsr"
+#: The home there, where `ddsr deploy` is told of no other: the volume of the pools' templates.
+IMAGE_HOME = "/data"
 POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
@@ -55,6 +57,8 @@ KEEPER = "keeper/keeper"
 SILENCE = timedelta(seconds=120)
 #: A run that a worker has taken and that has not begun after so long has crashed: its machine has died, or cannot start it.
 SLOW_START = timedelta(minutes=15)
+#: In a cluster it may wait for a node and an image of 8 GB, 30 minutes by the template; the worker says if that fails.
+SLOW_START_IN_CLUSTER = timedelta(minutes=45)
 #: Events of flow runs, and the runs among them that come of our deployments.
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 TAGGED = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
@@ -82,12 +86,14 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
         before = _deployments(client)
         in_containers = any(client.read_work_pool(name).type != "process" for name in POOLS)
-        home = home_of(None) if os.environ.get("DDSR_HOME") else None
+        home = home_of(None) if os.environ.get("DDSR_HOME") else IMAGE_HOME if in_containers else None
         _deploy_all(prefect_file(IMAGE_ROOT if in_containers else str(ROOT), home, before))
         for name, after in sorted(_deployments(client).items()):
             was = before.get(name)
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
-        for automation in automations(silence, client.read_deployment_by_name(KEEPER).id):
+        in_cluster = any(client.read_work_pool(name).type == "kubernetes" for name in POOLS)
+        slow_start = SLOW_START_IN_CLUSTER if in_cluster else SLOW_START
+        for automation in automations(silence, slow_start, client.read_deployment_by_name(KEEPER).id):
             yield f"automation {automation.name}", _automation(client, automation)
 
 
@@ -163,11 +169,12 @@ def _limit(client: SyncPrefectClient, gpus: int) -> str:
     return "updated"
 
 
-def automations(silence: timedelta, keeper: UUID) -> list[Automation]:
+def automations(silence: timedelta, slow_start: timedelta, keeper: UUID) -> list[Automation]:
     """A run that falls silent, or never begins, is marked crashed; each crash wakes the keeper, which sees to the rest.
 
     Args:
         silence: without a heartbeat, after which a run has crashed.
+        slow_start: the same for one that has been taken and has not begun.
         keeper: the deployment of `flows.keeper`.
     """
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -183,8 +190,8 @@ def automations(silence: timedelta, keeper: UUID) -> list[Automation]:
         Automation(
             name="ddsr: a run that does not begin has crashed",
             description="Marks a run as crashed that a worker has taken and that has not begun.",
-            trigger=_silent(SLOW_START, after={"prefect.flow-run.Pending"}, expect={begins, *ends}),
-            actions=[_crashed(f"it has not begun for {SLOW_START.seconds} s: {gone}, or cannot start it")],
+            trigger=_silent(slow_start, after={"prefect.flow-run.Pending"}, expect={begins, *ends}),
+            actions=[_crashed(f"it has not begun for {slow_start.seconds} s: {gone}, or cannot start it")],
         ),
         Automation(
             name="ddsr: a crashed run goes on",

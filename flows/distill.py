@@ -6,15 +6,16 @@ from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.errors import DdsrError
+from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
-from ddsr_core.remote_store import Home, open_store
+from ddsr_core.remote_store import Home, RemoteStore, open_store
 from ddsr_core.splits import hold_out
+from ddsr_core.store import Store
 from flows.building import prefect_builder
 from flows.chain import distill_and_train
-from flows.claims import claimer, claiming
+from flows.claims import Claims
 from flows.networks import networks_ahead
-from flows.runs import Outcome, fail_run, finish_run, run_log, start_run
+from flows.runs import Outcome, check_run_name, failure_noted, finish_run, run_log, start_run
 from tasks.artifacts import publish_run
 from tasks.attempts import refuse_endless_crashes
 from tasks.runners import AtLeastOne, Runner
@@ -54,17 +55,29 @@ def distill(
     refuse_endless_crashes()
     config = chosen_config(preset, config, overrides)
     store, name = open_store(home), run or config.preset
+    check_run_name(name)
     if test is None and config.sr.archs:
+        require_one_machine(store, gpu, runner)
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)
-    try:
-        claim = claimer(store, name)
-        build = claiming(prefect_builder(store, device, gpu, runner=runner, workers=workers), claim)
-        ahead = networks_ahead(store, config, device, runner, workers, gpu, claim)
+    with failure_noted(store, name):
+        claims = Claims(store, name)
+        build = claims.building(prefect_builder(store, device, gpu, runner=runner, workers=workers))
+        ahead = networks_ahead(store, config, device, runner, workers, gpu, claims.add)
         chain = distill_and_train(config, images, test, build, run_log(store, name), ahead)
-    except DdsrError as error:
-        fail_run(store, name, str(error))
-        raise
-    outcome = finish_run(store, name, config, chain)
+        outcome = finish_run(store, name, config, chain)
+    claims.drop()
     publish_run(name, outcome.table, outcome.stages, store.url)
     return outcome
+
+
+def require_one_machine(store: Store, gpu: Gpu, runner: Runner) -> None:
+    """
+    Raises:
+        ConfigError: photos would be held out by links on this machine that another one does not see.
+    """
+    if isinstance(store, RemoteStore) and (gpu == "pool" or runner == "ray"):
+        raise ConfigError(
+            "test photos cannot be held out for several machines with a home on S3", where="test",
+            mend="name test photos, in a folder that is at the same path on all of them",
+        )  # fmt: skip

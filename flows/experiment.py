@@ -16,14 +16,14 @@ from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sheets import contact_sheet
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically, write_json
+from ddsr_core.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
 from ddsr_core.table_plots import plot_metric
 from ddsr_core.table_text import tables_markdown
 from ddsr_core.tables import WHOLE
 from flows.chain import Build, Built, Chain, data_source, distill
-from flows.claims import Claim, claimer, claiming, drop_claims
+from flows.claims import Claim, Claims
 from flows.fan_out import Begun, FanOut, Work
-from flows.runs import run_folder, stage_facts, start_run
+from flows.runs import complete_run, run_folder, start_run
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
@@ -36,7 +36,7 @@ class Experiment:
 
     Attributes:
         total: cells that it will have.
-        stages: what has been built for it.
+        stages: what has been built for it; ``claims``: their keys, until it is finished.
     """
 
     design: Design
@@ -45,6 +45,7 @@ class Experiment:
     total: int
     bicubic: dict[str, float]
     stages: list[Built]
+    claims: Claims
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, cell: Cell) -> None:
@@ -102,20 +103,20 @@ def measure(
         device: there.
     """
     start_run(store, name, config, photos, test)
-    claim = claimer(store, name)
-    chain = Chain(claiming(build, claim), log)
+    claims = Claims(store, name)
+    chain = Chain(claims.building(build), log)
     tests = photo_source(test)
     bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
     folder, networks = run_folder(store, name), design.networks_of(config)
     total = len(design.variants) * len(networks) * seeds
-    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic, chain.stages)
+    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic, chain.stages, claims)
     waiting: deque[Pending] = deque()
     for seed in range(seeds):
         for trained_on in training_sets(chain, design, config, photos, seed):
             if seed == 0 and trained_on.variant.source not in WHOLE:
                 write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
             for network in networks:
-                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests, claim))
+                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests, claims.add))
             while waiting and is_ready(waiting[0]):
                 finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
     while waiting:
@@ -221,10 +222,6 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
 
 def finish(store: Store, name: str, experiment: Experiment) -> dict[str, Any]:
     """Mark the run completed, and return what the command prints as JSON."""
-    folder = run_folder(store, name)
-    with storage_errors(folder):
-        state = json.loads((folder / "run.json").read_text())
-        write_json(folder / "run.json", {**state, "status": "completed", "stages": stage_facts(experiment.stages)})
-    drop_claims(store, name)
-    store.push(f"runs/{name}", mirror=True)
+    complete_run(store, name, experiment.stages)
+    experiment.claims.drop()
     return dict(json.loads(experiment.json()))

@@ -37,39 +37,60 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
     with ExitStack() as stack:
         for name in registry_names(store):
             stack.enter_context(store.locked(night_lock(name), "gc", f"a night of {name!r}, begun", wait=False))
-        return _collect(store, used_keys(store, nights), delete)
+        # What is there is listed first: what is finished meanwhile is not in the list, what began before is named by now.
+        folders = sorted(folder for folder in (store.home / "artifacts").glob("*/*") if folder.is_dir())
+        published = store.published() if isinstance(store, RemoteStore) else {}
+        used = used_keys(store, nights)
+        here = _collect_here(store, folders, used, delete)
+        return here + (_collect_published(store, published, used, delete) if isinstance(store, RemoteStore) else [])
 
 
-def _collect(store: Store, used: set[str], delete: bool) -> list[tuple[Path | str, int]]:
+def _collect_here(store: Store, folders: list[Path], used: set[str], delete: bool) -> list[tuple[Path | str, int]]:
     from filelock import FileLock, Timeout
 
     result: list[tuple[Path | str, int]] = []
-    for folder in sorted((store.home / "artifacts").glob("*/*")):
+    for folder in folders:
         key = folder.name.removesuffix(".partial")
         superseded = folder.name != key and folder.with_name(key).exists()
-        if not folder.is_dir() or (key in used and not superseded):
+        if key in used and not superseded:
             continue
         try:
             with FileLock(folder.with_name(key + ".lock"), timeout=0):
+                if delete and not superseded and key in claimed_keys(store):  # a run has begun meanwhile
+                    continue
                 result.append((folder, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())))
                 if delete:
                     shutil.rmtree(folder)
         except Timeout:
             continue
-    if isinstance(store, RemoteStore):
-        result += store.garbage(used, delete)
+    return result
+
+
+def _collect_published(
+    store: RemoteStore, published: dict[str, int], used: set[str], delete: bool
+) -> list[tuple[Path | str, int]]:
+    result: list[tuple[Path | str, int]] = []
+    for base, size in published.items():
+        _, stage, key = base.split("/")
+        if key in used or (delete and key in claimed_keys(store)):
+            continue
+        result.append((f"{store.url}/{base}", size))
+        if delete:
+            store.unpublish(stage, key)
     return result
 
 
 def used_keys(store: Store, nights: int | None = None) -> set[str]:
     """Keys of the artifacts that runs name or have claimed, and of those that `ddsr nightly` goes back to or on from."""
+    claimed = claimed_keys(store)  # before run.json is read: a run that is finished meanwhile is then named there
     registries = [read_registry(store, name) for name in registry_names(store)]
     versions = [(item, registry.recent(nights)) for registry in registries for item in registry.versions]
     old = {item.run for item, recent in versions if item.number not in recent}
-    runs = (state.get("stages", []) for state in list_runs(store) if state.get("name") not in old)
-    return {stage["key"] for stages in runs for stage in stages}.union(
-        claimed_keys(store), *(item.keys.values() for item, recent in versions if item.number in recent)
-    )
+    runs = [state for state in list_runs(store) if state.get("name") not in old]
+    named = {stage["key"] for state in runs for stage in state.get("stages", [])}
+    kept = {key for state in runs for key in state.get("kept", [])}
+    recently = (item.keys.values() for item, recent in versions if item.number in recent)
+    return claimed.union(named, kept, claimed_keys(store), *recently)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ddsr_core.registry import Metric
 from ddsr_core.remote_store import Home, open_store
 from flows.building import prefect_builder
 from flows.challenge import Night, challenge, facts_of, memo_of
+from tasks.artifacts import artifact_key
 from tasks.attempts import refuse_endless_crashes
 from tasks.stages import Gpu
 
@@ -59,6 +60,5 @@ def nightly(
     outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
     facts = facts_of(outcome, name)
     get_run_logger().info(facts["text"].splitlines()[0].replace("**", ""))
-    key = f"ddsr-{name.lower().replace('_', '-')}"
-    create_markdown_artifact(facts["text"], key=key, description="Before and after")
+    create_markdown_artifact(facts["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")
     return facts

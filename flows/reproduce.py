@@ -8,14 +8,13 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
 from ddsr_core.remote_store import Home, open_store
 from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
 from flows.experiment import finish, measure
 from flows.networks import prefect_fan_out
-from flows.runs import fail_run, run_log
+from flows.runs import check_run_name, failure_noted, run_log
 from tasks.attempts import refuse_endless_crashes
 from tasks.runners import AtLeastOne, Runner
 from tasks.stages import Gpu
@@ -63,12 +62,10 @@ def reproduce(
     refuse_endless_crashes()
     config = chosen_config(preset or DEFAULT_PRESET[scale], config, overrides, scale)
     store, name = open_store(home), run or experiment
-    try:
+    check_run_name(name)
+    with failure_noted(store, name):
         build, log = prefect_builder(store, device, gpu, runner=runner, workers=workers), run_log(store, name)
         design, ahead = design_of(experiment, scale), prefect_fan_out(runner, workers, gpu)
         done = measure(design, config, images, test, seeds, store, name, build, log, command, ahead, device)
-    except DdsrError as error:
-        fail_run(store, name, str(error))
-        raise
     create_markdown_artifact(done.markdown(), key=experiment, description=done.about)
     return finish(store, name, done)

@@ -9,15 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddsr_core.errors import ConfigError, DdsrError
-
 if TYPE_CHECKING:
     from ddsr_core.registry import Metric
-    from ddsr_core.store import Store
     from ddsr_core.tables import ExperimentName, Scale
     from flows.challenge import Outcome
 
@@ -48,6 +45,7 @@ def run_pipeline(
     from ddsr_core.remote_store import open_store
     from ddsr_core.splits import hold_out
     from flows.console import print_results, progress_for
+    from flows.runs import check_run_name, failure_noted
 
     config = load_config(preset, file, overrides)
     store, run = open_store(home_of(home)), name or preset
@@ -55,7 +53,7 @@ def run_pipeline(
     store.check()
     if config.sr.archs and test is None:
         images, test = hold_out(images, store.home)
-    with failure_noted(store, run):
+    with stopping(), failure_noted(store, run):
         arguments = (config, images, test, store, run, device, progress_for())
         outcome = run_plainly(*arguments) if no_prefect else run_with_prefect(*arguments)
     if as_json:
@@ -69,42 +67,30 @@ def run_pipeline(
 
 
 @contextmanager
-def failure_noted(store: Store, run: str) -> Iterator[None]:
-    """Note in run.json why a run has stopped; Ctrl-C ends the command with 130."""
-    from flows.runs import fail_run
-
+def stopping() -> Iterator[None]:
+    """Ctrl-C ends the command with 130 and says how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        fail_run(store, run, "stopped by the user")
-        stop()
-    except DdsrError as error:
-        fail_run(store, run, str(error))
-        raise
-
-
-def stop() -> NoReturn:
-    """End the command after Ctrl-C."""
-    click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
-    sys.exit(130)
-
-
-def check_run_name(name: str) -> None:
-    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ConfigError(f"{name!r} cannot be the name of a run", where="--run", mend="use letters, digits, - and _")
+        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
+        sys.exit(130)
 
 
 def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The chain without Prefect."""
     from flows.building import plain_builder
     from flows.chain import distill_and_train
-    from flows.claims import claimer, claiming
+    from flows.claims import Claims
     from flows.runs import finish_run, run_log, start_run
 
     start_run(store, run, config, images, test)
-    build = claiming(plain_builder(store, device, progress, run), claimer(store, run))
-    chain = distill_and_train(config, images, test, build, run_log(store, run))
-    return finish_run(store, run, config, chain)
+    claims = Claims(store, run)
+    chain = distill_and_train(
+        config, images, test, claims.building(plain_builder(store, device, progress, run)), run_log(store, run)
+    )
+    outcome = finish_run(store, run, config, chain)
+    claims.drop()
+    return outcome
 
 
 def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
@@ -164,7 +150,7 @@ def run_night(
     store = open_store(home_of(home))
     night = Night(name, images, test, load_config(preset, file, overrides), metric, margin, warm, warm_steps)
     store.check()
-    try:
+    with stopping():
         outcome: Outcome | None
         if no_prefect:
             outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, memo_of(name)))
@@ -175,8 +161,6 @@ def run_night(
         else:
             arguments = {**vars(night), "home": store.url, "device": device}
             facts = call_flow("flows.nightly:nightly", name, store.home, progress_for(), arguments)
-    except KeyboardInterrupt:
-        stop()
     text = facts.pop("text")
     click.echo(json.dumps(facts, indent=2) if as_json else text)
 
@@ -207,13 +191,13 @@ def run_experiment(
     from flows.console import progress_for
     from flows.experiment import finish, measure
     from flows.fan_out import fan_out
-    from flows.runs import run_folder, run_log
+    from flows.runs import check_run_name, failure_noted, run_folder, run_log
 
     config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
     store, run = open_store(home_of(home)), name or experiment
     check_run_name(run)
     store.check()
-    with failure_noted(store, run):
+    with stopping(), failure_noted(store, run):
         if no_prefect:
             build = plain_builder(store, device, progress_for(), run)
             design, log = design_of(experiment, scale), run_log(store, run)

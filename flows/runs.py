@@ -6,18 +6,18 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddsr_core.errors import InputError, StorageError
+from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.pipeline import PipelineConfig, to_toml
 from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
-from ddsr_core.store import Artifact, Store, storage_errors, write_atomically, write_json
+from ddsr_core.store import LOG, Artifact, Store, storage_errors, write_atomically, write_json
 from flows.chain import Built, Chain
-from flows.claims import claimer, drop_claims
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
 RUN_FILES = ("run.json", "config.toml")
@@ -44,21 +44,31 @@ def run_folder(store: Store, name: str) -> Path:
     return store.home / "runs" / name
 
 
+def check_run_name(name: str) -> None:
+    """
+    Raises:
+        ConfigError: it cannot be the name of a folder below ``<home>/runs``.
+    """
+    if not name or name in (".", "..") or any(sign in "/\\[]*?" or not sign.isprintable() for sign in name):
+        raise ConfigError(f"{name!r} cannot be the name of a run", where="run", mend="use letters, digits, - and _")
+
+
 def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
-    """Make the run folder and say in it that the run has begun. What an earlier run of that name has made is claimed.
+    """Make the run folder and say in it that the run has begun. What an earlier run of that name has made is kept for it.
 
     Raises:
+        ConfigError: as `check_run_name`.
         StorageError: the home cannot be written.
     """
+    check_run_name(name)
     folder = run_folder(store, name)
+    before = _published_state(store, name) or {}
+    earlier = {stage["key"] for stage in before.get("stages", [])} | set(before.get("kept", []))
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "run.json").exists():
-            earlier = json.loads((folder / "run.json").read_text()).get("stages", [])
-            claimer(store, name)(*(stage["key"] for stage in earlier))
         write_atomically(folder / "config.toml", to_toml(config).encode())
         state = {"name": name, "preset": config.preset, "status": "running", "images": str(images), "test": str(test)}
-        write_json(folder / "run.json", {**state, "started": _now()})
+        write_json(folder / "run.json", {**state, "started": _now(), "kept": sorted(earlier)})
     store.push(f"runs/{name}")
     return folder
 
@@ -88,24 +98,51 @@ def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) ->
             publish_distilled(distilled, folder / "distilled")
         started = json.loads((folder / "run.json").read_text())
         facts = record.model_dump(mode="json", exclude={"config"})
-        write_json(folder / "run.json", {**started, **facts, "status": "completed", "finished": _now()})
+        write_json(folder / "run.json", {**_over(started), **facts, "status": "completed", "finished": _now()})
         report = write_report(folder, record)
-    drop_claims(store, name)
     store.push(f"runs/{name}", mirror=True)
     return Outcome(folder, report, results_table(chain), stage_rows(chain))
 
 
-def fail_run(store: Store, name: str, message: str) -> None:
-    """Note in run.json why the run has stopped."""
+def complete_run(store: Store, name: str, stages: Iterable[Built]) -> None:
+    """Note in run.json that a run which has no report is finished, and its stages; one that was used several times once."""
+    records = {item.artifact.key: _stage_record(item).model_dump(mode="json") for item in stages}
     path = run_folder(store, name) / "run.json"
-    if path.exists():
-        state = json.loads(path.read_text())
+    with storage_errors(path):
+        state = _over(json.loads(path.read_text()))
+        write_json(path, {**state, "status": "completed", "finished": _now(), "stages": list(records.values())})
+    store.push(f"runs/{name}", mirror=True)
+
+
+def _over(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name != "kept"}
+
+
+@contextmanager
+def failure_noted(store: Store, name: str) -> Iterator[None]:
+    """Note in run.json why a run that goes on has stopped, whatever stopped it; the exception passes."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail_run(store, name, "stopped by the user")
+        raise
+    except BaseException as error:  # SIGTERM of a cancelled run, memory that is used up …
+        fail_run(store, name, str(error) or type(error).__name__)
+        raise
+
+
+def fail_run(store: Store, name: str, message: str) -> None:
+    """Note in run.json why the run has stopped. One that was finished before it could begin again stays so."""
+    path = run_folder(store, name) / "run.json"
+    try:
+        state = json.loads(path.read_text()) if path.exists() else {}
+        if state.get("status") != "running":
+            return
         run_log(store, name)(f"failed: {message}")
         write_json(path, {**state, "status": "failed", "message": message, "finished": _now()})
-        try:
-            store.push(f"runs/{name}")
-        except StorageError as error:  # most likely what the run has failed of
-            run_log(store, name)(f"run.json is not published: {error.what}")
+        store.push(f"runs/{name}")
+    except (StorageError, OSError) as error:  # most likely what the run has failed of
+        LOG.warning("%s: that the run has failed is not noted: %s", path, error)
 
 
 def to_record(name: str, config: PipelineConfig, chain: Chain) -> RunRecord:
@@ -142,12 +179,6 @@ def _stage_record(item: Built) -> StageRecord:
         path=item.artifact.path,
         counts=manifest.counts,
     )
-
-
-def stage_facts(stages: Iterable[Built]) -> list[dict[str, Any]]:
-    """Every stage as run.json has it; one that was used several times once."""
-    records = {item.artifact.key: _stage_record(item) for item in stages}
-    return [record.model_dump(mode="json") for record in records.values()]
 
 
 def stage_rows(chain: Chain) -> list[dict[str, Any]]:
@@ -192,8 +223,9 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def list_runs(store: Store) -> list[dict[str, Any]]:
     """run.json of every run, oldest first."""
-    store.pull("runs", RUN_FILES)
-    states = [json.loads(path.read_text()) for path in (store.home / "runs").glob("*/run.json")]
+    paths = (path.split("/") for path in store.sizes("runs"))
+    names = sorted(path[0] for path in paths if path[1:] == ["run.json"])
+    states = [state for name in names if (state := _published_state(store, name)) is not None]
     return sorted(states, key=lambda state: str(state.get("started")))
 
 
@@ -203,16 +235,21 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
     Raises:
         InputError: there is none of that name.
     """
-    store.pull(f"runs/{name}", RUN_FILES)
-    path = run_folder(store, name) / "run.json"
-    if not path.is_file():
+    state = _published_state(store, name)
+    if state is None:
         known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
         raise InputError(f"no run {name!r}", where=f"{store.url}/runs", mend=f"runs here: {known}")
-    return dict(json.loads(path.read_text()))
+    return state
+
+
+def _published_state(store: Store, name: str) -> dict[str, Any] | None:
+    """run.json as all machines see it: a run that goes on here has newer files in its folder than it has published."""
+    data = store.read_file(f"runs/{name}/run.json")
+    return None if data is None else dict(json.loads(data))
 
 
 def read_record(store: Store, name: str) -> RunRecord:
-    """A finished run as the report reads it.
+    """A finished run as the report reads it; its run.json and config.toml are brought to this machine.
 
     Raises:
         InputError: no such run, or it has not been finished.
@@ -220,6 +257,7 @@ def read_record(store: Store, name: str) -> RunRecord:
     state = read_run(store, name)
     if state["status"] != "completed":
         raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
+    store.pull(f"runs/{name}", RUN_FILES)
     config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
     fields = {field: state[field] for field in RunRecord.model_fields if field in state}
     return _brought(store, RunRecord.model_validate({**fields, "config": config}))

@@ -50,12 +50,17 @@ def publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, 
 
 
 def _publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:
-    slug = "".join(sign if sign.isalnum() else "-" for sign in run.lower()).strip("-")
+    slug = artifact_key(run)
     rows = [{name: _rounded(value) for name, value in row.items()} for row in results]
     create_table_artifact(key=f"ddsr-{slug}-results", table=rows, description=f"Results of the run {run}")
     verdicts = [{**row, "cached": "from the cache" if row["cached"] else "built"} for row in stages]
     create_table_artifact(key=f"ddsr-{slug}-stages", table=verdicts, description=f"Stages of the run {run}")
     create_markdown_artifact(_report(run, home), key=f"ddsr-{slug}-report", description=f"Report of the run {run}")
+
+
+def artifact_key(name: str) -> str:
+    """A name as part of the key of a Prefect artifact: lowercase letters a to z, digits and dashes."""
+    return "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in name.lower()).strip("-") or "run"
 
 
 def _report(run: str, home: str) -> str:

@@ -11,7 +11,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import flow_run
-from prefect.states import AwaitingRetry, Cancelled
+from prefect.states import AwaitingRetry, Cancelled, Failed
 
 from ddsr_core.errors import DdsrError
 
@@ -39,8 +39,14 @@ def refuse_endless_crashes() -> None:
 
 
 def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
-    """Schedule a crashed run again, or end it as cancelled where it died while it was being cancelled; what was done."""
+    """Schedule a crashed run again, or end it as cancelled where it died while it was being cancelled; what was done.
+
+    One that has crashed `MAX_ATTEMPTS` times without ever beginning, as its pod got no node, fails: nobody counts those.
+    """
     states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+    if sum(state.type == StateType.CRASHED for state in states) >= MAX_ATTEMPTS:
+        client.set_flow_run_state(run.id, Failed(message=f"crashed {MAX_ATTEMPTS} times, also before it began"), force=True)
+        return "failed"
     before = [state.type for state in states if state.type != StateType.CRASHED]
     if before and before[-1] in (StateType.CANCELLING, StateType.CANCELLED):
         client.set_flow_run_state(run.id, Cancelled(message="it died while it was being cancelled"), force=True)

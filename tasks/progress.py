@@ -49,9 +49,11 @@ class _LoggedBar:
     def publish(self, percent: float) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+        from tasks.artifacts import artifact_key
+
         if self.artifact is None:
-            key = "".join(sign if sign.isalnum() else "-" for sign in self.title.lower())
-            self.artifact = create_progress_artifact(percent, key=f"ddsr-{key}", description=f"{self.title}, {self.unit}")  # type: ignore[assignment]
+            key = f"ddsr-{artifact_key(self.title)}"
+            self.artifact = create_progress_artifact(percent, key=key, description=f"{self.title}, {self.unit}")  # type: ignore[assignment]
         else:
             update_progress_artifact(self.artifact, percent)
 

@@ -21,7 +21,7 @@ from ddsr_core.errors import DdsrError, StorageError, UnreachableError
 from ddsr_core.evaluation import STAGE as EVALUATE
 from ddsr_core.latents import STAGE as LATENTS
 from ddsr_core.patches import STAGE as PATCHES
-from ddsr_core.remote_store import open_store
+from ddsr_core.remote_store import open_store, through_silence
 from ddsr_core.sampling import STAGE as SAMPLE
 from ddsr_core.sr.gsdd import STAGE as GSDD
 from ddsr_core.sr.sources import STAGE as CROPS
@@ -189,7 +189,7 @@ def build(
         StorageError: the task has finished but its artifact is not in this home.
     """
     key = stage.key(config, inputs)
-    before = store.find(stage.name, key)
+    before = through_silence(lambda: store.find(stage.name, key))
     there = before is not None
     parameters: dict[str, Any] = {
         "key": key,
@@ -206,7 +206,7 @@ def build(
         run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, "stage": stage.name, "label": label})
     else:
         run_task(stage.name, label, here, refresh=not there)
-    found = before or store.find(stage.name, key)
+    found = before or through_silence(lambda: store.find(stage.name, key))
     if found is None:
         raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))
     return found, there

@@ -100,3 +100,9 @@ def test_a_run_that_died_while_it_was_being_cancelled_is_not_brought_back(states
 def test_a_run_that_was_cancelled_and_retried_is_brought_back():
     states = (StateType.CANCELLING, StateType.CANCELLED, StateType.SCHEDULED, StateType.RUNNING, StateType.CRASHED)
     assert attempts.go_on(Client(*states), Run()) == "scheduled again"  # type: ignore[arg-type]
+
+
+def test_a_run_that_always_crashes_before_it_begins_comes_to_an_end():
+    client = Client(*[StateType.PENDING, StateType.CRASHED] * attempts.MAX_ATTEMPTS)
+    assert attempts.go_on(client, Run()) == "failed"  # type: ignore[arg-type]
+    assert client.changes == [("Failed", True)]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ddsr_core.config import Runtime
-from ddsr_core.errors import StorageError
+from ddsr_core.errors import ConfigError, StorageError
 from ddsr_core.pipeline import load_config
 from ddsr_core.progress import silent
 from ddsr_core.store import Store, write_json
+from flows import housekeeping
 from flows.building import plain_builder
-from flows.claims import claimer, claiming, drop_claims
-from flows.housekeeping import collect_garbage
-from flows.runs import fail_run, run_folder, start_run
+from flows.claims import Claims, claimed_keys
+from flows.housekeeping import collect_garbage, used_keys
+from flows.runs import fail_run, failure_noted, run_folder, start_run
 from tests.unit.toy_stage import TOY, CountConfig, inputs
 
 
@@ -30,6 +34,15 @@ def begin(store: Store, log: Path) -> None:
     start_run(store, "demo", load_config("demo", None, ()), log, None)
 
 
+def state(store: Store) -> dict[str, object]:
+    return dict(json.loads((run_folder(store, "demo") / "run.json").read_text()))
+
+
+def complete(store: Store, *keys: str) -> None:
+    facts = {**state(store), "status": "completed", "stages": [{"key": key} for key in keys]}
+    write_json(run_folder(store, "demo") / "run.json", {name: value for name, value in facts.items() if name != "kept"})
+
+
 def removed(store: Store) -> list[str]:
     return [Path(place).name for place, _ in collect_garbage(store, delete=True)]
 
@@ -39,44 +52,75 @@ def test_run_that_goes_on_or_has_failed_keeps_what_it_has_built_and_used(tmp_pat
     used, _ = store.build(TOY, CountConfig(files=1), inputs(log), Runtime())  # by nobody that has a name
     unused, _ = store.build(TOY, CountConfig(files=2), inputs(log), Runtime())
     begin(store, log)
-    build = claiming(plain_builder(store, "cpu", silent), claimer(store, "demo"))
+    build = Claims(store, "demo").building(plain_builder(store, "cpu", silent))
     assert build(TOY, CountConfig(files=1), inputs(log))[1]
     built, _ = build(TOY, CountConfig(files=3), inputs(log))
     assert removed(store) == [unused.key]
     fail_run(store, "demo", "disk full")
     assert removed(store) == []
-    drop_claims(store, "demo")
+    shutil.rmtree(run_folder(store, "demo"))  # how to let go of a run
     assert sorted(removed(store)) == sorted([used.key, built.key])
 
 
 def test_key_is_noted_before_the_stage_begins(tmp_path: Path, log: Path) -> None:
     store, config = Store(tmp_path / "home"), CountConfig()
-    seen: list[str] = []
+    begin(store, log)
+    seen: list[set[str]] = []
 
     def build(*_: object) -> None:
-        seen.append((run_folder(store, "demo") / "claimed/keys.txt").read_text())
+        seen.append(claimed_keys(store))
         raise StorageError("disk full")
 
     with pytest.raises(StorageError):
-        claiming(build, claimer(store, "demo"))(TOY, config, inputs(log))  # type: ignore[arg-type]
-    assert seen == [TOY.key(config, inputs(log)) + "\n"]
+        Claims(store, "demo").building(build)(TOY, config, inputs(log))  # type: ignore[arg-type]
+    assert seen == [{TOY.key(config, inputs(log))}]
 
 
 def test_run_that_is_begun_again_keeps_what_it_has_made_before(tmp_path: Path, log: Path) -> None:
     store = Store(tmp_path / "home")
     earlier, _ = store.build(TOY, CountConfig(), inputs(log), Runtime())
     begin(store, log)
-    path = run_folder(store, "demo") / "run.json"
-    write_json(path, {**json.loads(path.read_text()), "status": "completed", "stages": [{"key": earlier.key}]})
+    complete(store, earlier.key)
     begin(store, log)
-    assert "stages" not in json.loads(path.read_text())
+    begin(store, log)  # and again
+    assert "stages" not in state(store)
     assert removed(store) == []
+    complete(store)
+    assert removed(store) == [earlier.key]
+
+
+def test_two_runs_of_one_name_do_not_take_away_each_others_claims(tmp_path: Path, log: Path) -> None:
+    store = Store(tmp_path / "home")
+    begin(store, log)
+    first, second = Claims(store, "demo"), Claims(store, "demo")
+    first.add("a", "b", "a")
+    second.add("b", "c")
+    complete(store, "a", "b")
+    first.drop()
+    assert used_keys(store) == {"a", "b", "c"}
+    second.add("d")
+    second.drop()
+    second.drop()
+    assert used_keys(store) == {"a", "b"}
+
+
+def test_what_died_in_a_run_that_was_finished_later_is_forgotten_after_a_while(tmp_path: Path, log: Path) -> None:
+    store = Store(tmp_path / "home")
+    begin(store, log)
+    dead = Claims(store, "demo")
+    dead.add("a")
+    text = json.loads((store.home / dead.name).read_text())
+    write_json(store.home / dead.name, {**text, "written": "2020-01-01T00:00:00+00:00"})
+    assert claimed_keys(store) == {"a"}
+    complete(store)
+    assert claimed_keys(store) == set()
 
 
 def test_unfinished_stage_of_a_failed_run_is_kept_until_it_is_whole(tmp_path: Path, log: Path) -> None:
     store, config = Store(tmp_path / "home"), CountConfig()
     key = TOY.key(config, inputs(log))
-    claimer(store, "demo")(key)
+    begin(store, log)
+    Claims(store, "demo").add(key)
     partial = store.home / f"artifacts/toy/{key}.partial"
     partial.mkdir(parents=True)
     assert removed(store) == []
@@ -85,8 +129,56 @@ def test_unfinished_stage_of_a_failed_run_is_kept_until_it_is_whole(tmp_path: Pa
     assert removed(store) == [partial.name]
 
 
-def test_keys_are_noted_once(tmp_path: Path) -> None:
+def test_run_that_is_finished_or_begun_while_gc_looks_loses_nothing(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path / "home")
-    claimer(store, "demo")("a", "b", "a")
-    claimer(store, "demo")("b", "c")  # another process
-    assert (run_folder(store, "demo") / "claimed/keys.txt").read_text() == "a\nb\nc\n"
+    built, _ = store.build(TOY, CountConfig(files=1), inputs(log), Runtime())
+    found, _ = store.build(TOY, CountConfig(files=2), inputs(log), Runtime())
+    begin(store, log)
+    claims = Claims(store, "demo")
+    claims.add(built.key)
+    list_runs, held = housekeeping.list_runs, housekeeping._collect_here
+
+    def finish_first(store: Store) -> list[dict[str, object]]:
+        complete(store, built.key)
+        claims.drop()
+        return list_runs(store)
+
+    def begin_first(*arguments: object) -> object:
+        Claims(store, "demo").add(found.key)
+        return held(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(housekeeping, "list_runs", finish_first)
+    monkeypatch.setattr(housekeeping, "_collect_here", begin_first)
+    assert removed(store) == []
+
+
+@contextmanager
+def ends_with(error: BaseException) -> Iterator[None]:
+    with pytest.raises(type(error)):
+        yield
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), SystemExit(1), KeyboardInterrupt(), ConfigError("wrong")])
+def test_whatever_stops_a_run_is_noted(tmp_path: Path, log: Path, error: BaseException) -> None:
+    store = Store(tmp_path / "home")
+    begin(store, log)
+    with ends_with(error), failure_noted(store, "demo"):
+        raise error
+    assert state(store)["status"] == "failed"
+
+
+def test_finished_run_that_cannot_begin_again_stays_finished(tmp_path: Path, log: Path) -> None:
+    store = Store(tmp_path / "home")
+    begin(store, log)
+    complete(store, "a")
+    with ends_with(ConfigError("")), failure_noted(store, "demo"):
+        raise ConfigError("no cluster")
+    assert state(store)["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", "a*", "v[1]", "a\n"])
+def test_names_that_no_run_can_have(tmp_path: Path, log: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a run"):
+        start_run(Store(tmp_path / "home"), name, load_config("demo", None, ()), log, None)

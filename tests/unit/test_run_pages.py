@@ -63,3 +63,11 @@ def test_a_run_shows_rounded_results_verdicts_and_where_its_report_is(
     artifacts.publish_run("My run", results, stages, "s3://bucket/x")
     assert str(shown["ddsr-my-run-report"]).startswith("[report.html](http://box:8000/My%20run/report.html)")
     assert "`s3://bucket/x/runs/My run/report.html`." in str(shown["ddsr-my-run-report"])
+
+
+@pytest.mark.parametrize(("name", "key"), [("Größe 2_b", "gr--e-2-b"), ("demo", "demo"), ("猫", "run")])
+def test_keys_of_pages_are_what_prefect_allows(name: str, key: str):
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    assert artifacts.artifact_key(name) == key
+    ArtifactCreate(key=artifacts.artifact_key(name))

@@ -13,6 +13,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 from ddsr_core.remote_store import open_store
 from ddsr_core.store import Store
+from flows.chain import Built
 from tests.unit.fake_night import Fakes, put, without_reports
 from tests.unit.remote.home import URL, Machines
 from tests.unit.toy_stage import TOY, CountConfig, inputs
@@ -35,20 +36,67 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
     assert [there.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
 
 
-def test_gc_elsewhere_spares_what_a_run_is_about_to_use(machines: Machines, log: Path) -> None:
-    from flows.claims import claimer, drop_claims
-    from flows.housekeeping import collect_garbage
+def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
+    from ddsr_core.pipeline import load_config
+    from flows.claims import Claims
+    from flows.housekeeping import collect_garbage, used_keys
+    from flows.runs import complete_run, start_run
 
     here, there = machines
+    config = load_config("demo", None, ())
     built, _ = here.build(TOY, CountConfig(), inputs(log))
-    claimer(here, "demo")(built.key)
-    claimer(there, "demo")("another")  # the run goes on elsewhere
-    shutil.rmtree(here.home / "runs")
-    assert collect_garbage(here, delete=True) == []
-    drop_claims(there, "demo")
-    there.push("runs/demo", mirror=True)
-    shutil.rmtree(here.home / "runs")
+    start_run(here, "demo", config, log, None)
+    claims = Claims(here, "demo")
+    claims.add(built.key)
+    assert collect_garbage(there, delete=True) == []
+    complete_run(here, "demo", [Built("toy", built, False)])
+    claims.drop()
+    assert used_keys(there) == {built.key}
+    start_run(there, "demo", config, log, None)  # it begins again on the other machine, which has never seen it
+    assert used_keys(here) == {built.key}
+    complete_run(there, "demo", [])
     assert len(collect_garbage(here, delete=True)) == 2  # this machine's copy, and what is published
+
+
+def test_looking_at_runs_leaves_the_files_of_one_that_goes_on_alone(machines: Machines, log: Path) -> None:
+    from ddsr_core.pipeline import load_config
+    from flows.runs import list_runs, read_run, start_run
+
+    here, there = machines
+    folder = start_run(here, "demo", load_config("demo", None, ()), log, None)
+    (folder / "run.json").write_text('{"status": "completed"}')  # and its report is being written
+    assert [state["status"] for state in list_runs(here)] == ["running"]
+    assert read_run(there, "demo")["status"] == "running"
+    assert (folder / "run.json").read_text() == '{"status": "completed"}'
+
+
+def test_objects_are_removed_by_their_names_not_by_patterns(machines: Machines) -> None:
+    here, _ = machines
+    for name in ("runs/abc/x", "runs/a*/x", "runs/v[1]/x"):
+        here.write_file(name, b"")
+    here.remove_file("runs/a*/x")
+    here.remove_file("runs/v[1]/x")
+    here.remove_file("runs/none")
+    assert here.sizes("runs") == {"abc/x": 0}
+
+
+def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddsr_core import remote_store
+
+    slept: list[float] = []
+    monkeypatch.setattr(remote_store.time, "sleep", slept.append)
+    answers: list[Exception | None] = [UnreachableError("silent"), UnreachableError("silent"), None]
+
+    def call() -> str:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return "here"
+
+    assert remote_store.through_silence(call) == "here"
+    assert slept == [5.0, 30.0]
+    answers += [UnreachableError("silent")] * 3
+    with pytest.raises(UnreachableError):
+        remote_store.through_silence(call)
 
 
 def test_nights_on_two_machines_share_registry_memo_and_set(
@@ -120,7 +168,7 @@ def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
     uses: list[Callable[[], object]] = [
         store.check,
         lambda: store.find("toy", "0" * 32),
-        lambda: store.pull("runs", ["run.json"]),
+        lambda: store.sizes("runs"),
     ]
     for use in uses:
         with pytest.raises(StorageError, match="no bucket 'nobodys'") as caught:
@@ -168,3 +216,14 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
         open_store("s3://")
     with pytest.raises(StorageError, match="home on this machine"):
         Store(Path(URL))
+
+
+def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
+    from flows.distill import require_one_machine
+
+    for where in ({"gpu": "pool", "runner": "one by one"}, {"gpu": "here", "runner": "ray"}):
+        with pytest.raises(ConfigError, match="held out") as caught:
+            require_one_machine(machines[0], **where)  # type: ignore[arg-type]
+        assert "name test photos" in str(caught.value.mend)
+        require_one_machine(Store(tmp_path), **where)  # type: ignore[arg-type]
+    require_one_machine(machines[0], "here", "processes")
