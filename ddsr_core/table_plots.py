@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ddsr_core.experiments import Cell, Design
 from ddsr_core.table_text import METRICS, columns_of, rows_of
 
-PANEL_INCHES = (3.6, 3.2)
+PANEL_INCHES = (3.6, 3.6)
 
 
 def plot_metric(cells: Sequence[Cell], bicubic: Mapping[str, float], design: Design, metric: str) -> bytes:
@@ -44,7 +44,7 @@ def plot_metric(cells: Sequence[Cell], bicubic: Mapping[str, float], design: Des
         panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         panel.xaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel(METRICS[metric][0])
-    panels[-1].legend(fontsize=7)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "ddsr", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
