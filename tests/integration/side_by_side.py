@@ -90,7 +90,7 @@ def build_here(photos: Path, home: Path) -> dict[str, str]:
 
 
 def run_on(photos: Path, home: Path, *runners: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The stages and networks as tasks on each runner, into a home each below ``home``, with an ephemeral server."""
+    """The stages and networks as tasks on each runner, into a home each below ``home``, with a temporary server."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "RAY_ADDRESS")}
     settings = {"PREFECT_HOME": str(home.parent / "prefect"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -102,8 +102,11 @@ def run_on(photos: Path, home: Path, *runners: str, **environment: str) -> subpr
 def main(photos: Path, home: Path, *runners: str) -> None:
     """Print how far the progress of each stage went at a time: by parts of it."""
     from flows.prefect_settings import apply_defaults
+    from flows.temporary_server import begin_server, wait_for_server
 
     apply_defaults(home)
+    if begin_server():  # one for all: each process that knows of no server would start its own
+        wait_for_server()
     from prefect import flow
 
     from flows.building import prefect_builder
