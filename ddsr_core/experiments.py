@@ -191,7 +191,14 @@ def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
-def as_markdown(cells: Iterable[Cell], bicubic: Mapping[str, float], variants: Sequence[Variant], about: str) -> str:
+def seeds_note(cells: Sequence[Cell]) -> str:
+    """What the numbers of a table are."""
+    if len({cell.seed for cell in cells}) <= 1:
+        return "One seed: it says where to look, and nothing can be claimed from it."
+    return "Mean ± sample standard deviation over seeds; differences are taken seed by seed."
+
+
+def as_markdown(cells: Sequence[Cell], bicubic: Mapping[str, float], variants: Sequence[Variant], about: str) -> str:
     """The table with what it was made by above it, and what each variant is below it."""
     measured = [metric for metric in METRICS if metric[0] in bicubic]
     header = ["training set", "network", "seeds", *(title for _, title, _ in measured), "against random, dB"]
@@ -211,7 +218,7 @@ def as_markdown(cells: Iterable[Cell], bicubic: Mapping[str, float], variants: S
         facts = [row["facts"][name].text(digits) if name in row["facts"] else "" for name, _, digits in FACTS]
         against = difference.text(3) if difference and row["variant"] != REFERENCE else ""
         lines.append(_line([row["variant"], row["network"], str(row["seeds"]), *known, against, *facts]))
-    lines += ["", "Mean ± sample standard deviation over seeds; differences are taken seed by seed.", ""]
+    lines += ["", seeds_note(cells), ""]
     lines += [f"- `{variant.name}`: {variant.meaning}" for variant in variants]
     return "\n".join(lines) + "\n"
 

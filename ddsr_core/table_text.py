@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ddsr_core.experiments import Cell, Design, Spread
+from ddsr_core.experiments import Cell, Design, Spread, seeds_note
 from ddsr_core.tables import paper_cells
 
 #: Name, heading, digits.
@@ -79,7 +79,7 @@ def tables_markdown(cells: Sequence[Cell], bicubic: Mapping[str, float], design:
             lines += _table(rows_of(cells, design, network, metric), bicubic[metric], design, network, metric, digits)
             lines.append("")
     unit = "Columns are numbers of " + ("iterations." if design.columns == "iterations" else "training images.")
-    lines += [f"{unit} Mean ± sample standard deviation over seeds; differences are taken seed by seed.", ""]
+    lines += [f"{unit} {seeds_note(cells)}", ""]
     meanings = {variant.name: variant.meaning for variant in design.variants}
     lines += [f"- `{name}`: {meaning}" for name, meaning in meanings.items()]
     return "\n".join([*lines, "", *design.notes]).rstrip() + "\n"
