@@ -44,7 +44,8 @@ def plot_metric(cells: Sequence[Cell], bicubic: Mapping[str, float], design: Des
         panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         panel.xaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel(METRICS[metric][0])
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    entries = panels[-1].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=2 * min(2, len(networks)), fontsize=7)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "ddsr", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
