@@ -41,7 +41,8 @@ def refuse_endless_crashes() -> None:
 def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
     """Schedule a crashed run again, or end it as cancelled where it died while it was being cancelled; what was done.
 
-    One that has crashed `MAX_ATTEMPTS` times without ever beginning, as its pod got no node, fails: nobody counts those.
+    One that has crashed `MAX_ATTEMPTS` times fails, whether it had begun or not: Prefect counts only beginnings, and a pod
+    that gets no node never begins.
     """
     states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
     if sum(state.type == StateType.CRASHED for state in states) >= MAX_ATTEMPTS:
