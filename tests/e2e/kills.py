@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.stack import FINAL, Stack, kill_quietly
-from tests.integration.commands import TINY, digests, distill, make_photos
+from tests.helpers.commands import TINY, digests, distill, make_photos
 
 #: Small enough for seconds, long enough for several checkpoints in every stage that keeps some.
 SETTINGS = (

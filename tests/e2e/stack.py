@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tests.integration.commands import ROOT
+from tests.helpers.commands import ROOT
 
 START_S, POLL_S, BUSY_S = 240.0, 0.3, 30.0
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

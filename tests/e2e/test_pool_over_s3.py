@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import FINAL, Stack, kill_quietly
-from tests.integration.commands import TINY, digests, distill, make_photos
+from tests.helpers.commands import TINY, digests, distill, make_photos
 
 pytestmark = [
     pytest.mark.e2e,

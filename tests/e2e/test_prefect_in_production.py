@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.browser import Browser, chromium, field
 from tests.e2e.stack import Stack, kill_quietly
-from tests.integration.commands import TINY, make_photos
+from tests.helpers.commands import TINY, make_photos
 
 pytestmark = [
     pytest.mark.e2e,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import ROOT, TINY, make_photos
+from tests.helpers.commands import ROOT, TINY, make_photos
 
 sys.path.insert(0, str(ROOT / "tests/unit"))
-from published_models import small_kl, small_taesd, write_diffusers, write_original
+from tests.helpers.published_models import small_kl, small_taesd, write_diffusers, write_original
 
 pytestmark = pytest.mark.slow
 SMALL = (*TINY, "patches.quantile=0.5", "embeddings.backend=vgg16", "sr.archs=[]", "sample.guidance_scale=2.0")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import digests, make_photos
-from tests.integration.side_by_side import build_here, run_on
+from tests.helpers.commands import digests, make_photos
+from tests.helpers.side_by_side import build_here, run_on
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import digests, distill, make_photos, start
+from tests.helpers.commands import digests, distill, make_photos, start
 
 pytestmark = pytest.mark.slow
 SETTINGS = (

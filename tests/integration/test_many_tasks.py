@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import postgres_folder, postgres_server, prefect_server
-from tests.integration.commands import ROOT
+from tests.helpers.commands import ROOT
 
 pytestmark = pytest.mark.slow
 COUNT = 200

@@ -12,7 +12,7 @@ from ddsr_core.store import Store
 from flows import challenge as nights
 from flows.building import plain_builder
 from flows.challenge import Night, Outcome, as_markdown, challenge, memo_of, roll_back
-from tests.integration.commands import TINY, make_photos
+from tests.helpers.commands import TINY, make_photos
 
 pytestmark = pytest.mark.slow
 

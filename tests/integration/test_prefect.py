@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import digests, distill, make_photos
+from tests.helpers.commands import digests, distill, make_photos
 
 pytestmark = pytest.mark.slow
 

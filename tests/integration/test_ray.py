@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ddsr_core.errors import ConfigError
-from tests.integration.commands import ROOT, digests, make_photos
-from tests.integration.side_by_side import MEETING, build_here, run_on
+from tests.helpers.commands import ROOT, digests, make_photos
+from tests.helpers.side_by_side import MEETING, build_here, run_on
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("prefect_ray", reason="prefect-ray is not installed")

@@ -20,7 +20,7 @@ from flows.building import plain_builder
 from flows.experiment import measure
 from flows.fan_out import fan_out
 from flows.housekeeping import collect_garbage
-from tests.integration.commands import ROOT, TINY, make_photos
+from tests.helpers.commands import ROOT, TINY, make_photos
 
 
 def reproduce(photos: Path, home: Path) -> subprocess.CompletedProcess[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from published_models import SHAPE, diffusers_dit, small_kl, small_taesd, write_diffusers, write_original
-from tiny_base import tiny_dit, write_base
 
 from ddsr_core.diffusion.base import DIT_LICENCE, base_source, load_base, vae_source
 from ddsr_core.diffusion.codec import load_codec
 from ddsr_core.diffusion.dit import DIT_XL_2_512, DiTConfig
 from ddsr_core.errors import InputError, MissingWeightsError
+from tests.helpers.published_models import SHAPE, diffusers_dit, small_kl, small_taesd, write_diffusers, write_original
+from tests.helpers.tiny_base import tiny_dit, write_base
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from flows import challenge as nights
 from flows.challenge import Outcome, as_markdown, roll_back
 from flows.housekeeping import collect_garbage
 from flows.runs import read_run
-from tests.unit.fake_night import NAME, Fakes, put, without_reports
+from tests.helpers.fake_night import NAME, Fakes, put, without_reports
 
 
 @pytest.fixture

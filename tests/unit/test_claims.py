@@ -20,7 +20,7 @@ from flows.building import plain_builder
 from flows.claims import Claims, claimed_keys
 from flows.housekeeping import collect_garbage, used_keys
 from flows.runs import fail_run, failure_noted, run_folder, start_run
-from tests.unit.toy_stage import TOY, CountConfig, inputs
+from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from published_models import write_diffusers, write_original
 from safetensors.torch import save_file
-from tiny_base import write_base
 
 from ddsr_core import class_rows
 from ddsr_core.class_rows import ClassRowsConfig, class_names, nearest_rows
 from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import ConfigError, InputError
+from tests.helpers.published_models import write_diffusers, write_original
+from tests.helpers.tiny_base import write_base
 
 TINY = {
     "embed_dim": 32,

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from published_models import small_kl
-from tiny_base import tiny_dit
 
 from ddsr_core.diffusion.base import Base, BaseInfo
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.decoding import decode_pixels, decoder
 from ddsr_core.diffusion.dit import DiTConfig
 from ddsr_core.errors import ConfigError
+from tests.helpers.published_models import small_kl
+from tests.helpers.tiny_base import tiny_dit
 
 LATENT_PX = 32
 

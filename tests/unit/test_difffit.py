@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_base import SHAPE, tiny_dit
 
 from ddsr_core.diffusion.difffit import (
     ROWS,
@@ -22,6 +21,7 @@ from ddsr_core.diffusion.difffit import (
 )
 from ddsr_core.diffusion.dit import DIT_XL_2_512, DiT
 from ddsr_core.errors import InputError
+from tests.helpers.tiny_base import SHAPE, tiny_dit
 
 LABELS = {label: label for label in range(3)}
 

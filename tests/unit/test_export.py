@@ -7,11 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from diffusers import DiTPipeline
-from published_models import SHAPE, small_kl, write_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_base import IMAGE_PX, tiny_dit, write_base
-from tiny_base import SHAPE as TINY_SHAPE
 
 from ddsr_core.diffusion.base import INFO, TINY, Base, load_base, read_info
 from ddsr_core.diffusion.codec import Codec
@@ -22,6 +19,9 @@ from ddsr_core.errors import InputError
 from ddsr_core.sampling import load_tuned
 from ddsr_core.store import write_json
 from flows.cli import cli
+from tests.helpers.published_models import SHAPE, small_kl, write_diffusers
+from tests.helpers.tiny_base import IMAGE_PX, tiny_dit, write_base
+from tests.helpers.tiny_base import SHAPE as TINY_SHAPE
 
 LABELS = {0: 0, 1: 4}
 

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from interruption import Killed, digests, killing_after
-from tiny_base import SHAPE, write_base, write_clusters, write_latents, write_patches
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
@@ -27,6 +25,8 @@ from ddsr_core.diffusion.step import TERMS, Run, Step, activation_bytes, keep_fr
 from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, load_training_set, patches_of_step
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.progress import Bar
+from tests.helpers.interruption import Killed, digests, killing_after
+from tests.helpers.tiny_base import SHAPE, write_base, write_clusters, write_latents, write_patches
 
 CONFIG = FinetuneConfig(
     steps=12, epochs=None, batch_size=6, gamma_blocks=2, memory_size=5, ema_decay=0.9,

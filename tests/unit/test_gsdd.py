@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from interruption import Killed, digests, killing_after
-from tiny_base import write_clusters, write_patches
 from torch import nn
 
 from ddsr_core.bicubic import make_lr, upsample
@@ -18,6 +16,8 @@ from ddsr_core.images import read_image_set, read_rgb, to_float, to_uint8
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.gsdd import GSDDConfig, augment, beginnings, features, invert, run
 from ddsr_core.sr.weights import save_weights
+from tests.helpers.interruption import Killed, digests, killing_after
+from tests.helpers.tiny_base import write_clusters, write_patches
 
 CONFIG = GSDDConfig(count=7, steps=4, batch_real=4, seed=3)
 KWARGS = {"feat": 8, "blocks": 1}

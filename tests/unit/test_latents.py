@@ -5,10 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from interruption import Killed, digests, killing_after
-from published_models import SHAPE as KL_SHAPE
-from published_models import small_kl, write_diffusers
-from tiny_base import IMAGE_PX, write_base, write_clusters, write_patches
 
 from ddsr_core import latents
 from ddsr_core.bicubic import psnr_bic
@@ -18,6 +14,10 @@ from ddsr_core.diffusion.training_set import draw_batch, draw_latents, load_trai
 from ddsr_core.errors import InputError
 from ddsr_core.images import to_float, to_signed
 from ddsr_core.latents import LatentsConfig, batches_of_patches, open_latents
+from tests.helpers.interruption import Killed, digests, killing_after
+from tests.helpers.published_models import SHAPE as KL_SHAPE
+from tests.helpers.published_models import small_kl, write_diffusers
+from tests.helpers.tiny_base import IMAGE_PX, write_base, write_clusters, write_patches
 
 CONFIG = LatentsConfig(batch_size=8)
 

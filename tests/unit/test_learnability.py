@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sample_inputs import write_clusters_with_distances, write_embeddings
-from tiny_base import write_base, write_latents, write_patches
 from torch import nn
 
 from ddsr_core import sampling
@@ -25,6 +23,8 @@ from ddsr_core.selection import farthest_first
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.weights import load_network, save_weights
 from ddsr_core.starts import starting_patches
+from tests.helpers.sample_inputs import write_clusters_with_distances, write_embeddings
+from tests.helpers.tiny_base import write_base, write_latents, write_patches
 
 
 class Bicubic(nn.Module):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from ddsr_core.store import Store
 from flows import running
 from flows.cli import cli
-from tests.unit.fake_night import NAME, QUICK, Fakes, put, without_reports
+from tests.helpers.fake_night import NAME, QUICK, Fakes, put, without_reports
 
 
 @pytest.fixture

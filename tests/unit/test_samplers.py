@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_base import SHAPE, tiny_dit
 
 from ddsr_core.diffusion.gaussian import STEPS, Schedule
 from ddsr_core.diffusion.samplers import (
@@ -16,6 +15,7 @@ from ddsr_core.diffusion.samplers import (
     spaced_steps,
 )
 from ddsr_core.errors import ConfigError
+from tests.helpers.tiny_base import SHAPE, tiny_dit
 
 SCHEDULE = Schedule()
 

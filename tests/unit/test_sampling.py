@@ -8,10 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from interruption import Killed, digests, killing_after
 from pydantic import ValidationError
-from sample_inputs import patch_rows, write_clusters_with_distances, write_embeddings, write_random_latents
-from tiny_base import IMAGE_PX, write_base, write_clusters, write_latents, write_patches
 
 from ddsr_core import sampling
 from ddsr_core.bicubic import psnr_bic
@@ -21,6 +18,9 @@ from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_rgb, to_float
 from ddsr_core.sampling import SampleConfig, images_per_label
+from tests.helpers.interruption import Killed, digests, killing_after
+from tests.helpers.sample_inputs import patch_rows, write_clusters_with_distances, write_embeddings, write_random_latents
+from tests.helpers.tiny_base import IMAGE_PX, write_base, write_clusters, write_latents, write_patches
 
 CONFIG = SampleConfig(count=10, steps=3, oversample=2, batch_size=4, max_cosine=1.0)
 

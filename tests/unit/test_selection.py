@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sample_inputs import EMBEDDINGS, patch_rows, write_clusters_with_distances, write_embeddings
 from scipy.stats import wasserstein_distance
-from tiny_base import write_clusters, write_patches
 
 from ddsr_core import selection
 from ddsr_core.bicubic import psnr_bic
@@ -27,6 +25,8 @@ from ddsr_core.selection import (
     thumbnail_vectors,
     unit_length,
 )
+from tests.helpers.sample_inputs import EMBEDDINGS, patch_rows, write_clusters_with_distances, write_embeddings
+from tests.helpers.tiny_base import write_clusters, write_patches
 
 NO_VECTORS = np.zeros((1, 1000), np.float32)
 

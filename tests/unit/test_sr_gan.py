@@ -23,7 +23,7 @@ from ddsr_core.sr.perceptual import Perceptual, Trunk, conv_indices, find_trunk,
 from ddsr_core.sr.recipes import GAN_RECIPES
 from ddsr_core.sr.state import join_adversary, new_state
 from ddsr_core.sr.train import TrainSRConfig, run, trunk_input
-from tests.unit.interruption import Killed, digests, killing_after
+from tests.helpers.interruption import Killed, digests, killing_after
 
 NAMES = sorted(GAN_RECIPES)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from interruption import digests
 
 from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
@@ -13,6 +12,7 @@ from ddsr_core.errors import InputError
 from ddsr_core.images import finish_image_set, image_set_name, read_image_set, read_rgb, save_png
 from ddsr_core.sr import subsets
 from ddsr_core.sr.subsets import SubsetConfig, equal_draw, gradient_strength, k_centre, loss_ranked
+from tests.helpers.interruption import digests
 
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32)
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.store import RESUME, Source, Stage, StageResult, Store, storage_errors, write_atomically
-from tests.unit.toy_stage import TOY, CountConfig, count_up, inputs, key_of, wait_for
+from tests.helpers.toy_stage import TOY, CountConfig, count_up, inputs, key_of, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from ddsr_core.store import Source, Store
-from tests.unit.toy_stage import TOY, CountConfig
+from tests.helpers.toy_stage import TOY, CountConfig
 Store(Path(sys.argv[1])).build(TOY, CountConfig(), {"source": Source(Path(sys.argv[2]), "digest")})
 """
 

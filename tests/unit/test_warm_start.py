@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_base import write_base, write_clusters, write_latents, write_patches
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
@@ -14,6 +13,7 @@ from ddsr_core.diffusion.difffit import ROWS, load_adapter
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.diffusion.warm_start import match_labels
 from ddsr_core.errors import InputError
+from tests.helpers.tiny_base import write_base, write_clusters, write_latents, write_patches
 
 CONFIG = FinetuneConfig(steps=4, epochs=None, batch_size=6, gamma_blocks=2, memory_size=5, lsr_mode="off")
 

@@ -14,9 +14,9 @@ from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 from ddsr_core.remote_store import open_store
 from ddsr_core.store import Store
 from flows.chain import Built
-from tests.unit.fake_night import Fakes, put, without_reports
+from tests.helpers.fake_night import Fakes, put, without_reports
+from tests.helpers.toy_stage import TOY, CountConfig, inputs
 from tests.unit.remote.home import URL, Machines
-from tests.unit.toy_stage import TOY, CountConfig, inputs
 
 s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 

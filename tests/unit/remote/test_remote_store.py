@@ -18,8 +18,8 @@ from ddsr_core import remote_lock, s3
 from ddsr_core.errors import StorageError
 from ddsr_core.remote_lock import RemoteOwner
 from ddsr_core.store import Owner, Store
+from tests.helpers.toy_stage import TOY, CountConfig, inputs, key_of, wait_for
 from tests.unit.remote.home import URL, Machines
-from tests.unit.toy_stage import TOY, CountConfig, inputs, key_of, wait_for
 
 s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 
@@ -33,7 +33,7 @@ from ddsr_core import remote_lock
 from ddsr_core.config import Runtime
 from ddsr_core.remote_store import RemoteStore
 from tests.unit.remote.home import URL, Machines
-from tests.unit.toy_stage import TOY, CountConfig, inputs
+from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 remote_lock.HEARTBEAT_SECONDS, remote_lock.STALE_SECONDS, remote_lock.POLL_SECONDS = 0.5, 10.0, 0.2
 store = RemoteStore("s3://team/ddsr")

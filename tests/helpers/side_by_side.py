@@ -1,6 +1,6 @@
 """Parts of stages and SR networks side by side, in miniature, in a process of its own.
 
-python -m tests.integration.side_by_side PHOTOS HOME RUNNER
+python -m tests.helpers.side_by_side PHOTOS HOME RUNNER
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.store import InputRef, Store
 from flows.chain import Build
 from flows.fan_out import Work, train_and_measure
-from tests.integration.commands import ROOT, digests
+from tests.helpers.commands import ROOT, digests
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32, batch_size=4)
@@ -63,7 +63,7 @@ def works_of(photos: Path, home: Path) -> list[Work]:
         Work(
             label=f"seed {seed}", home=str(home), device="cpu", inputs={"data": source}, tests=source,
             recipe=TrainSRConfig(
-                arch="tests.integration.side_by_side:MeetingNet", iterations=2, batch_size=2, lr_patch_px=8, seed=seed
+                arch="tests.helpers.side_by_side:MeetingNet", iterations=2, batch_size=2, lr_patch_px=8, seed=seed
             ),
             evaluate=EvaluateConfig(lpips=False),
         )
@@ -94,7 +94,7 @@ def run_on(photos: Path, home: Path, *runners: str, **environment: str) -> subpr
     inherited = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "RAY_ADDRESS")}
     settings = {"PREFECT_HOME": str(home.parent / "prefect"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "tests.integration.side_by_side", str(photos), str(home), *runners],
+        [sys.executable, "-m", "tests.helpers.side_by_side", str(photos), str(home), *runners],
         cwd=ROOT, env={**inherited, **settings, **environment}, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiTTransformer2DModel
-from tiny_base import tiny_dit
 
 from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.layouts import to_diffusers
+from tests.helpers.tiny_base import tiny_dit
 
 #: Latents of 8 px under a VAE that halves three times: images of 64 px.
 SHAPE = DiTConfig(latent_px=8, hidden=32, depth=3, heads=4, classes=1000)
