@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.runtime import flow_run
 
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from tasks.shards import spread_over
 
 #: Task runs reach the database as events, a moment after they have ended.

@@ -24,7 +24,7 @@ from ddsr_core.images import decode_rgb, photo_source, read_image_parquet, read_
 from ddsr_core.learnability import BATCH, sr_gains
 from ddsr_core.pipeline import PipelineConfig, load_config
 from ddsr_core.sr.weights import load_network
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from flows.building import plain_builder
 from flows.chain import Chain, distill, judge_of
 from flows.console import progress_for

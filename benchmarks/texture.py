@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from ddsr_core.pipeline import load_config
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from flows.building import plain_builder
 from flows.chain import Chain, distill
 from flows.console import progress_for

@@ -15,7 +15,7 @@ from pydantic import Field
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.embeddings import EmbeddingsConfig, load_embedder
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.store import Stage, StageResult, write_json
+from ddsr_core.storage.store import Stage, StageResult, write_json
 
 
 class ClassRowsConfig(StageConfig):

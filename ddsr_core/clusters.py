@@ -16,8 +16,8 @@ from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
-from ddsr_core.store import Stage, StageResult, write_atomically, write_json
-from ddsr_core.vector_table import content_digest, read_table, write_table
+from ddsr_core.storage.store import Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.vector_table import content_digest, read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

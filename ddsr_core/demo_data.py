@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from ddsr_core.errors import InputError
-from ddsr_core.store import write_atomically
+from ddsr_core.storage.store import write_atomically
 
 TRAIN = (
     ("skimage", "data/astronaut.png"),

@@ -24,8 +24,8 @@ from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_image_parquet, to_float
 from ddsr_core.memo import VectorMemo
 from ddsr_core.parts import Spread, check_shared, in_parts
-from ddsr_core.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
-from ddsr_core.vector_table import content_digest, slices, write_table
+from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
+from ddsr_core.storage.vector_table import content_digest, slices, write_table
 
 #: Threads that decode patches while the network works; a GPU needs all of them.
 DECODERS = min(16, os.cpu_count() or 1)

@@ -24,7 +24,7 @@ from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import InputError
 from ddsr_core.images import save_png, to_uint8
 from ddsr_core.pairs import HrImage, find_pairs
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from ddsr_core.config import digest_of
 from ddsr_core.errors import InputError
-from ddsr_core.store import Source, sha256_of, write_atomically, writing_atomically
+from ddsr_core.storage.store import Source, sha256_of, write_atomically, writing_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core.store import LOG, write_atomically
+from ddsr_core.storage.store import LOG, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +74,7 @@ class VectorMemo:
 
     def read(self) -> dict[str, np.ndarray]:
         """Patch id -> ``float32 (d,)``. A table that cannot be read, as one cut off while it was made, is removed."""
-        from ddsr_core.vector_table import TABLE, read_table
+        from ddsr_core.storage.vector_table import TABLE, read_table
 
         if self.folder is None or not (self.folder / "lancedb" / f"{TABLE}.lance").is_dir():
             return {}
@@ -88,7 +88,7 @@ class VectorMemo:
 
     def finish(self, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
         """Take the whole table of embeddings: new rows are inserted, those that are not in it removed, the rest stays."""
-        from ddsr_core.vector_table import merge_table
+        from ddsr_core.storage.vector_table import merge_table
 
         if self.folder is not None:
             merge_table(self.folder, parts, KEEP_VERSIONS)

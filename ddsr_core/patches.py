@@ -26,7 +26,7 @@ from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_i
 from ddsr_core.memo import ScoreMemo
 from ddsr_core.parts import check_shared, in_parts
 from ddsr_core.round_trip import STRIP_PX, squared_error_sums
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
+from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,7 +22,7 @@ from ddsr_core.learnability import gains_of_files, most_learnable
 from ddsr_core.restoration import restored_files
 from ddsr_core.selection import Comparison, Scores, Select, choose, compare, random_score, score
 from ddsr_core.starts import StartLatents, StartOrder, starting_patches
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -179,7 +179,7 @@ def _sampled(of_patch: dict[str, int]) -> dict[str, int]:
 
 def _stored_vectors(embeddings: Path) -> Iterator[tuple[list[str], np.ndarray]]:
     """Patch ids and unit vectors ``float32 (n, d)`` of an embeddings artifact, `VECTOR_BATCH` at a time."""
-    from ddsr_core.vector_table import open_table
+    from ddsr_core.storage.vector_table import open_table
 
     for batch in open_table(embeddings).search().select(["patch_id", "vector"]).to_batches(VECTOR_BATCH):
         vectors = batch["vector"].flatten().to_numpy().reshape(batch.num_rows, -1)

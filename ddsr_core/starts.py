@@ -53,7 +53,7 @@ def starting_patches(labels: np.ndarray, clusters: Path, order: StartOrder = "me
 
 def _vectors(clusters: Path, ids: np.ndarray) -> np.ndarray:
     """Embeddings of the patches, in the order of ``ids``."""
-    from ddsr_core.vector_table import read_table
+    from ddsr_core.storage.vector_table import read_table
 
     table, vectors = read_table(clusters)
     row = {name: index for index, name in enumerate(table["patch_id"].to_pylist())}

@@ -15,7 +15,7 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sr import gsdd, sources, subsets, train
-from ddsr_core.store import Artifact, Stage, StageInput
+from ddsr_core.storage.store import Artifact, Stage, StageInput
 
 #: Random crops that k-centre, HDC and loss ranking choose from, for each image that they choose.
 POOL_FACTOR = 20

@@ -28,7 +28,7 @@ from ddsr_core.registry import (
     write_registry,
 )
 from ddsr_core.sr import train
-from ddsr_core.store import Artifact, StageInput, Store, now, storage_errors
+from ddsr_core.storage.store import Artifact, StageInput, Store, now, storage_errors
 from flows.chain import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
 from flows.claims import Claims
 from flows.runs import failure_noted, finish_run, publish_distilled, run_log, start_run

@@ -59,7 +59,7 @@ def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embe
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
     from ddsr_core.images import photo_source
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from flows.single import Crops, train_one
 
     store = open_store(home_of(home))
@@ -96,8 +96,8 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     Example: ddsr evaluate --weights bicubic --test B100/
     """
     from ddsr_core.evaluation import EvaluateConfig
-    from ddsr_core.remote_store import open_store
-    from ddsr_core.store import write_json
+    from ddsr_core.storage.remote_store import open_store
+    from ddsr_core.storage.store import write_json
     from flows.console import print_results
     from flows.single import evaluate_networks, with_overrides
 

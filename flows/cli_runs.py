@@ -24,7 +24,7 @@ def runs(home: str | None, as_json: bool) -> None:
 
     Example: ddsr runs
     """
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from flows.runs import list_runs
 
     states = list_runs(open_store(home_of(home)))
@@ -46,7 +46,7 @@ def show(run: str, home: str | None, as_json: bool) -> None:
 
     Example: ddsr show demo
     """
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from flows.runs import read_run
 
     state = read_run(open_store(home_of(home)), run)
@@ -70,8 +70,8 @@ def report(run: str, picture: Path | None, home: str | None) -> None:
 
     Example: ddsr report demo --picture overview.png
     """
-    from ddsr_core.remote_store import open_store
     from ddsr_core.report import overview_figure, write_report
+    from ddsr_core.storage.remote_store import open_store
     from flows.runs import read_record, run_folder
 
     store = open_store(home_of(home))
@@ -96,7 +96,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from flows.single import search_run
 
     if (text is None) == (image is None):
@@ -127,7 +127,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from flows.single import export_model
 
     folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
@@ -147,7 +147,7 @@ def gc(delete: bool, nights: int | None, home: str | None) -> None:
 
     Example: ddsr gc --delete
     """
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from flows.housekeeping import collect_garbage
 
     removed = collect_garbage(open_store(home_of(home)), delete, nights)

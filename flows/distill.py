@@ -8,9 +8,9 @@ from prefect import flow
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
-from ddsr_core.remote_store import Home, RemoteStore, open_store
 from ddsr_core.splits import hold_out
-from ddsr_core.store import Store
+from ddsr_core.storage.remote_store import Home, RemoteStore, open_store
+from ddsr_core.storage.store import Store
 from flows.building import prefect_builder
 from flows.chain import distill_and_train
 from flows.claims import Claims

@@ -9,8 +9,8 @@ from prefect import flow
 from ddsr_core import evaluation
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.images import photo_source
-from ddsr_core.remote_store import Home, open_store
-from ddsr_core.store import Manifest, Source
+from ddsr_core.storage.remote_store import Home, open_store
+from ddsr_core.storage.store import Manifest, Source
 from flows.building import prefect_builder
 from flows.single import weights_source
 from tasks.stages import Gpu

@@ -16,7 +16,7 @@ from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sheets import contact_sheet
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
+from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
 from ddsr_core.table_plots import plot_metric
 from ddsr_core.table_text import tables_markdown
 from ddsr_core.tables import WHOLE

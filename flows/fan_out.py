@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation import EvaluateConfig
-from ddsr_core.remote_store import open_store
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import InputRef
+from ddsr_core.storage.remote_store import open_store
+from ddsr_core.storage.store import InputRef
 from ddsr_core.worker_process import begin_worker
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ddsr_core.errors import DdsrError
 from ddsr_core.registry import night_lock, read_registry, registry_names
-from ddsr_core.remote_store import RemoteStore, open_store
-from ddsr_core.store import Store
+from ddsr_core.storage.remote_store import RemoteStore, open_store
+from ddsr_core.storage.store import Store
 from flows.claims import claimed_keys
 from flows.runs import list_runs
 

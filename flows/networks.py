@@ -11,7 +11,7 @@ from ddsr_core.config import resolve_device
 from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sr import train
-from ddsr_core.store import InputRef, StageInput, Store
+from ddsr_core.storage.store import InputRef, StageInput, Store
 from flows.chain import Ahead, NetworkToTrain
 from flows.claims import Claim
 from flows.fan_out import FanOut, OneByOne, Together, Work, train_and_measure

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
 from ddsr_core.registry import Metric
-from ddsr_core.remote_store import Home, open_store
+from ddsr_core.storage.remote_store import Home, open_store
 from flows.building import prefect_builder
 from flows.challenge import Night, challenge, facts_of, memo_of
 from tasks.artifacts import artifact_key

@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
-from ddsr_core.remote_store import Home, open_store
+from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
 from flows.experiment import finish, measure

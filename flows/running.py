@@ -42,8 +42,8 @@ def run_pipeline(
 ) -> None:
     """Load the config, run the chain with or without Prefect, print the table and where the report is."""
     from ddsr_core.pipeline import load_config
-    from ddsr_core.remote_store import open_store
     from ddsr_core.splits import hold_out
+    from ddsr_core.storage.remote_store import open_store
     from flows.console import print_results, progress_for
     from flows.runs import check_run_name, failure_noted
 
@@ -142,7 +142,7 @@ def run_night(
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
     from ddsr_core.pipeline import load_config
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from flows.building import plain_builder
     from flows.challenge import Night, challenge, facts_of, memo_of, unchanged
     from flows.console import progress_for
@@ -185,7 +185,7 @@ def run_experiment(
 ) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
     from ddsr_core.pipeline import load_config
-    from ddsr_core.remote_store import open_store
+    from ddsr_core.storage.remote_store import open_store
     from ddsr_core.tables import DEFAULT_PRESET, design_of
     from flows.building import plain_builder
     from flows.console import progress_for

@@ -14,7 +14,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import photo_source
 from ddsr_core.pipeline import merge, parse_override
-from ddsr_core.store import Artifact, Source, Store, sha256_of, storage_errors
+from ddsr_core.storage.store import Artifact, Source, Store, sha256_of, storage_errors
 from flows.console import progress_for
 from flows.device import resolve_device_lazily
 
@@ -213,7 +213,7 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> P
 
     from ddsr_core.pretrain import PretrainConfig
     from ddsr_core.pretrain.wallpapers import fetch_wallpapers
-    from ddsr_core.store import RESUME
+    from ddsr_core.storage.store import RESUME
 
     config = with_overrides(PretrainConfig, {}, overrides)
     runtime = Runtime(progress=progress_for())

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from ddsr_core.remote_store import Home
-from ddsr_core.store import InputRef, Manifest
+from ddsr_core.storage.remote_store import Home
+from ddsr_core.storage.store import InputRef, Manifest
 from tasks.attempts import refuse_endless_crashes
 from tasks.stages import StageName, run_task
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.images import photo_source
-from ddsr_core.remote_store import Home, open_store
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import Manifest
+from ddsr_core.storage.remote_store import Home, open_store
+from ddsr_core.storage.store import Manifest
 from flows.building import prefect_builder
 from tasks.stages import Gpu
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from ddsr_core.store import Artifact
+from ddsr_core.storage.store import Artifact
 from tasks.attempts import through_outages
 from tasks.pictures import pictures
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddsr_core.images import read_image_set, read_rgb
-from ddsr_core.store import Artifact
+from ddsr_core.storage.store import Artifact
 
 #: The server keeps a picture in its database, as text.
 SIDE_PX = 1024

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from ddsr_core.parts import Spread
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from tasks.runners import Runner, ray_resources, task_runner
 
 

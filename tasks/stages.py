@@ -21,13 +21,13 @@ from ddsr_core.errors import DdsrError, StorageError, UnreachableError
 from ddsr_core.evaluation import STAGE as EVALUATE
 from ddsr_core.latents import STAGE as LATENTS
 from ddsr_core.patches import STAGE as PATCHES
-from ddsr_core.remote_store import open_store, through_silence
 from ddsr_core.sampling import STAGE as SAMPLE
 from ddsr_core.sr.gsdd import STAGE as GSDD
 from ddsr_core.sr.sources import STAGE as CROPS
 from ddsr_core.sr.subsets import STAGE as SUBSET
 from ddsr_core.sr.train import STAGE as TRAIN_SR
-from ddsr_core.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
+from ddsr_core.storage.remote_store import open_store, through_silence
+from ddsr_core.storage.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
 from tasks import progress
 from tasks.artifacts import publish_stage
 from tasks.attempts import through_outages

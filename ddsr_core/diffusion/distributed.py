@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ddsr_core import errors
 from ddsr_core.config import Runtime
 from ddsr_core.progress import Bar
-from ddsr_core.store import RESUME, write_json
+from ddsr_core.storage.store import RESUME, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

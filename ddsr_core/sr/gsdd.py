@@ -29,7 +29,7 @@ from ddsr_core import images
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.sampling import images_per_label
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -19,7 +19,7 @@ from ddsr_core.bicubic_types import Kernel
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.sr.data import count_images
-from ddsr_core.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 Row = dict[str, Any]
 

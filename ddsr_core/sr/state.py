@@ -16,7 +16,7 @@ from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.gan import Adversary, new_adversary
 from ddsr_core.sr.optim import new_adam
 from ddsr_core.sr.weights import readable
-from ddsr_core.store import write_atomically
+from ddsr_core.storage.store import write_atomically
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,7 @@ from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import InputError
 from ddsr_core.selection import farthest_first
-from ddsr_core.store import Stage, StageResult, write_json
+from ddsr_core.storage.store import Stage, StageResult, write_json
 
 if TYPE_CHECKING:
     from torch import nn

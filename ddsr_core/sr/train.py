@@ -31,7 +31,7 @@ from ddsr_core.sr.state import (
     save_checkpoint,
 )
 from ddsr_core.sr.weights import save_weights
-from ddsr_core.store import RESUME, Source, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

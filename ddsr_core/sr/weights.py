@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.safetensors_bytes import safetensors_bytes
 from ddsr_core.sr.architectures import build_network, own_names, public_names, recognise
-from ddsr_core.store import write_atomically, write_json
+from ddsr_core.storage.safetensors_bytes import safetensors_bytes
+from ddsr_core.storage.store import write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

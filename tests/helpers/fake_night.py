@@ -14,7 +14,7 @@ import pytest
 from ddsr_core.config import Runtime
 from ddsr_core.memo import STAGES as MEMO_STAGES
 from ddsr_core.pipeline import load_config
-from ddsr_core.store import Artifact, Stage, StageResult, Store
+from ddsr_core.storage.store import Artifact, Stage, StageResult, Store
 from flows import challenge as nights
 from flows.challenge import Night, Outcome, challenge, memo_of
 

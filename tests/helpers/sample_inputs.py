@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ddsr_core.embeddings import EmbeddingsConfig, embed_images, load_embedder
 from ddsr_core.images import decode_rgb
-from ddsr_core.vector_table import write_table
+from ddsr_core.storage.vector_table import write_table
 from tests.helpers.tiny_base import SHAPE, write_clusters
 
 EMBEDDINGS = EmbeddingsConfig(backend="vgg16", image_px=32)

@@ -26,7 +26,7 @@ from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.images import photo_source
 from ddsr_core.patches import PatchesConfig
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.store import InputRef, Store
+from ddsr_core.storage.store import InputRef, Store
 from flows.chain import Build
 from flows.fan_out import Work, train_and_measure
 from tests.helpers.commands import ROOT, digests

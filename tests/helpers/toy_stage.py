@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
-from ddsr_core.store import RESUME, Source, Stage, StageResult, write_atomically
+from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, write_atomically
 
 
 class CountConfig(StageConfig):

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import ROOT, TINY, make_photos
-
-sys.path.insert(0, str(ROOT / "tests/unit"))
 from tests.helpers.published_models import small_kl, small_taesd, write_diffusers, write_original
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from ddsr_core.images import read_image_set
 from ddsr_core.pipeline import load_config
 from ddsr_core.progress import silent
 from ddsr_core.registry import read_registry
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from flows import challenge as nights
 from flows.building import plain_builder
 from flows.challenge import Night, Outcome, as_markdown, challenge, memo_of, roll_back

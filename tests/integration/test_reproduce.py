@@ -15,7 +15,7 @@ from ddsr_core.experiments import Design, Network, Variant
 from ddsr_core.images import read_rgb
 from ddsr_core.pipeline import load_config
 from ddsr_core.progress import silent
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from flows.building import plain_builder
 from flows.experiment import measure
 from flows.fan_out import fan_out

@@ -11,7 +11,7 @@ import pytest
 
 from ddsr_core.errors import ConfigError, InputError, StorageError, TrainingError
 from ddsr_core.registry import Version, read_photos, read_registry, write_registry
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from flows import challenge as nights
 from flows.challenge import Outcome, as_markdown, roll_back
 from flows.housekeeping import collect_garbage

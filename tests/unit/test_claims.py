@@ -14,7 +14,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError
 from ddsr_core.pipeline import load_config
 from ddsr_core.progress import silent
-from ddsr_core.store import Store, write_json
+from ddsr_core.storage.store import Store, write_json
 from flows import housekeeping
 from flows.building import plain_builder
 from flows.claims import Claims, claimed_keys

@@ -16,7 +16,7 @@ from ddsr_core import clusters
 from ddsr_core.clusters import ClustersConfig, cluster, medoids, read_labels, run, silhouette, unit_length
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
-from ddsr_core.vector_table import read_table, write_table
+from ddsr_core.storage.vector_table import read_table, write_table
 
 
 def blobs(sizes: list[int], d: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

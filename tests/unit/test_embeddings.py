@@ -23,7 +23,7 @@ from ddsr_core.embeddings import EmbeddingsConfig, finish_vectors, read_config, 
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
 from ddsr_core.images import encode_png, to_float, write_image_parquet
 from ddsr_core.lpips_weights import load_trunk
-from ddsr_core.vector_table import content_digest, read_table, write_table
+from ddsr_core.storage.vector_table import content_digest, read_table, write_table
 
 TINY = {
     "embed_dim": 16,

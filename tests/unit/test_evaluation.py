@@ -22,7 +22,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, MissingWeightsError
 from ddsr_core.evaluation import METRICS, EvaluateConfig, evaluate_network, mean_scores
 from ddsr_core.images import read_rgb, save_png, to_float, to_uint8
-from ddsr_core.store import RESUME
+from ddsr_core.storage.store import RESUME
 
 CHEAP = EvaluateConfig(lpips=False, crops=2, crop_px=48)
 

@@ -159,7 +159,7 @@ def test_starts_are_spread_over_a_cluster(tmp_path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ddsr_core.vector_table import write_table
+    from ddsr_core.storage.vector_table import write_table
 
     names = ["a", "b", "c", "d"]
     distances = [0.1, 0.2, 0.9, 0.5]

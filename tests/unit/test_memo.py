@@ -14,8 +14,8 @@ from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.images import save_png
 from ddsr_core.patches import PatchesConfig
-from ddsr_core.store import Artifact, Store
-from ddsr_core.vector_table import read_table
+from ddsr_core.storage.store import Artifact, Store
+from ddsr_core.storage.vector_table import read_table
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32, batch_size=4)

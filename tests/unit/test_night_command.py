@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 from flows import running
 from flows.cli import cli
 from tests.helpers.fake_night import NAME, QUICK, Fakes, put, without_reports

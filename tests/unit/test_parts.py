@@ -18,7 +18,7 @@ from ddsr_core.errors import InputError, StorageError
 from ddsr_core.images import photo_source, save_png
 from ddsr_core.parts import MOST_PARTS, in_parts
 from ddsr_core.patches import PatchesConfig, PhotosToScore, score_part
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32, batch_size=4)

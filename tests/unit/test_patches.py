@@ -15,7 +15,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.images import decode_rgb, read_image_parquet, save_png, to_float
 from ddsr_core.patches import PatchesConfig, offsets, score_windows
-from ddsr_core.store import sha256_of
+from ddsr_core.storage.store import sha256_of
 
 CONFIG = PatchesConfig(patch_px=32, stride_px=16, quantile=0.5)
 

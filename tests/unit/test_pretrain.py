@@ -17,7 +17,7 @@ from ddsr_core.pretrain.photos import scaled_copies, textured_patches
 from ddsr_core.pretrain.prior import PriorData, channel_statistics, prior_batch
 from ddsr_core.pretrain.run import run
 from ddsr_core.pretrain.wallpapers import file_name, listed_photos
-from ddsr_core.store import sha256_of
+from ddsr_core.storage.store import sha256_of
 
 TINY = PretrainConfig(
     short_sides_px=(96,), below_db=60, stride_px=32, vae_channels=8, vae_steps=2, decoder_steps=1, vae_batch=2, classes=2,

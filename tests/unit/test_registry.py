@@ -6,7 +6,7 @@ import pytest
 
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.registry import Registry, Version, judge, read_registry, write_registry
-from ddsr_core.store import Store
+from ddsr_core.storage.store import Store
 
 
 def version(number: int, promoted: bool) -> Version:

@@ -23,7 +23,7 @@ from ddsr_core.report.data import SOURCE_ORDER, Metrics, gather, read_curves, re
 from ddsr_core.report.figures import crop_psnr, histogram, line_chart
 from ddsr_core.report.html import licence_note
 from ddsr_core.report.table import table_rows
-from ddsr_core.store import write_json
+from ddsr_core.storage.store import write_json
 
 HOSTILE = '<script>alert("x")</script>'
 SOURCES = ("distilled", "random", "threshold", "full")

@@ -17,7 +17,7 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.images import save_png
 from ddsr_core.search import image_query, read_patches, search, text_query
 from ddsr_core.sheets import GAP_PX, contact_sheet
-from ddsr_core.vector_table import write_table
+from ddsr_core.storage.vector_table import write_table
 
 
 @pytest.fixture

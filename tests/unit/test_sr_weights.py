@@ -14,9 +14,9 @@ from spandrel.architectures.RCAN import RCAN
 from torch import nn
 
 from ddsr_core.errors import InputError
-from ddsr_core.safetensors_bytes import safetensors_bytes
 from ddsr_core.sr.architectures import build_network, public_names
 from ddsr_core.sr.weights import load_network, save_weights
+from ddsr_core.storage.safetensors_bytes import safetensors_bytes
 
 KWARGS = {
     "edsr-small": {"feat": 8, "blocks": 2, "res_scale": 0.5},
@@ -63,7 +63,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
 def test_safetensors_metadata_is_in_order_in_every_process(tmp_path):
     """The library's own order changes from process to process."""
     program = (
-        "import sys, torch; from ddsr_core.safetensors_bytes import safetensors_bytes as s;"
+        "import sys, torch; from ddsr_core.storage.safetensors_bytes import safetensors_bytes as s;"
         "sys.stdout.buffer.write(s({'b': torch.ones(3), 'a': torch.eye(2)}, {k: k * 3 for k in 'qwertzuiop'}))"
     )
     outputs = {subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)}

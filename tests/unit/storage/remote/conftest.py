@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ddsr_core import remote_lock
-from ddsr_core.remote_store import RemoteStore
-from tests.unit.remote.home import URL, Machines
+from ddsr_core.storage import remote_lock
+from ddsr_core.storage.remote_store import RemoteStore
+from tests.unit.storage.remote.home import URL, Machines
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from ddsr_core import remote_lock, s3
 from ddsr_core.errors import StorageError
-from ddsr_core.remote_lock import RemoteOwner
-from ddsr_core.store import Owner, Store
+from ddsr_core.storage import remote_lock, s3
+from ddsr_core.storage.remote_lock import RemoteOwner
+from ddsr_core.storage.store import Owner, Store
 from tests.helpers.toy_stage import TOY, CountConfig, inputs, key_of, wait_for
-from tests.unit.remote.home import URL, Machines
+from tests.unit.storage.remote.home import URL, Machines
 
 s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 #: Builds the toy stage; PAUSE_UPLOAD stops after the first file has been uploaded.
 CHILD = """
@@ -31,8 +31,8 @@ import os, sys, time
 from pathlib import Path
 from ddsr_core import remote_lock
 from ddsr_core.config import Runtime
-from ddsr_core.remote_store import RemoteStore
-from tests.unit.remote.home import URL, Machines
+from ddsr_core.storage.remote_store import RemoteStore
+from tests.unit.storage.remote.home import URL, Machines
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 remote_lock.HEARTBEAT_SECONDS, remote_lock.STALE_SECONDS, remote_lock.POLL_SECONDS = 0.5, 10.0, 0.2
@@ -193,7 +193,7 @@ def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> 
 
 
 def _rewrite(folder: Path, text: str) -> None:
-    from ddsr_core.store import sha256_of
+    from ddsr_core.storage.store import sha256_of
 
     (folder / "0.txt").write_text(text)
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -11,12 +11,12 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
-from ddsr_core.remote_store import open_store
-from ddsr_core.store import Store
+from ddsr_core.storage.remote_store import open_store
+from ddsr_core.storage.store import Store
 from flows.chain import Built
 from tests.helpers.fake_night import Fakes, put, without_reports
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
-from tests.unit.remote.home import URL, Machines
+from tests.unit.storage.remote.home import URL, Machines
 
 s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 
@@ -81,7 +81,7 @@ def test_objects_are_removed_by_their_names_not_by_patterns(machines: Machines) 
 
 
 def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsr_core import remote_store
+    from ddsr_core.storage import remote_store
 
     slept: list[float] = []
     monkeypatch.setattr(remote_store.time, "sleep", slept.append)
@@ -198,7 +198,7 @@ def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.
 
 
 def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: Machines, log: Path) -> None:
-    from ddsr_core.store import Stage, StageResult
+    from ddsr_core.storage.store import Stage, StageResult
 
     def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
         raise TimeoutError("the stage's own")

@@ -16,8 +16,8 @@ from threading import Event, Thread
 from pydantic import Field
 
 from ddsr_core.errors import StorageError
-from ddsr_core.s3 import Bucket
-from ddsr_core.store import LOG, Owner, held_by_another, now
+from ddsr_core.storage.s3 import Bucket
+from ddsr_core.storage.store import LOG, Owner, held_by_another, now
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0

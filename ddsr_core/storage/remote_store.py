@@ -24,9 +24,9 @@ from pydantic import BeforeValidator
 
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
-from ddsr_core.remote_lock import RemoteOwner, remote_lock
-from ddsr_core.s3 import SCHEME, Bucket
-from ddsr_core.store import (
+from ddsr_core.storage.remote_lock import RemoteOwner, remote_lock
+from ddsr_core.storage.s3 import SCHEME, Bucket
+from ddsr_core.storage.store import (
     LOG,
     MANIFEST,
     Artifact,

@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
-from ddsr_core.store import RESUME, Source, Stage, StageResult, Store, storage_errors, write_atomically
+from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, Store, storage_errors, write_atomically
 from tests.helpers.toy_stage import TOY, CountConfig, count_up, inputs, key_of, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 CHILD = """
 import sys
 from pathlib import Path
-from ddsr_core.store import Source, Store
+from ddsr_core.storage.store import Source, Store
 from tests.helpers.toy_stage import TOY, CountConfig
 Store(Path(sys.argv[1])).build(TOY, CountConfig(), {"source": Source(Path(sys.argv[2]), "digest")})
 """

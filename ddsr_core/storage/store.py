@@ -197,7 +197,7 @@ class Store:
     """The artifacts below a home folder.
 
     Attributes:
-        home: the folder; for a home on S3 (`ddsr_core.remote_store`), its copy on this machine.
+        home: the folder; for a home on S3 (`ddsr_core.storage.remote_store`), its copy on this machine.
         url: what to open the store by, here or on another machine.
     """
 
