@@ -27,8 +27,8 @@ from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.bicubic import make_lr, upsample
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.images import find_images, read_rgb, to_float, to_uint8
-from ddsr_core.lpips_metric import lpips_network
 from ddsr_core.measuring import Enlarged, Evaluator, ReferenceFeatures, overlapped
+from ddsr_core.metrics.lpips import lpips_network
 
 CROP_BORDER = 4
 #: Photos between one contestant's turn and the other's.

@@ -1,4 +1,4 @@
-"""The networks that describe an image by a vector: open_clip's models, and the VGG16 of `ddsr_core.lpips_weights`.
+"""The networks that describe an image by a vector: open_clip's models, and the VGG16 of `ddsr_core.metrics.trunks`.
 
 Each takes ``float32 (B, 3, H, W)`` in [0, 1] of any size, crops what is not square to its centre, and gives ``float32
 (B, d)``, not normalised. On a GPU they compute in bfloat16, elsewhere in float32.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
-from ddsr_core.lpips_weights import load_trunk
+from ddsr_core.metrics.trunks import load_trunk
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

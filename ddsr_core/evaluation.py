@@ -2,8 +2,8 @@
 
 The field's protocol: the HR image is cut to a multiple of ``mod_crop``, the LR image is made from it by
 MATLAB's bicubic reduction and rounded to 8 bits (or lies beside it), the network sees the whole image in
-float32, and the metrics of `ddsr_core.metrics` are averaged over images. Bicubic x4 on B100 (100 photos)
-gives 25.96 dB and .6682 on Y, .6674 with Y rounded (`ddsr_core.metrics`).
+float32, and the metrics of `ddsr_core.metrics.psnr_ssim` are averaged over images. Bicubic x4 on B100 (100 photos)
+gives 25.96 dB and .6682 on Y, .6674 with Y rounded (`ddsr_core.metrics.psnr_ssim`).
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def mean_scores(scores: Iterable[ImageScores]) -> dict[str, float | None]:
 
     Of `MORE_METRICS` those that were measured.
     """
-    from ddsr_core.metrics import mean_psnr
+    from ddsr_core.metrics.psnr_ssim import mean_psnr
 
     rows = list(scores)
     means: dict[str, float | None] = {}

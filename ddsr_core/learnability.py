@@ -47,7 +47,7 @@ def sr_gains(network: nn.Module, images: Tensor) -> np.ndarray:
 
 def _psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     """As `metrics.fidelity` has it, without SSIM and its smallest size; at most `PERFECT_DB`. ``(B,)``."""
-    from ddsr_core.metrics import rgb_to_y, to_levels
+    from ddsr_core.metrics.psnr_ssim import rgb_to_y, to_levels
 
     inside = (..., slice(BORDER_PX, -BORDER_PX), slice(BORDER_PX, -BORDER_PX))
     error = rgb_to_y(to_levels(sr)[inside]) - rgb_to_y(to_levels(hr)[inside])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddsr_core.errors import InputError
-from ddsr_core.metrics import full_precision
+from ddsr_core.metrics.psnr_ssim import full_precision
 
 
 @torch.inference_mode()

@@ -136,7 +136,7 @@ def _packages() -> list[Check]:
 
 def _weights() -> list[Check]:
     from ddsr_core.diffusion.base import TINY, locate_base
-    from ddsr_core.lpips_weights import MEND, weights_file
+    from ddsr_core.metrics.trunks import MEND, weights_file
 
     checks = []
     try:

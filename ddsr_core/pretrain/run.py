@@ -15,7 +15,7 @@ from torch import Tensor
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import BaseInfo, save_base
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.lpips_metric import lpips_network
+from ddsr_core.metrics.lpips import lpips_network
 from ddsr_core.pretrain.autoencoder import AutoencoderTrainer, new_autoencoder, train_autoencoder
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import textured_patches

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsr_core import lpips_weights
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
+from ddsr_core.metrics import trunks as lpips_weights
 from ddsr_core.sr.weights import readable
 
 TrunkName = Literal["vgg16", "vgg19"]

@@ -134,8 +134,8 @@ def test_threads_and_known_features_change_no_byte(test_set: Path, tmp_path: Pat
 
 
 def test_features_of_hr_images_are_computed_once(test_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsr_core.lpips_metric import Lpips
     from ddsr_core.measuring import ReferenceFeatures, reference_features
+    from ddsr_core.metrics.lpips import Lpips
 
     seen: list[int] = []
     features = Lpips.features
@@ -272,7 +272,7 @@ def test_lpips_without_a_trunk_is_an_error_not_a_number(
     def missing(net: str) -> dict[str, torch.Tensor]:
         raise MissingWeightsError("no trunk")
 
-    monkeypatch.setattr("ddsr_core.lpips_metric.load_trunk", missing)
+    monkeypatch.setattr("ddsr_core.metrics.lpips.load_trunk", missing)
     with pytest.raises(MissingWeightsError, match="no trunk"):
         evaluation.run(EvaluateConfig(), test=test_set, out=tmp_path / "out", runtime=Runtime())
     assert files(tmp_path / "out") == {}
@@ -293,7 +293,7 @@ def shared() -> Path:
 def test_dists_without_its_weights_is_an_error_not_a_number(
     test_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddsr_core.dists_metric._installed", lambda: None)
+    monkeypatch.setattr("ddsr_core.metrics.dists._installed", lambda: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     config = CHEAP.model_copy(update={"dists": True})
     with pytest.raises(MissingWeightsError, match="DISTS"):
@@ -305,7 +305,7 @@ def test_dists_without_its_weights_is_an_error_not_a_number(
 @pytest.mark.slow
 @pytest.mark.parametrize(("round_y", "psnr_y", "ssim_y"), [(False, 25.963, 0.6682), (True, 25.958, 0.6674)])
 def test_bicubic_on_b100(shared: Path, tmp_path: Path, round_y: bool, psnr_y: float, ssim_y: float) -> None:
-    """Published 25.96 / .6675, the latter with Y rounded to 8 bits; see `ddsr_core.metrics`."""
+    """Published 25.96 / .6675, the latter with Y rounded to 8 bits; see `ddsr_core.metrics.psnr_ssim`."""
     config = EvaluateConfig(lpips=False, crops=0, round_y=round_y)
     evaluation.run(config, test=shared / "bsds500" / "val", out=tmp_path, runtime=Runtime())
     written = summary(tmp_path)
@@ -328,7 +328,7 @@ def test_bicubic_on_set5(shared: Path, tmp_path: Path) -> None:
 def test_the_published_bicubic_row_has_y_rounded_to_8_bits(shared: Path) -> None:
     """28.42 / .8104 on Set5: Y rounded, reduced and enlarged by itself, rounded again."""
     from ddsr_core.bicubic import downsample
-    from ddsr_core.metrics import _ssim, rgb_to_y
+    from ddsr_core.metrics.psnr_ssim import _ssim, rgb_to_y
 
     psnr, ssim = [], []
     for path in sorted((shared / "test" / "Set5" / "HR").glob("*.png")):

@@ -16,7 +16,7 @@ from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.images import read_rgb, to_float, to_uint8
 from ddsr_core.learnability import PERFECT_DB, most_learnable, sr_gains
-from ddsr_core.metrics import fidelity
+from ddsr_core.metrics.psnr_ssim import fidelity
 from ddsr_core.restoration import restore
 from ddsr_core.sampling import SampleConfig
 from ddsr_core.selection import farthest_first

