@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddsr_core.bicubic import psnr_bic
-from ddsr_core.demo_data import write_demo_photos
 from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.samplers import sample_latents
-from ddsr_core.images import find_images, from_signed, read_rgb, save_png, to_float, to_signed, to_uint8
+from ddsr_core.imaging.bicubic import psnr_bic
+from ddsr_core.imaging.contact_sheet import contact_sheet
+from ddsr_core.imaging.demo_photos import write_demo_photos
+from ddsr_core.imaging.images import find_images, from_signed, read_rgb, save_png, to_float, to_signed, to_uint8
 from ddsr_core.patches import PatchesConfig, score_windows
-from ddsr_core.sheets import contact_sheet
 
 BELOW_DB = 26.0
 SAMPLES = 70

@@ -24,9 +24,9 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from ddsr_core.basicsr_compat import import_basicsr
-from ddsr_core.bicubic import make_lr, upsample
 from ddsr_core.evaluation import EvaluateConfig
-from ddsr_core.images import find_images, read_rgb, to_float, to_uint8
+from ddsr_core.imaging.bicubic import make_lr, upsample
+from ddsr_core.imaging.images import find_images, read_rgb, to_float, to_uint8
 from ddsr_core.measuring import Enlarged, Evaluator, ReferenceFeatures, overlapped
 from ddsr_core.metrics.lpips import lpips_network
 

@@ -21,7 +21,7 @@ from PIL import Image
 from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
-from ddsr_core.images import find_images, read_rgb
+from ddsr_core.imaging.images import find_images, read_rgb
 from ddsr_core.patches import PatchesConfig, read_summary
 
 FACTORS = (1, 10, 100)

@@ -21,7 +21,7 @@ from pydantic import Field
 from ddsr_core.ahead import map_ahead
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import InputError
-from ddsr_core.images import decode_rgb, read_image_parquet, to_float
+from ddsr_core.imaging.images import decode_rgb, read_image_parquet, to_float
 from ddsr_core.memo import VectorMemo
 from ddsr_core.parts import Spread, check_shared, in_parts
 from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json

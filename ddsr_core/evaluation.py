@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.images import save_png, to_uint8
+from ddsr_core.imaging.images import save_png, to_uint8
 from ddsr_core.pairs import HrImage, find_pairs
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
@@ -191,7 +191,7 @@ def _score(evaluator: Evaluator, job: tuple[Enlarged | InputError, Path | None])
 
 def _store_closeup(stem: Path, image: Enlarged, config: EvaluateConfig) -> dict[str, Any]:
     """Cut out the square where bicubic loses most: the same for every network."""
-    from ddsr_core.bicubic import upsample
+    from ddsr_core.imaging.bicubic import upsample
 
     bicubic = to_uint8(upsample(image.lr, config.scale))[0]
     top, left, side = _hardest_square(image.hr, bicubic, config.crop_px)
@@ -205,7 +205,7 @@ def _store_closeup(stem: Path, image: Enlarged, config: EvaluateConfig) -> dict[
 
 def _load(config: EvaluateConfig, weights: Path | None, device: str) -> tuple[Network, str]:
     if weights is None:
-        from ddsr_core.bicubic import upsample
+        from ddsr_core.imaging.bicubic import upsample
 
         return lambda lr: upsample(lr, config.scale), BICUBIC
     from ddsr_core.sr.weights import load_network

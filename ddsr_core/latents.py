@@ -113,8 +113,8 @@ def encode_both(model: Base, images: np.ndarray, device: str) -> tuple[np.ndarra
     """Posterior moments ``float16 (2, B, C, h, w)`` of ``uint8 (B, H, W, 3)`` and their mirror images, and PSNR_bic."""
     import torch
 
-    from ddsr_core.bicubic import psnr_bic
-    from ddsr_core.images import to_float, to_signed
+    from ddsr_core.imaging.bicubic import psnr_bic
+    from ddsr_core.imaging.images import to_float, to_signed
 
     def half(values: Tensor) -> np.ndarray:
         return np.asarray(values.half().cpu().numpy())
@@ -190,7 +190,7 @@ def batches_of_patches(
     Raises:
         InputError: a patch has another size than ``image_px``.
     """
-    from ddsr_core.images import decode_rgb, read_image_parquet
+    from ddsr_core.imaging.images import decode_rgb, read_image_parquet
 
     names: list[str] = []
     images: list[np.ndarray] = []

@@ -38,7 +38,7 @@ def sr_gains(network: nn.Module, images: Tensor) -> np.ndarray:
     """
     import torch
 
-    from ddsr_core.bicubic import make_lr, upsample
+    from ddsr_core.imaging.bicubic import make_lr, upsample
 
     with torch.no_grad():
         lr = make_lr(images)
@@ -60,7 +60,7 @@ def gains_of_files(judge: Path, paths: Sequence[Path], runtime: Runtime) -> np.n
     Raises:
         InputError: no network there.
     """
-    from ddsr_core.images import read_rgb, to_float
+    from ddsr_core.imaging.images import read_rgb, to_float
     from ddsr_core.sr.weights import load_network
 
     network = load_network(judge).module.to(runtime.device)

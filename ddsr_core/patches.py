@@ -19,13 +19,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ddsr_core.ahead import map_ahead
-from ddsr_core.bicubic_types import Kernel
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
+from ddsr_core.imaging.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
+from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.imaging.round_trip import STRIP_PX, squared_error_sums
 from ddsr_core.memo import ScoreMemo
 from ddsr_core.parts import check_shared, in_parts
-from ddsr_core.round_trip import STRIP_PX, squared_error_sums
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ def restore(network: nn.Module, images: Tensor, share: float) -> Tensor:
     """
     import torch
 
-    from ddsr_core.bicubic import make_lr
+    from ddsr_core.imaging.bicubic import make_lr
 
     with torch.no_grad():
         return torch.lerp(images, network(make_lr(images)).clamp(0, 1), share)
@@ -49,7 +49,7 @@ def restored_files(judge: Path, paths: Sequence[Path], share: float, runtime: Ru
     Raises:
         InputError: no network there.
     """
-    from ddsr_core.images import read_rgb, to_float, to_uint8
+    from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
     from ddsr_core.sr.weights import load_network
 
     network = load_network(judge).module.to(runtime.device)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.images import encode_png, finish_image_set, image_set_name
+from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name
 from ddsr_core.learnability import gains_of_files, most_learnable
 from ddsr_core.restoration import restored_files
 from ddsr_core.selection import Comparison, Scores, Select, choose, compare, random_score, score

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddsr_core.embeddings import EmbeddingsConfig, embed_images, finish_vectors, load_embedder
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.images import decode_rgb, read_rgb
+from ddsr_core.imaging.images import decode_rgb, read_rgb
 from ddsr_core.storage.vector_table import open_table
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_rgb, encode_png, find_images, to_float, to_uint8
+from ddsr_core.imaging.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_rgb, encode_png, find_images, to_float, to_uint8
 from ddsr_core.storage.store import write_atomically
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _targets(source: Path, output: Path) -> list[tuple[Path, Path]]:
 
 
 def _count_tiles(path: Path, tile_px: int, overlap_px: int) -> int:
-    from ddsr_core.tiling import count_tiles
+    from ddsr_core.imaging.tiling import count_tiles
 
     try:
         with Image.open(path) as image:
@@ -218,8 +218,8 @@ def _enlarge(
     overlap_px: int,
     on_tile: Callable[[], object],
 ) -> np.ndarray:
-    from ddsr_core.bicubic import upsample
-    from ddsr_core.tiling import enlarge
+    from ddsr_core.imaging.bicubic import upsample
+    from ddsr_core.imaging.tiling import enlarge
 
     lr = to_float(picture.rgb).to(device)
     sr = to_uint8(enlarge(network, lr, scale=scale, tile_px=tile_px, overlap_px=overlap_px, on_tile=on_tile))[0]

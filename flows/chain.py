@@ -12,7 +12,7 @@ from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
-from ddsr_core.images import photo_source
+from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.sr import gsdd, sources, subsets, train
 from ddsr_core.storage.store import Artifact, Stage, StageInput

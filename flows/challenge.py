@@ -12,7 +12,7 @@ from ddsr_core import clusters, embeddings, evaluation, latents, patches, sampli
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune
 from ddsr_core.errors import ConfigError, InputError, StorageError
-from ddsr_core.images import photo_digests, photo_source
+from ddsr_core.imaging.images import photo_digests, photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.registry import (
     Metric,

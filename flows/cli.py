@@ -39,7 +39,7 @@ def demo(**options: Any) -> None:
 
     Example: ddsr demo --home /tmp/ddsr
     """
-    from ddsr_core.demo_data import write_demo_photos
+    from ddsr_core.imaging.demo_photos import write_demo_photos
     from ddsr_core.storage.remote_store import open_store
     from ddsr_core.storage.store import storage_errors
 

@@ -58,7 +58,7 @@ def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embe
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    from ddsr_core.images import photo_source
+    from ddsr_core.imaging.images import photo_source
     from ddsr_core.storage.remote_store import open_store
     from flows.single import Crops, train_one
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.errors import ConfigError
+from ddsr_core.imaging.hold_out import hold_out
 from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
-from ddsr_core.splits import hold_out
 from ddsr_core.storage.remote_store import Home, RemoteStore, open_store
 from ddsr_core.storage.store import Store
 from flows.building import prefect_builder

@@ -11,9 +11,9 @@ from typing import Any
 
 from ddsr_core import evaluation
 from ddsr_core.experiments import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
-from ddsr_core.images import photo_source, read_image_set, read_rgb, save_png
+from ddsr_core.imaging.contact_sheet import contact_sheet
+from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png
 from ddsr_core.pipeline import PipelineConfig
-from ddsr_core.sheets import contact_sheet
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically

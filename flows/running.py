@@ -41,8 +41,8 @@ def run_pipeline(
     as_json: bool,
 ) -> None:
     """Load the config, run the chain with or without Prefect, print the table and where the report is."""
+    from ddsr_core.imaging.hold_out import hold_out
     from ddsr_core.pipeline import load_config
-    from ddsr_core.splits import hold_out
     from ddsr_core.storage.remote_store import open_store
     from flows.console import print_results, progress_for
     from flows.runs import check_run_name, failure_noted

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.images import photo_source
+from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline import merge, parse_override
 from ddsr_core.storage.store import Artifact, Source, Store, sha256_of, storage_errors
 from flows.console import progress_for
@@ -73,7 +73,7 @@ def train_one(
 
 def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
     """The published crop shrunk to the images where they are smaller than it, said on the terminal; else as it is."""
-    from ddsr_core.images import iter_photos
+    from ddsr_core.imaging.images import iter_photos
 
     published = config.plan.lr_patch_px
     first = next(iter(iter_photos(data)), None)
@@ -241,8 +241,8 @@ def search_run(
 
     from ddsr_core import search
     from ddsr_core.embeddings import read_config
-    from ddsr_core.images import save_png
-    from ddsr_core.sheets import contact_sheet
+    from ddsr_core.imaging.contact_sheet import contact_sheet
+    from ddsr_core.imaging.images import save_png
     from flows.runs import read_run
 
     paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.images import photo_source
+from ddsr_core.imaging.images import photo_source
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.remote_store import Home, open_store

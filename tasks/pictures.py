@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddsr_core.images import read_image_set, read_rgb
+from ddsr_core.imaging.images import read_image_set, read_rgb
 from ddsr_core.storage.store import Artifact
 
 #: The server keeps a picture in its database, as text.
@@ -29,7 +29,7 @@ def _finetuned(folder: Path) -> Mapping[str, str]:
 
 
 def _sampled(folder: Path) -> Mapping[str, str]:
-    from ddsr_core.sheets import contact_sheet
+    from ddsr_core.imaging.contact_sheet import contact_sheet
 
     rows = read_image_set(folder)
     shown = rows[:: -(-len(rows) // SHEET_IMAGES)]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddsr_core.diffusion.base import Base
 from ddsr_core.errors import ConfigError
-from ddsr_core.images import from_signed, to_uint8
-from ddsr_core.tiling import enlarge
+from ddsr_core.imaging.images import from_signed, to_uint8
+from ddsr_core.imaging.tiling import enlarge
 
 
 def decode_pixels(model: Base, latents: Tensor, tile_px: int | None = None) -> np.ndarray:

@@ -279,7 +279,7 @@ def look_at_texture(state: Run, data: TrainingSet) -> tuple[float, float]:
     """
     import torch
 
-    from ddsr_core.bicubic import psnr_bic
+    from ddsr_core.imaging.bicubic import psnr_bic
 
     labels = sorted(state.label_map)
     per_label = -(-TEXTURE_SAMPLES // len(labels))
@@ -292,7 +292,7 @@ def look_at_texture(state: Run, data: TrainingSet) -> tuple[float, float]:
 
 def write_sheet(state: Run, out: Path) -> None:
     """``samples/step-000100.png``: a row a pseudo-label, drawn by the averaged adapter from the same noise."""
-    from ddsr_core.images import save_png
+    from ddsr_core.imaging.images import save_png
 
     with state.averaged():
         save_png(out / "samples" / f"step-{state.step:06d}.png", draw_sheet(state))
@@ -300,7 +300,7 @@ def write_sheet(state: Run, out: Path) -> None:
 
 def draw_sheet(state: Run) -> np.ndarray:
     """``uint8 (rows * H, columns * W, 3)``."""
-    from ddsr_core.images import to_uint8
+    from ddsr_core.imaging.images import to_uint8
 
     rows = [row for _, row in sorted(state.label_map.items())][:SHEET_LABELS]
     images = draw(state, [row for row in rows for _ in range(SHEET_COLUMNS)])
@@ -313,7 +313,7 @@ def draw(state: Run, rows: list[int]) -> Tensor:
     import torch
 
     from ddsr_core.diffusion.samplers import sample_latents
-    from ddsr_core.images import from_signed
+    from ddsr_core.imaging.images import from_signed
 
     device, parts = state.schedule.beta.device, []
     half = state.config.precision == "bf16"

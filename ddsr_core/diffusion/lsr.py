@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddsr_core.bicubic import downsample, psnr_bic, upsample
 from ddsr_core.diffusion.gaussian import Schedule
+from ddsr_core.imaging.bicubic import downsample, psnr_bic, upsample
 
 Mode = Literal["off", "paper", "target"]
 #: The last step at which alpha_bar >= 1/2, that is a signal-to-noise ratio of at least one.

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddsr_core.bicubic import downsample, upsample
 from ddsr_core.errors import InputError
-from ddsr_core.images import find_images, read_rgb
+from ddsr_core.imaging.bicubic import downsample, upsample
+from ddsr_core.imaging.images import find_images, read_rgb
 from ddsr_core.progress import ProgressFactory, silent
 
 

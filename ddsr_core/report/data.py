@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddsr_core.errors import InputError
-from ddsr_core.images import read_image_set, read_rgb
+from ddsr_core.imaging.images import read_image_set, read_rgb
 from ddsr_core.pipeline import SourceName
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core.images import decode_rgb, encode_png, read_rgb, save_png
+from ddsr_core.imaging.images import decode_rgb, encode_png, read_rgb, save_png
 
 if TYPE_CHECKING:
     from PIL import Image

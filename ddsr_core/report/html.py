@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsr_core.images import decode_rgb, read_rgb
+from ddsr_core.imaging.images import decode_rgb, read_rgb
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from ddsr_core import images
 from ddsr_core.errors import InputError
+from ddsr_core.imaging import images
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.storage.store import write_json
 
@@ -228,7 +228,7 @@ def _pack(
 ) -> tuple[list[tuple[int, int]], dict[str, int]]:
     import torch
 
-    from ddsr_core.bicubic import make_lr
+    from ddsr_core.imaging.bicubic import make_lr
 
     sizes: list[tuple[int, int]] = []
     skipped: Counter[str] = Counter()

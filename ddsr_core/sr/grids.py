@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core.images import save_png, to_float, to_uint8
-from ddsr_core.sheets import contact_sheet
+from ddsr_core.imaging.contact_sheet import contact_sheet
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.sr.data import Pairs
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def write_grid(path: Path, network: nn.Module, pairs: Pairs, seed: int, device: 
     """
     import torch
 
-    from ddsr_core.bicubic import upsample
+    from ddsr_core.imaging.bicubic import upsample
 
     draw = pairs.draw(seed, _GRID_DRAW, CROPS)
     lr, hr = pairs.cut(draw._replace(turns=np.zeros_like(draw.turns)))

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from ddsr_core import images
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError, TrainingError
+from ddsr_core.imaging import images
 from ddsr_core.sampling import images_per_label
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
@@ -168,7 +168,7 @@ def beginnings(config: GSDDConfig, real: np.ndarray, share: int, label: int) -> 
     """Where the latents of a class begin, ``float32 (share, 3, h, w)`` in [0, 1]."""
     import torch
 
-    from ddsr_core.bicubic import make_lr
+    from ddsr_core.imaging.bicubic import make_lr
 
     generator = np.random.default_rng([config.seed, label])
     order = np.concatenate([generator.permutation(len(real)) for _ in range(-(-share // len(real)))])[:share]
@@ -276,7 +276,7 @@ def _read_pool(config: GSDDConfig, patches: Path, ids: list[str], label: int) ->
 
 
 def _save(out: Path, index: int, image: np.ndarray, label: int) -> dict[str, object]:
-    from ddsr_core.bicubic import psnr_bic
+    from ddsr_core.imaging.bicubic import psnr_bic
 
     images.save_png(out / images.image_set_name(index), image)
     return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(images.to_float(image))), 4)}

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ddsr_core import images
-from ddsr_core.bicubic_types import Kernel
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.imaging import images
+from ddsr_core.imaging.kernel import Kernel
 from ddsr_core.sr.data import count_images
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
@@ -169,7 +169,7 @@ def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Run
 
 
 def _psnr_bic(crop: np.ndarray, kernel: Kernel) -> float:
-    from ddsr_core.bicubic import psnr_bic
+    from ddsr_core.imaging.bicubic import psnr_bic
 
     return round(float(psnr_bic(images.to_float(crop), kernel)), 4)
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ddsr_core import images
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import InputError
+from ddsr_core.imaging import images
 from ddsr_core.selection import farthest_first
 from ddsr_core.storage.store import Stage, StageResult, write_json
 
@@ -147,8 +147,8 @@ def train_srcnn(config: SubsetConfig, pool: Path, runtime: Runtime) -> nn.Module
     import torch
     from torch import nn
 
-    from ddsr_core.bicubic import grey, make_lr, upsample
-    from ddsr_core.images import to_float
+    from ddsr_core.imaging.bicubic import grey, make_lr, upsample
+    from ddsr_core.imaging.images import to_float
 
     paths = sorted((pool / "images").glob("*.png"))
     with torch.random.fork_rng(devices=[]):
@@ -181,8 +181,8 @@ def srcnn_errors(network: nn.Module, pool: Path, runtime: Runtime) -> np.ndarray
     """Mean squared error of the network on every image of the pool ``(n,)``."""
     import torch
 
-    from ddsr_core.bicubic import grey, make_lr, upsample
-    from ddsr_core.images import to_float
+    from ddsr_core.imaging.bicubic import grey, make_lr, upsample
+    from ddsr_core.imaging.images import to_float
 
     errors = []
     with torch.inference_mode():

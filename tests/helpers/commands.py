@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ddsr_core.images import save_png
+from ddsr_core.imaging.images import save_png
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (

@@ -23,7 +23,7 @@ from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.evaluation import EvaluateConfig
-from ddsr_core.images import photo_source
+from ddsr_core.imaging.images import photo_source
 from ddsr_core.patches import PatchesConfig
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import InputRef, Store

@@ -14,7 +14,7 @@ from ddsr_core import latents
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import BaseInfo, save_base
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.images import encode_png, write_image_parquet
+from ddsr_core.imaging.images import encode_png, write_image_parquet
 from ddsr_core.latents import LatentsConfig
 
 IMAGE_PX = 16

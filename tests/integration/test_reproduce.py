@@ -12,7 +12,7 @@ import pytest
 
 from ddsr_core.errors import InputError
 from ddsr_core.experiments import Design, Network, Variant
-from ddsr_core.images import read_rgb
+from ddsr_core.imaging.images import read_rgb
 from ddsr_core.pipeline import load_config
 from ddsr_core.progress import silent
 from ddsr_core.storage.store import Store

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ddsr_core.images import save_png
+from ddsr_core.imaging.images import save_png
 from ddsr_core.pipeline import SourceName
 from flows.cli import cli
 

@@ -21,7 +21,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.embedders import IMAGENET_MEAN, IMAGENET_STD, OpenClipEmbedder, Vgg16Embedder, prepare
 from ddsr_core.embeddings import EmbeddingsConfig, finish_vectors, read_config, run, weights_source
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
-from ddsr_core.images import encode_png, to_float, write_image_parquet
+from ddsr_core.imaging.images import encode_png, to_float, write_image_parquet
 from ddsr_core.metrics.trunks import load_trunk
 from ddsr_core.storage.vector_table import content_digest, read_table, write_table
 

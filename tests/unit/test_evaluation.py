@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from skimage import data as photos
 
 from ddsr_core import evaluation
-from ddsr_core.bicubic import make_lr, upsample
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, MissingWeightsError
 from ddsr_core.evaluation import METRICS, EvaluateConfig, evaluate_network, mean_scores
-from ddsr_core.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.imaging.bicubic import make_lr, upsample
+from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
 from ddsr_core.storage.store import RESUME
 
 CHEAP = EvaluateConfig(lpips=False, crops=2, crop_px=48)
@@ -327,7 +327,7 @@ def test_bicubic_on_set5(shared: Path, tmp_path: Path) -> None:
 @pytest.mark.shared
 def test_the_published_bicubic_row_has_y_rounded_to_8_bits(shared: Path) -> None:
     """28.42 / .8104 on Set5: Y rounded, reduced and enlarged by itself, rounded again."""
-    from ddsr_core.bicubic import downsample
+    from ddsr_core.imaging.bicubic import downsample
     from ddsr_core.metrics.psnr_ssim import _ssim, rgb_to_y
 
     psnr, ssim = [], []

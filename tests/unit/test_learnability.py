@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ddsr_core import sampling
-from ddsr_core.bicubic import make_lr, psnr_bic, upsample
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import ConfigError
-from ddsr_core.images import read_rgb, to_float, to_uint8
+from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
+from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
 from ddsr_core.learnability import PERFECT_DB, most_learnable, sr_gains
 from ddsr_core.metrics.psnr_ssim import fidelity
 from ddsr_core.restoration import restore

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ddsr_core.bicubic import downsample, psnr_bic, upsample
 from ddsr_core.diffusion.gaussian import Schedule
 from ddsr_core.diffusion.lsr import LAST_STEP, Mode, crop, decoded_psnr_bic, lsr_loss
+from ddsr_core.imaging.bicubic import downsample, psnr_bic, upsample
 
 SCHEDULE = Schedule()
 

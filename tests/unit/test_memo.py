@@ -12,7 +12,7 @@ import pytest
 from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
-from ddsr_core.images import save_png
+from ddsr_core.imaging.images import save_png
 from ddsr_core.patches import PatchesConfig
 from ddsr_core.storage.store import Artifact, Store
 from ddsr_core.storage.vector_table import read_table
@@ -34,7 +34,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def build(photos: Path, home: Path, memo: Path | None) -> tuple[Artifact, Artifact]:
-    from ddsr_core.images import photo_source
+    from ddsr_core.imaging.images import photo_source
 
     store, runtime = Store(home), Runtime(memo=memo)
     cut, _ = store.build(patches.STAGE, CUT, {"photos": photo_source(photos)}, runtime)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.images import save_png
+from ddsr_core.imaging.images import save_png
 from ddsr_core.pairs import find_pairs
 
 

@@ -15,7 +15,7 @@ from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
 from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import InputError, StorageError
-from ddsr_core.images import photo_source, save_png
+from ddsr_core.imaging.images import photo_source, save_png
 from ddsr_core.parts import MOST_PARTS, in_parts
 from ddsr_core.patches import PatchesConfig, PhotosToScore, score_part
 from ddsr_core.storage.store import Store

@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from ddsr_core import patches
-from ddsr_core.bicubic import psnr_bic
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
-from ddsr_core.images import decode_rgb, read_image_parquet, save_png, to_float
+from ddsr_core.imaging.bicubic import psnr_bic
+from ddsr_core.imaging.images import decode_rgb, read_image_parquet, save_png, to_float
 from ddsr_core.patches import PatchesConfig, offsets, score_windows
 from ddsr_core.storage.store import sha256_of
 

@@ -11,7 +11,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import TRANSFORMER, load_base
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.errors import InputError
-from ddsr_core.images import save_png
+from ddsr_core.imaging.images import save_png
 from ddsr_core.pretrain import PretrainConfig
 from ddsr_core.pretrain.photos import scaled_copies, textured_patches
 from ddsr_core.pretrain.prior import PriorData, channel_statistics, prior_batch

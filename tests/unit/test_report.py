@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddsr_core.errors import InputError
-from ddsr_core.images import encode_png, finish_image_set, image_set_name, read_rgb, save_png, write_image_parquet
+from ddsr_core.imaging.images import (
+    encode_png,
+    finish_image_set,
+    image_set_name,
+    read_rgb,
+    save_png,
+    write_image_parquet,
+)
 from ddsr_core.pipeline import SourceName
 from ddsr_core.report import RunRecord, SrRecord, StageRecord, overview_figure, write_report
 from ddsr_core.report.data import SOURCE_ORDER, Metrics, gather, read_curves, real_patches, source_rank

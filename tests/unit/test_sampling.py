@@ -11,12 +11,12 @@ import torch
 from pydantic import ValidationError
 
 from ddsr_core import sampling
-from ddsr_core.bicubic import psnr_bic
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import InputError
-from ddsr_core.images import decode_rgb, read_rgb, to_float
+from ddsr_core.imaging.bicubic import psnr_bic
+from ddsr_core.imaging.images import decode_rgb, read_rgb, to_float
 from ddsr_core.sampling import SampleConfig, images_per_label
 from tests.helpers.interruption import Killed, digests, killing_after
 from tests.helpers.sample_inputs import patch_rows, write_clusters_with_distances, write_embeddings, write_random_latents

@@ -14,7 +14,7 @@ from torch import nn
 from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError, TrainingError
-from ddsr_core.images import save_png
+from ddsr_core.imaging.images import save_png
 from ddsr_core.metrics import trunks as lpips_weights
 from ddsr_core.sr import perceptual
 from ddsr_core.sr.gan import Adversary, GanConfig, adversarial_step, new_adversary, new_discriminator, trunk_source

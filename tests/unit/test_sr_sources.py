@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ddsr_core.bicubic import psnr_bic
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.images import (
+from ddsr_core.imaging.bicubic import psnr_bic
+from ddsr_core.imaging.images import (
     encode_png,
     image_set_name,
     read_image_parquet,

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddsr_core.bicubic import upsample
 from ddsr_core.errors import InputError
-from ddsr_core.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.imaging.bicubic import upsample
+from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
 from ddsr_core.upscale import read_picture, upscale
 
 WEIGHTS = Path("any.safetensors")

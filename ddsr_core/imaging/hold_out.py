@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.images import find_images, photo_source
+from ddsr_core.imaging.images import find_images, photo_source
 from ddsr_core.storage.store import storage_errors
 
 TEST_SHARE = 10

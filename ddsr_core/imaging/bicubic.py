@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddsr_core.bicubic_types import Kernel
+from ddsr_core.imaging.kernel import Kernel
 
 SCALE = 4
 #: LR pixels beside a cut-out that see beyond its border (the kernel's support is 4 LR pixels).

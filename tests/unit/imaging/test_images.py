@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.images import (
+from ddsr_core.imaging.images import (
     decode_rgb,
     encode_png,
     find_images,

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ddsr_core.bicubic import downsample, grey, upsample
-from ddsr_core.bicubic_types import Kernel
-from ddsr_core.images import to_float
-from ddsr_core.round_trip import squared_error_sums
+from ddsr_core.imaging.bicubic import downsample, grey, upsample
+from ddsr_core.imaging.images import to_float
+from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.imaging.round_trip import squared_error_sums
 
 
 def photo(height: int, width: int) -> np.ndarray:

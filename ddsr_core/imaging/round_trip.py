@@ -1,6 +1,6 @@
 """Squared error of bicubic x4 down and up over a whole photo, in NumPy: what the patches stage scores windows from.
 
-The same arithmetic as ``ddsr_core.bicubic`` (to rounding) on one grey image. Each resampling is a product with a banded
+The same arithmetic as ``ddsr_core.imaging.bicubic`` (to rounding) on one grey image. Each resampling is a product with a banded
 Toeplitz matrix; cut into blocks of `LR_BLOCK` it becomes small dense products, which keep to the processor's cache.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from ddsr_core.bicubic_types import Kernel
+from ddsr_core.imaging.kernel import Kernel
 
 SCALE = 4
 #: LR rows or columns that one matrix product makes. Larger blocks multiply more zeros, smaller ones call more often.

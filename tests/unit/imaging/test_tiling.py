@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddsr_core import tiling
-from ddsr_core.bicubic import upsample
 from ddsr_core.errors import InputError
-from ddsr_core.tiling import count_tiles, enlarge
+from ddsr_core.imaging import tiling
+from ddsr_core.imaging.bicubic import upsample
+from ddsr_core.imaging.tiling import count_tiles, enlarge
 
 
 def photo(height: int, width: int) -> Tensor:
