@@ -23,10 +23,10 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from ddsr_core import embeddings
 from ddsr_core.config import Runtime
-from ddsr_core.embeddings import EmbeddingsConfig, load_embedder
 from ddsr_core.imaging.images import encode_png, find_images, read_rgb, to_float, write_image_parquet
+from ddsr_core.pseudo_labels import embeddings
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, load_embedder
 
 FIELDS = {"patch_id": pa.string(), "photo": pa.string(), "psnr_bic": pa.float32()}
 

@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
-from ddsr_core.embeddings import EmbeddingsConfig, load_embedder
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, load_embedder
 from ddsr_core.storage.store import Stage, StageResult, write_json
 
 
@@ -80,7 +80,7 @@ def embed_names(config: ClassRowsConfig, names: list[str], device: str, weights:
     """``float32 (len(names), d)``, of length 1."""
     import torch
 
-    from ddsr_core.embedders import OpenClipEmbedder
+    from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder
 
     embedder = load_embedder(config.embeddings, device, weights)
     assert isinstance(embedder, OpenClipEmbedder)

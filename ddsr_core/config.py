@@ -46,7 +46,7 @@ class Runtime:
         device: a torch device string; see `resolve_device` for ``auto``.
         progress: how progress is shown.
         run: name of the run, for those who wait for what it builds.
-        memo: folder of what is known of single photos and patches from earlier builds (`ddsr_core.memo`), for sources
+        memo: folder of what is known of single photos and patches from earlier builds (`ddsr_core.pseudo_labels.photo_cache`), for sources
             that change little from one build to the next.
         spread: does parts of the work elsewhere; none: all of it here.
     """

@@ -12,14 +12,14 @@ import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ddsr_core.class_rows import ClassRowsConfig
-from ddsr_core.clusters import ClustersConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.latents import LatentsConfig
-from ddsr_core.patches import PatchesConfig
+from ddsr_core.pseudo_labels.clusters import ClustersConfig
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.patches import PatchesConfig
 from ddsr_core.sampling import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig

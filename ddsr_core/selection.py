@@ -112,11 +112,11 @@ def compare(
     Raises:
         InputError: the artifacts do not belong together.
     """
-    from ddsr_core.clusters import read_labels
     from ddsr_core.diffusion.training_set import label_of
     from ddsr_core.imaging.bicubic import psnr_bic
     from ddsr_core.imaging.images import to_float
     from ddsr_core.latents import batches_of_patches
+    from ddsr_core.pseudo_labels.clusters import read_labels
 
     of_patch = read_labels(clusters)
     psnr, thumbnails, vectors, side = _describe(candidates, embeddings, weights, runtime)
@@ -149,9 +149,9 @@ def _describe(
     candidates: list[Path], embeddings: Path, weights: Path | None, runtime: Runtime
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """PSNR_bic ``(n,)``, thumbnails as they are and mirrored ``(2, n, 3072)``, embeddings ``(n, d)``, side in pixels."""
-    from ddsr_core.embeddings import embed_images, load_embedder, read_config
     from ddsr_core.imaging.bicubic import psnr_bic
     from ddsr_core.imaging.images import read_rgb, to_float
+    from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder, read_config
 
     config = read_config(embeddings)
     embedder = load_embedder(config, runtime.device, weights)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ddsr_core import class_rows, clusters, embeddings, evaluation, latents, patches, sampling
+from ddsr_core import class_rows, evaluation, latents, sampling
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
+from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sr import gsdd, sources, subsets, train
 from ddsr_core.storage.store import Artifact, Stage, StageInput
 

@@ -88,8 +88,8 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 
 def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime) -> Artifact | Source:
     """Crops of ``data``; or ``data`` itself, where the source is everything there is, or images that a model drew."""
-    from ddsr_core import patches
     from ddsr_core.pipeline import PipelineConfig
+    from ddsr_core.pseudo_labels import patches
     from ddsr_core.sr import sources
     from flows.chain import Chain, subset
 
@@ -239,10 +239,10 @@ def search_run(
     """
     from dataclasses import asdict
 
-    from ddsr_core import search
-    from ddsr_core.embeddings import read_config
     from ddsr_core.imaging.contact_sheet import contact_sheet
     from ddsr_core.imaging.images import save_png
+    from ddsr_core.pseudo_labels import search
+    from ddsr_core.pseudo_labels.embeddings import read_config
     from flows.runs import read_run
 
     paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}

@@ -13,14 +13,14 @@ from prefect.context import TaskRunContext
 from prefect.runtime import flow_run, task_run
 
 from ddsr_core.class_rows import STAGE as CLASS_ROWS
-from ddsr_core.clusters import STAGE as CLUSTERS
 from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.diffusion.finetune import STAGE as FINETUNE
-from ddsr_core.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.errors import DdsrError, StorageError, UnreachableError
 from ddsr_core.evaluation import STAGE as EVALUATE
 from ddsr_core.latents import STAGE as LATENTS
-from ddsr_core.patches import STAGE as PATCHES
+from ddsr_core.pseudo_labels.clusters import STAGE as CLUSTERS
+from ddsr_core.pseudo_labels.embeddings import STAGE as EMBEDDINGS
+from ddsr_core.pseudo_labels.patches import STAGE as PATCHES
 from ddsr_core.sampling import STAGE as SAMPLE
 from ddsr_core.sr.gsdd import STAGE as GSDD
 from ddsr_core.sr.sources import STAGE as CROPS
@@ -179,7 +179,7 @@ def build(
         device: of the machine that runs the stage; auto takes a GPU where there is one.
         label: shown in the run's name.
         gpu: where a GPU stage runs that is not built yet.
-        memo: folder of a `ddsr_core.memo`, relative to the home.
+        memo: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
         runner: where parts of a stage that has parts are done; ``workers`` at once.
 
     Returns:

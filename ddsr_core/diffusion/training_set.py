@@ -74,7 +74,7 @@ def load_training_set(latents: Path, clusters: Path, label_map: dict[int, int]) 
     """
     import torch
 
-    from ddsr_core.clusters import read_labels
+    from ddsr_core.pseudo_labels.clusters import read_labels
 
     known, posteriors = read_labels(clusters), open_latents(latents)
     labels = torch.tensor([label_of(known, name) for name in posteriors.patch_ids])

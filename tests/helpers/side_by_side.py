@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
-from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.imaging.images import photo_source
-from ddsr_core.patches import PatchesConfig
+from ddsr_core.pseudo_labels import embeddings, patches
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.patches import PatchesConfig
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import InputRef, Store
 from flows.chain import Build

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
-from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.imaging.images import photo_source, save_png
 from ddsr_core.parts import MOST_PARTS, in_parts
-from ddsr_core.patches import PatchesConfig, PhotosToScore, score_part
+from ddsr_core.pseudo_labels import embeddings, patches
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.patches import PatchesConfig, PhotosToScore, score_part
 from ddsr_core.storage.store import Store
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)

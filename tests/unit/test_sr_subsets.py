@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from ddsr_core.config import Runtime
-from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.images import finish_image_set, image_set_name, read_image_set, read_rgb, save_png
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
 from ddsr_core.sr import subsets
 from ddsr_core.sr.subsets import SubsetConfig, equal_draw, gradient_strength, k_centre, loss_ranked
 from tests.helpers.interruption import digests

@@ -22,8 +22,8 @@ from ddsr_core.ahead import map_ahead
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.images import decode_rgb, read_image_parquet, to_float
-from ddsr_core.memo import VectorMemo
 from ddsr_core.parts import Spread, check_shared, in_parts
+from ddsr_core.pseudo_labels.photo_cache import VectorMemo
 from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
 from ddsr_core.storage.vector_table import content_digest, slices, write_table
 
@@ -35,7 +35,7 @@ PATCHES_PER_PART = 2048
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ddsr_core.embedders import OpenClipEmbedder, Vgg16Embedder
+    from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder, Vgg16Embedder
 
 
 class EmbeddingsConfig(StageConfig):
@@ -78,7 +78,7 @@ def load_embedder(
     """
     import torch
 
-    from ddsr_core.embedders import OpenClipEmbedder, Vgg16Embedder
+    from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder, Vgg16Embedder
 
     embedder: OpenClipEmbedder | Vgg16Embedder
     if config.backend == "vgg16":

@@ -11,12 +11,12 @@ import torch
 from test_embeddings import VGG, patches, textures, tiny  # noqa: F401
 
 from ddsr_core.config import Runtime
-from ddsr_core.embedders import OpenClipEmbedder
-from ddsr_core.embeddings import EmbeddingsConfig, run
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.contact_sheet import GAP_PX, contact_sheet
 from ddsr_core.imaging.images import save_png
-from ddsr_core.search import image_query, read_patches, search, text_query
+from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, run
+from ddsr_core.pseudo_labels.search import image_query, read_patches, search, text_query
 from ddsr_core.storage.vector_table import write_table
 
 

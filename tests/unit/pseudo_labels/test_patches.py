@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from ddsr_core import patches
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.images import decode_rgb, read_image_parquet, save_png, to_float
-from ddsr_core.patches import PatchesConfig, offsets, score_windows
+from ddsr_core.pseudo_labels import patches
+from ddsr_core.pseudo_labels.patches import PatchesConfig, offsets, score_windows
 from ddsr_core.storage.store import sha256_of
 
 CONFIG = PatchesConfig(patch_px=32, stride_px=16, quantile=0.5)

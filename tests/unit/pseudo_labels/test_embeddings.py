@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torchvision.models import vgg16
 from torchvision.transforms import v2
 
-from ddsr_core import embeddings
 from ddsr_core.config import Runtime
-from ddsr_core.embedders import IMAGENET_MEAN, IMAGENET_STD, OpenClipEmbedder, Vgg16Embedder, prepare
-from ddsr_core.embeddings import EmbeddingsConfig, finish_vectors, read_config, run, weights_source
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
 from ddsr_core.imaging.images import encode_png, to_float, write_image_parquet
 from ddsr_core.metrics.trunks import load_trunk
+from ddsr_core.pseudo_labels import embeddings
+from ddsr_core.pseudo_labels.embedders import IMAGENET_MEAN, IMAGENET_STD, OpenClipEmbedder, Vgg16Embedder, prepare
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, finish_vectors, read_config, run, weights_source
 from ddsr_core.storage.vector_table import content_digest, read_table, write_table
 
 TINY = {
@@ -73,7 +73,7 @@ def embed(patches: Path, out: Path, config: EmbeddingsConfig = VGG) -> tuple[str
 
 def test_importing_the_stages_brings_no_heavy_library() -> None:
     heavy = ("torch", "lancedb", "sklearn", "open_clip", "pyarrow")
-    code = f"import sys, ddsr_core.clusters, ddsr_core.search; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, ddsr_core.pseudo_labels.clusters, ddsr_core.pseudo_labels.search; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from ddsr_core import embeddings, patches
 from ddsr_core.config import Runtime
-from ddsr_core.embeddings import EmbeddingsConfig
 from ddsr_core.imaging.images import save_png
-from ddsr_core.patches import PatchesConfig
+from ddsr_core.pseudo_labels import embeddings, patches
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.patches import PatchesConfig
 from ddsr_core.storage.store import Artifact, Store
 from ddsr_core.storage.vector_table import read_table
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ddsr_core.embeddings import EmbeddingsConfig, embed_images, finish_vectors, load_embedder
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.images import decode_rgb, read_rgb
+from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, embed_images, finish_vectors, load_embedder
 from ddsr_core.storage.vector_table import open_table
 
 
@@ -47,7 +47,7 @@ def search(table_dir: Path, query_vector: np.ndarray, k: int = 12) -> list[Hit]:
         raise InputError(
             f"the query has {len(query)} numbers, the table's vectors have {size}",
             where=table_dir,
-            mend="embed the query with the backend of the run (`ddsr_core.embeddings.read_config`)",
+            mend="embed the query with the backend of the run (`ddsr_core.pseudo_labels.embeddings.read_config`)",
         )
     if not np.isfinite(query).all() or not query.any():
         raise InputError("the query vector is zero or not finite", mend="search for another image or text")
@@ -85,7 +85,7 @@ def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.n
         )
     import torch
 
-    from ddsr_core.embedders import OpenClipEmbedder
+    from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder
 
     embedder = OpenClipEmbedder(config.model, config.weights).eval().to(device)
     with torch.inference_mode():
