@@ -32,10 +32,10 @@ from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.difffit import unfreeze
 from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.finetune_loss import Run
 from ddsr_core.diffusion.gaussian import STEPS, Schedule, predict_x0, q_sample, simple_and_vb
-from ddsr_core.diffusion.step import Run
+from ddsr_core.diffusion.latents import Latents
 from ddsr_core.diffusion.training_set import TrainingSet
-from ddsr_core.latents import Latents
 
 SCALE = 0.18215
 LABELS, PATCHES, WARM_UP = 7, 32, 2

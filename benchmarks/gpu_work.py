@@ -22,11 +22,11 @@ from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.difffit import unfreeze
 from ddsr_core.diffusion.dit import DIT_XL_2_512, DiT, DiTConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.finetune_loss import Run
 from ddsr_core.diffusion.gaussian import STEPS
+from ddsr_core.diffusion.latents import Latents
 from ddsr_core.diffusion.samplers import Sampler, sample_latents
-from ddsr_core.diffusion.step import Run
 from ddsr_core.diffusion.training_set import TrainingSet
-from ddsr_core.latents import Latents
 
 LABELS, GAMMA_BLOCKS, SAMPLES = 7, 14, 70_000
 SAMPLING_STEPS, GOAL_IMAGES, DECODE_BATCH = 25, 420, 8

@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ddsr_core.class_rows import ClassRowsConfig
 from ddsr_core.config import StageConfig
+from ddsr_core.diffusion.class_rows import ClassRowsConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.latents import LatentsConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import EvaluateConfig
-from ddsr_core.latents import LatentsConfig
 from ddsr_core.pseudo_labels.clusters import ClustersConfig
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
 from ddsr_core.pseudo_labels.patches import PatchesConfig

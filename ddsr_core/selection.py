@@ -112,10 +112,10 @@ def compare(
     Raises:
         InputError: the artifacts do not belong together.
     """
+    from ddsr_core.diffusion.latents import batches_of_patches
     from ddsr_core.diffusion.training_set import label_of
     from ddsr_core.imaging.bicubic import psnr_bic
     from ddsr_core.imaging.images import to_float
-    from ddsr_core.latents import batches_of_patches
     from ddsr_core.pseudo_labels.clusters import read_labels
 
     of_patch = read_labels(clusters)

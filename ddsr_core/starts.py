@@ -68,7 +68,7 @@ class StartLatents:
     """
 
     def __init__(self, model: Base, latents: Path | None) -> None:
-        from ddsr_core.latents import open_latents
+        from ddsr_core.diffusion.latents import open_latents
 
         if latents is None:
             raise InputError(

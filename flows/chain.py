@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ddsr_core import class_rows, evaluation, latents, sampling
+from ddsr_core import evaluation, sampling
 from ddsr_core.config import StageConfig
-from ddsr_core.diffusion import finetune
+from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.images import photo_source

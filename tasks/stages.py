@@ -12,12 +12,12 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run, task_run
 
-from ddsr_core.class_rows import STAGE as CLASS_ROWS
 from ddsr_core.config import Runtime, StageConfig, resolve_device
+from ddsr_core.diffusion.class_rows import STAGE as CLASS_ROWS
 from ddsr_core.diffusion.finetune import STAGE as FINETUNE
+from ddsr_core.diffusion.latents import STAGE as LATENTS
 from ddsr_core.errors import DdsrError, StorageError, UnreachableError
 from ddsr_core.evaluation import STAGE as EVALUATE
-from ddsr_core.latents import STAGE as LATENTS
 from ddsr_core.pseudo_labels.clusters import STAGE as CLUSTERS
 from ddsr_core.pseudo_labels.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.pseudo_labels.patches import STAGE as PATCHES

@@ -1,6 +1,6 @@
 """Stage 4, fine-tuning: DiffFit on the accepted patches with L_simple + λr L_r + λd L_d + λsr L_SR (paper, II-B).
 
-Equation 6 and its optimiser step are in `ddsr_core.diffusion.step`. Here is what lies around them: the budget, sample sheets
+Equation 6 and its optimiser step are in `ddsr_core.diffusion.finetune_loss`. Here is what lies around them: the budget, sample sheets
 on the way, checkpoints from which a killed run continues to the same bytes (on a CPU), and the adapter at the end.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ddsr_core.diffusion.base import Base
     from ddsr_core.diffusion.distributed import Peers
-    from ddsr_core.diffusion.step import Run
+    from ddsr_core.diffusion.finetune_loss import Run
     from ddsr_core.diffusion.training_set import TrainingSet
 
 #: A sample sheet: so many pseudo-labels at most, images of each, DPM-Solver++ steps. Few, as it interrupts training.
@@ -173,9 +173,9 @@ def train_in_process(
     """All of the stage in one of its processes; process 0 writes."""
     from ddsr_core.diffusion.base import load_base
     from ddsr_core.diffusion.codec import load_codec
-    from ddsr_core.diffusion.step import Run
+    from ddsr_core.diffusion.finetune_loss import Run
+    from ddsr_core.diffusion.from_adapter import load_start
     from ddsr_core.diffusion.training_set import load_training_set
-    from ddsr_core.diffusion.warm_start import load_start
 
     model = load_base(str(base), runtime.device, vae)
     label_map = map_labels(clusters, model)
@@ -330,7 +330,7 @@ def draw(state: Run, rows: list[int]) -> Tensor:
 
 def write_curves(out: Path, curve: list[dict[str, float]]) -> None:
     """``curves.csv``: the weighted terms, a row a step. ``gradients.csv``: their gradients' norms, where measured."""
-    from ddsr_core.diffusion.step import TERMS
+    from ddsr_core.diffusion.finetune_loss import TERMS
 
     measured = [row for row in curve if f"grad_{TERMS[0]}" in row]
     for name, rows, prefix in (("curves.csv", curve, ""), ("gradients.csv", measured, "grad_")):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ddsr_core.diffusion.latents import Latents, open_latents
 from ddsr_core.errors import InputError
-from ddsr_core.latents import Latents, open_latents
 
 if TYPE_CHECKING:
     import torch

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import AutoencoderTiny
 
-from ddsr_core import latents
 from ddsr_core.config import Runtime
+from ddsr_core.diffusion import latents
 from ddsr_core.diffusion.base import BaseInfo, save_base
 from ddsr_core.diffusion.dit import DiT, DiTConfig
+from ddsr_core.diffusion.latents import LatentsConfig
 from ddsr_core.imaging.images import encode_png, write_image_parquet
-from ddsr_core.latents import LatentsConfig
 
 IMAGE_PX = 16
 SHAPE = DiTConfig(latent_px=4, hidden=16, depth=3, heads=2, classes=12)

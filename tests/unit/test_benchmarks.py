@@ -20,7 +20,7 @@ from ddsr_core.diffusion.difffit import unfreeze
 from ddsr_core.diffusion.distributed import Alone
 from ddsr_core.diffusion.dit import DiTConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.step import Run
+from ddsr_core.diffusion.finetune_loss import Run
 from ddsr_core.diffusion.training_set import TrainingSet, draw_batch
 
 ROOT = Path(__file__).resolve().parents[2]

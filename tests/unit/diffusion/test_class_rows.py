@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddsr_core import class_rows
-from ddsr_core.class_rows import ClassRowsConfig, class_names, nearest_rows
 from ddsr_core.config import Runtime
+from ddsr_core.diffusion import class_rows
+from ddsr_core.diffusion.class_rows import ClassRowsConfig, class_names, nearest_rows
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
 from tests.helpers.published_models import write_diffusers, write_original

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddsr_core import latents
 from ddsr_core.config import Runtime
+from ddsr_core.diffusion import latents
 from ddsr_core.diffusion.base import load_base
+from ddsr_core.diffusion.latents import LatentsConfig, batches_of_patches, open_latents
 from ddsr_core.diffusion.training_set import draw_batch, draw_latents, load_training_set
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.images import to_float, to_signed
-from ddsr_core.latents import LatentsConfig, batches_of_patches, open_latents
 from tests.helpers.interruption import Killed, digests, killing_after
 from tests.helpers.published_models import SHAPE as KL_SHAPE
 from tests.helpers.published_models import small_kl, write_diffusers

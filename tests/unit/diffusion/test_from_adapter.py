@@ -11,7 +11,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.difffit import ROWS, load_adapter
 from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.warm_start import match_labels
+from ddsr_core.diffusion.from_adapter import match_labels
 from ddsr_core.errors import InputError
 from tests.helpers.tiny_base import write_base, write_clusters, write_latents, write_patches
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.finetune_step import cached_posteriors, make_base, random_dit, small_vae
 from ddsr_core.diffusion.dit import DiTConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.step import Run
+from ddsr_core.diffusion.finetune_loss import Run
 from ddsr_core.diffusion.training_set import TrainingSet
 
 

@@ -21,7 +21,14 @@ from ddsr_core.diffusion.difffit import ROWS, load_adapter
 from ddsr_core.diffusion.distributed import Alone
 from ddsr_core.diffusion.dit import DIT_XL_2_512
 from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.step import TERMS, Run, Step, activation_bytes, keep_frozen_in_bf16, wants_checkpointing
+from ddsr_core.diffusion.finetune_loss import (
+    TERMS,
+    Run,
+    Step,
+    activation_bytes,
+    keep_frozen_in_bf16,
+    wants_checkpointing,
+)
 from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, load_training_set, patches_of_step
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.progress import Bar
