@@ -2,7 +2,7 @@
 
     python -m benchmarks.structure PHOTOS --home HOME [--set sample.count=70]
 
-SR gain (`ddsr_core.learnability`) is how much better than bicubic a small SR network, trained on the accepted patches,
+SR gain (`ddsr_core.sampling.sr_gain`) is how much better than bicubic a small SR network, trained on the accepted patches,
 restores an image: detail that follows from its surroundings. The small protocol of `ddsr reproduce`, one seed, images as
 they are drawn. Stages are cached in HOME.
 """
@@ -20,9 +20,9 @@ from ddsr_core.diffusion.base import base_source, load_base
 from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.images import decode_rgb, photo_source, read_image_parquet, read_image_set, read_rgb, to_float
-from ddsr_core.learnability import BATCH, sr_gains
 from ddsr_core.pipeline import PipelineConfig, load_config
 from ddsr_core.pseudo_labels import patches
+from ddsr_core.sampling.sr_gain import BATCH, sr_gains
 from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder

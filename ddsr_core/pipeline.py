@@ -20,7 +20,7 @@ from ddsr_core.evaluation import EvaluateConfig
 from ddsr_core.pseudo_labels.clusters import ClustersConfig
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
 from ddsr_core.pseudo_labels.patches import PatchesConfig
-from ddsr_core.sampling import SampleConfig
+from ddsr_core.sampling.sample import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig
 from ddsr_core.sr.gsdd import GSDDConfig

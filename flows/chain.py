@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ddsr_core import evaluation, sampling
+from ddsr_core import evaluation
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.diffusion.base import base_source, vae_source
@@ -15,6 +15,7 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
+from ddsr_core.sampling import sample as sampling
 from ddsr_core.sr import gsdd, sources, subsets, train
 from ddsr_core.storage.store import Artifact, Stage, StageInput
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ddsr_core import evaluation, sampling
+from ddsr_core import evaluation
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune, latents
 from ddsr_core.errors import ConfigError, InputError, StorageError
@@ -28,6 +28,7 @@ from ddsr_core.registry import (
     write_photos,
     write_registry,
 )
+from ddsr_core.sampling import sample as sampling
 from ddsr_core.sr import train
 from ddsr_core.storage.store import Artifact, StageInput, Store, now, storage_errors
 from flows.chain import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks

@@ -157,7 +157,7 @@ def export_model(store: Store, source: str, out: Path, kind: str, weights: str, 
     """
     from ddsr_core.diffusion.base import base_source, vae_source
     from ddsr_core.diffusion.export import export
-    from ddsr_core.sampling import load_tuned
+    from ddsr_core.sampling.sample import load_tuned
 
     adapter = Path(source).expanduser()
     if not (adapter / "adapter.json").is_file():

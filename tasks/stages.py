@@ -21,7 +21,7 @@ from ddsr_core.evaluation import STAGE as EVALUATE
 from ddsr_core.pseudo_labels.clusters import STAGE as CLUSTERS
 from ddsr_core.pseudo_labels.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.pseudo_labels.patches import STAGE as PATCHES
-from ddsr_core.sampling import STAGE as SAMPLE
+from ddsr_core.sampling.sample import STAGE as SAMPLE
 from ddsr_core.sr.gsdd import STAGE as GSDD
 from ddsr_core.sr.sources import STAGE as CROPS
 from ddsr_core.sr.subsets import STAGE as SUBSET

@@ -21,7 +21,7 @@ from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging import images
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.selection import farthest_first
+from ddsr_core.sampling.selection import farthest_first
 from ddsr_core.storage.store import Stage, StageResult, write_json
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ddsr_core.diffusion.difffit import Adapter, extract, fold, save_adapter, ta
 from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.export import export, pipeline_transformer, pipeline_vae
 from ddsr_core.errors import InputError
-from ddsr_core.sampling import load_tuned
+from ddsr_core.sampling.sample import load_tuned
 from ddsr_core.storage.store import write_json
 from flows.cli import cli
 from tests.helpers.published_models import SHAPE, small_kl, write_diffusers

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from ddsr_core import sampling
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
 from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
-from ddsr_core.learnability import PERFECT_DB, most_learnable, sr_gains
 from ddsr_core.metrics.psnr_ssim import fidelity
-from ddsr_core.restoration import restore
-from ddsr_core.sampling import SampleConfig
-from ddsr_core.selection import farthest_first
+from ddsr_core.sampling import sample as sampling
+from ddsr_core.sampling.real_starts import starting_patches
+from ddsr_core.sampling.restoration import restore
+from ddsr_core.sampling.sample import SampleConfig
+from ddsr_core.sampling.selection import farthest_first
+from ddsr_core.sampling.sr_gain import PERFECT_DB, most_learnable, sr_gains
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.weights import load_network, save_weights
-from ddsr_core.starts import starting_patches
 from tests.helpers.sample_inputs import write_clusters_with_distances, write_embeddings
 from tests.helpers.tiny_base import write_base, write_latents, write_patches
 

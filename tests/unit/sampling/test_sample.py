@@ -10,14 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ddsr_core import sampling
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.images import decode_rgb, read_rgb, to_float
-from ddsr_core.sampling import SampleConfig, images_per_label
+from ddsr_core.sampling import sample as sampling
+from ddsr_core.sampling.sample import SampleConfig, images_per_label
 from tests.helpers.interruption import Killed, digests, killing_after
 from tests.helpers.sample_inputs import patch_rows, write_clusters_with_distances, write_embeddings, write_random_latents
 from tests.helpers.tiny_base import IMAGE_PX, write_base, write_clusters, write_latents, write_patches
@@ -212,7 +212,7 @@ def test_a_start_is_at_the_patches_nearest_the_centroid_in_turn(inputs: dict[str
 
 def test_a_weak_start_leaves_the_latent_nearly_as_it_was(inputs: dict[str, Path], tmp_path: Path):
     from ddsr_core.diffusion.decoding import decode_pixels
-    from ddsr_core.sampling import load_tuned
+    from ddsr_core.sampling.sample import load_tuned
 
     latents = write_random_latents(tmp_path / "latents", count=25)
     model, _ = load_tuned(inputs["adapter"], inputs["base"], "ema", "cpu")

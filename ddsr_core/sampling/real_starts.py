@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ddsr_core.errors import InputError
-from ddsr_core.selection import farthest_first
+from ddsr_core.sampling.selection import farthest_first
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """Stage 5, sampling: draw the distilled data set from the fine-tuned model (paper, II-C).
 
-Over-sample and select: `draw_candidates` makes ``oversample`` candidates an image, `ddsr_core.selection` compares them
+Over-sample and select: `draw_candidates` makes ``oversample`` candidates an image, `ddsr_core.sampling.selection` compares them
 with the real patches, and of each pseudo-label those are kept that stand for its patches and copy none of them.
 """
 
@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name
-from ddsr_core.learnability import gains_of_files, most_learnable
-from ddsr_core.restoration import restored_files
-from ddsr_core.selection import Comparison, Scores, Select, choose, compare, random_score, score
-from ddsr_core.starts import StartLatents, StartOrder, starting_patches
+from ddsr_core.sampling.real_starts import StartLatents, StartOrder, starting_patches
+from ddsr_core.sampling.restoration import restored_files
+from ddsr_core.sampling.selection import Comparison, Scores, Select, choose, compare, random_score, score
+from ddsr_core.sampling.sr_gain import gains_of_files, most_learnable
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
