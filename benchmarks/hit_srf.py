@@ -4,7 +4,7 @@
 
 Three ways of one network take turns step by step in one process, so that a busy machine slows all of them:
 
-- ``ddsr``: bias pooled on the map of relative positions, correlations never made (`ddsr_core.sr.hit_srf`);
+- ``ddsr``: bias pooled on the map of relative positions, correlations never made (`ddsr_core.sr.archs.hit_srf`);
 - ``explicit bias``: the same, but every forward reads the bias at all S^4 pairs of tokens and averages them over cells;
 - ``equations``: explicit bias, and the correlations of every token with every cell of its window.
 
@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ddsr_core.sr.hit_srf import Correlation, PositionBias
+from ddsr_core.sr.archs.hit_srf import Correlation, PositionBias
 from ddsr_core.sr.state import State, new_state
 from ddsr_core.sr.train import TrainSRConfig, train_step
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.imaging.bicubic import make_lr
 from ddsr_core.imaging.images import find_images, read_rgb, save_png, to_float, to_uint8
 from ddsr_core.sr import train as ours_module
 from ddsr_core.sr.architectures import find_architecture
+from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.data import batches, pack_pairs
 from ddsr_core.sr.state import new_state
 from ddsr_core.sr.train import TrainSRConfig, train_step

@@ -134,7 +134,7 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
     Example: ddsr upscale small/ large/ --weights ddsr-home/…/weights.safetensors
     """
     from ddsr_core.config import Runtime, resolve_device
-    from ddsr_core.upscale import upscale as enlarge
+    from ddsr_core.sr.upscale import upscale as enlarge
     from flows.console import progress_for
 
     runtime = Runtime(device=resolve_device(device), progress=progress_for())

@@ -38,28 +38,28 @@ class Architecture:
 
 
 def _edsr(params: int, **kwargs: Any) -> Architecture:
-    return Architecture("ddsr_core.sr.edsr:EDSR", kwargs, params, "ddsr_core.sr.edsr:edsr_kwargs")
+    return Architecture("ddsr_core.sr.archs.edsr:EDSR", kwargs, params, "ddsr_core.sr.archs.edsr:edsr_kwargs")
 
 
 def _rcan(params: int, **kwargs: Any) -> Architecture:
-    m = "ddsr_core.sr.rcan"
+    m = "ddsr_core.sr.archs.rcan"
     return Architecture(f"{m}:RCAN", kwargs, params, f"{m}:rcan_kwargs", f"{m}:own_names", f"{m}:public_names")
 
 
 def _rrdbnet(params: int, **kwargs: Any) -> Architecture:
-    m = "ddsr_core.sr.rrdbnet"
+    m = "ddsr_core.sr.archs.rrdbnet"
     return Architecture(f"{m}:RRDBNet", kwargs, params, f"{m}:rrdbnet_kwargs", f"{m}:own_names")
 
 
 def _srformer(params: int, **kwargs: Any) -> Architecture:
-    m = "ddsr_core.sr.srformer"
+    m = "ddsr_core.sr.archs.srformer"
     names = f"{m}:own_names", f"{m}:public_names"
     return Architecture(f"{m}:SRFormer", kwargs, params, f"{m}:srformer_kwargs", *names, bf16_on_cpu=False)
 
 
 def _hit_srf(params: int, **kwargs: Any) -> Architecture:
-    m = "ddsr_core.sr.hit_srf"
-    names = "ddsr_core.sr.srformer:own_names", "ddsr_core.sr.srformer:with_public_convffn"
+    m = "ddsr_core.sr.archs.hit_srf"
+    names = "ddsr_core.sr.archs.srformer:own_names", "ddsr_core.sr.archs.srformer:with_public_convffn"
     return Architecture(f"{m}:HiTSRF", kwargs, params, f"{m}:hit_srf_kwargs", *names, bf16_on_cpu=False)
 
 

@@ -126,7 +126,7 @@ def new_discriminator(kind: Literal["unet", "vgg"], channels: int, hr_px: int) -
     Raises:
         ConfigError: crops that it cannot take.
     """
-    from ddsr_core.basicsr_compat import import_basicsr
+    from ddsr_core.sr.basicsr_compat import import_basicsr
 
     networks = import_basicsr("archs.discriminator_arch")
     fitting = hr_px % 8 == 0 if kind == "unet" else hr_px in (128, 256)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.imaging.bicubic import downsample, make_lr, psnr_bic, symmetric_pad, upsample
+from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 def random_image(height: int = 48, width: int = 64) -> np.ndarray:

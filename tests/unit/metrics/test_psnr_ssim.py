@@ -30,7 +30,7 @@ def bchw(*images: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("crop_border", [0, 3, 4])
 def test_equals_basicsr(pair: tuple[np.ndarray, np.ndarray], crop_border: int) -> None:
-    theirs = pytest.importorskip("ddsr_core.basicsr_compat").import_basicsr("metrics.psnr_ssim")
+    theirs = pytest.importorskip("ddsr_core.sr.basicsr_compat").import_basicsr("metrics.psnr_ssim")
     hr, sr = pair
     ours = fidelity(bchw(sr), bchw(hr), crop_border=crop_border)
     for on_y, psnr, ssim in [(True, ours.psnr_y, ours.ssim_y), (False, ours.psnr_rgb, ours.ssim_rgb)]:
@@ -78,7 +78,7 @@ def test_strips_give_the_ssim_of_the_whole(pair: tuple[np.ndarray, np.ndarray], 
 
 def test_rounded_y_is_that_of_8_bit_luma(pair: tuple[np.ndarray, np.ndarray]) -> None:
     """Against BasicSR's SSIM and PSNR of two grey images that hold MATLAB's rounded Y."""
-    theirs = pytest.importorskip("ddsr_core.basicsr_compat").import_basicsr("metrics.psnr_ssim")
+    theirs = pytest.importorskip("ddsr_core.sr.basicsr_compat").import_basicsr("metrics.psnr_ssim")
     hr, sr = pair
     ours = fidelity(bchw(sr), bchw(hr), crop_border=4, round_y=True)
     luma = [np.rint(image @ np.array([65.481, 128.553, 24.966]) / 255 + 16)[..., None] for image in (sr, hr)]

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError, TrainingError
 from ddsr_core.imaging.images import save_png
 from ddsr_core.metrics import trunks as lpips_weights
 from ddsr_core.sr import perceptual
+from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.gan import Adversary, GanConfig, adversarial_step, new_adversary, new_discriminator, trunk_source
 from ddsr_core.sr.optim import new_adam
 from ddsr_core.sr.perceptual import Perceptual, Trunk, conv_indices, find_trunk, load_trunk

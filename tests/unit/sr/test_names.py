@@ -6,8 +6,8 @@ from spandrel import ModelLoader
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.RCAN import RCAN
 
-from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.sr.architectures import build_network, own_names, public_names, recognise
+from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.weights import load_network, save_weights
 
 SMALL_RCAN = {"feat": 16, "groups": 2, "blocks": 3, "reduction": 4, "scale": 4}
@@ -72,7 +72,7 @@ def test_rcan_file_in_and_out(tmp_path):
     with torch.no_grad():
         sr = loaded.module(lr)
         torch.testing.assert_close(sr, theirs(lr.clone()), rtol=0, atol=1e-5)
-    assert (loaded.scale, type(loaded.module).__module__) == (4, "ddsr_core.sr.rcan")
+    assert (loaded.scale, type(loaded.module).__module__) == (4, "ddsr_core.sr.archs.rcan")
 
     save_weights(tmp_path / "ours", loaded.module, "rcan", SMALL_RCAN, 4, {})
     for name in ("weights.pth", "weights.safetensors"):

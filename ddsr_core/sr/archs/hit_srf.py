@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsr_core.sr.srformer import RGB_MEAN, ConvFFN, reflect_to_multiple, unwindows, windows
+from ddsr_core.sr.archs.srformer import RGB_MEAN, ConvFFN, reflect_to_multiple, unwindows, windows
 
 BASE_WINDOW = 8
 WINDOWS = (4, 8, 16, 32, 48, 64)

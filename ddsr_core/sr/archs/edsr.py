@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsr_core.basicsr_compat import import_basicsr
+from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 class EDSR(import_basicsr("archs.edsr_arch").EDSR):  # type: ignore[misc]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddsr_core.basicsr_compat import import_basicsr
+from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 class RRDBNet(import_basicsr("archs.rrdbnet_arch").RRDBNet):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsr_core.basicsr_compat import import_basicsr
+from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 class RCAN(import_basicsr("archs.rcan_arch").RCAN):  # type: ignore[misc]

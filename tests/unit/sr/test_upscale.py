@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import upsample
 from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
-from ddsr_core.upscale import read_picture, upscale
+from ddsr_core.sr.upscale import read_picture, upscale
 
 WEIGHTS = Path("any.safetensors")
 
@@ -237,7 +237,7 @@ def test_nothing_to_enlarge(tmp_path: Path) -> None:
 
 
 def test_what_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddsr_core.upscale.MAX_PIXELS", 4 * 16 * 16)
+    monkeypatch.setattr("ddsr_core.sr.upscale.MAX_PIXELS", 4 * 16 * 16)
     save_png(tmp_path / "fits.png", noise(16, 16))
     save_png(tmp_path / "large.png", noise(16, 17))
     upscale(tmp_path / "fits.png", tmp_path / "out", WEIGHTS)

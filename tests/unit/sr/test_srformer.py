@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddsr_core.sr.srformer import (
+from ddsr_core.sr.archs.srformer import (
     PermutedAttention,
     SRFormer,
     fold_cells,

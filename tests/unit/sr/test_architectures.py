@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from ddsr_core.basicsr_compat import import_basicsr
 from ddsr_core.errors import ConfigError
 from ddsr_core.sr.architectures import ARCHITECTURES, build_network, find_architecture, recognise
-from ddsr_core.sr.edsr import EDSR
+from ddsr_core.sr.archs.edsr import EDSR
+from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 class Enlarge(nn.Module):

@@ -5,7 +5,7 @@ import torch
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.sr.architectures import build_network, recognise
-from ddsr_core.sr.hit_srf import Correlation, HiTSRF, PositionBias
+from ddsr_core.sr.archs.hit_srf import Correlation, HiTSRF, PositionBias
 
 TINY = {"embed": 40, "heads": (2,), "window_px": (4, 16)}
 
