@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
+from ddsr_core.baselines.gsdd import GSDDConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.class_rows import ClassRowsConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
@@ -23,7 +24,6 @@ from ddsr_core.pseudo_labels.patches import PatchesConfig
 from ddsr_core.sampling.sample import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig
-from ddsr_core.sr.gsdd import GSDDConfig
 from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).with_name("presets")

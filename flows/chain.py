@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ddsr_core import evaluation
+from ddsr_core.baselines import crops as sources
+from ddsr_core.baselines import gsdd
+from ddsr_core.baselines import subset as subsets
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.diffusion.base import base_source, vae_source
@@ -16,7 +19,7 @@ from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sr import gsdd, sources, subsets, train
+from ddsr_core.sr import train
 from ddsr_core.storage.store import Artifact, Stage, StageInput
 
 #: Random crops that k-centre, HDC and loss ranking choose from, for each image that they choose.

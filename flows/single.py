@@ -88,9 +88,9 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 
 def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime) -> Artifact | Source:
     """Crops of ``data``; or ``data`` itself, where the source is everything there is, or images that a model drew."""
+    from ddsr_core.baselines import crops as sources
     from ddsr_core.pipeline import PipelineConfig
     from ddsr_core.pseudo_labels import patches
-    from ddsr_core.sr import sources
     from flows.chain import Chain, subset
 
     def build(stage: Any, config: Any, inputs: Any, label: str = "") -> tuple[Artifact, bool]:

@@ -12,6 +12,9 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.runtime import flow_run, task_run
 
+from ddsr_core.baselines.crops import STAGE as CROPS
+from ddsr_core.baselines.gsdd import STAGE as GSDD
+from ddsr_core.baselines.subset import STAGE as SUBSET
 from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.diffusion.class_rows import STAGE as CLASS_ROWS
 from ddsr_core.diffusion.finetune import STAGE as FINETUNE
@@ -22,9 +25,6 @@ from ddsr_core.pseudo_labels.clusters import STAGE as CLUSTERS
 from ddsr_core.pseudo_labels.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.pseudo_labels.patches import STAGE as PATCHES
 from ddsr_core.sampling.sample import STAGE as SAMPLE
-from ddsr_core.sr.gsdd import STAGE as GSDD
-from ddsr_core.sr.sources import STAGE as CROPS
-from ddsr_core.sr.subsets import STAGE as SUBSET
 from ddsr_core.sr.train import STAGE as TRAIN_SR
 from ddsr_core.storage.remote_store import open_store, through_silence
 from ddsr_core.storage.store import Artifact, InputRef, Manifest, Stage, StageInput, Store

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from ddsr_core.baselines.gsdd import GSDDConfig, augment, beginnings, features, invert, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.images import read_image_set, read_rgb, to_float, to_uint8
 from ddsr_core.sr.architectures import build_network
-from ddsr_core.sr.gsdd import GSDDConfig, augment, beginnings, features, invert, run
 from ddsr_core.sr.weights import save_weights
 from tests.helpers.interruption import Killed, digests, killing_after
 from tests.helpers.tiny_base import write_clusters, write_patches

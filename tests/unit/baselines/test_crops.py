@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ddsr_core.baselines.crops import CropsConfig, draw_crop, draw_patches, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.bicubic import psnr_bic
@@ -20,7 +21,6 @@ from ddsr_core.imaging.images import (
     to_float,
     write_image_parquet,
 )
-from ddsr_core.sr.sources import CropsConfig, draw_crop, draw_patches, run
 
 RANDOM = CropsConfig(kind="random", count=5, patch_px=16, seed=1)
 THRESHOLD = CropsConfig(kind="threshold", count=5, patch_px=16, seed=1)
