@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
-from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.evaluator import Enlarged, Evaluator, ReferenceFeatures, overlapped
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.images import find_images, read_rgb, to_float, to_uint8
-from ddsr_core.measuring import Enlarged, Evaluator, ReferenceFeatures, overlapped
 from ddsr_core.metrics.lpips import lpips_network
 from ddsr_core.sr.basicsr_compat import import_basicsr
 

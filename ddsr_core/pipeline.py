@@ -17,7 +17,7 @@ from ddsr_core.diffusion.class_rows import ClassRowsConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.diffusion.latents import LatentsConfig
 from ddsr_core.errors import ConfigError
-from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.evaluation.evaluate import EvaluateConfig
 from ddsr_core.pseudo_labels.clusters import ClustersConfig
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
 from ddsr_core.pseudo_labels.patches import PatchesConfig

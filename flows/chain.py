@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ddsr_core import evaluation
 from ddsr_core.baselines import crops as sources
 from ddsr_core.baselines import gsdd
 from ddsr_core.baselines import subset as subsets
@@ -15,6 +14,7 @@ from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
+from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.pseudo_labels import clusters, embeddings, patches

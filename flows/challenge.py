@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ddsr_core import evaluation
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune, latents
 from ddsr_core.errors import ConfigError, InputError, StorageError
+from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.imaging.images import photo_digests, photo_source
 from ddsr_core.pipeline import PipelineConfig
 from ddsr_core.pseudo_labels import clusters, embeddings, patches

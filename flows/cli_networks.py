@@ -95,7 +95,7 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
-    from ddsr_core.evaluation import EvaluateConfig
+    from ddsr_core.evaluation.evaluate import EvaluateConfig
     from ddsr_core.storage.remote_store import open_store
     from ddsr_core.storage.store import write_json
     from flows.console import print_results

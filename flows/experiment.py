@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddsr_core import evaluation
+from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.experiments import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png

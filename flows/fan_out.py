@@ -15,7 +15,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, resolve_device
-from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.evaluation.evaluate import EvaluateConfig
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.store import InputRef
@@ -37,7 +37,7 @@ class Work(BaseModel):
 
 def train_and_measure(work: Work) -> None:
     """Build both artifacts of a cell; what is there is left as it is."""
-    from ddsr_core import evaluation
+    from ddsr_core.evaluation import evaluate as evaluation
     from ddsr_core.sr import train
 
     store = open_store(work.home)

@@ -19,7 +19,7 @@ from flows.console import progress_for
 from flows.device import resolve_device_lazily
 
 if TYPE_CHECKING:
-    from ddsr_core.evaluation import EvaluateConfig
+    from ddsr_core.evaluation.evaluate import EvaluateConfig
     from ddsr_core.sr.train import TrainSRConfig
     from ddsr_core.sr.weights import LoadedNetwork
 
@@ -124,7 +124,7 @@ def evaluate_networks(
     store: Store, weights: Iterable[str], test: Path, config: EvaluateConfig, device: str
 ) -> dict[str, Artifact]:
     """Measure weights files and ``train-sr`` folders, by the names given; bicubic comes first, named or not."""
-    from ddsr_core import evaluation
+    from ddsr_core.evaluation import evaluate as evaluation
 
     tests = photo_source(test)
     named = {name: weights_source(Path(name).expanduser()) for name in weights if name != evaluation.BICUBIC}

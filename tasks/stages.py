@@ -20,7 +20,7 @@ from ddsr_core.diffusion.class_rows import STAGE as CLASS_ROWS
 from ddsr_core.diffusion.finetune import STAGE as FINETUNE
 from ddsr_core.diffusion.latents import STAGE as LATENTS
 from ddsr_core.errors import DdsrError, StorageError, UnreachableError
-from ddsr_core.evaluation import STAGE as EVALUATE
+from ddsr_core.evaluation.evaluate import STAGE as EVALUATE
 from ddsr_core.pseudo_labels.clusters import STAGE as CLUSTERS
 from ddsr_core.pseudo_labels.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.pseudo_labels.patches import STAGE as PATCHES

@@ -106,7 +106,7 @@ def mean_psnr(values: Iterable[float]) -> float | None:
     """Mean over images, in dB, of the finite values; None where there is none.
 
     An SR image that equals its HR image has infinite PSNR. One such image (a black frame, say) would make the
-    mean of a test set infinite, so it is left out; `ddsr_core.evaluation` counts it as ``identical``.
+    mean of a test set infinite, so it is left out; `ddsr_core.evaluation.evaluate` counts it as ``identical``.
 
     Example:
         >>> mean_psnr([20.0, 30.0, float("inf")])

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ddsr_core.config import Runtime
-from ddsr_core.evaluation import EvaluateConfig
+from ddsr_core.evaluation.evaluate import EvaluateConfig
 from ddsr_core.imaging.images import photo_source
 from ddsr_core.pseudo_labels import embeddings, patches
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from ddsr_core.errors import InputError
-from ddsr_core.evaluation import MIN_SIDE_PX, EvaluateConfig, ImageScores
+from ddsr_core.evaluation.evaluate import MIN_SIDE_PX, EvaluateConfig, ImageScores
+from ddsr_core.evaluation.test_sets import HrImage, spare_px
 from ddsr_core.imaging.bicubic import make_lr
 from ddsr_core.imaging.images import to_float
 from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.metrics.dists import Dists
 from ddsr_core.metrics.lpips import Lpips, distance
 from ddsr_core.metrics.psnr_ssim import fidelity, full_precision
-from ddsr_core.pairs import HrImage, spare_px
 
 if TYPE_CHECKING:
-    from ddsr_core.evaluation import Network
+    from ddsr_core.evaluation.evaluate import Network
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")

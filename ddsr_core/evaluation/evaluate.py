@@ -22,14 +22,14 @@ from pydantic import Field, model_validator
 
 from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import InputError
+from ddsr_core.evaluation.test_sets import HrImage, find_pairs
 from ddsr_core.imaging.images import save_png, to_uint8
-from ddsr_core.pairs import HrImage, find_pairs
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
 
 if TYPE_CHECKING:
     import torch
 
-    from ddsr_core.measuring import Enlarged, Evaluator
+    from ddsr_core.evaluation.evaluator import Enlarged, Evaluator
 
     #: float32 (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale)
     Network = Callable[[torch.Tensor], torch.Tensor]
@@ -100,7 +100,7 @@ def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out:
     files = [out / RESUME / f"{index:06d}.json" for index in range(len(images))]
     missing = [index for index, file in enumerate(files) if not file.is_file()]
     if missing:
-        from ddsr_core.measuring import Evaluator, overlapped, reference_features
+        from ddsr_core.evaluation.evaluator import Evaluator, overlapped, reference_features
 
         evaluator = Evaluator(network, config, device, reference_features(test))
         closeups = {index: out / "crops" / f"{index:06d}" for index in _spread(len(images), config.crops)}
@@ -139,7 +139,7 @@ def evaluate_network(
     Raises:
         InputError: an image is too small to measure.
     """
-    from ddsr_core.measuring import Evaluator, overlapped
+    from ddsr_core.evaluation.evaluator import Evaluator, overlapped
 
     evaluator = Evaluator(network, config or EvaluateConfig(), device)
 

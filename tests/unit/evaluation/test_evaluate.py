@@ -16,10 +16,10 @@ import torch
 from pydantic import ValidationError
 from skimage import data as photos
 
-from ddsr_core import evaluation
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.evaluation import METRICS, EvaluateConfig, evaluate_network, mean_scores
+from ddsr_core.evaluation import evaluate as evaluation
+from ddsr_core.evaluation.evaluate import METRICS, EvaluateConfig, evaluate_network, mean_scores
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
 from ddsr_core.storage.store import RESUME
@@ -134,7 +134,7 @@ def test_threads_and_known_features_change_no_byte(test_set: Path, tmp_path: Pat
 
 
 def test_features_of_hr_images_are_computed_once(test_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddsr_core.measuring import ReferenceFeatures, reference_features
+    from ddsr_core.evaluation.evaluator import ReferenceFeatures, reference_features
     from ddsr_core.metrics.lpips import Lpips
 
     seen: list[int] = []
@@ -178,7 +178,7 @@ def test_an_error_while_scoring_is_not_lost(test_set: Path, tmp_path: Path, monk
     def failing(*_: Any, **__: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("ddsr_core.measuring.fidelity", failing)
+    monkeypatch.setattr("ddsr_core.evaluation.evaluator.fidelity", failing)
     before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     with pytest.raises(MemoryError, match="no room"):
         evaluation.run(CHEAP, test=test_set, out=tmp_path, runtime=Runtime())
@@ -236,7 +236,7 @@ from pathlib import Path
 from ddsr_core import evaluation
 from ddsr_core.config import Runtime
 import torch
-from ddsr_core.measuring import Evaluator
+from ddsr_core.evaluation.evaluator import Evaluator
 torch.set_num_threads(1)
 score = Evaluator.score
 def dying(self, image):
@@ -279,7 +279,7 @@ def test_lpips_without_a_trunk_is_an_error_not_a_number(
 
 
 def test_the_config_does_not_import_torch() -> None:
-    code = "import sys, ddsr_core.evaluation; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
+    code = "import sys, ddsr_core.evaluation.evaluate; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 
