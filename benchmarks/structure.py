@@ -20,13 +20,13 @@ from ddsr_core.diffusion.base import base_source, load_base
 from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.images import decode_rgb, photo_source, read_image_parquet, read_image_set, read_rgb, to_float
-from ddsr_core.pipeline import PipelineConfig, load_config
+from ddsr_core.pipeline.config import PipelineConfig, load_config
+from ddsr_core.pipeline.stages import Chain, distill, judge_of
 from ddsr_core.pseudo_labels import patches
 from ddsr_core.sampling.sr_gain import BATCH, sr_gains
 from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder
-from flows.chain import Chain, distill, judge_of
 from flows.console import progress_for
 
 PATCHES = 600

@@ -12,10 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
-from ddsr_core.pipeline import load_config
+from ddsr_core.pipeline.config import load_config
+from ddsr_core.pipeline.stages import Chain, distill
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder
-from flows.chain import Chain, distill
 from flows.console import progress_for
 
 AS_DRAWN = ("sample.oversample=1", "sample.max_cosine=1.0", "sample.restored_share=0")

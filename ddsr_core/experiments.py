@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ddsr_core.pipeline import PipelineConfig, SourceName, merge
+from ddsr_core.pipeline.config import PipelineConfig, SourceName, merge
 from ddsr_core.sr.train import TrainSRConfig
 
 #: What every variant is compared with, seed by seed.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.experiments import ABLATION_DESIGN, Design, Network, Variant
-from ddsr_core.pipeline import SourceName, merge
+from ddsr_core.pipeline.config import SourceName, merge
 
 Scale = Literal["mini", "paper"]
 ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"]

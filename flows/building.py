@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.pipeline.stages import Build
 from ddsr_core.progress import ProgressFactory
 from ddsr_core.pseudo_labels.photo_cache import STAGES as MEMO_STAGES
 from ddsr_core.storage.store import Artifact, Stage, StageInput, Store
-from flows.chain import Build
 from flows.device import resolve_device_lazily
 
 if TYPE_CHECKING:

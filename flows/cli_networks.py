@@ -18,7 +18,7 @@ def networks() -> None:
 
 
 class SourceType(click.ParamType):
-    """A `ddsr_core.pipeline.SourceName`; the names are looked up when they are needed, as that import takes a second."""
+    """A `ddsr_core.pipeline.config.SourceName`; the names are looked up when they are needed, as that import takes a second."""
 
     name = "source"
 
@@ -32,7 +32,7 @@ class SourceType(click.ParamType):
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        from ddsr_core.pipeline import SourceName
+        from ddsr_core.pipeline.config import SourceName
 
         return get_args(SourceName)
 

@@ -24,8 +24,8 @@ def runs(home: str | None, as_json: bool) -> None:
 
     Example: ddsr runs
     """
+    from ddsr_core.pipeline.runs import list_runs
     from ddsr_core.storage.remote_store import open_store
-    from flows.runs import list_runs
 
     states = list_runs(open_store(home_of(home)))
     if as_json:
@@ -46,8 +46,8 @@ def show(run: str, home: str | None, as_json: bool) -> None:
 
     Example: ddsr show demo
     """
+    from ddsr_core.pipeline.runs import read_run
     from ddsr_core.storage.remote_store import open_store
-    from flows.runs import read_run
 
     state = read_run(open_store(home_of(home)), run)
     if as_json:
@@ -70,9 +70,9 @@ def report(run: str, picture: Path | None, home: str | None) -> None:
 
     Example: ddsr report demo --picture overview.png
     """
+    from ddsr_core.pipeline.runs import read_record, run_folder
     from ddsr_core.report import overview_figure, write_report
     from ddsr_core.storage.remote_store import open_store
-    from flows.runs import read_record, run_folder
 
     store = open_store(home_of(home))
     record = read_record(store, run)

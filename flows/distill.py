@@ -8,14 +8,14 @@ from prefect import flow
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.hold_out import hold_out
-from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
+from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
+from ddsr_core.pipeline.pins import Claims
+from ddsr_core.pipeline.runs import Outcome, check_run_name, failure_noted, finish_run, run_log, start_run
+from ddsr_core.pipeline.stages import distill_and_train
 from ddsr_core.storage.remote_store import Home, RemoteStore, open_store
 from ddsr_core.storage.store import Store
 from flows.building import prefect_builder
-from flows.chain import distill_and_train
-from flows.claims import Claims
 from flows.networks import networks_ahead
-from flows.runs import Outcome, check_run_name, failure_noted, finish_run, run_log, start_run
 from tasks.artifacts import publish_run
 from tasks.attempts import refuse_endless_crashes
 from tasks.runners import AtLeastOne, Runner

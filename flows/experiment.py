@@ -13,17 +13,17 @@ from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.experiments import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png
-from ddsr_core.pipeline import PipelineConfig
+from ddsr_core.pipeline.config import PipelineConfig
+from ddsr_core.pipeline.fan_out import Begun, FanOut, Work
+from ddsr_core.pipeline.pins import Claim, Claims
+from ddsr_core.pipeline.runs import complete_run, run_folder, start_run
+from ddsr_core.pipeline.stages import Build, Built, Chain, data_source, distill
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
 from ddsr_core.table_plots import plot_metric
 from ddsr_core.table_text import tables_markdown
 from ddsr_core.tables import WHOLE
-from flows.chain import Build, Built, Chain, data_source, distill
-from flows.claims import Claim, Claims
-from flows.fan_out import Begun, FanOut, Work
-from flows.runs import complete_run, run_folder, start_run
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
@@ -99,7 +99,7 @@ def measure(
         seeds: number of seeds, 0 … seeds - 1.
         log: takes a line when a stage begins and ends, and a line a finished cell.
         command: how the table was made; stands above it.
-        ahead: where networks are trained at once (`flows.fan_out`).
+        ahead: where networks are trained at once (`ddsr_core.pipeline.fan_out`).
         device: there.
     """
     start_run(store, name, config, photos, test)

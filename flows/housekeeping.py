@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddsr_core.errors import DdsrError
+from ddsr_core.pipeline.pins import claimed_keys
+from ddsr_core.pipeline.runs import list_runs
 from ddsr_core.registry import night_lock, read_registry, registry_names
 from ddsr_core.storage.remote_store import RemoteStore, open_store
 from ddsr_core.storage.store import Store
-from flows.claims import claimed_keys
-from flows.runs import list_runs
 
 LEAST_FREE_BYTES = 5_000_000_000
 
@@ -24,7 +24,7 @@ LEAST_FREE_BYTES = 5_000_000_000
 def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> list[tuple[Path | str, int]]:
     """Unfinished artifacts, and whole ones that no run and no version names, with their sizes; removed if ``delete``.
 
-    A run that goes on or has failed names what it has built and used so far (`flows.claims`). Artifacts that another
+    A run that goes on or has failed names what it has built and used so far (`ddsr_core.pipeline.pins`). Artifacts that another
     process is building now (their lock is held) are left alone. Of a home on S3, both this machine's copy and what is
     published are looked at.
 

@@ -9,12 +9,12 @@ from prefect.futures import wait
 
 from ddsr_core.config import resolve_device
 from ddsr_core.errors import DdsrError
-from ddsr_core.pipeline import PipelineConfig
+from ddsr_core.pipeline.config import PipelineConfig
+from ddsr_core.pipeline.fan_out import FanOut, OneByOne, Together, Work, train_and_measure
+from ddsr_core.pipeline.pins import Claim
+from ddsr_core.pipeline.stages import Ahead, NetworkToTrain
 from ddsr_core.sr import train
 from ddsr_core.storage.store import InputRef, StageInput, Store
-from flows.chain import Ahead, NetworkToTrain
-from flows.claims import Claim
-from flows.fan_out import FanOut, OneByOne, Together, Work, train_and_measure
 from tasks.runners import Runner, ray_resources, task_runner
 from tasks.stages import Gpu, gpu_slot
 
@@ -78,7 +78,7 @@ def networks_ahead(
     gpu: Gpu = "here",
     claim: Claim = lambda *keys: None,
 ) -> Ahead | None:
-    """For `flows.chain.train_networks`: a run's networks on a task runner; None to train them one by one.
+    """For `ddsr_core.pipeline.stages.train_networks`: a run's networks on a task runner; None to train them one by one.
 
     Args:
         claim: told of the networks' keys before any is trained.

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.pipeline import PipelineConfig, Preset, chosen_config
+from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.registry import Metric
 from ddsr_core.storage.remote_store import Home, open_store
 from flows.building import prefect_builder

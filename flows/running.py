@@ -42,10 +42,10 @@ def run_pipeline(
 ) -> None:
     """Load the config, run the chain with or without Prefect, print the table and where the report is."""
     from ddsr_core.imaging.hold_out import hold_out
-    from ddsr_core.pipeline import load_config
+    from ddsr_core.pipeline.config import load_config
+    from ddsr_core.pipeline.runs import check_run_name, failure_noted
     from ddsr_core.storage.remote_store import open_store
     from flows.console import print_results, progress_for
-    from flows.runs import check_run_name, failure_noted
 
     config = load_config(preset, file, overrides)
     store, run = open_store(home_of(home)), name or preset
@@ -78,10 +78,10 @@ def stopping() -> Iterator[None]:
 
 def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The chain without Prefect."""
+    from ddsr_core.pipeline.pins import Claims
+    from ddsr_core.pipeline.runs import finish_run, run_log, start_run
+    from ddsr_core.pipeline.stages import distill_and_train
     from flows.building import plain_builder
-    from flows.chain import distill_and_train
-    from flows.claims import Claims
-    from flows.runs import finish_run, run_log, start_run
 
     start_run(store, run, config, images, test)
     claims = Claims(store, run)
@@ -141,7 +141,7 @@ def run_night(
 
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
-    from ddsr_core.pipeline import load_config
+    from ddsr_core.pipeline.config import load_config
     from ddsr_core.storage.remote_store import open_store
     from flows.building import plain_builder
     from flows.challenge import Night, challenge, facts_of, memo_of, unchanged
@@ -184,14 +184,14 @@ def run_experiment(
     command: str,
 ) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
-    from ddsr_core.pipeline import load_config
+    from ddsr_core.pipeline.config import load_config
+    from ddsr_core.pipeline.fan_out import fan_out
+    from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_folder, run_log
     from ddsr_core.storage.remote_store import open_store
     from ddsr_core.tables import DEFAULT_PRESET, design_of
     from flows.building import plain_builder
     from flows.console import progress_for
     from flows.experiment import finish, measure
-    from flows.fan_out import fan_out
-    from flows.runs import check_run_name, failure_noted, run_folder, run_log
 
     config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
     store, run = open_store(home_of(home)), name or experiment

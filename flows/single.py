@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.images import photo_source
-from ddsr_core.pipeline import merge, parse_override
+from ddsr_core.pipeline.config import merge, parse_override
 from ddsr_core.storage.store import Artifact, Source, Store, sha256_of, storage_errors
 from flows.console import progress_for
 from flows.device import resolve_device_lazily
@@ -46,7 +46,7 @@ class Crops:
     """What of a data set a network is trained on.
 
     Attributes:
-        source: a `ddsr_core.pipeline.SourceName`.
+        source: a `ddsr_core.pipeline.config.SourceName`.
         budget: number of crops, where they are chosen.
         patch_px: height and width of crops, pixels.
         embeddings: features that k-centre and HDC compare crops by, ``vgg16`` or ``open_clip``.
@@ -89,9 +89,9 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime) -> Artifact | Source:
     """Crops of ``data``; or ``data`` itself, where the source is everything there is, or images that a model drew."""
     from ddsr_core.baselines import crops as sources
-    from ddsr_core.pipeline import PipelineConfig
+    from ddsr_core.pipeline.config import PipelineConfig
+    from ddsr_core.pipeline.stages import Chain, subset
     from ddsr_core.pseudo_labels import patches
-    from flows.chain import Chain, subset
 
     def build(stage: Any, config: Any, inputs: Any, label: str = "") -> tuple[Artifact, bool]:
         return store.build(stage, config, inputs, runtime)
@@ -178,7 +178,7 @@ def adapter_of_run(store: Store, name: str) -> tuple[Path, str, str | None]:
     """
     import tomllib
 
-    from flows.runs import read_run, run_folder
+    from ddsr_core.pipeline.runs import read_run, run_folder
 
     stages = {stage["name"]: stage["path"] for stage in read_run(store, name).get("stages", [])}
     if "finetune" not in stages:
@@ -241,9 +241,9 @@ def search_run(
 
     from ddsr_core.imaging.contact_sheet import contact_sheet
     from ddsr_core.imaging.images import save_png
+    from ddsr_core.pipeline.runs import read_run
     from ddsr_core.pseudo_labels import search
     from ddsr_core.pseudo_labels.embeddings import read_config
-    from flows.runs import read_run
 
     paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
     if "clusters" not in paths:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.images import read_image_set, read_rgb
-from ddsr_core.pipeline import SourceName
+from ddsr_core.pipeline.config import SourceName
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips")
 FULL, RANDOM, DISTILLED = "full", "random", "distilled"
@@ -50,7 +50,7 @@ class StageRecord(Frozen):
 class SrRecord(Frozen):
     """One SR network that was trained and measured.
 
-    ``source`` is one of `ddsr_core.pipeline.SourceName` or another data source; ``budget`` is the number of training
+    ``source`` is one of `ddsr_core.pipeline.config.SourceName` or another data source; ``budget`` is the number of training
     images (None: all). ``evaluate_path`` is an `evaluate` artifact, ``train_path`` a `train-sr` one.
     """
 

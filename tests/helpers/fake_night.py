@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddsr_core.config import Runtime
-from ddsr_core.pipeline import load_config
+from ddsr_core.pipeline.config import load_config
 from ddsr_core.pseudo_labels.photo_cache import STAGES as MEMO_STAGES
 from ddsr_core.storage.store import Artifact, Stage, StageResult, Store
 from flows import challenge as nights

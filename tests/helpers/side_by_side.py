@@ -22,13 +22,13 @@ from torch import nn
 from ddsr_core.config import Runtime
 from ddsr_core.evaluation.evaluate import EvaluateConfig
 from ddsr_core.imaging.images import photo_source
+from ddsr_core.pipeline.fan_out import Work, train_and_measure
+from ddsr_core.pipeline.stages import Build
 from ddsr_core.pseudo_labels import embeddings, patches
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
 from ddsr_core.pseudo_labels.patches import PatchesConfig
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import InputRef, Store
-from flows.chain import Build
-from flows.fan_out import Work, train_and_measure
 from tests.helpers.commands import ROOT, digests
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ddsr_core.imaging.images import read_image_set
-from ddsr_core.pipeline import load_config
+from ddsr_core.pipeline.config import load_config
 from ddsr_core.progress import silent
 from ddsr_core.registry import read_registry
 from ddsr_core.storage.store import Store

@@ -13,12 +13,12 @@ import pytest
 from ddsr_core.errors import InputError
 from ddsr_core.experiments import Design, Network, Variant
 from ddsr_core.imaging.images import read_rgb
-from ddsr_core.pipeline import load_config
+from ddsr_core.pipeline.config import load_config
+from ddsr_core.pipeline.fan_out import fan_out
 from ddsr_core.progress import silent
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder
 from flows.experiment import measure
-from flows.fan_out import fan_out
 from flows.housekeeping import collect_garbage
 from tests.helpers.commands import ROOT, TINY, make_photos
 
@@ -128,7 +128,7 @@ def test_what_goes_wrong_in_a_worker_is_the_commands_message(tmp_path: Path):
 
 def test_workers_end_with_the_command_that_started_them(tmp_path: Path):
     program = (
-        "import os, sys, time\nfrom flows.fan_out import fan_out\n"
+        "import os, sys, time\nfrom ddsr_core.pipeline.fan_out import fan_out\n"
         "if __name__ == '__main__':\n"
         "    with fan_out(2) as ahead:\n"
         "        pids = {ahead.pool.submit(os.getpid).result() for _ in range(8)}\n"

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ddsr_core.imaging.images import save_png
-from ddsr_core.pipeline import SourceName
+from ddsr_core.pipeline.config import SourceName
 from flows.cli import cli
 
 

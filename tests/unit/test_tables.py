@@ -8,7 +8,7 @@ import pytest
 
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.experiments import Cell, Design, Variant
-from ddsr_core.pipeline import load_config
+from ddsr_core.pipeline.config import load_config
 from ddsr_core.table_plots import plot_metric
 from ddsr_core.table_text import columns_of, rows_of, tables_markdown
 from ddsr_core.tables import COUNTS, DEFAULT_PRESET, PAPER, ExperimentName, design_of, paper_cells

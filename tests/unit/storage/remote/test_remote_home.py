@@ -11,9 +11,9 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
+from ddsr_core.pipeline.stages import Built
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.store import Store
-from flows.chain import Built
 from tests.helpers.fake_night import Fakes, put, without_reports
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 from tests.unit.storage.remote.home import URL, Machines
@@ -37,10 +37,10 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
 
 
 def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
-    from ddsr_core.pipeline import load_config
-    from flows.claims import Claims
+    from ddsr_core.pipeline.config import load_config
+    from ddsr_core.pipeline.pins import Claims
+    from ddsr_core.pipeline.runs import complete_run, start_run
     from flows.housekeeping import collect_garbage, used_keys
-    from flows.runs import complete_run, start_run
 
     here, there = machines
     config = load_config("demo", None, ())
@@ -59,8 +59,8 @@ def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machi
 
 
 def test_looking_at_runs_leaves_the_files_of_one_that_goes_on_alone(machines: Machines, log: Path) -> None:
-    from ddsr_core.pipeline import load_config
-    from flows.runs import list_runs, read_run, start_run
+    from ddsr_core.pipeline.config import load_config
+    from ddsr_core.pipeline.runs import list_runs, read_run, start_run
 
     here, there = machines
     folder = start_run(here, "demo", load_config("demo", None, ()), log, None)

@@ -16,7 +16,7 @@ from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.imaging.images import photo_source
-from ddsr_core.pipeline import PipelineConfig
+from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sr import train

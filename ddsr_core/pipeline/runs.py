@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ddsr_core.errors import ConfigError, InputError, StorageError
-from ddsr_core.pipeline import PipelineConfig, to_toml
+from ddsr_core.pipeline.config import PipelineConfig, to_toml
+from ddsr_core.pipeline.stages import Built, Chain
 from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
 from ddsr_core.storage.store import LOG, Artifact, Store, storage_errors, write_atomically, write_json
-from flows.chain import Built, Chain
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
 RUN_FILES = ("run.json", "config.toml")

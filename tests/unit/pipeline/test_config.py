@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.pipeline import PipelineConfig, chosen_config, load_config, overridden, parse_override, preset_names, to_toml
+from ddsr_core.pipeline.config import (
+    PipelineConfig,
+    chosen_config,
+    load_config,
+    overridden,
+    parse_override,
+    preset_names,
+    to_toml,
+)
 
 
 def test_the_four_presets_load():
@@ -144,8 +152,8 @@ def test_an_override_is_read_or_refused_but_never_crashes(text: str):
 
 
 def test_configs_need_no_torch():
-    code = "import sys, ddsr_core.pipeline as p; p.load_config('demo'); sys.exit('torch' in sys.modules)"
-    root = Path(__file__).resolve().parents[2]
+    code = "import sys, ddsr_core.pipeline.config as p; p.load_config('demo'); sys.exit('torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
@@ -156,6 +164,6 @@ def test_every_field_of_every_stage_is_described():
 
 
 def test_presets_are_plain_toml():
-    folder = Path(sys.modules["ddsr_core.pipeline"].__file__ or "").with_name("presets")
+    folder = Path(sys.modules["ddsr_core.pipeline.config"].__file__ or "").with_name("presets")
     for file in folder.glob("*.toml"):
         assert tomllib.loads(file.read_text())["base"]

@@ -24,7 +24,7 @@ from ddsr_core.imaging.images import (
     save_png,
     write_image_parquet,
 )
-from ddsr_core.pipeline import SourceName
+from ddsr_core.pipeline.config import SourceName
 from ddsr_core.report import RunRecord, SrRecord, StageRecord, overview_figure, write_report
 from ddsr_core.report.data import SOURCE_ORDER, Metrics, gather, read_curves, real_patches, source_rank
 from ddsr_core.report.figures import crop_psnr, histogram, line_chart

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from ddsr_core.config import StageConfig
+from ddsr_core.pipeline.stages import Build
 from ddsr_core.storage.remote_store import through_silence
 from ddsr_core.storage.store import Artifact, Stage, StageInput, Store, now
-from flows.chain import Build
 
 FOLDER = "claims"
 #: Notes keys, before the artifacts are built or used.

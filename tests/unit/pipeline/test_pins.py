@@ -12,14 +12,14 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError
-from ddsr_core.pipeline import load_config
+from ddsr_core.pipeline.config import load_config
+from ddsr_core.pipeline.pins import Claims, claimed_keys
+from ddsr_core.pipeline.runs import fail_run, failure_noted, run_folder, start_run
 from ddsr_core.progress import silent
 from ddsr_core.storage.store import Store, write_json
 from flows import housekeeping
 from flows.building import plain_builder
-from flows.claims import Claims, claimed_keys
 from flows.housekeeping import collect_garbage, used_keys
-from flows.runs import fail_run, failure_noted, run_folder, start_run
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 

@@ -26,8 +26,8 @@ from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig
 from ddsr_core.sr.train import TrainSRConfig
 
-PRESETS = Path(__file__).with_name("presets")
-SCALES = Path(__file__).with_name("scales")
+PRESETS = Path(__file__).resolve().parents[1] / "presets"
+SCALES = Path(__file__).resolve().parents[1] / "scales"
 Preset = Literal["demo", "released", "paper", "best"]
 SourceName = Literal[
     "distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "gsdd", "base", "full", "full-thresholded"
