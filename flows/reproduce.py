@@ -8,12 +8,12 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from ddsr_core.experiments.paper_tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
+from ddsr_core.experiments.run import finish, measure
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_log
 from ddsr_core.storage.remote_store import Home, open_store
-from ddsr_core.tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
 from flows.building import prefect_builder
-from flows.experiment import finish, measure
 from flows.networks import prefect_fan_out
 from tasks.attempts import refuse_endless_crashes
 from tasks.runners import AtLeastOne, Runner

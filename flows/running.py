@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ddsr_core.experiments.paper_tables import ExperimentName, Scale
     from ddsr_core.registry import Metric
-    from ddsr_core.tables import ExperimentName, Scale
     from flows.challenge import Outcome
 
 DEFAULT_HOME = "ddsr-home"
@@ -184,14 +184,14 @@ def run_experiment(
     command: str,
 ) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
+    from ddsr_core.experiments.paper_tables import DEFAULT_PRESET, design_of
+    from ddsr_core.experiments.run import finish, measure
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.fan_out import fan_out
     from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_folder, run_log
     from ddsr_core.storage.remote_store import open_store
-    from ddsr_core.tables import DEFAULT_PRESET, design_of
     from flows.building import plain_builder
     from flows.console import progress_for
-    from flows.experiment import finish, measure
 
     config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
     store, run = open_store(home_of(home)), name or experiment

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ddsr_core.experiments import Cell, Design, Spread, seeds_note
-from ddsr_core.tables import paper_cells
+from ddsr_core.experiments.design import Cell, Design, Spread, seeds_note
+from ddsr_core.experiments.paper_tables import paper_cells
 
 #: Name, heading, digits.
 METRICS: Mapping[str, tuple[str, int]] = {

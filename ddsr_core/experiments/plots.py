@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
-from ddsr_core.experiments import Cell, Design
-from ddsr_core.table_text import METRICS, columns_of, rows_of
+from ddsr_core.experiments.design import Cell, Design
+from ddsr_core.experiments.markdown import METRICS, columns_of, rows_of
 
 PANEL_INCHES = (3.6, 3.6)
 

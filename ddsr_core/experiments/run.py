@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ddsr_core.evaluation import evaluate as evaluation
-from ddsr_core.experiments import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
+from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
+from ddsr_core.experiments.markdown import tables_markdown
+from ddsr_core.experiments.paper_tables import WHOLE
+from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png
 from ddsr_core.pipeline.config import PipelineConfig
@@ -21,9 +24,6 @@ from ddsr_core.pipeline.stages import Build, Built, Chain, data_source, distill
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
-from ddsr_core.table_plots import plot_metric
-from ddsr_core.table_text import tables_markdown
-from ddsr_core.tables import WHOLE
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
@@ -93,7 +93,7 @@ def measure(
     design: Design, config: PipelineConfig, photos: Path, test: Path, seeds: int, store: Store, name: str, build: Build,
     log: Callable[[str], None], command: str, ahead: FanOut, device: str = "auto",
 ) -> Experiment:  # fmt: skip
-    """Measure every training set of a design (`ddsr_core.experiments`) with the same networks and iterations.
+    """Measure every training set of a design (`ddsr_core.experiments.design`) with the same networks and iterations.
 
     Args:
         seeds: number of seeds, 0 … seeds - 1.

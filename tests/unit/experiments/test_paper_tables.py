@@ -7,11 +7,11 @@ from typing import get_args
 import pytest
 
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.experiments import Cell, Design, Variant
+from ddsr_core.experiments.design import Cell, Design, Variant
+from ddsr_core.experiments.markdown import columns_of, rows_of, tables_markdown
+from ddsr_core.experiments.paper_tables import COUNTS, DEFAULT_PRESET, PAPER, ExperimentName, design_of, paper_cells
+from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.pipeline.config import load_config
-from ddsr_core.table_plots import plot_metric
-from ddsr_core.table_text import columns_of, rows_of, tables_markdown
-from ddsr_core.tables import COUNTS, DEFAULT_PRESET, PAPER, ExperimentName, design_of, paper_cells
 
 DESIGN = Design(
     "table2",

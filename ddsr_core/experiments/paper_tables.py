@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.experiments import ABLATION_DESIGN, Design, Network, Variant
+from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant
 from ddsr_core.pipeline.config import SourceName, merge
 
 Scale = Literal["mini", "paper"]

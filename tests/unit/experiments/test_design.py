@@ -6,7 +6,17 @@ import json
 
 import pytest
 
-from ddsr_core.experiments import ABLATION, ABLATION_DESIGN, BASELINES, Cell, Spread, as_csv, as_json, as_markdown, summarize
+from ddsr_core.experiments.design import (
+    ABLATION,
+    ABLATION_DESIGN,
+    BASELINES,
+    Cell,
+    Spread,
+    as_csv,
+    as_json,
+    as_markdown,
+    summarize,
+)
 from ddsr_core.pipeline.config import load_config
 
 CELLS = [
