@@ -52,7 +52,7 @@ def versions(name: str, home: str | None, as_json: bool) -> None:
 
     Example: ddsr versions
     """
-    from ddsr_core.registry import read_registry
+    from ddsr_core.nightly.registry import read_registry
     from ddsr_core.storage.remote_store import open_store
 
     registry = read_registry(open_store(home_of(home)), name)
@@ -78,8 +78,8 @@ def rollback(to: int | None, name: str, home: str | None) -> None:
 
     Example: ddsr rollback
     """
+    from ddsr_core.nightly.night import roll_back
     from ddsr_core.storage.remote_store import open_store
-    from flows.challenge import roll_back
 
     registry = roll_back(open_store(home_of(home)), name, to)
     click.echo(f"in use: version {registry.champion}")

@@ -15,8 +15,8 @@ import click
 
 if TYPE_CHECKING:
     from ddsr_core.experiments.paper_tables import ExperimentName, Scale
-    from ddsr_core.registry import Metric
-    from flows.challenge import Outcome
+    from ddsr_core.nightly.night import Outcome
+    from ddsr_core.nightly.registry import Metric
 
 DEFAULT_HOME = "ddsr-home"
 
@@ -141,10 +141,10 @@ def run_night(
 
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
+    from ddsr_core.nightly.night import Night, challenge, facts_of, memo_of, unchanged
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.storage.remote_store import open_store
     from flows.building import plain_builder
-    from flows.challenge import Night, challenge, facts_of, memo_of, unchanged
     from flows.console import progress_for
 
     store = open_store(home_of(home))

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddsr_core.config import Runtime
+from ddsr_core.nightly import night as nights
+from ddsr_core.nightly.night import Night, Outcome, challenge, memo_of
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pseudo_labels.photo_cache import STAGES as MEMO_STAGES
 from ddsr_core.storage.store import Artifact, Stage, StageResult, Store
-from flows import challenge as nights
-from flows.challenge import Night, Outcome, challenge, memo_of
 
 QUICK = ("sr.archs=['edsr-small']", "sr.sources=['distilled']", "sample.restored_share=0", "evaluate.lpips=false")
 NAME = "n"

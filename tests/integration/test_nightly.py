@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from ddsr_core.imaging.images import read_image_set
+from ddsr_core.nightly import night as nights
+from ddsr_core.nightly.night import Night, Outcome, as_markdown, challenge, memo_of, roll_back
+from ddsr_core.nightly.registry import read_registry
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.progress import silent
-from ddsr_core.registry import read_registry
 from ddsr_core.storage.store import Store
-from flows import challenge as nights
 from flows.building import plain_builder
-from flows.challenge import Night, Outcome, as_markdown, challenge, memo_of, roll_back
 from tests.helpers.commands import TINY, make_photos
 
 pytestmark = pytest.mark.slow

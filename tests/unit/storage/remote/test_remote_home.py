@@ -102,8 +102,8 @@ def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch)
 def test_nights_on_two_machines_share_registry_memo_and_set(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddsr_core.registry import read_registry
-    from flows.challenge import roll_back
+    from ddsr_core.nightly.night import roll_back
+    from ddsr_core.nightly.registry import read_registry
     from flows.housekeeping import collect_garbage
 
     without_reports(monkeypatch)

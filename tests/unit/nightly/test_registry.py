@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.registry import Registry, Version, judge, read_registry, write_registry
+from ddsr_core.nightly.registry import Registry, Version, judge, read_registry, write_registry
 from ddsr_core.storage.store import Store
 
 

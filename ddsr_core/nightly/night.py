@@ -13,12 +13,7 @@ from ddsr_core.diffusion import finetune, latents
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.imaging.images import photo_digests, photo_source
-from ddsr_core.pipeline.config import PipelineConfig
-from ddsr_core.pipeline.pins import Claims
-from ddsr_core.pipeline.runs import failure_noted, finish_run, publish_distilled, run_log, start_run
-from ddsr_core.pipeline.stages import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
-from ddsr_core.pseudo_labels import clusters, embeddings, patches
-from ddsr_core.registry import (
+from ddsr_core.nightly.registry import (
     Metric,
     Registry,
     Version,
@@ -31,6 +26,11 @@ from ddsr_core.registry import (
     write_photos,
     write_registry,
 )
+from ddsr_core.pipeline.config import PipelineConfig
+from ddsr_core.pipeline.pins import Claims
+from ddsr_core.pipeline.runs import failure_noted, finish_run, publish_distilled, run_log, start_run
+from ddsr_core.pipeline.stages import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
+from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sr import train
 from ddsr_core.storage.store import Artifact, StageInput, Store, now, storage_errors
