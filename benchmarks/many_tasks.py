@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.runtime import flow_run
 
 from ddsr_core.storage.store import Store
-from tasks.shards import spread_over
+from tasks.parts import spread_over
 
 #: Task runs reach the database as events, a moment after they have ended.
 RECORDED_S = 120.0

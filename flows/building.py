@@ -14,8 +14,8 @@ from ddsr_core.storage.store import Artifact, Stage, StageInput, Store
 from flows.device import resolve_device_lazily
 
 if TYPE_CHECKING:
-    from tasks.runners import Runner
     from tasks.stages import Gpu
+    from tasks.task_runners import Runner
 
 
 def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str = "", memo: str | None = None) -> Build:

@@ -16,10 +16,10 @@ from ddsr_core.storage.remote_store import Home, RemoteStore, open_store
 from ddsr_core.storage.store import Store
 from flows.building import prefect_builder
 from flows.networks import networks_ahead
-from tasks.artifacts import publish_run
-from tasks.attempts import refuse_endless_crashes
-from tasks.runners import AtLeastOne, Runner
+from tasks.recovery import refuse_endless_crashes
+from tasks.run_pages import publish_run
 from tasks.stages import Gpu
+from tasks.task_runners import AtLeastOne, Runner
 
 
 @flow(name="distill")

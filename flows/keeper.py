@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import deployment
 
-from tasks.attempts import MAX_ATTEMPTS, go_on
+from tasks.recovery import MAX_ATTEMPTS, go_on
 
 #: A run that has crashed before that is left to people.
 MEMORY = timedelta(days=2)

@@ -15,8 +15,8 @@ from ddsr_core.pipeline.pins import Claim
 from ddsr_core.pipeline.stages import Ahead, NetworkToTrain
 from ddsr_core.sr import train
 from ddsr_core.storage.store import InputRef, StageInput, Store
-from tasks.runners import Runner, ray_resources, task_runner
 from tasks.stages import Gpu, gpu_slot
+from tasks.task_runners import Runner, ray_resources, task_runner
 
 #: Threads of a process share torch's random numbers: networks trained in them would not be those trained one by one.
 SIDE_BY_SIDE = ("processes", "ray")

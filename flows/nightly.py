@@ -13,8 +13,8 @@ from ddsr_core.nightly.registry import Metric
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.storage.remote_store import Home, open_store
 from flows.building import prefect_builder
-from tasks.artifacts import artifact_key
-from tasks.attempts import refuse_endless_crashes
+from tasks.recovery import refuse_endless_crashes
+from tasks.run_pages import artifact_key
 from tasks.stages import Gpu
 
 

@@ -15,9 +15,9 @@ from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_log
 from ddsr_core.storage.remote_store import Home, open_store
 from flows.building import prefect_builder
 from flows.networks import prefect_fan_out
-from tasks.attempts import refuse_endless_crashes
-from tasks.runners import AtLeastOne, Runner
+from tasks.recovery import refuse_endless_crashes
 from tasks.stages import Gpu
+from tasks.task_runners import AtLeastOne, Runner
 
 
 @flow(name="reproduce")

@@ -8,7 +8,7 @@ from prefect import flow
 
 from ddsr_core.storage.remote_store import Home
 from ddsr_core.storage.store import InputRef, Manifest
-from tasks.attempts import refuse_endless_crashes
+from tasks.recovery import refuse_endless_crashes
 from tasks.stages import StageName, run_task
 
 

@@ -49,7 +49,7 @@ class _LoggedBar:
     def publish(self, percent: float) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        from tasks.artifacts import artifact_key
+        from tasks.run_pages import artifact_key
 
         if self.artifact is None:
             key = f"ddsr-{artifact_key(self.title)}"

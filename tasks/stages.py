@@ -29,12 +29,12 @@ from ddsr_core.sr.train import STAGE as TRAIN_SR
 from ddsr_core.storage.remote_store import open_store, through_silence
 from ddsr_core.storage.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
 from tasks import progress
-from tasks.artifacts import publish_stage
-from tasks.attempts import through_outages
 from tasks.cancelling import ending_when_cancelled
-from tasks.pool import run_on_pool
-from tasks.runners import Runner
-from tasks.shards import spread_over
+from tasks.gpu_pool import run_on_pool
+from tasks.parts import spread_over
+from tasks.recovery import through_outages
+from tasks.run_pages import publish_stage
+from tasks.task_runners import Runner
 
 StageName = Literal[
     "patches", "embeddings", "clusters", "latents", "class-rows", "finetune", "sample", "crops", "subset", "gsdd",
@@ -44,7 +44,7 @@ StageName = Literal[
 GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset", "gsdd", "train-sr", "evaluate"})
 #: The limit that `ddsr deploy` sets to the number of GPUs. Its slots are leases: a killed run gives its own back.
 GPU_SLOTS = "ddsr-gpu"
-#: Where GPU stages run: in the process that asks for them, or on the pool that `tasks.pool` sends them to.
+#: Where GPU stages run: in the process that asks for them, or on the pool that `tasks.gpu_pool` sends them to.
 Gpu = Literal["here", "pool"]
 
 

@@ -52,7 +52,7 @@ def test_two_nodes_make_what_is_built_one_by_one(cluster: str, tmp_path: Path):
     ],
 )
 def test_a_wrong_address_is_said_at_once(address: str, message: str, monkeypatch: pytest.MonkeyPatch):
-    from tasks.runners import task_runner
+    from tasks.task_runners import task_runner
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=message) as caught:

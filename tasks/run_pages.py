@@ -11,8 +11,8 @@ from urllib.parse import quote
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from ddsr_core.storage.store import Artifact
-from tasks.attempts import through_outages
-from tasks.pictures import pictures
+from tasks.previews import pictures
+from tasks.recovery import through_outages
 
 #: Address of a web server that shows ``<home>/runs``. Browsers open no file:// link of a page that comes over http.
 REPORTS_URL = "DDSR_REPORTS_URL"

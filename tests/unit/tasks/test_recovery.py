@@ -9,7 +9,7 @@ import pytest
 from prefect.client.schemas.objects import State, StateType
 
 from ddsr_core.errors import InputError, UnreachableError
-from tasks import attempts
+from tasks import recovery as attempts
 
 
 def failing(times: int, error: Exception) -> Any:

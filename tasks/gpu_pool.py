@@ -16,8 +16,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from ddsr_core.errors import ConfigError, DdsrError
-from tasks.attempts import MAX_ATTEMPTS, go_on, through_outages
 from tasks.cancelling import ending_when_cancelled
+from tasks.recovery import MAX_ATTEMPTS, go_on, through_outages
 
 #: The deployment of `flows.stage`, on the pool for GPUs.
 DEPLOYMENT = "stage/cuda"

@@ -10,7 +10,7 @@ from prefect import get_run_logger, task
 
 from ddsr_core.parts import Spread
 from ddsr_core.storage.store import Store
-from tasks.runners import Runner, ray_resources, task_runner
+from tasks.task_runners import Runner, ray_resources, task_runner
 
 
 @task(name="part", task_run_name="{stage}, part {number} of {total}", persist_result=False)

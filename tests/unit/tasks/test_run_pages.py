@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ddsr_core.config import StageConfig
 from ddsr_core.storage.store import Artifact, Manifest
-from tasks import artifacts
+from tasks import run_pages as artifacts
 
 
 def test_the_form_says_each_fields_bounds():
