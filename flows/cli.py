@@ -115,7 +115,7 @@ def deploy(gpus: int, pool_type: Any, silence: int) -> None:
     """
     from datetime import timedelta
 
-    from flows.deploying import deploy as bring_up
+    from deployments.deploy import deploy as bring_up
 
     for what, verdict in bring_up(gpus, pool_type, timedelta(seconds=silence)):
         click.echo(f"{verdict:<10} {what}")

@@ -15,7 +15,7 @@ from ddsr_core.pipeline.stages import distill_and_train
 from ddsr_core.storage.remote_store import Home, RemoteStore, open_store
 from ddsr_core.storage.store import Store
 from flows.building import prefect_builder
-from flows.networks import networks_ahead
+from flows.train_networks import networks_ahead
 from tasks.recovery import refuse_endless_crashes
 from tasks.run_pages import publish_run
 from tasks.stages import Gpu

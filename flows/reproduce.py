@@ -14,7 +14,7 @@ from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_log
 from ddsr_core.storage.remote_store import Home, open_store
 from flows.building import prefect_builder
-from flows.networks import prefect_fan_out
+from flows.train_networks import prefect_fan_out
 from tasks.recovery import refuse_endless_crashes
 from tasks.stages import Gpu
 from tasks.task_runners import AtLeastOne, Runner

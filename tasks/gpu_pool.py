@@ -19,7 +19,7 @@ from ddsr_core.errors import ConfigError, DdsrError
 from tasks.cancelling import ending_when_cancelled
 from tasks.recovery import MAX_ATTEMPTS, go_on, through_outages
 
-#: The deployment of `flows.stage`, on the pool for GPUs.
+#: The deployment of `flows.run_stage`, on the pool for GPUs.
 DEPLOYMENT = "stage/cuda"
 POLL_SECONDS = 2.0
 #: The keeper has so long to schedule a crashed run again before whoever waits for that run does it.
@@ -27,7 +27,7 @@ KEEPER_SECONDS = 30.0
 
 
 def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
-    """Run `flows.stage` on the pool and wait. Where this run is stopped, the one that it waits for is cancelled.
+    """Run `flows.run_stage` on the pool and wait. Where this run is stopped, the one that it waits for is cancelled.
 
     Raises:
         ConfigError: nothing is deployed there.

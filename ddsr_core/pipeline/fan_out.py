@@ -1,6 +1,6 @@
 """SR networks trained side by side: each cell's stages are built before they are asked for.
 
-Without Prefect in processes of this machine; under Prefect on the task runner that the run names (`flows.networks`).
+Without Prefect in processes of this machine; under Prefect on the task runner that the run names (`flows.train_networks`).
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def main(photos: Path, home: Path, *runners: str) -> None:
     from prefect import flow
 
     from flows.building import prefect_builder
-    from flows.networks import prefect_fan_out
+    from flows.train_networks import prefect_fan_out
     from tasks import progress
 
     patches.PHOTOS_PER_PART, embeddings.PATCHES_PER_PART = 2, 16

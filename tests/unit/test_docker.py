@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prefect.utilities.templating import find_placeholders
 
-from flows.deploying import FILE, IMAGE_ROOT, POOLS, parameters_of, prefect_file, template
+from deployments.deploy import FILE, IMAGE_ROOT, POOLS, parameters_of, prefect_file, template
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text().replace("\\\n", " ")

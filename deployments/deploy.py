@@ -175,7 +175,7 @@ def automations(silence: timedelta, slow_start: timedelta, keeper: UUID) -> list
     Args:
         silence: without a heartbeat, after which a run has crashed.
         slow_start: the same for one that has been taken and has not begun.
-        keeper: the deployment of `flows.keeper`.
+        keeper: the deployment of `flows.restart_crashed`.
     """
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
     begins, beats = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
