@@ -66,7 +66,7 @@ def environment_of(way: str, folder: Path) -> Iterator[tuple[dict[str, str], tup
 
 def run_demo(home: Path, overrides: tuple[str, ...], environment: dict[str, str], options: tuple[str, ...]) -> Command:
     """Run the command and take its times."""
-    command = [sys.executable, "-m", "flows.cli", "demo", "--home", str(home), "--json", *options]
+    command = [sys.executable, "-m", "flows.cli.main", "demo", "--home", str(home), "--json", *options]
     command += [word for text in overrides for word in ("--set", text)]
     before, started = os.times(), time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

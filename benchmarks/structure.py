@@ -27,7 +27,7 @@ from ddsr_core.sampling.sr_gain import BATCH, sr_gains
 from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder
-from flows.console import progress_for
+from flows.cli.console import progress_for
 
 PATCHES = 600
 AS_DRAWN = ("sample.oversample=1", "sample.select=none", "sample.max_cosine=1.0", "sample.sr_gain_share=1.0",

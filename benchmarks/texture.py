@@ -16,7 +16,7 @@ from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.stages import Chain, distill
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder
-from flows.console import progress_for
+from flows.cli.console import progress_for
 
 AS_DRAWN = ("sample.oversample=1", "sample.max_cosine=1.0", "sample.restored_share=0")
 NO_LSR = "finetune.lsr_mode=off"

@@ -37,7 +37,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from ddsr_core.errors import ConfigError, DdsrError
-from flows.running import home_of
+from flows.cli.running import home_of
 from tasks.stages import GPU_SLOTS
 
 PoolType = Literal["process", "docker", "kubernetes"]

@@ -11,7 +11,7 @@ from ddsr_core.pipeline.stages import Build
 from ddsr_core.progress import ProgressFactory
 from ddsr_core.pseudo_labels.photo_cache import STAGES as MEMO_STAGES
 from ddsr_core.storage.store import Artifact, Stage, StageInput, Store
-from flows.device import resolve_device_lazily
+from flows.cli.device import resolve_device_lazily
 
 if TYPE_CHECKING:
     from tasks.stages import Gpu

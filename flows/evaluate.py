@@ -12,7 +12,7 @@ from ddsr_core.imaging.images import photo_source
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.store import Manifest, Source
 from flows.building import prefect_builder
-from flows.single import weights_source
+from flows.cli.single_steps import weights_source
 from tasks.stages import Gpu
 
 

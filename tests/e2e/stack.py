@@ -101,7 +101,7 @@ class Stack:
 
     def ddsr(self, *arguments: str) -> str:
         """Run the command ``ddsr`` against the server; its output."""
-        command = [sys.executable, "-m", "flows.cli", *arguments]
+        command = [sys.executable, "-m", "flows.cli.main", *arguments]
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=400, check=False
         )

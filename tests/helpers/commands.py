@@ -29,7 +29,7 @@ def make_photos(folder: Path, count: int = 4) -> Path:
 
 def start(photos: Path, home: Path, *more: str) -> subprocess.Popen[str]:
     """Start ``ddsr distill`` on photos, printing JSON."""
-    command = [sys.executable, "-m", "flows.cli", "distill", "--images", str(photos), "--home", str(home), "--json"]
+    command = [sys.executable, "-m", "flows.cli.main", "distill", "--images", str(photos), "--home", str(home), "--json"]
     for text in TINY:
         command += ["--set", text]
     environment = {**os.environ, "PREFECT_HOME": str(home.parent / "prefect"), "OMP_NUM_THREADS": "1"}

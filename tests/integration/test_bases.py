@@ -25,7 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distill(photos: Path, home: Path, preset: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", "distill", "--images", str(photos), "--home", str(home)]
+    command = [sys.executable, "-m", "flows.cli.main", "distill", "--images", str(photos), "--home", str(home)]
     command += ["--preset", preset, "--no-prefect", "--json"]
     for text in (*SMALL, *overrides):
         command += ["--set", text]

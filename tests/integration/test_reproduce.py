@@ -19,13 +19,13 @@ from ddsr_core.pipeline.fan_out import fan_out
 from ddsr_core.progress import silent
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder
-from flows.housekeeping import collect_garbage
+from flows.cli.housekeeping import collect_garbage
 from tests.helpers.commands import ROOT, TINY, make_photos
 
 
 def reproduce(photos: Path, home: Path) -> subprocess.CompletedProcess[str]:
     command = [
-        sys.executable, "-m", "flows.cli", "reproduce", "ablation", "--images", str(photos), "--test", str(photos),
+        sys.executable, "-m", "flows.cli.main", "reproduce", "ablation", "--images", str(photos), "--test", str(photos),
         "--home", str(home), "--seeds", "1", "--no-prefect",
     ]  # fmt: skip
     for text in TINY:

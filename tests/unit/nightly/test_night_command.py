@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from ddsr_core.storage.store import Store
-from flows import running
-from flows.cli import cli
+from flows.cli import running
+from flows.cli.main import cli
 from tests.helpers.fake_night import NAME, QUICK, Fakes, put, without_reports
 
 

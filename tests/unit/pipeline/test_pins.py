@@ -17,9 +17,9 @@ from ddsr_core.pipeline.pins import Claims, claimed_keys
 from ddsr_core.pipeline.runs import fail_run, failure_noted, run_folder, start_run
 from ddsr_core.progress import silent
 from ddsr_core.storage.store import Store, write_json
-from flows import housekeeping
 from flows.building import plain_builder
-from flows.housekeeping import collect_garbage, used_keys
+from flows.cli import housekeeping
+from flows.cli.housekeeping import collect_garbage, used_keys
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 

@@ -288,7 +288,7 @@ def test_commands_take_the_url(machines: Machines, log: Path) -> None:
 
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.runs import start_run
-    from flows.cli import cli
+    from flows.cli.main import cli
 
     start_run(machines[0], "night", load_config("demo", None, ()), log, None)
     listed = CliRunner().invoke(cli, ["runs", "--home", URL])

@@ -14,11 +14,11 @@ import click
 
 from ddsr_core import __version__
 from ddsr_core.errors import StorageError
-from flows.cli_networks import networks
-from flows.cli_nights import nights
-from flows.cli_runs import finished
-from flows.command_options import Group, home_option, json_option, run_options
-from flows.running import home_of, run_experiment, run_pipeline
+from flows.cli.networks import networks
+from flows.cli.nights import nights
+from flows.cli.options import Group, home_option, json_option, run_options
+from flows.cli.running import home_of, run_experiment, run_pipeline
+from flows.cli.runs import finished
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -131,7 +131,7 @@ def doctor(home: str | None, as_json: bool) -> None:
 
     Example: ddsr doctor
     """
-    from flows.housekeeping import examine
+    from flows.cli.housekeeping import examine
 
     checks = examine(home_of(home))
     if as_json:
@@ -154,7 +154,7 @@ def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None
 
     Example: ddsr pretrain --out my-base --photos photos/
     """
-    from flows.single import pretrain_base
+    from flows.cli.single_steps import pretrain_base
 
     click.echo(f"Base model: {pretrain_base(photos, out, overrides)}")
 

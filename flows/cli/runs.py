@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from flows.command_options import Group, home_option, json_option
-from flows.running import home_of
+from flows.cli.options import Group, home_option, json_option
+from flows.cli.running import home_of
 
 
 @click.group(cls=Group)
@@ -97,7 +97,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
     from ddsr_core.storage.remote_store import open_store
-    from flows.single import search_run
+    from flows.cli.single_steps import search_run
 
     if (text is None) == (image is None):
         raise click.UsageError("give either a text or --image FILE")
@@ -128,7 +128,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
     Example: ddsr export demo --out my-dit --format diffusers
     """
     from ddsr_core.storage.remote_store import open_store
-    from flows.single import export_model
+    from flows.cli.single_steps import export_model
 
     folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
     click.echo(f"Model: {folder}")
@@ -148,7 +148,7 @@ def gc(delete: bool, nights: int | None, home: str | None) -> None:
     Example: ddsr gc --delete
     """
     from ddsr_core.storage.remote_store import open_store
-    from flows.housekeeping import collect_garbage
+    from flows.cli.housekeeping import collect_garbage
 
     removed = collect_garbage(open_store(home_of(home)), delete, nights)
     for path, size in removed:

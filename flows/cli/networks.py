@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import click
 
-from flows.command_options import Group, device_option, home_option, json_option
-from flows.running import home_of
+from flows.cli.options import Group, device_option, home_option, json_option
+from flows.cli.running import home_of
 
 
 @click.group(cls=Group)
@@ -60,7 +60,7 @@ def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embe
     """
     from ddsr_core.imaging.images import photo_source
     from ddsr_core.storage.remote_store import open_store
-    from flows.single import Crops, train_one
+    from flows.cli.single_steps import Crops, train_one
 
     store = open_store(home_of(home))
     store.check()
@@ -98,8 +98,8 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     from ddsr_core.evaluation.evaluate import EvaluateConfig
     from ddsr_core.storage.remote_store import open_store
     from ddsr_core.storage.store import write_json
-    from flows.console import print_results
-    from flows.single import evaluate_networks, with_overrides
+    from flows.cli.console import print_results
+    from flows.cli.single_steps import evaluate_networks, with_overrides
 
     store = open_store(home_of(home))
     store.check()
@@ -135,7 +135,7 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
     """
     from ddsr_core.config import Runtime, resolve_device
     from ddsr_core.sr.upscale import upscale as enlarge
-    from flows.console import progress_for
+    from flows.cli.console import progress_for
 
     runtime = Runtime(device=resolve_device(device), progress=progress_for())
     done = enlarge(source, output, weights, scale=scale, tile_px=tile, existing=existing, runtime=runtime)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def export_sr(weights: Path, output: Path) -> None:
 
     Example: ddsr export-sr ddsr-home/artifacts/train-sr/KEY x4.onnx
     """
-    from flows.single import export_network
+    from flows.cli.single_steps import export_network
 
     network, differences = export_network(weights, output)
     click.echo(f"{network.name} x{network.scale}: {output}")

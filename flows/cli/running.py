@@ -45,7 +45,7 @@ def run_pipeline(
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.runs import check_run_name, failure_noted
     from ddsr_core.storage.remote_store import open_store
-    from flows.console import print_results, progress_for
+    from flows.cli.console import print_results, progress_for
 
     config = load_config(preset, file, overrides)
     store, run = open_store(home_of(home)), name or preset
@@ -105,8 +105,8 @@ def call_flow(entry: str, run: str, home: Path, progress: Any, arguments: dict[s
     Raises:
         DdsrError: Prefect's temporary server did not start.
     """
-    from flows.prefect_settings import apply_defaults
-    from flows.temporary_server import begin_server, wait_for_server
+    from flows.cli.prefect_settings import apply_defaults
+    from flows.cli.temporary_server import begin_server, wait_for_server
 
     apply_defaults(home)
     begun = begin_server()
@@ -145,7 +145,7 @@ def run_night(
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.storage.remote_store import open_store
     from flows.building import plain_builder
-    from flows.console import progress_for
+    from flows.cli.console import progress_for
 
     store = open_store(home_of(home))
     night = Night(name, images, test, load_config(preset, file, overrides), metric, margin, warm, warm_steps)
@@ -191,7 +191,7 @@ def run_experiment(
     from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_folder, run_log
     from ddsr_core.storage.remote_store import open_store
     from flows.building import plain_builder
-    from flows.console import progress_for
+    from flows.cli.console import progress_for
 
     config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
     store, run = open_store(home_of(home)), name or experiment

@@ -3,7 +3,7 @@
 Prefect starts one by itself, but the client imports the whole server to do so, and then waits while the server's own
 process imports it once more. Here that process begins first, and client and server are imported side by side.
 
-    python -m flows.temporary_server FD PARENT      # what runs in that process
+    python -m flows.cli.temporary_server FD PARENT      # what runs in that process
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def begin_server() -> bool:
         return False
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)  # who connects early waits until the server is there
     descriptor = listening.fileno()
-    command = [sys.executable, "-m", "flows.temporary_server", str(descriptor), str(os.getpid())]
+    command = [sys.executable, "-m", "flows.cli.temporary_server", str(descriptor), str(os.getpid())]
     environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect starts its own
     process = subprocess.Popen(command, env=environment, pass_fds=[descriptor], start_new_session=True)  # not for Ctrl-C
     atexit.register(_stop, process)

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pipeline.config import SourceName
-from flows.cli import cli
+from flows.cli.main import cli
 
 
 def ddsr(*arguments: object) -> Result:

@@ -15,8 +15,8 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline.config import merge, parse_override
 from ddsr_core.storage.store import Artifact, Source, Store, sha256_of, storage_errors
-from flows.console import progress_for
-from flows.device import resolve_device_lazily
+from flows.cli.console import progress_for
+from flows.cli.device import resolve_device_lazily
 
 if TYPE_CHECKING:
     from ddsr_core.evaluation.evaluate import EvaluateConfig

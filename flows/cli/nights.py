@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from flows.command_options import Group, device_option, home_option, json_option
-from flows.running import home_of, run_night
+from flows.cli.options import Group, device_option, home_option, json_option
+from flows.cli.running import home_of, run_night
 
 
 @click.group(cls=Group)
