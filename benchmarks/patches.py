@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from ddsr_core.ahead import map_ahead
 from ddsr_core.config import Runtime
 from ddsr_core.imaging.images import decode_rgb, encode_png, find_images, iter_photos
+from ddsr_core.parallel import map_ahead
 from ddsr_core.pseudo_labels import patches
 from ddsr_core.pseudo_labels.patches import PatchesConfig, score_windows
 

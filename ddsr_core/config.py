@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ddsr_core.parts import Spread
+from ddsr_core.parallel import Spread
 from ddsr_core.progress import ProgressFactory, silent
 
 #: What a form says of a field's bounds, by their names in JSON schema.

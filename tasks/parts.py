@@ -1,4 +1,4 @@
-"""Parts of a stage's work as mapped tasks: what `ddsr_core.parts` asks for, on the task runner that the run names."""
+"""Parts of a stage's work as mapped tasks: what `ddsr_core.parallel` asks for, on the task runner that the run names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from ddsr_core.parts import Spread
+from ddsr_core.parallel import Spread
 from ddsr_core.storage.store import Store
 from tasks.task_runners import Runner, ray_resources, task_runner
 

@@ -12,7 +12,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from pydantic import Field
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.worker_process import begin_worker
+from ddsr_core.parallel import begin_worker
 
 #: In the run itself, in threads or processes of its machine, or on a Ray cluster.
 Runner = Literal["one by one", "threads", "processes", "ray"]

@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.parallel import begin_worker
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.store import InputRef
-from ddsr_core.worker_process import begin_worker
 
 
 class Work(BaseModel):

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ddsr_core.ahead import map_ahead
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.images import decode_rgb, read_image_parquet, to_float
-from ddsr_core.parts import Spread, check_shared, in_parts
+from ddsr_core.parallel import Spread, check_shared, in_parts, map_ahead
 from ddsr_core.pseudo_labels.photo_cache import VectorMemo
 from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
 from ddsr_core.storage.vector_table import content_digest, slices, write_table

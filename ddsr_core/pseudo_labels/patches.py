@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from ddsr_core.ahead import map_ahead
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.images import Photo, decode_rgb, encode_png, iter_photos, write_image_parquet
 from ddsr_core.imaging.kernel import Kernel
 from ddsr_core.imaging.round_trip import STRIP_PX, squared_error_sums
-from ddsr_core.parts import check_shared, in_parts
+from ddsr_core.parallel import check_shared, in_parts, map_ahead
 from ddsr_core.pseudo_labels.photo_cache import ScoreMemo
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
 

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.worker_process import end_with_parent
+from ddsr_core.parallel import end_with_parent
 
 STOP_S = 5.0
 #: A server that is set up is named in the environment or in one of these.

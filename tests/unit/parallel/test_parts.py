@@ -14,7 +14,7 @@ import pytest
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.imaging.images import photo_source, save_png
-from ddsr_core.parts import MOST_PARTS, in_parts
+from ddsr_core.parallel import MOST_PARTS, in_parts
 from ddsr_core.pseudo_labels import embeddings, patches
 from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
 from ddsr_core.pseudo_labels.patches import PatchesConfig, PhotosToScore, score_part

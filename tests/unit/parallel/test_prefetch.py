@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ddsr_core.ahead import map_ahead
+from ddsr_core.parallel import map_ahead
 
 
 def test_results_come_in_order_though_later_ones_are_ready_first() -> None:
