@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_embeddings import VGG, patches, textures, tiny  # noqa: F401
+from tests.unit.pseudo_labels.test_embeddings import VGG, patches, textures, tiny  # noqa: F401
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
