@@ -39,7 +39,7 @@ from ddsr_core.diffusion.training_set import TrainingSet
 
 SCALE = 0.18215
 LABELS, PATCHES, WARM_UP = 7, 32, 2
-PARTS = ("latents", "forward + backward", "optimiser", "EMA", "gradient norms")
+PARTS = ("latents", "forward + backward", "optimizer", "EMA", "gradient norms")
 #: Contestants; ours by precision of the network.
 OURS: dict[str, Literal["bf16", "fp32"]] = {"ddsr, bf16 (default)": "bf16", "ddsr, fp32": "fp32"}
 THEIRS = "as the authors do it, fp32"
@@ -94,7 +94,7 @@ class AuthorsStep:
         self.optimizer.zero_grad()
         loss.backward()
         self.remember(x0, x0_hat, labels)
-        with self.watch.part("optimiser"):
+        with self.watch.part("optimizer"):
             self.optimizer.step()
         with self.watch.part("EMA"):
             self.average()
@@ -192,7 +192,7 @@ def proportion(dit: DiT, vae: Any) -> str:
 def our_run(dit: DiT, vae: Any, config: FinetuneConfig, watch: Stopwatch) -> Run:
     run = Run(make_base(copy.deepcopy(dit), vae), config, {label: label for label in range(LABELS)})
     watch.watch(run, "_draw", "latents")
-    watch.watch(run.optimizer, "step", "optimiser")
+    watch.watch(run.optimizer, "step", "optimizer")
     watch.watch(run, "_average", "EMA")
     return run
 
@@ -232,7 +232,7 @@ def measure(dit: DiT, vae: Any, config: FinetuneConfig, repeats: int, clock: Clo
 def medians(times: Times, norm_every: int) -> dict[str, float]:
     """Milliseconds a step by part. Measuring gradient norms is shared out among the steps it is done for."""
     ms = {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
-    ms["forward + backward"] = ms["total"] - sum(ms[name] for name in ("latents", "optimiser", "EMA"))
+    ms["forward + backward"] = ms["total"] - sum(ms[name] for name in ("latents", "optimizer", "EMA"))
     ms["gradient norms"] = (ms["with norms"] - ms["total"]) / norm_every if "with norms" in ms else 0.0
     ms["total"] += ms["gradient norms"]
     return ms

@@ -144,7 +144,7 @@ def tables(facts: Row, rows: dict[str, list[Row]], left_out: list[str]) -> str:
         "which the shares are taken.",
         f"TFLOP of a sample, counted, not timed: forward {tflop['forward']:.3g}, with DiffFit's backward "
         f"{tflop['train']:.3g}, L_SR {tflop['lsr']:.3g} on average, decoding {tflop['sd_decode']:.3g}. Recomputed blocks "
-        "are not counted. 70,000 samples are optimiser steps alone; sample sheets, looks at texture and checkpoints come on "
+        "are not counted. 70,000 samples are optimizer steps alone; sample sheets, looks at texture and checkpoints come on "
         "top.",
         "",
         "| batch | L_SR (TAESD) | checkpointing | compiled | samples/s | TFLOP/s | share | peak GiB | 70,000 samples, min "

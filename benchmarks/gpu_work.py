@@ -184,7 +184,7 @@ def count_tflop(size: Size) -> dict[str, float]:
 
 
 def train(models: Models, data: TrainingSet, cell: Cell, tflop: dict[str, float], ceiling: float) -> Row:
-    """Whole optimiser steps of `Run.advance`, drawing from the posteriors included."""
+    """Whole optimizer steps of `Run.advance`, drawing from the posteriors included."""
     if cell.compiled:
         torch.compiler.reset()
     config = FinetuneConfig(

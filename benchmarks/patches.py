@@ -2,7 +2,7 @@
 
     python benchmarks/patches.py FOLDER_OF_JPEGS [--count 12] [--long-side 2040] [--threads 2] [--repeats 5]
 
-The peer does as the paper's authors do: decode a photo, and for each 512-px window (stride 256) crop it, make it grey,
+The peer does as the paper's authors do: decode a photo, and for each 512-px window (stride 256) crop it, make it gray,
 scale it down and up with INTER_CUBIC, take the PSNR. OpenCV may use the same number of threads. All contestants take
 turns on the same photos, so that a busy machine slows all; times are medians of the turns. "Scoring alone" is given
 decoded photos; "with decoding" is pass 1 of the stage as it runs: reading, digest, decoding, scoring, one small file of
@@ -36,11 +36,11 @@ PATCH_PX, STRIDE_PX = 512, 256
 
 
 def crop_psnr(patch: Image.Image) -> float:
-    """PSNR_bic of one crop: grey, down, up, in float32."""
-    grey = np.array(patch.convert("L")).astype(np.float32)
-    small = cv2.resize(grey, (PATCH_PX // 4, PATCH_PX // 4), interpolation=cv2.INTER_CUBIC)
+    """PSNR_bic of one crop: gray, down, up, in float32."""
+    gray = np.array(patch.convert("L")).astype(np.float32)
+    small = cv2.resize(gray, (PATCH_PX // 4, PATCH_PX // 4), interpolation=cv2.INTER_CUBIC)
     again = cv2.resize(small, (PATCH_PX, PATCH_PX), interpolation=cv2.INTER_CUBIC)
-    return float(20 * np.log10(255 / np.sqrt(np.mean((grey - again) ** 2))))
+    return float(20 * np.log10(255 / np.sqrt(np.mean((gray - again) ** 2))))
 
 
 def crop_by_crop(photo: Image.Image) -> list[float]:

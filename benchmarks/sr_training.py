@@ -32,7 +32,7 @@ from ddsr_core.sr.state import new_state
 from ddsr_core.sr.train import TrainSRConfig, train_step
 
 SUB_IMAGE_PX = 480
-PARTS = ("data", "forward and backward", "optimiser", "EMA")
+PARTS = ("data", "forward and backward", "optimizer", "EMA")
 #: BasicSR's options of the networks that we have by the same name.
 NETWORKS: dict[str, dict[str, Any]] = {
     "edsr": {"type": "EDSR", "num_feat": 64, "num_block": 16},
@@ -58,7 +58,7 @@ class Watch:
         return wrapped
 
     def step(self, work: Callable[[], None]) -> None:
-        """Run one step; what no part claims is forward and backward."""
+        """Run one step; what no part pins is forward and backward."""
         self.steps.append(dict.fromkeys(PARTS, 0.0))
         started = self.clock()
         work()
@@ -114,7 +114,7 @@ def basicsr_step(network: dict[str, Any], data: Path, arguments: argparse.Namesp
             },
         }
     )  # fmt: skip
-    model.optimizer_g.step = watch.timed("optimiser", model.optimizer_g.step)
+    model.optimizer_g.step = watch.timed("optimizer", model.optimizer_g.step)
     model.model_ema = watch.timed("EMA", model.model_ema)
     taken = iter(range(1, 10**9))
 
@@ -145,7 +145,7 @@ def ddsr_step(config: TrainSRConfig, data: Path, folder: Path, watch: Watch) -> 
     bf16 = config.precision == "bf16" and find_architecture(config.arch).bf16_on_cpu
     feed: Iterator = batches(pairs, config.seed, range(config.iterations), plan.batch_size, device)
     fetch = watch.timed("data", lambda: next(feed))
-    state.optimiser.step = watch.timed("optimiser", state.optimiser.step)  # type: ignore[method-assign]
+    state.optimizer.step = watch.timed("optimizer", state.optimizer.step)  # type: ignore[method-assign]
     ours_module.update_ema = watch.timed("EMA", ours_module.update_ema)  # type: ignore[attr-defined]
 
     def work() -> None:

@@ -21,7 +21,7 @@ from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.images import decode_rgb, photo_source, read_image_parquet, read_image_set, read_rgb, to_float
 from ddsr_core.pipeline.config import PipelineConfig, load_config
-from ddsr_core.pipeline.stages import Chain, distill, judge_of
+from ddsr_core.pipeline.stages import Chain, distill, teacher_of
 from ddsr_core.pseudo_labels import patches
 from ddsr_core.sampling.sr_gain import BATCH, sr_gains
 from ddsr_core.sr.weights import load_network
@@ -31,8 +31,8 @@ from flows.cli.console import progress_for
 
 PATCHES = 600
 AS_DRAWN = ("sample.oversample=1", "sample.select=none", "sample.max_cosine=1.0", "sample.sr_gain_share=1.0",
-            "sample.allocation=proportional", "sample.restored_share=0")  # fmt: skip
-SPREAD = ("finetune.lsr_mode=off", "sample.start=k-centre")
+            "sample.allocation=proportional", "sample.detail_restoration=0")  # fmt: skip
+SPREAD = ("finetune.lsr_mode=off", "sample.start=k-center")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "samples of the base": ("finetune.steps=0",),
     "fine-tuned, L_SR off": ("finetune.lsr_mode=off",),
@@ -57,7 +57,7 @@ def main() -> None:
     config = load_config("demo", None, [*AS_DRAWN, *arguments.set], scale="mini")
     chain = Chain(plain_builder(store, "cpu", progress_for()), log=lambda _: None)
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(arguments.photos))
-    network = load_network(judge_of(chain, config, accepted).path).module
+    network = load_network(teacher_of(chain, config, accepted).path).module
     print("| images | SR gain, dB: mean | 10 % | median | 90 % | PSNR_bic, dB |\n|---|---|---|---|---|---|")
     for name, images in rows(chain, config, accepted.path, arguments):
         gains = np.concatenate([sr_gains(network, images[at : at + BATCH]) for at in range(0, len(images), BATCH)])

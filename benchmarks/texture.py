@@ -18,7 +18,7 @@ from ddsr_core.storage.store import Store
 from flows.building import plain_builder
 from flows.cli.console import progress_for
 
-AS_DRAWN = ("sample.oversample=1", "sample.max_cosine=1.0", "sample.restored_share=0")
+AS_DRAWN = ("sample.oversample=1", "sample.max_cosine=1.0", "sample.detail_restoration=0")
 NO_LSR = "finetune.lsr_mode=off"
 ALL_T = "finetune.minimax_last_step=999"
 SETTINGS: dict[str, tuple[str, ...]] = {

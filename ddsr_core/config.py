@@ -46,15 +46,15 @@ class Runtime:
         device: a torch device string; see `resolve_device` for ``auto``.
         progress: how progress is shown.
         run: name of the run, for those who wait for what it builds.
-        memo: folder of what is known of single photos and patches from earlier builds (`ddsr_core.pseudo_labels.photo_cache`), for sources
-            that change little from one build to the next.
+        photo_cache: folder of scores and embeddings of single photos from earlier builds, for sources that change little
+            from one build to the next.
         spread: does parts of the work elsewhere; none: all of it here.
     """
 
     device: str = "cpu"
     progress: ProgressFactory = field(default=silent)
     run: str = ""
-    memo: Path | None = None
+    photo_cache: Path | None = None
     spread: Spread | None = None
 
 

@@ -1,4 +1,4 @@
-"""The one exception family. A message says what happened, where, and how to mend it."""
+"""The one exception family. A message says what happened, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 
 class DdsrError(Exception):
-    """Base of every error that a user can cause or mend.
+    """Base of every error that a user can cause or fix.
 
     Args:
         what: what happened, one sentence.
         where: file, config field, row or stage that it happened in.
-        mend: what the user can do about it.
+        fix: what the user can do about it.
     """
 
-    def __init__(self, what: str, *, where: object | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.mend = what, None if where is None else str(where), mend
+    def __init__(self, what: str, *, where: object | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, None if where is None else str(where), fix
         lines = [what]
         if self.where:
             lines.append(f"  where: {self.where}")
-        if mend:
-            lines.append(f"  mend:  {mend}")
+        if fix:
+            lines.append(f"  fix:   {fix}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors come back whole from other processes."""
-        return partial(type(self), where=self.where, mend=self.mend), (self.what,)
+        return partial(type(self), where=self.where, fix=self.fix), (self.what,)
 
 
 class ConfigError(DdsrError):

@@ -61,7 +61,7 @@ def check_shared(folder: Path) -> None:
         raise StorageError(
             "the folder of this build is not on the machine that does a part of it",
             where=folder,
-            mend="put the home on a file system that all machines share, or choose another runner",
+            fix="put the home on a file system that all machines share, or choose another runner",
         )
 
 

@@ -79,7 +79,7 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         DdsrError: the server does not answer, or Prefect refuses a deployment.
     """
     if not FILE.is_file():
-        raise ConfigError("not a checkout of ddsr", where=FILE, mend="clone the repository and run `make setup` there")
+        raise ConfigError("not a checkout of ddsr", where=FILE, fix="clone the repository and run `make setup` there")
     with reachable() as client:
         for name in POOLS:
             yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None)
@@ -106,15 +106,15 @@ def reachable() -> Iterator[SyncPrefectClient]:
         DdsrError: it does not answer.
     """
     url = PREFECT_API_URL.value()
-    mend = "start one (prefect server start) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+    fix = "start one (prefect server start) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
     if not url:
-        raise ConfigError("no Prefect server is named", where="PREFECT_API_URL", mend=mend)
+        raise ConfigError("no Prefect server is named", where="PREFECT_API_URL", fix=fix)
     try:
         with get_client(sync_client=True) as client:
             _say_hello(client, url)
             yield client
     except httpx.TransportError as error:
-        raise DdsrError(f"the Prefect server does not answer: {error}", where=url, mend=mend) from error
+        raise DdsrError(f"the Prefect server does not answer: {error}", where=url, fix=fix) from error
 
 
 def _say_hello(client: SyncPrefectClient, url: str) -> None:
@@ -123,8 +123,8 @@ def _say_hello(client: SyncPrefectClient, url: str) -> None:
     except httpx.HTTPStatusError as error:
         if error.response.status_code != 401:
             raise
-        mend = "set PREFECT_API_AUTH_STRING to what the server was started with (PREFECT_SERVER_API_AUTH_STRING)"
-        raise ConfigError("the Prefect server asks for a password, and this is not it", where=url, mend=mend) from error
+        fix = "set PREFECT_API_AUTH_STRING to what the server was started with (PREFECT_SERVER_API_AUTH_STRING)"
+        raise ConfigError("the Prefect server asks for a password, and this is not it", where=url, fix=fix) from error
 
 
 def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None) -> str:
@@ -153,7 +153,7 @@ def template(client: SyncPrefectClient, kind: PoolType, name: str) -> dict[str, 
     workers = client._client.get("collections/views/aggregate-worker-metadata").json()
     found = next((types[kind] for types in workers.values() if kind in types), None)
     if found is None:
-        raise DdsrError(f"this server knows no work pools of type {kind}", mend="update Prefect on the server")
+        raise DdsrError(f"this server knows no work pools of type {kind}", fix="update Prefect on the server")
     return dict(found["default_base_job_configuration"])
 
 
@@ -298,4 +298,4 @@ def _deploy_all(facts: Mapping[str, Any]) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, mend="correct that file")
+        raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, fix="correct that file")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.pipeline.stages import Build
 from ddsr_core.progress import ProgressFactory
-from ddsr_core.pseudo_labels.photo_cache import STAGES as MEMO_STAGES
+from ddsr_core.pseudo_labels.photo_cache import STAGES as PHOTO_CACHE_STAGES
 from ddsr_core.storage.store import Artifact, Stage, StageInput, Store
 from flows.cli.device import resolve_device_lazily
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from tasks.task_runners import Runner
 
 
-def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str = "", memo: str | None = None) -> Build:
+def plain_builder(
+    store: Store, device: str, progress: ProgressFactory, run: str = "", photo_cache: str | None = None
+) -> Build:
     """Stages run here and now; ``run`` is the name that others who wait for one see."""
     runtime = Runtime(device=resolve_device_lazily(device), progress=progress, run=run)
-    knowing = replace(runtime, memo=store.home / memo if memo else None)
+    knowing = replace(runtime, photo_cache=store.home / photo_cache if photo_cache else None)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        return store.build(stage, config, inputs, knowing if stage.name in MEMO_STAGES else runtime)
+        return store.build(stage, config, inputs, knowing if stage.name in PHOTO_CACHE_STAGES else runtime)
 
     return build
 
@@ -32,9 +34,9 @@ def plain_builder(store: Store, device: str, progress: ProgressFactory, run: str
 def prefect_builder(
     store: Store,
     device: str,
-    gpu: Gpu = "here",
-    memo: str | None = None,
-    runner: Runner = "one by one",
+    gpu: Gpu = "local",
+    photo_cache: str | None = None,
+    runner: Runner = "sequential",
     workers: int = 1,
 ) -> Build:
     """Stages run as tasks of the current flow run, or, those that want a GPU, on the pool for them.
@@ -47,7 +49,7 @@ def prefect_builder(
     where = device if gpu == "pool" else resolve_device_lazily(device)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        known = memo if stage.name in MEMO_STAGES else None
+        known = photo_cache if stage.name in PHOTO_CACHE_STAGES else None
         return stages.build(store, stage, config, inputs, where, label, gpu, known, runner, workers)
 
     return build

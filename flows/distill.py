@@ -9,7 +9,7 @@ from prefect import flow
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.hold_out import hold_out
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
-from ddsr_core.pipeline.pins import Claims
+from ddsr_core.pipeline.pins import Pins
 from ddsr_core.pipeline.runs import Outcome, check_run_name, failure_noted, finish_run, run_log, start_run
 from ddsr_core.pipeline.stages import distill_and_train
 from ddsr_core.storage.remote_store import Home, RemoteStore, open_store
@@ -31,8 +31,8 @@ def distill(
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
-    gpu: Gpu = "here",
-    runner: Runner = "one by one",
+    gpu: Gpu = "local",
+    runner: Runner = "sequential",
     workers: AtLeastOne = 2,
     overrides: tuple[str, ...] = (),
 ) -> Outcome:
@@ -61,12 +61,12 @@ def distill(
         images, test = hold_out(images, store.home)
     start_run(store, name, config, images, test)
     with failure_noted(store, name):
-        claims = Claims(store, name)
-        build = claims.building(prefect_builder(store, device, gpu, runner=runner, workers=workers))
-        ahead = networks_ahead(store, config, device, runner, workers, gpu, claims.add)
+        pins = Pins(store, name)
+        build = pins.building(prefect_builder(store, device, gpu, runner=runner, workers=workers))
+        ahead = networks_ahead(store, config, device, runner, workers, gpu, pins.add)
         chain = distill_and_train(config, images, test, build, run_log(store, name), ahead)
         outcome = finish_run(store, name, config, chain)
-    claims.drop()
+    pins.drop()
     publish_run(name, outcome.table, outcome.stages, store.url)
     return outcome
 
@@ -79,5 +79,5 @@ def require_one_machine(store: Store, gpu: Gpu, runner: Runner) -> None:
     if isinstance(store, RemoteStore) and (gpu == "pool" or runner == "ray"):
         raise ConfigError(
             "test photos cannot be held out for several machines with a home on S3", where="test",
-            mend="name test photos, in a folder that is at the same path on all of them",
+            fix="name test photos, in a folder that is at the same path on all of them",
         )  # fmt: skip

@@ -23,13 +23,13 @@ def evaluate(
     config: EvaluateConfig | None = None,
     home: Home = "ddsr-home",
     device: str = "auto",
-    gpu: Gpu = "here",
+    gpu: Gpu = "local",
 ) -> Manifest:
     """Measure an SR network.
 
     Args:
         test: folder of HR images, or with `HR/` and `LRx4/` in it.
-        weights: weights file or train-sr folder; bicubic if not given.
+        weights: weights file or train_sr folder; bicubic if not given.
         config: protocol.
         home: where artifacts are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.

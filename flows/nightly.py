@@ -1,4 +1,4 @@
-"""The nightly flow: distil again what has changed, and keep the result only if it is not worse."""
+"""The nightly flow: distill again what has changed, and keep the result only if it is not worse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.nightly.night import Night, challenge, facts_of, memo_of
+from ddsr_core.nightly.night import Night, challenge, facts_of, photo_cache_of
 from ddsr_core.nightly.registry import Metric
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.storage.remote_store import Home, open_store
@@ -31,7 +31,7 @@ def nightly(
     warm_steps: int | None = None,
     home: Home = "ddsr-home",
     device: str = "auto",
-    gpu: Gpu = "here",
+    gpu: Gpu = "local",
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Distil again if photos or settings have changed; the new set takes the old one's place if it is not worse.
@@ -43,11 +43,11 @@ def nightly(
         test: photos that SR networks trained on both sets are measured on.
         preset: demo, released, paper or best; ignored where `config` is given and changed.
         config: every stage's config; one that is left as it is by default counts as none.
-        name: of the succession: its history and its current set lie in `home/nightly/<name>`.
+        name: of the series: its history and its current set lie in `home/nightly/<name>`.
         metric: what the two sets are compared by.
         margin: how much worse the new set may be, in the metric's unit.
         warm: fine-tuning goes on from the last adapter.
-        warm_steps: optimiser steps then; as many as from the base if not given.
+        warm_steps: optimizer steps then; as many as from the base if not given.
         home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
         gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
@@ -57,7 +57,7 @@ def nightly(
     store = open_store(home)
     config = chosen_config(preset, config, overrides)
     night = Night(name, images, test, config, metric, margin, warm, warm_steps)
-    outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
+    outcome = challenge(night, store, prefect_builder(store, device, gpu, photo_cache_of(name)))
     facts = facts_of(outcome, name)
     get_run_logger().info(facts["text"].splitlines()[0].replace("**", ""))
     create_markdown_artifact(facts["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")

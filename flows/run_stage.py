@@ -22,7 +22,7 @@ def stage(
     home: Home,
     device: str = "auto",
     label: str = "",
-    memo: str | None = None,
+    photo_cache: str | None = None,
 ) -> Manifest:
     """Build one artifact for another run.
 
@@ -34,9 +34,16 @@ def stage(
         home: where artifacts are kept: a folder that both machines share, or s3://bucket/prefix.
         device: torch device; auto takes a GPU where there is one.
         label: shown in the run's name.
-        memo: what is known of single photos and patches, a folder relative to the home.
+        photo_cache: what is known of single photos and patches, a folder relative to the home.
     """
     refuse_endless_crashes()
-    facts = {"key": key, "config": config, "config_class": config_class, "inputs": inputs, "home": home, "memo": memo}
+    facts = {
+        "key": key,
+        "config": config,
+        "config_class": config_class,
+        "inputs": inputs,
+        "home": home,
+        "photo_cache": photo_cache,
+    }
     # The artifact is not in this home, or the run would not be here; Prefect may have cached that of another home.
     return run_task(stage, label, {**facts, "device": device}, refresh=True)

@@ -11,8 +11,8 @@ from ddsr_core.config import resolve_device
 from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.fan_out import FanOut, OneByOne, Together, Work, train_and_measure
-from ddsr_core.pipeline.pins import Claim
-from ddsr_core.pipeline.stages import Ahead, NetworkToTrain
+from ddsr_core.pipeline.pins import Pin
+from ddsr_core.pipeline.stages import Ahead, TrainingJob
 from ddsr_core.sr import train
 from ddsr_core.storage.store import InputRef, StageInput, Store
 from tasks.stages import Gpu, gpu_slot
@@ -48,12 +48,12 @@ def networks(works: list[Work], runner: Runner) -> None:
             first
             if isinstance(first, DdsrError)
             else DdsrError(
-                f"{len(failed)} of {len(works)} networks failed: {first}", mend="retry: those that are done are kept"
+                f"{len(failed)} of {len(works)} networks failed: {first}", fix="retry: those that are done are kept"
             )
         ) from (first if isinstance(first, Exception) else None)
 
 
-def prefect_fan_out(runner: Runner, workers: int, gpu: Gpu = "here") -> FanOut:
+def prefect_fan_out(runner: Runner, workers: int, gpu: Gpu = "local") -> FanOut:
     """Cells on a task runner of the current flow run.
 
     Args:
@@ -75,13 +75,13 @@ def networks_ahead(
     device: str,
     runner: Runner,
     workers: int,
-    gpu: Gpu = "here",
-    claim: Claim = lambda *keys: None,
+    gpu: Gpu = "local",
+    pin: Pin = lambda *keys: None,
 ) -> Ahead | None:
     """For `ddsr_core.pipeline.stages.train_networks`: a run's networks on a task runner; None to train them one by one.
 
     Args:
-        claim: told of the networks' keys before any is trained.
+        pin: told of the networks' keys before any is trained.
 
     Raises:
         ConfigError: as `prefect_fan_out`.
@@ -90,14 +90,14 @@ def networks_ahead(
         return None
     on_runner = networks.with_options(task_runner=task_runner(runner, workers))
 
-    def ahead(cells: list[NetworkToTrain], tests: StageInput) -> None:
-        claim(*(train.STAGE.key(cell.recipe, inputs_of(cell)) for cell in cells))
+    def ahead(cells: list[TrainingJob], tests: StageInput) -> None:
+        pin(*(train.STAGE.key(cell.recipe, inputs_of(cell)) for cell in cells))
         on_runner([work_of(cell, tests) for cell in cells], runner)
 
-    def inputs_of(cell: NetworkToTrain) -> dict[str, StageInput]:
+    def inputs_of(cell: TrainingJob) -> dict[str, StageInput]:
         return {"data": cell.images, **train.trunk_input(cell.recipe)}
 
-    def work_of(cell: NetworkToTrain, tests: StageInput) -> Work:
+    def work_of(cell: TrainingJob, tests: StageInput) -> Work:
         return Work(
             label=cell.label, home=store.url, device=device, recipe=cell.recipe, evaluate=config.evaluate,
             inputs={name: InputRef.of(item) for name, item in inputs_of(cell).items()}, tests=InputRef.of(tests),

@@ -17,7 +17,7 @@ from tasks.stages import Gpu
 
 @flow(name="train-sr")
 def train_sr(
-    data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto", gpu: Gpu = "here"
+    data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto", gpu: Gpu = "local"
 ) -> Manifest:
     """Train one SR network.
 

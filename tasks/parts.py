@@ -26,7 +26,7 @@ def spread_over(runner: Runner, workers: int, store: Store, stage: str, device: 
         store: its home must be a folder, for machines to work on a build together.
         device: that the parts compute on, if ``on_gpu``.
     """
-    if runner == "one by one":
+    if runner == "sequential":
         return None
     if runner == "ray" and store.url != str(store.home):
         get_run_logger().info("%s: all of it here, as Ray's machines share no folder with a home on S3", stage)

@@ -42,7 +42,7 @@ def _trained(folder: Path) -> Mapping[str, str]:
     return {**curves, "restored": _last(folder / "grids")} if any((folder / "grids").glob("*.png")) else curves
 
 
-DRAWN: Mapping[str, Callable[[Path], Mapping[str, str]]] = {"finetune": _finetuned, "sample": _sampled, "train-sr": _trained}
+DRAWN: Mapping[str, Callable[[Path], Mapping[str, str]]] = {"finetune": _finetuned, "sample": _sampled, "train_sr": _trained}
 
 
 def _last(folder: Path) -> str:

@@ -26,26 +26,26 @@ from ddsr_core.pseudo_labels.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.pseudo_labels.patches import STAGE as PATCHES
 from ddsr_core.sampling.sample import STAGE as SAMPLE
 from ddsr_core.sr.train import STAGE as TRAIN_SR
-from ddsr_core.storage.remote_store import open_store, through_silence
+from ddsr_core.storage.remote_store import open_store, retry_while_unreachable
 from ddsr_core.storage.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
 from tasks import progress
 from tasks.cancelling import ending_when_cancelled
 from tasks.gpu_pool import run_on_pool
 from tasks.parts import spread_over
-from tasks.recovery import through_outages
+from tasks.recovery import retry_while_server_down
 from tasks.run_pages import publish_stage
 from tasks.task_runners import Runner
 
 StageName = Literal[
-    "patches", "embeddings", "clusters", "latents", "class-rows", "finetune", "sample", "crops", "subset", "gsdd",
-    "train-sr", "evaluate",
+    "patches", "embeddings", "clusters", "latents", "class_rows", "finetune", "sample", "crops", "subset", "gsdd",
+    "train_sr", "evaluate",
 ]  # fmt: skip
 #: Stages that want a GPU.
-GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset", "gsdd", "train-sr", "evaluate"})
+GPU_STAGES = frozenset({"embeddings", "latents", "finetune", "sample", "subset", "gsdd", "train_sr", "evaluate"})
 #: The limit that `ddsr deploy` sets to the number of GPUs. Its slots are leases: a killed run gives its own back.
 GPU_SLOTS = "ddsr-gpu"
 #: Where GPU stages run: in the process that asks for them, or on the pool that `tasks.gpu_pool` sends them to.
-Gpu = Literal["here", "pool"]
+Gpu = Literal["local", "pool"]
 
 
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
@@ -53,7 +53,7 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
 
 
 def _is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
-    """Retry what a second try can mend (the disk, the network), never bad input or a loss that is not finite."""
+    """Retry what a second try can fix (the disk, the network), never bad input or a loss that is not finite."""
     try:
         state.result()
     except UnreachableError:
@@ -84,16 +84,16 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         home: str,
         device: str,
         config_class: str,
-        memo: str | None = None,
-        runner: Runner = "one by one",
+        photo_cache: str | None = None,
+        runner: Runner = "sequential",
         workers: int = 1,
     ) -> Manifest:
         store = open_store(home)
         sources = {name: ref.source(store) for name, ref in inputs.items()}
         device = resolve_device(device)
-        known = store.home / memo if memo else None
+        known = store.home / photo_cache if photo_cache else None
         runtime = Runtime(
-            device=device, progress=progress.current.get(), run=flow_run.name or "", memo=known,
+            device=device, progress=progress.current.get(), run=flow_run.name or "", photo_cache=known,
             spread=spread_over(runner, workers, store, stage.name, device, on_gpu=stage.name in GPU_STAGES),
         )  # fmt: skip
         with gpu_slot(device):
@@ -158,7 +158,7 @@ def run_task(stage: str, label: str, parameters: dict[str, Any], refresh: bool =
     name = f"{stage} {label}".strip()
     task = TASKS[stage].with_options(task_run_name=name, refresh_cache=refresh)
     with ending_when_cancelled():
-        return through_outages(lambda: task(**parameters))
+        return retry_while_server_down(lambda: task(**parameters))
 
 
 def build(
@@ -168,9 +168,9 @@ def build(
     inputs: Mapping[str, StageInput],
     device: str,
     label: str,
-    gpu: Gpu = "here",
-    memo: str | None = None,
-    runner: Runner = "one by one",
+    gpu: Gpu = "local",
+    photo_cache: str | None = None,
+    runner: Runner = "sequential",
     workers: int = 1,
 ) -> tuple[Artifact, bool]:
     """Run the stage's task: Prefect's cached manifest counts only while the artifact is whole.
@@ -179,7 +179,7 @@ def build(
         device: of the machine that runs the stage; auto takes a GPU where there is one.
         label: shown in the run's name.
         gpu: where a GPU stage runs that is not built yet.
-        memo: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
+        photo_cache: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
         runner: where parts of a stage that has parts are done; ``workers`` at once.
 
     Returns:
@@ -189,7 +189,7 @@ def build(
         StorageError: the task has finished but its artifact is not in this home.
     """
     key = stage.key(config, inputs)
-    before = through_silence(lambda: store.find(stage.name, key))
+    before = retry_while_unreachable(lambda: store.find(stage.name, key))
     there = before is not None
     parameters: dict[str, Any] = {
         "key": key,
@@ -198,7 +198,7 @@ def build(
         "home": store.url,
         "device": device,
         "config_class": f"{type(config).__module__}.{type(config).__name__}",
-        "memo": memo,
+        "photo_cache": photo_cache,
     }
     here = {**parameters, "runner": runner, "workers": workers}
     if gpu == "pool" and stage.name in GPU_STAGES and not there:
@@ -206,7 +206,7 @@ def build(
         run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, "stage": stage.name, "label": label})
     else:
         run_task(stage.name, label, here, refresh=not there)
-    found = before or through_silence(lambda: store.find(stage.name, key))
+    found = before or retry_while_unreachable(lambda: store.find(stage.name, key))
     if found is None:
         raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))
     return found, there

@@ -34,7 +34,7 @@ TINY = "ddsr-tiny"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 #: Attention heads of the published DiT widths: they cannot be read off a state dict.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-DIT_LICENCE = (
+DIT_LICENSE = (
     "the published DiT weights are CC-BY-NC-4.0 (non-commercial), which raises the same question for what they draw"
 )
 
@@ -49,7 +49,7 @@ class BaseInfo(BaseModel):
     vae_class: str = Field(description="AutoencoderTiny or AutoencoderKL, of diffusers")
     latent_shift: tuple[float, ...] = Field(description="subtracted from a VAE latent, per channel")
     latent_scale: tuple[float, ...] = Field(description="then multiplied, per channel")
-    licence: str = ""
+    license: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def locate_base(name_or_path: str) -> Path:
         raise MissingWeightsError(
             f"the base model {name_or_path!r} is not whole: {', '.join(missing)} not found",
             where=path,
-            mend=f"install the package again, or name another base ({TINY}: 64-px patches, shipped)",
+            fix=f"install the package again, or name another base ({TINY}: 64-px patches, shipped)",
         )
     return path
 
@@ -179,13 +179,13 @@ def load_base(name_or_path: str, device: str = "cpu", vae: Path | None = None) -
         raise MissingWeightsError(
             "a weights file of the original release comes without a VAE",
             where="vae",
-            mend="set vae to a hub id such as stabilityai/sd-vae-ft-mse, or to its folder",
+            fix="set vae to a hub id such as stabilityai/sd-vae-ft-mse, or to its folder",
         )
     codec = load_codec(folder)
     info = BaseInfo(
         name=name, image_px=config.latent_px * codec.pixels_per_latent(), dit=config.model_dump(),
         vae_class=type(codec.vae).__name__, latent_shift=codec.shift, latent_scale=codec.scale,
-        licence=DIT_LICENCE if config.hidden in HEADS else "",
+        license=DIT_LICENSE if config.hidden in HEADS else "",
     )  # fmt: skip
     return _assemble(device, info, config, state, codec, path, _class_names(path))
 
@@ -254,7 +254,7 @@ def _read_original(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
         raise InputError(
             f"not a DiT in the layout of the original release ({error})",
             where=path,
-            mend="name a file such as DiT-XL-2-512x512.pt, or a folder in diffusers' layout",
+            fix="name a file such as DiT-XL-2-512x512.pt, or a folder in diffusers' layout",
         ) from error
     sidecar = path.with_suffix(".json")
     heads = published.read_json(sidecar).get("heads") if sidecar.is_file() else HEADS.get(hidden)
@@ -262,7 +262,7 @@ def _read_original(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
         raise InputError(
             f"how many attention heads a DiT of width {hidden} has cannot be read off its weights",
             where=path,
-            mend=f'write {{"heads": N}} into {sidecar.name} beside it',
+            fix=f'write {{"heads": N}} into {sidecar.name} beside it',
         )
     return DiTConfig(**values, heads=heads), state
 
@@ -276,7 +276,7 @@ def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
     # Published configs still name the class that diffusers had before it split DiT off.
     known = values.get("_class_name") in ("DiTTransformer2DModel", "Transformer2DModel")
     if not known or values.get("norm_type", "ada_norm_zero") != "ada_norm_zero" or weights is None:
-        raise InputError("not a DiT in diffusers' layout", where=folder / published.CONFIG, mend="name another base")
+        raise InputError("not a DiT in diffusers' layout", where=folder / published.CONFIG, fix="name another base")
     heads, channels = values["num_attention_heads"], values["in_channels"]
     hidden, patch, side = heads * values["attention_head_dim"], values["patch_size"], values["sample_size"]
     state = published.read_tensors(weights)
@@ -284,7 +284,7 @@ def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
         state = from_diffusers(state, position_table(hidden, side // patch))
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"the weights lack a part of the DiT: {error}", where=weights, mend="bring the file again"
+            f"the weights lack a part of the DiT: {error}", where=weights, fix="bring the file again"
         ) from error
     config = DiTConfig(
         latent_px=side, patch=patch, in_channels=channels, hidden=hidden, heads=heads, depth=values["num_layers"],

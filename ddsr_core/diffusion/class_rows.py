@@ -2,7 +2,7 @@
 
 A cluster's centroid lies in CLIP's image space, a class name ("a photo of a tench") in the text space beside it. The rows
 of the nearest classes, averaged, are a better first value than whatever stands in rows 0..k-1 (fishes, for ImageNet).
-Neither the paper nor its code does this; it is an option of ours (``finetune.row_start="clip_nearest"``).
+Neither the paper nor its code does this; it is an option of ours (``finetune.class_row_init="clip_nearest"``).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def run(
     if config.embeddings.backend != "open_clip":
         raise ConfigError(
             f"{config.embeddings.backend} has no text tower to compare class names with",
-            where="finetune.row_start",
-            mend="set embeddings.backend=open_clip, or finetune.row_start=null",
+            where="finetune.class_row_init",
+            fix="set embeddings.backend=open_clip, or finetune.class_row_init=null",
         )
     names = class_names(base)
     texts = embed_names(config, list(names.values()), runtime.device, weights)
@@ -72,7 +72,7 @@ def class_names(base: Path) -> dict[int, str]:
     raise InputError(
         f"the {classes} classes of this base have no names",
         where=base,
-        mend="set finetune.row_start to null or imagenet_rows",
+        fix="set finetune.class_row_init to null or imagenet_rows",
     )
 
 
@@ -93,7 +93,7 @@ def embed_names(config: ClassRowsConfig, names: list[str], device: str, weights:
 def nearest_rows(centroids: np.ndarray, texts: np.ndarray, count: int) -> np.ndarray:
     """For each centroid ``(k, d)`` the indices ``(k, count)`` of the texts ``(n, d)`` with the highest cosine.
 
-    Both clouds are centred first: images and texts lie in two cones of CLIP's space, and what all of them share would
+    Both clouds are centerd first: images and texts lie in two cones of CLIP's space, and what all of them share would
     make the same few names nearest to every cluster.
     """
     images, words = unit_rows(centroids) - unit_rows(centroids).mean(0), unit_rows(texts) - unit_rows(texts).mean(0)
@@ -107,4 +107,4 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-STAGE = Stage("class-rows", version=1, run=run)
+STAGE = Stage("class_rows", version=1, run=run, config=ClassRowsConfig, section="II-B")

@@ -88,7 +88,7 @@ def load_vae(folder: Path) -> Any:
         raise InputError(
             f"{kind!r} is no VAE that a base model can have",
             where=folder / published.CONFIG,
-            mend="bring an AutoencoderKL or an AutoencoderTiny",
+            fix="bring an AutoencoderKL or an AutoencoderTiny",
         )
     weights = published.find_weights(folder)
     published.read_tensors(weights or folder)  # a damaged file fails here, with one message
@@ -97,5 +97,5 @@ def load_vae(folder: Path) -> Any:
             folder, local_files_only=True, use_safetensors=weights is not None and weights.suffix == ".safetensors"
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"the VAE cannot be loaded: {error}", where=folder, mend="bring its files again") from error
+        raise InputError(f"the VAE cannot be loaded: {error}", where=folder, fix="bring its files again") from error
     return vae.float().requires_grad_(False).eval()

@@ -42,7 +42,7 @@ def decoder(model: Base, tile_px: int | None) -> Callable[[Tensor], Tensor]:
         raise ConfigError(
             f"tiles of {tile_px} px do not fit a VAE of {factor} px a latent pixel",
             where="sample.decode_tile_px",
-            mend=f"choose a multiple of {factor}",
+            fix=f"choose a multiple of {factor}",
         )
     side = tile_px // factor
     return partial(enlarge, model.decode, scale=factor, tile_px=side, overlap_px=side // 4)

@@ -73,8 +73,8 @@ def initialize_rows(
         elif not nearest or not nearest.get(label):
             raise InputError(
                 f"no nearest classes for pseudo-label {label}",
-                where="finetune.row_start",
-                mend="give the class-rows artifact of these clusters, or set finetune.row_start=null",
+                where="finetune.class_row_init",
+                fix="give the class_rows artifact of these clusters, or set finetune.class_row_init=null",
             )
         else:
             table[row] = before[list(nearest[label])].mean(0)
@@ -105,7 +105,7 @@ class Adapter:
         if base_digest != self.base_digest:
             raise InputError(
                 f"the adapter belongs to another base model ({self.base_digest[:12]}, not {base_digest[:12]})",
-                mend="load the base that it was fine-tuned from, or fine-tune again",
+                fix="load the base that it was fine-tuned from, or fine-tune again",
             )
         model.enable_gammas(self.gamma_blocks)
         own = dict(model.named_parameters())
@@ -117,7 +117,7 @@ class Adapter:
             wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
             raise InputError(
                 f"the adapter's tensors do not fit the base model: {', '.join(wrong[:4])}",
-                mend="fine-tune again",
+                fix="fine-tune again",
             )
         with torch.no_grad():
             own[TABLE][rows] = self.tensors[ROWS].to(own[TABLE])
@@ -155,13 +155,13 @@ def load_adapter(folder: Path, weights: str = "ema") -> Adapter:
     """
     path = folder / ("adapter_ema.safetensors" if weights == "ema" else "adapter.safetensors")
     if not path.is_file() or not (folder / "adapter.json").is_file():
-        raise InputError("no adapter here", where=folder, mend="name the folder of a finished `finetune` stage")
+        raise InputError("no adapter here", where=folder, fix="name the folder of a finished `finetune` stage")
     try:
         facts = json.loads((folder / "adapter.json").read_text())
         label_map = {int(label): int(row) for label, row in facts["label_map"]}
         return Adapter(load_file(path), label_map, facts["base_digest"], facts["gamma_blocks"])
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"the adapter is damaged: {error}", where=folder, mend="fine-tune again") from error
+        raise InputError(f"the adapter is damaged: {error}", where=folder, fix="fine-tune again") from error
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Peers(Protocol):
+class ProcessGroup(Protocol):
     """The processes that share a step; ``rank`` is this one's number, 0 … ``count`` - 1."""
 
     rank: int
@@ -37,7 +37,7 @@ class Peers(Protocol):
         """Replace each tensor by its mean over the processes."""
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank, count = 0, 1
@@ -70,7 +70,7 @@ class Accelerated:
 
 
 #: What every process runs: ``work(peers, runtime)``; picklable, so a module's function or a `functools.partial` of one.
-Work = Callable[[Peers, Runtime], None]
+Work = Callable[[ProcessGroup, Runtime], None]
 
 
 def run_together(work: Work, count: int, out: Path, runtime: Runtime) -> None:
@@ -97,7 +97,7 @@ def run_together(work: Work, count: int, out: Path, runtime: Runtime) -> None:
         if failure.exists():
             values = json.loads(failure.read_text())
             kind: type[errors.DdsrError] = getattr(errors, values["kind"])
-            raise kind(values["what"], where=values["where"], mend=values["mend"]) from error
+            raise kind(values["what"], where=values["where"], fix=values["fix"]) from error
         raise
 
 
@@ -115,7 +115,7 @@ def _child(rank: int, count: int, address: str, work: Work, failure: Path, devic
     try:
         work(Accelerated(accelerator), own)
     except errors.DdsrError as error:
-        values = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
+        values = {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
         write_json(failure, values)
         raise
     finally:

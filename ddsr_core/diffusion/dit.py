@@ -230,7 +230,7 @@ class DiT(nn.Module):
             block.enable_gammas()
 
     def initialize(self, generator: torch.Generator) -> None:
-        """The paper's initialisation: Xavier linears, N(0, 0.02) embeddings, zero modulations and output."""
+        """The paper's initialization: Xavier linears, N(0, 0.02) embeddings, zero modulations and output."""
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -58,7 +58,7 @@ def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> P
         StorageError: it cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("there is something already", where=out, mend="name a new folder with --out")
+        raise InputError("there is something already", where=out, fix="name a new folder with --out")
     _check_labels(label_map, model.null_row)
     partial = out.with_name(f".{out.name}.ddsr-partial")
     write = {"original": write_original, "diffusers": write_pipeline}[kind]
@@ -77,7 +77,7 @@ def _check_labels(label_map: dict[int, int], null_row: int) -> None:
     if beyond:
         raise InputError(
             f"pseudo-label {beyond[0]} has row {label_map[beyond[0]]}, the class table has rows 0 to {null_row - 1}",
-            mend="fine-tune again",
+            fix="fine-tune again",
         )
 
 
@@ -134,9 +134,9 @@ def pipeline_transformer(dit: DiT) -> Any:
     c = dit.config
     state = {name: value.detach().cpu() for name, value in dit.state_dict().items()}
     if any("gamma" in name for name in state):
-        raise InputError("the model still has DiffFit scales", mend="fold them first")
+        raise InputError("the model still has DiffFit scales", fix="fold them first")
     if int(c.hidden * c.mlp_ratio) != 4 * c.hidden:
-        raise InputError("diffusers' DiT has MLPs of four times its width", mend="export with --format original")
+        raise InputError("diffusers' DiT has MLPs of four times its width", fix="export with --format original")
     state[TABLE] = _fill_table(state[TABLE])
     transformer = DiTTransformer2DModel(
         num_attention_heads=c.heads, attention_head_dim=c.hidden // c.heads, in_channels=c.in_channels,
@@ -154,7 +154,7 @@ def _fill_table(table: Tensor) -> Tensor:
     if classes > PIPELINE_NULL_ROW:
         raise InputError(
             f"a class table of {classes} rows does not fit DiTPipeline, whose null row is {PIPELINE_NULL_ROW}",
-            mend="export with --format original",
+            fix="export with --format original",
         )
     filler = table.new_zeros(PIPELINE_NULL_ROW - classes, table.shape[1])
     return torch.cat([table[:classes], filler, table[classes:]])
@@ -173,12 +173,12 @@ def pipeline_vae(codec: Codec) -> Any:
         return vae
     if not codec.is_tiny:
         raise InputError(
-            "DiTPipeline cannot scale the latents of this VAE channel by channel", mend="export with --format original"
+            "DiTPipeline cannot scale the latents of this VAE channel by channel", fix="export with --format original"
         )
     shift, scale = torch.tensor(codec.shift), torch.tensor(codec.scale)
     last, first = vae.encoder.layers[-1], vae.decoder.layers[0]
     if not isinstance(last, nn.Conv2d) or not isinstance(first, nn.Conv2d) or last.bias is None or first.bias is None:
-        raise InputError("the VAE does not begin and end as an AutoencoderTiny does", mend="export with --format original")
+        raise InputError("the VAE does not begin and end as an AutoencoderTiny does", fix="export with --format original")
     with torch.no_grad():
         last.bias.sub_(shift).mul_(scale)
         last.weight.mul_(scale[:, None, None, None])
@@ -194,6 +194,6 @@ def _write_readme(model: Base, label_map: dict[int, int], folder: Path, use: str
         f"# {model.info.name}, fine-tuned by ddsr\n\n"
         f"A diffusion transformer for images of {model.image_px} px. Pseudo-label -> row of the class table: {labels}.\n\n"
         f"{use}\n"
-        f"Licence of the base: {model.info.licence or 'not known'}\n"
+        f"License of the base: {model.info.license or 'not known'}\n"
     )
     write_atomically(folder / "README.md", text.encode())

@@ -1,7 +1,7 @@
 """Stage 4, fine-tuning: DiffFit on the accepted patches with L_simple + λr L_r + λd L_d + λsr L_SR (paper, II-B).
 
-Equation 6 and its optimiser step are in `ddsr_core.diffusion.finetune_loss`. Here is what lies around them: the budget, sample sheets
-on the way, checkpoints from which a killed run continues to the same bytes (on a CPU), and the adapter at the end.
+Equation 6 and its optimizer step are in `ddsr_core.diffusion.finetune_loss`. Here is what lies around them: the budget,
+sample sheets on the way, checkpoints from which a killed run continues to the same bytes (on a CPU), and the adapter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddsr_core.diffusion.base import Base
-    from ddsr_core.diffusion.distributed import Peers
+    from ddsr_core.diffusion.distributed import ProcessGroup
     from ddsr_core.diffusion.finetune_loss import Run
     from ddsr_core.diffusion.training_set import TrainingSet
 
@@ -35,7 +35,7 @@ TEXTURE_SAMPLES, DRAW_BATCH = 42, 16
 class FinetuneConfig(StageConfig):
     """Budget, DiffFit, and the weights of the loss terms (equation 6)."""
 
-    steps: int | None = Field(None, ge=0, description="optimiser steps; 0 leaves the base as it is. This or epochs")
+    steps: int | None = Field(None, ge=0, description="optimizer steps; 0 leaves the base as it is. This or epochs")
     epochs: int | None = Field(70, ge=1, description="times that every patch is shown. This or steps")
     batch_size: int = Field(8, ge=1, le=4096, description="patches a step")
     accumulate: int = Field(
@@ -44,7 +44,7 @@ class FinetuneConfig(StageConfig):
     processes: int = Field(1, ge=1, le=64, description="processes that share every batch, one a GPU")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of AdamW, constant, no weight decay")
     gamma_blocks: int = Field(14, ge=0, description="first blocks that get DiffFit scales; 14 of 28 as released, 28 for all")
-    row_start: Literal["imagenet_rows", "null", "clip_nearest"] = Field(
+    class_row_init: Literal["imagenet_rows", "null", "clip_nearest"] = Field(
         "null",
         description="first values of the pseudo-labels' class rows: rows 0..k-1 as they are (released), the null row, or "
         "the mean of the classes whose names are nearest the cluster in CLIP's space",
@@ -94,10 +94,10 @@ class FinetuneConfig(StageConfig):
     sample_every: int = Field(1_000, ge=1, description="steps between sample sheets; one at the start and the end too")
     seed: int = Field(0, ge=0, description="of batches, noise and label dropout")
 
-    @field_validator("row_start", mode="before")
+    @field_validator("class_row_init", mode="before")
     @classmethod
     def _null_is_a_name(cls, value: object) -> object:
-        return "null" if value is None else value  # ``--set finetune.row_start=null`` reads as no value elsewhere
+        return "null" if value is None else value  # ``--set finetune.class_row_init=null`` reads as no value elsewhere
 
     @model_validator(mode="after")
     def _consistent(self) -> FinetuneConfig:
@@ -110,7 +110,7 @@ class FinetuneConfig(StageConfig):
         return self
 
     def total_steps(self, patches: int) -> int:
-        """Optimiser steps for so many patches."""
+        """Optimizer steps for so many patches."""
         return self.steps if self.steps is not None else -(-(self.epochs or 0) * patches // self.batch_size)
 
 
@@ -133,21 +133,21 @@ def run(
     Args:
         vae: VAE in place of the base's own.
         decoder: VAE that L_SR decodes with, such as TAESD; none: the base's.
-        rows: a `class-rows` artifact, for ``row_start="clip_nearest"``.
+        rows: a `class_rows` artifact, for ``class_row_init="clip_nearest"``.
         start: `finetune` artifact to go on from, with ``start_clusters``, the clusters that it was made with.
 
     Raises:
         MissingWeightsError, InputError: the base, the latents or the clusters do not fit.
         TrainingError: a loss term is not finite; the last good checkpoint is kept.
     """
-    from ddsr_core.diffusion.distributed import Alone, run_together
+    from ddsr_core.diffusion.distributed import SingleProcess, run_together
 
     work = partial(
         train_in_process, config=config, latents=latents, clusters=clusters, base=base, out=out, vae=vae, decoder=decoder,
         rows=rows, start=start, start_clusters=start_clusters,
     )  # fmt: skip
     if config.processes == 1:
-        work(Alone(), runtime)
+        work(SingleProcess(), runtime)
     else:
         run_together(work, config.processes, out, runtime)
     counts = json.loads((out / "summary.json").read_text())
@@ -156,7 +156,7 @@ def run(
 
 
 def train_in_process(
-    peers: Peers,
+    peers: ProcessGroup,
     runtime: Runtime,
     *,
     config: FinetuneConfig,
@@ -204,12 +204,12 @@ def require_fit(model: Base, data: TrainingSet) -> None:
         raise InputError(
             f"latents of {shape} do not fit a DiT for {(dit.in_channels, dit.latent_px, dit.latent_px)}",
             where="latents",
-            mend="encode the patches with the VAE of this base",
+            fix="encode the patches with the VAE of this base",
         )
 
 
 def read_rows(folder: Path) -> dict[int, list[int]]:
-    """Pseudo-label -> rows of the class table to start from, of a `class-rows` artifact."""
+    """Pseudo-label -> rows of the class table to start from, of a `class_rows` artifact."""
     rows = json.loads((folder / "rows.json").read_text())["rows"]
     return {int(label): [int(row) for row in nearest] for label, nearest in rows.items()}
 
@@ -227,7 +227,7 @@ def write_outputs(state: Run, steps: int, patches: int, out: Path) -> None:
     last = {name: round(value, 5) for name, value in _mean_of_last(state.curve, 100).items()}
     numbers = sum(tensor.numel() for tensor in raw.tensors.values())
     facts = {"steps": steps, "patches": patches, "numbers": numbers, "base": state.base.info.name}
-    write_json(out / "summary.json", {**facts, "licence": state.base.info.licence, "last_losses": last})
+    write_json(out / "summary.json", {**facts, "license": state.base.info.license, "last_losses": last})
 
 
 def map_labels(clusters: Path, base: Base) -> dict[int, int]:
@@ -241,7 +241,7 @@ def map_labels(clusters: Path, base: Base) -> dict[int, int]:
         raise InputError(
             f"{k} pseudo-labels do not fit the base's class table of {base.dit.config.classes} rows",
             where="clusters.k",
-            mend=f"set clusters.k to at most {base.dit.config.classes}",
+            fix=f"set clusters.k to at most {base.dit.config.classes}",
         )
     return {label: label for label in range(k)}
 
@@ -353,4 +353,4 @@ def _mean_of_last(curve: list[dict[str, float]], count: int) -> dict[str, float]
     return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
-STAGE = Stage("finetune", version=2, run=run)
+STAGE = Stage("finetune", version=2, run=run, config=FinetuneConfig, section="II-B", on_gpu=True)

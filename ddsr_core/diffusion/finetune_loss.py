@@ -1,4 +1,4 @@
-"""One optimiser step of fine-tuning (paper, equation 6), and the state that is carried from step to step."""
+"""One optimizer step of fine-tuning (paper, equation 6), and the state that is carried from step to step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsr_core.diffusion.difffit import Adapter, initialize_rows, unfreeze
-from ddsr_core.diffusion.distributed import Alone, Peers
+from ddsr_core.diffusion.distributed import ProcessGroup, SingleProcess
 from ddsr_core.diffusion.gaussian import Schedule, predict_x0, q_sample, simple_and_vb
 from ddsr_core.diffusion.lsr import crop, decoded_psnr_bic, lsr_loss
 from ddsr_core.diffusion.minimax import Memory, minimax_losses
@@ -54,7 +54,15 @@ class Step:
         self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(base.dit) if config.compile else base.dit
 
     def terms(
-        self, batch: Batch, labels: Tensor, t: Tensor, real: Memory, pseudo: Memory, peers: Peers, *, retain: bool = False
+        self,
+        batch: Batch,
+        labels: Tensor,
+        t: Tensor,
+        real: Memory,
+        pseudo: Memory,
+        peers: ProcessGroup,
+        *,
+        retain: bool = False,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The weighted terms, and what goes into the memory of predictions.
 
@@ -115,7 +123,9 @@ class Step:
             return self.decoder.decode(latents)
 
 
-def gradients(terms: dict[str, Tensor], parameters: Sequence[torch.nn.Parameter], peers: Peers) -> dict[str, list[Tensor]]:
+def gradients(
+    terms: dict[str, Tensor], parameters: Sequence[torch.nn.Parameter], peers: ProcessGroup
+) -> dict[str, list[Tensor]]:
     """Each term's own gradient of the whole batch, zeros where it has none; the graph is kept."""
     result = {}
     for name, term in terms.items():
@@ -126,7 +136,7 @@ def gradients(terms: dict[str, Tensor], parameters: Sequence[torch.nn.Parameter]
     return result
 
 
-def _scaled(name: str, term: Tensor, peers: Peers) -> Tensor:
+def _scaled(name: str, term: Tensor, peers: ProcessGroup) -> Tensor:
     """Gradients are averaged over the processes; those of the minimax losses, which see the whole batch, are a sum."""
     return term * peers.count if name in ("r", "d") else term
 
@@ -149,10 +159,10 @@ class Run:
         *,
         decoder: Codec | None = None,
         rows: dict[int, list[int]] | None = None,
-        peers: Peers | None = None,
+        peers: ProcessGroup | None = None,
     ) -> None:
-        self.base, self.config, self.label_map, self.peers = base, config, label_map, peers or Alone()
-        initialize_rows(base.dit, label_map, config.row_start, rows)
+        self.base, self.config, self.label_map, self.peers = base, config, label_map, peers or SingleProcess()
+        initialize_rows(base.dit, label_map, config.class_row_init, rows)
         self.trainable = unfreeze(base.dit, config.gamma_blocks)
         self.ema = {name: p.detach().clone() for name, p in self.trainable.items()}
         self.optimizer = torch.optim.AdamW(
@@ -169,7 +179,7 @@ class Run:
         self.texture: list[dict[str, float]] = []
 
     def start_from(self, adapter: Adapter) -> None:
-        """Begin with the numbers of an earlier adapter; the optimiser and the memories begin empty.
+        """Begin with the numbers of an earlier adapter; the optimizer and the memories begin empty.
 
         Raises:
             InputError: it belongs to another base, or does not fit.
@@ -178,13 +188,13 @@ class Run:
             raise InputError(
                 f"the earlier adapter has scales in {adapter.gamma_blocks} blocks, not {self.config.gamma_blocks}",
                 where="finetune.gamma_blocks",
-                mend="keep gamma_blocks, or fine-tune without a start",
+                fix="keep gamma_blocks, or fine-tune without a start",
             )
         adapter.apply(self.base.dit, self.base.digest)
         self.ema = {name: p.detach().clone() for name, p in self.trainable.items()}
 
     def advance(self, data: TrainingSet) -> dict[str, float]:
-        """One optimiser step; returns the value of every term, and now and then the norms of their gradients.
+        """One optimizer step; returns the value of every term, and now and then the norms of their gradients.
 
         Raises:
             TrainingError: a term or its gradient is not finite. Nothing has been updated then.
@@ -270,7 +280,7 @@ class Run:
                 raise TrainingError(
                     f"{what} {name!r} is {value} at step {self.step}",
                     where="finetune",
-                    mend=f"lower finetune.learning_rate or the weight of {name!r}; the last good checkpoint is kept",
+                    fix=f"lower finetune.learning_rate or the weight of {name!r}; the last good checkpoint is kept",
                 )
 
     def _remember(self, batch: Batch, predictions: list[Tensor]) -> None:

@@ -28,7 +28,7 @@ def match_labels(new: np.ndarray, old: np.ndarray) -> dict[int, int]:
         raise InputError(
             f"clusters of shape {new.shape} cannot be matched with those of the earlier adapter, {old.shape}",
             where="start_clusters",
-            mend="keep clusters.k and the embeddings, or fine-tune without a start",
+            fix="keep clusters.k and the embeddings, or fine-tune without a start",
         )
     distances = ((new[:, None].astype(np.float64) - old[None].astype(np.float64)) ** 2).sum(-1)
     rows, columns = linear_sum_assignment(distances)

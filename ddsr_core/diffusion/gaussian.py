@@ -85,13 +85,13 @@ def normal_kl(mean1: Tensor, logvar1: Tensor, mean2: Tensor, logvar2: Tensor) ->
 def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """-log probability in nats of ``x`` (bins of 2/255 in [-1, 1]) under a Gaussian (D13), elementwise."""
     inverse = (-log_scale).exp()
-    centred = x - mean
+    centerd = x - mean
 
     def cdf(value: Tensor) -> Tensor:
         # The tanh approximation, not erf: the published DiT weights were trained with it.
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)))
 
-    upper, lower = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    upper, lower = cdf(inverse * (centerd + 1 / 255)), cdf(inverse * (centerd - 1 / 255))
     inside = (upper - lower).clamp(min=1e-12).log()
     log_probability = torch.where(
         x < -0.999,

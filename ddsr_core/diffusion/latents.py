@@ -60,7 +60,7 @@ def open_latents(folder: Path) -> Latents:
     import pyarrow.parquet as pq
 
     if not (folder / PATCHES).is_file() or not (folder / MEAN).is_file():
-        raise InputError("there are no latents", where=folder, mend="run the latents stage first")
+        raise InputError("there are no latents", where=folder, fix="run the latents stage first")
     table = pq.read_table(folder / PATCHES)
     deviation = folder / LOG_VARIANCE
     return Latents(
@@ -178,7 +178,7 @@ def count_patches(patches: Path) -> int:
 
     total = sum(int(pq.ParquetFile(file).metadata.num_rows) for file in patches.glob("patches-*.parquet"))
     if not total:
-        raise InputError("there are no patches", where=patches, mend="run the patches stage first")
+        raise InputError("there are no patches", where=patches, fix="run the patches stage first")
     return total
 
 
@@ -202,7 +202,7 @@ def batches_of_patches(
             raise InputError(
                 f"the base makes images of {image_px}x{image_px}, the patches are {image.shape[1]}x{image.shape[0]}",
                 where="patches.patch_px",
-                mend=f"set patches.patch_px={image_px}, or choose another base",
+                fix=f"set patches.patch_px={image_px}, or choose another base",
             )
         names.append(row["patch_id"])
         images.append(image)
@@ -213,4 +213,4 @@ def batches_of_patches(
         yield names, np.stack(images)
 
 
-STAGE = Stage("latents", version=1, run=run)
+STAGE = Stage("latents", version=1, run=run, config=LatentsConfig, section="II-B", on_gpu=True)

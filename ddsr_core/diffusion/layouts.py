@@ -46,7 +46,7 @@ def to_diffusers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
         InputError: the state has DiffFit gammas.
     """
     if any("gamma" in name for name in state):
-        raise InputError("DiffFit scales have no place in diffusers' DiT", mend="fold them into the weights first")
+        raise InputError("DiffFit scales have no place in diffusers' DiT", fix="fold them into the weights first")
     result: dict[str, Tensor] = {}
     for ours, theirs in _pairs(depth):
         shared = len(theirs) > 1 or ours in _EMBEDDERS  # safetensors refuses tensors that share memory

@@ -2,7 +2,7 @@
 
 ``off``: what the released code amounts to (its term has no gradient).
 ``paper``: minus the pixel error of the decoded x0 against its own x4 bicubic round trip, at every t, images clamped to
-    [-1, 1] to give it a bound. Rewards whatever bicubic cannot carry, decoder artefacts included.
+    [-1, 1] to give it a bound. Rewards whatever bicubic cannot carry, decoder artifacts included.
 ``target``: ours. One-sided and relative to the real patch: PSNR_bic of the decoded x0 must not exceed that of the real
     one by more than a margin; only where x0 can be predicted at all (signal above noise, t <= 258, or less), weighted by
     alpha_bar. Zero once the prediction is as detailed as the patch, so it cannot run away.
@@ -71,7 +71,7 @@ def crop(latents: Tensor, corner: Tensor, px: int) -> Tensor:
 def decoded_psnr_bic(latents: Tensor, t: Tensor, decode: Callable[[Tensor], Tensor], last_step: int = LAST_STEP) -> Tensor:
     """PSNR_bic ``(B,)``, dB, of real latents as the decoder shows them; NaN where `lsr_loss` does not ask.
 
-    What a decoder smooths away no prediction can bring back without artefacts: this is the reference that it can reach.
+    What a decoder smooths away no prediction can bring back without artifacts: this is the reference that it can reach.
     """
     values = torch.full((len(t),), torch.nan, device=latents.device)
     chosen = torch.nonzero(t <= last_step).flatten()

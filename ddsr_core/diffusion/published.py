@@ -41,13 +41,13 @@ def locate(name_or_path: str, parts: Sequence[str], option: str) -> Path:
             raise MissingWeightsError(
                 f"{name_or_path} is not a whole model in diffusers' layout: {', '.join(missing)} not found",
                 where=folder,
-                mend=f"bring the missing files, or point {option} at another folder",
+                fix=f"bring the missing files, or point {option} at another folder",
             )
         return folder
     if not HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
         shipped = " (ddsr-tiny is shipped)" if option == "base" else ""
-        mend = f"set {option} to a folder, a weights file, or a hub id{shipped}"
-        raise MissingWeightsError(f"there is no {name_or_path!r}", where=option, mend=mend)
+        fix = f"set {option} to a folder, a weights file, or a hub id{shipped}"
+        raise MissingWeightsError(f"there is no {name_or_path!r}", where=option, fix=fix)
     return _from_hub(name_or_path, parts, option)
 
 
@@ -86,7 +86,7 @@ def _from_hub(repository: str, parts: Sequence[str], option: str) -> Path:
     raise MissingWeightsError(
         f"{repository} is not on this machine and cannot be fetched ({type(reason).__name__})",
         where=option,
-        mend=f"bring {', '.join(files)} (or .safetensors in place of .bin) in one folder and set {option}=/that/folder",
+        fix=f"bring {', '.join(files)} (or .safetensors in place of .bin) in one folder and set {option}=/that/folder",
     ) from reason
 
 
@@ -99,9 +99,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"not readable as JSON: {error}", where=path, mend="bring the file again") from error
+        raise InputError(f"not readable as JSON: {error}", where=path, fix="bring the file again") from error
     if not isinstance(values, dict):
-        raise InputError("not a JSON object", where=path, mend="bring the file again")
+        raise InputError("not a JSON object", where=path, fix="bring the file again")
     return values
 
 
@@ -126,12 +126,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"the weights cannot be read: {first}",
             where=path,
-            mend="bring the file again; a file with anything but tensors in it is refused on purpose",
+            fix="bring the file again; a file with anything but tensors in it is refused on purpose",
         ) from error
     if isinstance(state, dict):
         state = state.get("ema", state)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError("the file holds no state dict", where=path, mend="name a file with a model's weights")
+        raise InputError("the file holds no state dict", where=path, fix="name a file with a model's weights")
     return state
 
 

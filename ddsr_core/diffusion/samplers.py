@@ -143,7 +143,7 @@ def _no_step_left(steps: int, strength: float) -> ConfigError:
     return ConfigError(
         f"none of the {steps} steps lies below t = {strength * STEPS:g}",
         where="sample.strength",
-        mend="raise sample.strength or sample.steps",
+        fix="raise sample.strength or sample.steps",
     )
 
 

@@ -139,6 +139,6 @@ def label_of(labels: dict[str, int], patch_id: str) -> int:
         raise InputError(
             f"patch {patch_id!r} has no pseudo-label",
             where="clusters",
-            mend="give the clusters that were made from these patches",
+            fix="give the clusters that were made from these patches",
         )
     return labels[patch_id]

@@ -18,9 +18,9 @@ from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.fan_out import Begun, FanOut, Work
-from ddsr_core.pipeline.pins import Claim, Claims
+from ddsr_core.pipeline.pins import Pin, Pins
 from ddsr_core.pipeline.runs import complete_run, run_folder, start_run
-from ddsr_core.pipeline.stages import Build, Built, Chain, data_source, distill
+from ddsr_core.pipeline.stages import Build, Chain, StageRun, data_source, distill
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
@@ -36,7 +36,7 @@ class Experiment:
 
     Attributes:
         total: cells that it will have.
-        stages: what has been built for it; ``claims``: their keys, until it is finished.
+        stages: what has been built for it; ``pins``: their keys, until it is finished.
     """
 
     design: Design
@@ -44,8 +44,8 @@ class Experiment:
     about: str
     total: int
     bicubic: dict[str, float]
-    stages: list[Built]
-    claims: Claims
+    stages: list[StageRun]
+    pins: Pins
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, cell: Cell) -> None:
@@ -103,20 +103,20 @@ def measure(
         device: there.
     """
     start_run(store, name, config, photos, test)
-    claims = Claims(store, name)
-    chain = Chain(claims.building(build), log)
+    pins = Pins(store, name)
+    chain = Chain(pins.building(build), log)
     tests = photo_source(test)
     bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
     folder, networks = run_folder(store, name), design.networks_of(config)
     total = len(design.variants) * len(networks) * seeds
-    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic, chain.stages, claims)
+    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic, chain.stages, pins)
     waiting: deque[Pending] = deque()
     for seed in range(seeds):
         for trained_on in training_sets(chain, design, config, photos, seed):
             if seed == 0 and trained_on.variant.source not in WHOLE:
                 write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
             for network in networks:
-                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests, claims.add))
+                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests, pins.add))
             while waiting and is_ready(waiting[0]):
                 finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
     while waiting:
@@ -131,12 +131,12 @@ def is_ready(cell: Pending) -> bool:
 
 def begin(
     ahead: FanOut, store: Store, device: str, config: PipelineConfig, trained_on: TrainingSet, network: Network,
-    seed: int, tests: StageInput, claim: Claim,
+    seed: int, tests: StageInput, pin: Pin,
 ) -> Pending:  # fmt: skip
     """Send a cell to a worker, where there are workers."""
     recipe = network.config(config, seed)
     inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
-    claim(train.STAGE.key(recipe, inputs))
+    pin(train.STAGE.key(recipe, inputs))
     count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
     label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
     sources = {name: InputRef.of(item) for name, item in inputs.items()}
@@ -223,5 +223,5 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
 def finish(store: Store, name: str, experiment: Experiment) -> dict[str, Any]:
     """Mark the run completed, and return what the command prints as JSON."""
     complete_run(store, name, experiment.stages)
-    experiment.claims.drop()
+    experiment.pins.drop()
     return dict(json.loads(experiment.json()))

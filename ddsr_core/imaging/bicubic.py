@@ -79,7 +79,7 @@ def make_lr(hr: Tensor, scale: int = SCALE) -> Tensor:
     return downsample(hr, scale).mul(255).round().clamp(0, 255).div(255)
 
 
-def grey(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
     """Luma ``(B, 1, H, W)`` of RGB ``(B, 3, H, W)``, with the weights of Pillow's mode "L" (BT.601, full range)."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=x.device, dtype=x.dtype)
     return (x * weights[None, :, None, None]).sum(1, keepdim=True)
@@ -94,6 +94,6 @@ def psnr_bic(x: Tensor, kernel: Kernel = "matlab") -> Tensor:
     Returns:
         ``(B,)`` in dB, at most 120; differentiable.
     """
-    luma = grey(x)
+    luma = gray(x)
     error = (luma - upsample(downsample(luma, kernel=kernel), kernel=kernel)).square().mean((1, 2, 3))
     return -10 * torch.log10(error + 1e-12)

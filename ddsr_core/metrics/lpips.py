@@ -131,7 +131,7 @@ def _torchvision_cache(net: Net) -> Path:
 
 def _replace_random_trunk(net: torch.nn.Module, trunk: Mapping[str, Tensor]) -> None:
     """Copy ``features.N.*`` into the package's ``sliceK.N.*``, every parameter of it."""
-    from ddsr_core.metrics.trunks import MEND
+    from ddsr_core.metrics.trunks import FIX
 
     for name, parameter in net.named_parameters():
         source = trunk.get("features." + name.split(".", 1)[1])
@@ -139,6 +139,6 @@ def _replace_random_trunk(net: torch.nn.Module, trunk: Mapping[str, Tensor]) -> 
             raise MissingWeightsError(
                 "the trunk for LPIPS is incomplete",
                 where=f"features.{name.split('.', 1)[1]}",
-                mend=MEND,
+                fix=FIX,
             )
         parameter.data.copy_(source)

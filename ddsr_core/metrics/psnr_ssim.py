@@ -85,8 +85,8 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int, round_y: bool = False)
     Example:
         >>> import torch
         >>> hr = torch.full((1, 3, 24, 24), 100, dtype=torch.uint8)
-        >>> grey_error = fidelity(hr + 5, hr, crop_border=4)  # on Y the error is 219/255 of it
-        >>> round(grey_error.psnr_rgb.item(), 2), round(grey_error.psnr_y.item(), 2)
+        >>> gray_error = fidelity(hr + 5, hr, crop_border=4)  # on Y the error is 219/255 of it
+        >>> round(gray_error.psnr_rgb.item(), 2), round(gray_error.psnr_y.item(), 2)
         (34.15, 35.47)
     """
     sr, hr = _prepare(sr, hr, crop_border)
@@ -120,13 +120,13 @@ def _prepare(sr: Tensor, hr: Tensor, crop_border: int) -> tuple[Tensor, Tensor]:
     if sr.shape != hr.shape or sr.ndim != 4 or sr.shape[1] != 3:
         raise InputError(
             f"cannot compare images of shape {tuple(sr.shape)} and {tuple(hr.shape)}",
-            mend="give two tensors of one shape (B, 3, H, W)",
+            fix="give two tensors of one shape (B, 3, H, W)",
         )
     height, width = sr.shape[-2:]
     if min(height, width) - 2 * crop_border < SSIM_WINDOW:
         raise InputError(
             f"{height}x{width} px is too small to measure: SSIM needs {SSIM_WINDOW} px inside the cut border",
-            mend=f"use images of at least {SSIM_WINDOW + 2 * crop_border} px a side",
+            fix=f"use images of at least {SSIM_WINDOW + 2 * crop_border} px a side",
         )
     inside = (..., slice(crop_border, height - crop_border), slice(crop_border, width - crop_border))
     return to_levels(sr)[inside], to_levels(hr)[inside]
@@ -151,7 +151,7 @@ def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
     The index needs only mu_x mu_y, mu_x^2 + mu_y^2 and likewise for the variances, and all four follow from
     the first two moments of x + y and x - y: four filtered planes a channel instead of five.
     """
-    mean_total, var_total = _moments(x + y - 255)  # centred: float32 squares of 0..510 would lose digits
+    mean_total, var_total = _moments(x + y - 255)  # centerd: float32 squares of 0..510 would lose digits
     mean_delta, var_delta = _moments(x - y)
     # in place from here: on a CPU fresh memory costs more than the arithmetic
     mean_total_sq = mean_total.add_(255).square_()

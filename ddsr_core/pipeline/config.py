@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ddsr_core.baselines.gsdd import GSDDConfig
+from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.class_rows import ClassRowsConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
@@ -27,18 +28,15 @@ from ddsr_core.sr.gan import GanConfig
 from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-SCALES = Path(__file__).resolve().parents[1] / "scales"
+PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"
 Preset = Literal["demo", "released", "paper", "best"]
-SourceName = Literal[
-    "distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "gsdd", "base", "full", "full-thresholded"
-]
 
 
 class SRConfig(StageConfig):
     """Which SR networks are trained, on which data, by which recipe. Every source gets the same number of iterations."""
 
     archs: tuple[str, ...] = Field(("edsr", "srformer-light"), description="networks; none to stop after sampling")
-    sources: tuple[SourceName, ...] = Field(
+    training_sets: tuple[TrainingSetName, ...] = Field(
         ("distilled", "random", "threshold", "full"), description="data sets that each network is trained on"
     )
     seeds: tuple[int, ...] = Field((42,), min_length=1, description="one training a seed")
@@ -74,13 +72,13 @@ class PipelineConfig(StageConfig):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     clusters: ClustersConfig = ClustersConfig()
     latents: LatentsConfig = LatentsConfig()
-    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="only for finetune.row_start=clip_nearest")
+    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="only for finetune.class_row_init=clip_nearest")
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
-    judge: TrainSRConfig = Field(
+    teacher: TrainSRConfig = Field(
         TrainSRConfig(arch="edsr-small", iterations=1500, batch_size=16, lr_patch_px=16),
-        description="only for sample.sr_gain_share < 1 or sample.restored_share > 0: the SR network that candidates are "
-        "judged by and detail is restored by",
+        description="only for sample.sr_gain_share < 1 or sample.detail_restoration > 0: the SR network that candidates are "
+        "compared by and detail is restored by",
     )
     gsdd: GSDDConfig = Field(GSDDConfig(), description="the rival's recipe; count and seed are filled in")
     gsdd_generator: TrainSRConfig = Field(
@@ -90,7 +88,7 @@ class PipelineConfig(StageConfig):
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
-    @field_validator("judge", "gsdd_generator", mode="before")
+    @field_validator("teacher", "gsdd_generator", mode="before")
     @classmethod
     def _rest_stays(cls, value: Any, info: ValidationInfo) -> Any:
         """Who names single fields of a recipe changes those, and does not get another network for it."""
@@ -101,10 +99,10 @@ class PipelineConfig(StageConfig):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
-        if self.finetune.row_start == "clip_nearest" and self.embeddings.backend != "open_clip":
+        if self.finetune.class_row_init == "clip_nearest" and self.embeddings.backend != "open_clip":
             raise ValueError(
-                "finetune.row_start=clip_nearest compares clusters with class names and needs embeddings.backend=open_clip; "
-                "set finetune.row_start=null"
+                "finetune.class_row_init=clip_nearest compares clusters with class names and needs "
+                "embeddings.backend=open_clip; set finetune.class_row_init=null"
             )
         return self
 
@@ -126,10 +124,10 @@ def load_config(
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
     """
     if preset not in preset_names():
-        raise ConfigError(f"no preset {preset!r}", where="--preset", mend=f"choose one of: {', '.join(preset_names())}")
+        raise ConfigError(f"no preset {preset!r}", where="--preset", fix=f"choose one of: {', '.join(preset_names())}")
     values = _read_toml(PRESETS / f"{preset}.toml")
     if scale is not None:
-        values = merge(values, _read_toml(SCALES / f"{scale}.toml"))
+        values = merge(values, _read_toml(PROTOCOLS / f"{scale}.toml"))
     if file is not None:
         values = merge(values, _read_toml(file))
     return _checked({"preset": preset, **values}, overrides)
@@ -186,7 +184,7 @@ def parse_override(text: str) -> dict[str, Any]:
     path, equals, raw = text.partition("=")
     names = [name.strip() for name in path.split(".")]
     if not equals or not all(names):
-        raise ConfigError(f"cannot read the override {text!r}", where="--set", mend="write --set stage.field=value")
+        raise ConfigError(f"cannot read the override {text!r}", where="--set", fix="write --set stage.field=value")
     value: Any
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
@@ -250,13 +248,13 @@ def _explain(error: ValidationError) -> ConfigError:
     place = [str(part) for part in first["loc"]]
     field = ".".join(place)
     if first["type"] == "value_error":  # a rule between fields: its text names them and says what to do
-        return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", mend="correct the values")
+        return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", fix="correct the values")
     if first["type"] != "extra_forbidden":
-        return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, mend="correct the value")
+        return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, fix="correct the value")
     model: Any = PipelineConfig
     for part in place[:-1]:
         model = model.model_fields[part].annotation
         model = next((option for option in get_args(model) if hasattr(option, "model_fields")), model)  # "X | None"
     close = difflib.get_close_matches(place[-1], model.model_fields, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"fields here: {', '.join(model.model_fields)}"
-    return ConfigError(f"unknown field {field!r}", where=field, mend=hint)
+    return ConfigError(f"unknown field {field!r}", where=field, fix=hint)

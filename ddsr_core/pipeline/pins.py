@@ -1,6 +1,6 @@
 """Keys of a run that is not finished, noted before their artifacts are built or used: `ddsr gc` spares them.
 
-Every execution of a run has a file of its own, ``claims/<run>/<any name>.json``: two runs of one name do not take away each
+Every execution of a run has a file of its own, ``pins/<run>/<any name>.json``: two runs of one name do not take away each
 other's. One that is finished removes its file, as run.json names its stages; one that has failed leaves it, so that the next
 one can go on where it stood.
 """
@@ -14,17 +14,17 @@ from datetime import UTC, datetime, timedelta
 
 from ddsr_core.config import StageConfig
 from ddsr_core.pipeline.stages import Build
-from ddsr_core.storage.remote_store import through_silence
+from ddsr_core.storage.remote_store import retry_while_unreachable
 from ddsr_core.storage.store import Artifact, Stage, StageInput, Store, now
 
-FOLDER = "claims"
+FOLDER = "pins"
 #: Notes keys, before the artifacts are built or used.
-Claim = Callable[..., None]
+Pin = Callable[..., None]
 #: What an execution has claimed that died in a run which was finished later counts for so long: it may be alive.
 MEMORY = timedelta(days=14)
 
 
-class Claims:
+class Pins:
     """The keys of one execution of a run.
 
     Args:
@@ -45,7 +45,7 @@ class Claims:
         if new:
             self.keys += new
             text = json.dumps({"written": now(), "keys": self.keys})
-            through_silence(lambda: self.store.write_file(self.name, text.encode()))
+            retry_while_unreachable(lambda: self.store.write_file(self.name, text.encode()))
 
     def building(self, build: Build) -> Build:
         """The same way to build a stage, with its key noted first."""
@@ -63,7 +63,7 @@ class Claims:
         self.store.remove_file(self.name)
 
 
-def claimed_keys(store: Store) -> set[str]:
+def pinned_keys(store: Store) -> set[str]:
     """Keys that executions have noted which are not finished, as far as their run's folder is there."""
     keys: set[str] = set()
     for name in store.sizes(FOLDER):

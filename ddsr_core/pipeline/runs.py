@@ -15,7 +15,7 @@ from typing import Any
 
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.pipeline.config import PipelineConfig, to_toml
-from ddsr_core.pipeline.stages import Built, Chain
+from ddsr_core.pipeline.stages import Chain, StageRun
 from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
 from ddsr_core.storage.store import LOG, Artifact, Store, storage_errors, write_atomically, write_json
 
@@ -50,7 +50,7 @@ def check_run_name(name: str) -> None:
         ConfigError: it cannot be the name of a folder below ``<home>/runs``.
     """
     if not name or name in (".", "..") or any(sign in "/\\[]*?" or not sign.isprintable() for sign in name):
-        raise ConfigError(f"{name!r} cannot be the name of a run", where="run", mend="use letters, digits, - and _")
+        raise ConfigError(f"{name!r} cannot be the name of a run", where="run", fix="use letters, digits, - and _")
 
 
 def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
@@ -104,7 +104,7 @@ def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) ->
     return Outcome(folder, report, results_table(chain), stage_rows(chain))
 
 
-def complete_run(store: Store, name: str, stages: Iterable[Built]) -> None:
+def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
     """Note in run.json that a run which has no report is finished, and its stages; one that was used several times once."""
     records = {item.artifact.key: _stage_record(item).model_dump(mode="json") for item in stages}
     path = run_folder(store, name) / "run.json"
@@ -169,7 +169,7 @@ def to_record(name: str, config: PipelineConfig, chain: Chain) -> RunRecord:
     )
 
 
-def _stage_record(item: Built) -> StageRecord:
+def _stage_record(item: StageRun) -> StageRecord:
     manifest = item.artifact.manifest
     return StageRecord(
         name=manifest.stage if item.label == manifest.stage else f"{manifest.stage} ({item.label})",
@@ -238,7 +238,7 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
     state = _published_state(store, name)
     if state is None:
         known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
-        raise InputError(f"no run {name!r}", where=f"{store.url}/runs", mend=f"runs here: {known}")
+        raise InputError(f"no run {name!r}", where=f"{store.url}/runs", fix=f"runs here: {known}")
     return state
 
 
@@ -256,7 +256,7 @@ def read_record(store: Store, name: str) -> RunRecord:
     """
     state = read_run(store, name)
     if state["status"] != "completed":
-        raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
+        raise InputError(f"the run is {state['status']}", where=name, fix="finish it first: run its command again")
     store.pull(f"runs/{name}", RUN_FILES)
     config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
     fields = {field: state[field] for field in RunRecord.model_fields if field in state}

@@ -22,7 +22,7 @@ from ddsr_core.sampling import sample as sampling
 from ddsr_core.sr import train
 from ddsr_core.storage.store import Artifact, Stage, StageInput
 
-#: Random crops that k-centre, HDC and loss ranking choose from, for each image that they choose.
+#: Random crops that k-center, HDC and loss ranking choose from, for each image that they choose.
 POOL_FACTOR = 20
 
 
@@ -35,7 +35,7 @@ class Build(Protocol):
 
 
 @dataclass(frozen=True)
-class Built:
+class StageRun:
     """One stage of a run."""
 
     label: str
@@ -44,18 +44,18 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """One SR network of a run: what it was trained on, and its two artifacts."""
 
     arch: str
     source: str
     seed: int
-    training: Built
-    evaluation: Built
+    training: StageRun
+    evaluation: StageRun
 
 
 @dataclass(frozen=True)
-class NetworkToTrain:
+class TrainingJob:
     """One SR network that a run will have, and its training images."""
 
     arch: str
@@ -67,7 +67,7 @@ class NetworkToTrain:
 
 
 #: Builds networks side by side before the chain asks for them one by one.
-Ahead = Callable[[list[NetworkToTrain], StageInput], None]
+Ahead = Callable[[list[TrainingJob], StageInput], None]
 
 
 @dataclass
@@ -76,16 +76,16 @@ class Chain:
 
     build: Build
     log: Callable[[str], None]
-    stages: list[Built] = field(default_factory=list)
-    networks: list[Trained] = field(default_factory=list)
-    bicubic: Built | None = None
+    stages: list[StageRun] = field(default_factory=list)
+    networks: list[TrainedNetwork] = field(default_factory=list)
+    bicubic: StageRun | None = None
 
     def add(self, stage: Stage, config: StageConfig, label: str = "", **inputs: StageInput) -> Artifact:
         """Build a stage and note it."""
         self.log(f"{stage.name} {label}: begins, key {stage.key(config, inputs)}")
         artifact, cached = self.build(stage, config, inputs, label)
         self.log(f"{stage.name} {label}: {'from cache' if cached else 'built'}, {artifact.manifest.bytes} bytes")
-        self.stages.append(Built(label or stage.name, artifact, cached))
+        self.stages.append(StageRun(label or stage.name, artifact, cached))
         return artifact
 
     def named(self, stage: str) -> Artifact | None:
@@ -114,7 +114,7 @@ def distill_and_train(
     distilled, accepted = distill(chain, config, photos)
     if config.sr.archs:
         if test is None:
-            raise ConfigError("SR networks need test photos", where="--test", mend="name a folder with --test")
+            raise ConfigError("SR networks need test photos", where="--test", fix="name a folder with --test")
         train_networks(chain, config, photos, test, distilled, accepted, ahead)
     return chain
 
@@ -137,14 +137,14 @@ def distill(
     learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder, **(earlier or {})}
     adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
     start = {"latents": encoded} if config.sample.strength < 1 else {}
-    judge = {"judge": judge_of(chain, config, accepted)} if config.sample.wants_judge else {}
-    drawn = {"adapter": adapter, "clusters": labels, "embeddings": vectors, **described, **model, **start, **judge}
+    teacher = {"teacher": teacher_of(chain, config, accepted)} if config.sample.needs_teacher else {}
+    drawn = {"adapter": adapter, "clusters": labels, "embeddings": vectors, **described, **model, **start, **teacher}
     return chain.add(sampling.STAGE, config.sample, "", **drawn), accepted
 
 
-def judge_of(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
-    """The SR network that candidates are judged by and detail is restored by, trained on the accepted patches."""
-    return chain.add(train.STAGE, config.judge, "judge", data=accepted, **train.trunk_input(config.judge))
+def teacher_of(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
+    """The SR network that candidates are compared by and detail is restored by, trained on the accepted patches."""
+    return chain.add(train.STAGE, config.teacher, "teacher", data=accepted, **train.trunk_input(config.teacher))
 
 
 def base_model(config: PipelineConfig) -> dict[str, StageInput]:
@@ -162,7 +162,7 @@ def lsr_decoder(config: PipelineConfig) -> dict[str, StageInput]:
 
 def first_rows(chain: Chain, config: PipelineConfig, labels: Artifact, base: StageInput) -> dict[str, StageInput]:
     """The classes nearest the clusters, where fine-tuning starts from them."""
-    if config.finetune.row_start != "clip_nearest":
+    if config.finetune.class_row_init != "clip_nearest":
         return {}
     settings = config.class_rows.model_copy(update={"embeddings": config.embeddings})
     inputs = {"clusters": labels, "base": base, **clip_weights(config.embeddings)}
@@ -188,9 +188,9 @@ def train_networks(
     tests = photo_source(test)
     chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests)
     chain.bicubic = chain.stages[-1]
-    data = {name: data_source(chain, name, config, photos, distilled, accepted) for name in config.sr.sources}
+    data = {name: data_source(chain, name, config, photos, distilled, accepted) for name in config.sr.training_sets}
     cells = [
-        NetworkToTrain(arch, name, seed, config.sr.recipe(arch, seed), images, arch_label(config, arch, name, seed))
+        TrainingJob(arch, name, seed, config.sr.recipe(arch, seed), images, arch_label(config, arch, name, seed))
         for arch in config.sr.archs
         for name, images in data.items()
         for seed in config.sr.seeds
@@ -201,7 +201,7 @@ def train_networks(
         weights = chain.add(train.STAGE, cell.recipe, cell.label, data=cell.images, **train.trunk_input(cell.recipe))
         training = chain.stages[-1]
         chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
-        chain.networks.append(Trained(cell.arch, cell.source, cell.seed, training, chain.stages[-1]))
+        chain.networks.append(TrainedNetwork(cell.arch, cell.source, cell.seed, training, chain.stages[-1]))
 
 
 def arch_label(config: PipelineConfig, arch: str, source: str, seed: int) -> str:
@@ -221,11 +221,11 @@ def data_source(
         return accepted
     if name == "base":
         untuned = config.finetune.model_copy(update={"steps": 0, "epochs": None})
-        as_drawn = config.sample.model_copy(update={"restored_share": 0.0})
+        as_drawn = config.sample.model_copy(update={"detail_restoration": 0.0})
         return distill(chain, config.model_copy(update={"finetune": untuned, "sample": as_drawn}), photos)[0]
     if name == "gsdd":
-        return rival(chain, config, accepted)
-    if name in ("k-centre", "hdc", "loss-ranked"):
+        return gsdd_set(chain, config, accepted)
+    if name in ("k-center", "hdc", "loss-ranked"):
         return subset(chain, name, config, photos)
     crops = sources.CropsConfig(
         kind="random" if name == "random" else "threshold",
@@ -239,7 +239,7 @@ def data_source(
     return chain.add(sources.STAGE, crops, "threshold crops", patches=accepted)
 
 
-def rival(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
+def gsdd_set(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
     """GSDD with the run's pseudo-labels for classes, and a generator trained on its accepted patches."""
     labels = chain.named(clusters.STAGE.name)
     assert labels is not None  # distilled sets come first

@@ -80,7 +80,7 @@ def textured_patches(
         raise InputError(
             f"no window of {len(photos)} photos has a PSNR_bic below {below_db} dB",
             where=folder,
-            mend="bring larger or more textured photos, or raise pretrain.below_db",
+            fix="bring larger or more textured photos, or raise pretrain.below_db",
         )
     chosen = np.random.default_rng(seed).permutation(len(kept))[:most]
     return np.stack([kept[index] for index in chosen])

@@ -100,7 +100,7 @@ def train_prior(
             raise TrainingError(
                 "the loss of the diffusion prior is not finite",
                 where=f"step {step}",
-                mend="lower learning_rate",
+                fix="lower learning_rate",
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

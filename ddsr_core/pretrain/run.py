@@ -191,4 +191,4 @@ def _prior(config: PretrainConfig, data: PriorData, work: Path, runtime: Runtime
     return ema, curve
 
 
-STAGE = Stage(STAGE_NAME, version=1, run=run)
+STAGE = Stage(STAGE_NAME, version=1, run=run, config=PretrainConfig)

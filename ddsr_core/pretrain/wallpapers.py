@@ -53,7 +53,7 @@ def fetch_wallpapers(folder: Path, progress: ProgressFactory = silent) -> Path:
                 if not _is_there(source, row["sha256"]):
                     raise InputError(
                         "a photo of the package is not the one in the list", where=f"{package}: {row['path']}",
-                        mend="the package has changed: use Debian 12's, or train on photos of your own with --photos",
+                        fix="the package has changed: use Debian 12's, or train on photos of your own with --photos",
                     )  # fmt: skip
                 shutil.copyfile(source, target)
             bar.advance()
@@ -69,7 +69,7 @@ def _unpack(package: str, folder: Path) -> None:
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise InputError(
             "the wallpaper packages come through apt-get and dpkg-deb, which are not on this machine",
-            mend="run on Debian or a relative of it, or train on photos of your own with --photos",
+            fix="run on Debian or a relative of it, or train on photos of your own with --photos",
         )
     for command in (["apt-get", "download", package], ["dpkg-deb", "-x", f"{package}_*.deb", "."]):
         arguments = [str(match) for part in command for match in (sorted(folder.glob(part)) if "*" in part else [part])]
@@ -77,5 +77,5 @@ def _unpack(package: str, folder: Path) -> None:
         if done.returncode:
             raise InputError(
                 f"`{' '.join(command)}` failed: {done.stderr.strip()}",
-                mend="run `apt-get update` and try again",
+                fix="run `apt-get update` and try again",
             )

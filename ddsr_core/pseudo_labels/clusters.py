@@ -31,7 +31,7 @@ class ClustersConfig(StageConfig):
     """How the pseudo-classes are found."""
 
     k: int = Field(7, ge=2, le=1000, description="number of pseudo-labels")
-    seed: int = Field(42, ge=0, lt=2**32, description="of the k-means initialisation")
+    seed: int = Field(42, ge=0, lt=2**32, description="of the k-means initialization")
     n_init: int = Field(10, ge=1, le=100, description="k-means restarts; the best is kept")
     max_iterations: int = Field(300, ge=1, le=10_000, description="k-means iterations of a restart, at most")
     spherical: bool = Field(
@@ -88,7 +88,7 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not lengths.all():
         raise InputError(
-            "a zero vector has no place on the sphere", where="clusters.spherical", mend="set clusters.spherical=false"
+            "a zero vector has no place on the sphere", where="clusters.spherical", fix="set clusters.spherical=false"
         )
     return np.asarray(vectors / lengths, dtype=np.float32)
 
@@ -126,7 +126,7 @@ def _too_few(what: str, k: int) -> InputError:
     return InputError(
         f"{what} cannot make {k} clusters",
         where="clusters.k",
-        mend="lower clusters.k, accept more patches (patches.quantile or patches.threshold_db), or bring more photos",
+        fix="lower clusters.k, accept more patches (patches.quantile or patches.threshold_db), or bring more photos",
     )
 
 
@@ -192,4 +192,4 @@ def read_labels(clusters: Path) -> dict[str, int]:
     return dict(zip(table["patch_id"].to_pylist(), table["pseudo_label"].to_pylist(), strict=True))
 
 
-STAGE = Stage("clusters", version=1, run=run)
+STAGE = Stage("clusters", version=1, run=run, config=ClustersConfig, section="II-A")

@@ -1,7 +1,7 @@
 """The networks that describe an image by a vector: open_clip's models, and the VGG16 of `ddsr_core.metrics.trunks`.
 
-Each takes ``float32 (B, 3, H, W)`` in [0, 1] of any size, crops what is not square to its centre, and gives ``float32
-(B, d)``, not normalised. On a GPU they compute in bfloat16, elsewhere in float32.
+Each takes ``float32 (B, 3, H, W)`` in [0, 1] of any size, crops what is not square to its center, and gives ``float32
+(B, d)``, not normalized. On a GPU they compute in bfloat16, elsewhere in float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OFFLINE = "or set embeddings.backend=vgg16, which needs no model hub"
 
 
 def prepare(images: Tensor, side_px: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Centre crop to a square, scale to ``side_px`` (bicubic, antialiased), standardise each channel."""
+    """Center crop to a square, scale to ``side_px`` (bicubic, antialiased), standardise each channel."""
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -105,7 +105,7 @@ class OpenClipEmbedder(nn.Module):
             raise MissingWeightsError(
                 f"the tokenizer of {self.name} cannot be fetched: {_first_line(error)}",
                 where="embeddings.model",
-                mend="run once with a network, or use a model with open_clip's own tokenizer, such as ViT-B-32",
+                fix="run once with a network, or use a model with open_clip's own tokenizer, such as ViT-B-32",
             ) from error
         tokens = tokens.to(next(self.model.parameters()).device)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
@@ -121,7 +121,7 @@ def _create(name: str, weights: str) -> Any:
         raise ConfigError(
             f"open_clip has no model {name!r}",
             where="embeddings.model",
-            mend=f"such as: {', '.join(near or ['ViT-B-32', 'ViT-L-14'])}",
+            fix=f"such as: {', '.join(near or ['ViT-B-32', 'ViT-L-14'])}",
         )
     file = Path(weights).expanduser()
     if file.is_file():
@@ -132,7 +132,7 @@ def _create(name: str, weights: str) -> Any:
         raise MissingWeightsError(
             f"there is no file {weights!r}, and open_clip knows no such weights of {name}",
             where="embeddings.weights",
-            mend=f"give the path of a weights file, or one of: {', '.join(tags) or 'none is published'}",
+            fix=f"give the path of a weights file, or one of: {', '.join(tags) or 'none is published'}",
         )
     try:  # models of the first CLIP release were trained with QuickGELU; with plain GELU their features are wrong
         return open_clip.create_model(
@@ -152,7 +152,7 @@ def _from_file(name: str, file: Path) -> Any:
         raise InputError(
             f"the file cannot be loaded as weights of {name}: {_first_line(error)}",
             where=file,
-            mend="set embeddings.model to the architecture that the file belongs to",
+            fix="set embeddings.model to the architecture that the file belongs to",
         ) from error
 
 
@@ -165,7 +165,7 @@ def _cannot_fetch(name: str, tag: str, published: dict[str, Any], error: Excepti
     return MissingWeightsError(
         f"the weights {tag!r} of {name} are not on this machine and cannot be fetched: {_first_line(error)}",
         where="embeddings.weights",
-        mend=f"{bring} and set embeddings.weights=/path/to/it embeddings.model={model}, {OFFLINE}",
+        fix=f"{bring} and set embeddings.weights=/path/to/it embeddings.model={model}, {OFFLINE}",
     )
 
 

@@ -22,7 +22,7 @@ from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.images import decode_rgb, read_image_parquet, to_float
 from ddsr_core.parallel import Spread, check_shared, in_parts, map_ahead
-from ddsr_core.pseudo_labels.photo_cache import VectorMemo
+from ddsr_core.pseudo_labels.photo_cache import VectorCache
 from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, sha256_of, write_atomically, write_json
 from ddsr_core.storage.vector_table import content_digest, slices, write_table
 
@@ -118,7 +118,7 @@ def finish_vectors(vectors: np.ndarray, normalize: bool, names: Sequence[str]) -
         raise InputError(
             f"the feature network gives {kind} for {len(bad)} of {len(vectors)} images of a batch",
             where=names[int(bad[0])],
-            mend="check that embeddings.weights belong to embeddings.model, or set embeddings.backend=vgg16",
+            fix="check that embeddings.weights belong to embeddings.model, or set embeddings.backend=vgg16",
         )
     return np.ascontiguousarray(vectors / lengths if normalize else vectors, dtype=np.float32)
 
@@ -135,8 +135,8 @@ def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime,
     """
     columns = _patch_columns(patches)
     ids = columns["patch_id"].to_pylist()
-    memo = VectorMemo(runtime.memo, _vector_config(config, patches, weights) if runtime.memo else "")
-    known = memo.read()
+    photo_cache = VectorCache(runtime.photo_cache, _vector_config(config, patches, weights) if runtime.photo_cache else "")
+    known = photo_cache.read()
     todo = [row for row, name in enumerate(ids) if name not in known]
     files = _embed(config, patches, todo, out, runtime, weights)
 
@@ -144,7 +144,7 @@ def run(config: EmbeddingsConfig, *, patches: Path, out: Path, runtime: Runtime,
         return _in_order(ids, known, files, config.batch_size)
 
     write_table(out, slices(columns, parts()))
-    memo.finish(slices(columns, parts()))
+    photo_cache.finish(slices(columns, parts()))
     counts = {"patches": len(ids), "dimensions": int(next(parts()).shape[1]), "backend": config.backend}
     write_json(out / "summary.json", {**counts, "config": config.model_dump(mode="json")})
     return StageResult({**counts, "from_memo": len(ids) - len(todo)}, digest=content_digest(ids, parts()))
@@ -251,7 +251,7 @@ def _patch_columns(patches: Path) -> pa.Table:
     names = ["patch_id", "psnr_bic", "photo"]
     files = sorted(patches.glob("patches-*.parquet"))
     if not files:
-        raise InputError("there are no patches", where=patches, mend="run the patches stage first")
+        raise InputError("there are no patches", where=patches, fix="run the patches stage first")
     table = pa.concat_tables([pq.read_table(file, columns=names) for file in files])
     return table.select(names).replace_schema_metadata(None)
 
@@ -284,4 +284,4 @@ def read_config(embeddings: Path) -> EmbeddingsConfig:
     return EmbeddingsConfig.model_validate(json.loads((embeddings / "summary.json").read_text())["config"])
 
 
-STAGE = Stage("embeddings", version=2, run=run)
+STAGE = Stage("embeddings", version=2, run=run, config=EmbeddingsConfig, section="II-A", on_gpu=True, photo_cache=True)

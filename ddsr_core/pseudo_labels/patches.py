@@ -24,7 +24,7 @@ from ddsr_core.imaging.images import Photo, decode_rgb, encode_png, iter_photos,
 from ddsr_core.imaging.kernel import Kernel
 from ddsr_core.imaging.round_trip import STRIP_PX, squared_error_sums
 from ddsr_core.parallel import check_shared, in_parts, map_ahead
-from ddsr_core.pseudo_labels.photo_cache import ScoreMemo
+from ddsr_core.pseudo_labels.photo_cache import ScoreCache
 from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json, writing_atomically
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class PatchesConfig(StageConfig):
     """Which windows of the photos become training patches. Set either ``threshold_db`` or ``quantile``."""
 
     patch_px: int = Field(512, ge=16, le=4096, multiple_of=4, description="height and width of a patch, pixels")
-    stride_px: int = Field(256, ge=4, multiple_of=4, description="distance of neighbouring windows, pixels")
+    stride_px: int = Field(256, ge=4, multiple_of=4, description="distance of neighboring windows, pixels")
     flush_right: bool = Field(False, description="add a last row and column of windows that touch the far edges")
     kernel: Kernel = Field("matlab", description="bicubic kernel of PSNR_bic: matlab (antialiased) or opencv (as released)")
     threshold_db: float | None = Field(None, description="keep windows below this PSNR_bic, dB")
@@ -82,7 +82,7 @@ def score_windows(image: np.ndarray, config: PatchesConfig) -> Windows:
     """PSNR_bic of all windows of a photo.
 
     The round trip is that of the whole photo, so the outermost pixels of a window inside it are resampled with their
-    true neighbours, where a cut-out would be padded: its PSNR_bic
+    true neighbors, where a cut-out would be padded: its PSNR_bic
     differs by up to 0.25 dB where there is texture (64-px windows; less in larger ones), by more in smooth ones.
 
     Args:
@@ -119,7 +119,7 @@ def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> 
         raise InputError(
             f"no window has a PSNR_bic below {threshold:.2f} dB (lowest {low:.2f}, median {middle:.2f})",
             where=photos,
-            mend=f"set patches.threshold_db above {low:.2f}, or use patches.quantile",
+            fix=f"set patches.threshold_db above {low:.2f}, or use patches.quantile",
         )
     _write_scores(out, sources, scores, accepted)
     _write_shards(config, sources, scores, accepted, out, runtime)
@@ -149,46 +149,53 @@ class PhotosToScore:
     photos: Path
     names: dict[int, str]
     out: Path
-    memo: Path | None
+    photo_cache: Path | None
 
 
 def _score_all(config: PatchesConfig, photos: Path, sources: list[Photo], out: Path, runtime: Runtime) -> int:
     """Pass 1: one small file a photo in ``out/resume/scores``, with its scores or the reason why it was skipped.
 
     Returns:
-        How many were known to the memo.
+        How many were known to the photo_cache.
     """
     from threadpoolctl import threadpool_limits
 
     folder = out / RESUME / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
-    memo = _memo(config, runtime.memo)
-    known, used = memo.known(), set[str]()
+    photo_cache = _memo(config, runtime.photo_cache)
+    known, used = photo_cache.known(), set[str]()
     done = len(sources) - len(todo)
     with (
         runtime.progress("Scoring photos", total=len(sources), unit="photos", done=done) as bar,
         threadpool_limits(1, "blas"),  # a photo a thread: products that take all cores each would wait for one another
     ):
-        for scored in _scored(config, photos, sources, todo, out, runtime, memo):
-            if runtime.memo is not None:
-                used |= _remember(memo, known, scored, out)
+        for scored in _scored(config, photos, sources, todo, out, runtime, photo_cache):
+            if runtime.photo_cache is not None:
+                used |= _remember(photo_cache, known, scored, out)
             bar.advance(len(scored))
-    if runtime.memo is not None:
-        memo.finish({json.loads(_score_file(out, i).read_bytes())["digest"] for i in range(len(sources))} - {""})
+    if runtime.photo_cache is not None:
+        photo_cache.finish({json.loads(_score_file(out, i).read_bytes())["digest"] for i in range(len(sources))} - {""})
     return len(used)
 
 
 def _scored(
-    config: PatchesConfig, photos: Path, sources: list[Photo], todo: list[int], out: Path, runtime: Runtime, memo: ScoreMemo
+    config: PatchesConfig,
+    photos: Path,
+    sources: list[Photo],
+    todo: list[int],
+    out: Path,
+    runtime: Runtime,
+    photo_cache: ScoreCache,
 ) -> Iterator[Collection[int]]:
     """Score these photos, here or in parts elsewhere; yields the numbers of those whose files are there."""
     parts = in_parts(todo, PHOTOS_PER_PART)
     if runtime.spread is None or len(parts) < 2:
-        yield from ([index] for index in _score(config, sources, todo, out, memo))
+        yield from ([index] for index in _score(config, sources, todo, out, photo_cache))
         return
     work = [
-        PhotosToScore(config, photos, {index: sources[index].name for index in part}, out, runtime.memo) for part in parts
+        PhotosToScore(config, photos, {index: sources[index].name for index in part}, out, runtime.photo_cache)
+        for part in parts
     ]
     for part, _ in zip(work, runtime.spread(score_part, work), strict=True):
         yield part.names
@@ -207,29 +214,31 @@ def score_part(part: PhotosToScore) -> None:
     sources = list(iter_photos(part.photos))
     changed = [name for index, name in part.names.items() if index >= len(sources) or sources[index].name != name]
     if changed:
-        raise InputError(f"photos have come or gone: {changed[0]}", where=part.photos, mend="run again")
+        raise InputError(f"photos have come or gone: {changed[0]}", where=part.photos, fix="run again")
     with threadpool_limits(1, "blas"):
-        for _ in _score(part.config, sources, list(part.names), part.out, _memo(part.config, part.memo)):
+        for _ in _score(part.config, sources, list(part.names), part.out, _memo(part.config, part.photo_cache)):
             pass
 
 
-def _score(config: PatchesConfig, sources: list[Photo], numbers: list[int], out: Path, memo: ScoreMemo) -> Iterator[int]:
+def _score(
+    config: PatchesConfig, sources: list[Photo], numbers: list[int], out: Path, photo_cache: ScoreCache
+) -> Iterator[int]:
     """Score photos on threads; yields the number of each when its file is there."""
 
     def score(index: int) -> tuple[int, bytes]:
-        return index, _score_photo(config, sources[index], memo)
+        return index, _score_photo(config, sources[index], photo_cache)
 
     for index, data in map_ahead(score, numbers, WORKERS):
         write_atomically(_score_file(out, index), data)
         yield index
 
 
-def _memo(config: PatchesConfig, folder: Path | None) -> ScoreMemo:
-    return ScoreMemo(folder, digest_of([STAGE.version, config.model_dump(exclude=RULES)]))
+def _memo(config: PatchesConfig, folder: Path | None) -> ScoreCache:
+    return ScoreCache(folder, digest_of([STAGE.version, config.model_dump(exclude=RULES)]))
 
 
-def _remember(memo: ScoreMemo, known: Collection[str], numbers: Collection[int], out: Path) -> set[str]:
-    """Take new scores into the memo; by one thread, as equal photos under two names would be written at once.
+def _remember(photo_cache: ScoreCache, known: Collection[str], numbers: Collection[int], out: Path) -> set[str]:
+    """Take new scores into the photo_cache; by one thread, as equal photos under two names would be written at once.
 
     Returns:
         Digests of the photos that were known.
@@ -241,7 +250,7 @@ def _remember(memo: ScoreMemo, known: Collection[str], numbers: Collection[int],
         if digest in known:
             found.add(digest)
         elif digest:
-            memo.put(digest, scores)
+            photo_cache.put(digest, scores)
     return found
 
 
@@ -249,7 +258,7 @@ def _score_file(out: Path, index: int) -> Path:
     return out / RESUME / "scores" / f"{index:08d}.json"
 
 
-def _score_photo(config: PatchesConfig, photo: Photo, memo: ScoreMemo) -> bytes:
+def _score_photo(config: PatchesConfig, photo: Photo, photo_cache: ScoreCache) -> bytes:
     """JSON: ``digest``, ``reason`` (empty if used), and the fields of `Windows` (its floats come back exactly)."""
     digest, reason, windows = (
         "",
@@ -259,7 +268,7 @@ def _score_photo(config: PatchesConfig, photo: Photo, memo: ScoreMemo) -> bytes:
     try:
         data = photo.load()
         digest = hashlib.sha256(data).hexdigest()
-        kept = memo.get(digest)
+        kept = photo_cache.get(digest)
         if kept is not None:
             return kept
         image = decode_rgb(data, photo.name)
@@ -268,7 +277,7 @@ def _score_photo(config: PatchesConfig, photo: Photo, memo: ScoreMemo) -> bytes:
         else:
             windows = score_windows(image, config)
     except InputError as error:
-        reason = f"unreadable: {error.mend}" if error.what.startswith("not a readable") else error.what
+        reason = f"unreadable: {error.fix}" if error.what.startswith("not a readable") else error.what
     except OSError as error:
         reason = f"unreadable: {error.strerror}"
     columns = {name: getattr(windows, name).tolist() for name in ("psnr_bic", "y", "x")}
@@ -300,7 +309,7 @@ def _gather(config: PatchesConfig, sources: list[Photo], out: Path) -> tuple[lis
         raise InputError(
             f"none of {len(sources)} images can be used ({reasons}); "
             f"for example {skipped[0]['file']}: {skipped[0]['reason']}",
-            mend=f"bring images of at least {config.patch_px}x{config.patch_px}, or lower patches.patch_px",
+            fix=f"bring images of at least {config.patch_px}x{config.patch_px}, or lower patches.patch_px",
         )
     return skipped, {name: np.concatenate(parts) for name, parts in columns.items()}
 
@@ -405,4 +414,4 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "summary.json").read_text()))
 
 
-STAGE = Stage("patches", version=2, run=run)
+STAGE = Stage("patches", version=2, run=run, config=PatchesConfig, section="II-A", photo_cache=True)

@@ -1,7 +1,7 @@
 """What is known of single photos and patches, so that a source which has grown is not scored and embedded all over again.
 
-A memo changes nothing of what a stage writes, only how long it takes; it may be removed at any time. It belongs to one
-photo source: what the source has lost is dropped from it.
+A photo cache changes nothing of what a stage writes, only how long it takes; it may be removed at any time. It belongs to
+one photo source: what the source has lost is dropped from it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ STAGES = frozenset({"patches", "embeddings"})
 KEEP_VERSIONS = timedelta(minutes=10)
 
 
-class ScoreMemo:
+class ScoreCache:
     """Scores of photos by the digest of their content: one small file each.
 
     Args:
-        memo: the memo's folder; ``None`` knows nothing and keeps nothing.
+        photo_cache: the photo_cache's folder; ``None`` knows nothing and keeps nothing.
         config: digest of what the scores depend on besides the photo.
     """
 
-    def __init__(self, memo: Path | None, config: str) -> None:
-        self.folder = None if memo is None else _only(memo / "scores", config)
+    def __init__(self, photo_cache: Path | None, config: str) -> None:
+        self.folder = None if photo_cache is None else _only(photo_cache / "scores", config)
 
     def get(self, digest: str) -> bytes | None:
         """What `put` was given, or None."""
@@ -61,16 +61,16 @@ class ScoreMemo:
         return None if self.folder is None else self.folder / f"{digest}.json"
 
 
-class VectorMemo:
+class VectorCache:
     """Embeddings by patch id, in a LanceDB table.
 
     Args:
-        memo: the memo's folder; ``None`` knows nothing and keeps nothing.
+        photo_cache: the photo_cache's folder; ``None`` knows nothing and keeps nothing.
         config: digest of what a vector depends on besides the patch.
     """
 
-    def __init__(self, memo: Path | None, config: str) -> None:
-        self.folder = None if memo is None else _only(memo / "embeddings", config)
+    def __init__(self, photo_cache: Path | None, config: str) -> None:
+        self.folder = None if photo_cache is None else _only(photo_cache / "embeddings", config)
 
     def read(self) -> dict[str, np.ndarray]:
         """Patch id -> ``float32 (d,)``. A table that cannot be read, as one cut off while it was made, is removed."""

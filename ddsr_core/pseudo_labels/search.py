@@ -47,10 +47,10 @@ def search(table_dir: Path, query_vector: np.ndarray, k: int = 12) -> list[Hit]:
         raise InputError(
             f"the query has {len(query)} numbers, the table's vectors have {size}",
             where=table_dir,
-            mend="embed the query with the backend of the run (`ddsr_core.pseudo_labels.embeddings.read_config`)",
+            fix="embed the query with the backend of the run (`ddsr_core.pseudo_labels.embeddings.read_config`)",
         )
     if not np.isfinite(query).all() or not query.any():
-        raise InputError("the query vector is zero or not finite", mend="search for another image or text")
+        raise InputError("the query vector is zero or not finite", fix="search for another image or text")
     rows = table.search(query).distance_type("cosine").limit(k).to_list()
     hits = [
         Hit(row["patch_id"], row["photo"], row["psnr_bic"], 1 - row["_distance"], row.get("pseudo_label")) for row in rows
@@ -81,7 +81,7 @@ def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.n
         raise ConfigError(
             f"words cannot be searched in {config.backend} embeddings, which know images only",
             where="embeddings.backend",
-            mend="search with --image FILE, or run the pipeline with embeddings.backend=open_clip",
+            fix="search with --image FILE, or run the pipeline with embeddings.backend=open_clip",
         )
     import torch
 
@@ -110,6 +110,6 @@ def read_patches(patches: Path, patch_ids: Sequence[str]) -> list[np.ndarray]:
         raise InputError(
             f"{len(missing)} patches are not in this artifact, such as {missing[0]}",
             where=patches,
-            mend="take the patches that the embeddings were made from",
+            fix="take the patches that the embeddings were made from",
         )
     return [decode_rgb(data[name], name) for name in patch_ids]

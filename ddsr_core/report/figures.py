@@ -1,4 +1,4 @@
-"""Pictures of the report: curves and histograms as inline SVG (coloured by the page's CSS), images as data URIs."""
+"""Pictures of the report: curves and histograms as inline SVG (colored by the page's CSS), images as data URIs."""
 
 from __future__ import annotations
 

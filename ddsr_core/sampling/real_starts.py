@@ -1,7 +1,7 @@
 """Samples that begin at noised real patches: each cluster's modes, or patches that are spread over it.
 
 The patch nearest to a centroid is the cluster's medoid, its mode in embedding space. Medoids are typical and much alike;
-k-centre patches are as different from each other as the cluster has them.
+k-center patches are as different from each other as the cluster has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ddsr_core.diffusion.base import Base
 
-StartOrder = Literal["medoids", "k-centre"]
+StartOrder = Literal["medoids", "k-center"]
 
 
 def starting_patches(labels: np.ndarray, clusters: Path, order: StartOrder = "medoids") -> list[str]:
@@ -31,14 +31,14 @@ def starting_patches(labels: np.ndarray, clusters: Path, order: StartOrder = "me
     Args:
         labels: pseudo-labels of the candidates ``(n,)``.
         clusters: artifact of the clusters stage.
-        order: ``medoids``: by distance to the centroid; ``k-centre``: the medoid, then always the patch whose embedding
+        order: ``medoids``: by distance to the centroid; ``k-center``: the medoid, then always the patch whose embedding
             is farthest from all before it (`selection.farthest_first`).
     """
     import pyarrow.parquet as pq
 
     table = pq.read_table(clusters / "labels.parquet", columns=["patch_id", "pseudo_label", "distance"])
     ids, of_patch, distances = (column.to_numpy() for column in table.columns)
-    vectors = _vectors(clusters, ids) if order == "k-centre" else None
+    vectors = _vectors(clusters, ids) if order == "k-center" else None
     starts = np.empty(len(labels), object)
     for label in np.unique(labels):
         members = np.flatnonzero(of_patch == label)
@@ -74,7 +74,7 @@ class StartLatents:
             raise InputError(
                 "a start at real patches needs their latents",
                 where="sample.strength",
-                mend="give the artifact of the latents stage as input `latents`, or set sample.strength=1",
+                fix="give the artifact of the latents stage as input `latents`, or set sample.strength=1",
             )
         stored = open_latents(latents)
         shape = model.dit.config
@@ -88,6 +88,6 @@ class StartLatents:
         import torch
 
         if missing := [name for name in patch_ids if name not in self.row]:
-            raise InputError(f"patch {missing[0]!r} has no latent", where=self.folder, mend="give the run's own latents")
+            raise InputError(f"patch {missing[0]!r} has no latent", where=self.folder, fix="give the run's own latents")
         rows = [self.row[name] for name in patch_ids]
         return torch.from_numpy(np.stack([self.mean[row] for row in rows]).astype(np.float32)).to(self.device)

@@ -2,7 +2,7 @@
 
 What an SR network can learn from a pair is the part of HR that follows from LR; the rest, the chance of a texture and the
 faults of a decoder, is noise in its targets. Seventy images are too few to average that noise away. Here each drawn image
-goes down to its LR and up again by the network that judges candidates, trained on the accepted patches of the same photos,
+goes down to its LR and up again by the network that teachers candidates, trained on the accepted patches of the same photos,
 so that the set's targets hold what that network has learned from all of them. The idea is that of soft labels in dataset
 distillation (Sun et al., RDED, CVPR 2024) and of HR images made by a teacher (IDC, arXiv 2505.21099); its use on images
 drawn by diffusion, with a teacher trained from nothing, is our own addition. The paper has nothing like it.
@@ -43,8 +43,8 @@ def restore(network: nn.Module, images: Tensor, share: float) -> Tensor:
         return torch.lerp(images, network(make_lr(images)).clamp(0, 1), share)
 
 
-def restored_files(judge: Path, paths: Sequence[Path], share: float, runtime: Runtime) -> Iterator[np.ndarray]:
-    """`restore` on image files of one size, by the network of a train-sr artifact; ``uint8 (H, W, 3)`` each.
+def restored_files(teacher: Path, paths: Sequence[Path], share: float, runtime: Runtime) -> Iterator[np.ndarray]:
+    """`restore` on image files of one size, by the network of a train_sr artifact; ``uint8 (H, W, 3)`` each.
 
     Raises:
         InputError: no network there.
@@ -52,7 +52,7 @@ def restored_files(judge: Path, paths: Sequence[Path], share: float, runtime: Ru
     from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
     from ddsr_core.sr.weights import load_network
 
-    network = load_network(judge).module.to(runtime.device)
+    network = load_network(teacher).module.to(runtime.device)
     with runtime.progress("Restoring detail", total=len(paths), unit="images") as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]

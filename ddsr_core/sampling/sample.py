@@ -1,7 +1,7 @@
 """Stage 5, sampling: draw the distilled data set from the fine-tuned model (paper, II-C).
 
-Over-sample and select: `draw_candidates` makes ``oversample`` candidates an image, `ddsr_core.sampling.selection` compares them
-with the real patches, and of each pseudo-label those are kept that stand for its patches and copy none of them.
+Over-sample and select: `draw_candidates` makes ``oversample`` candidates an image, `ddsr_core.sampling.selection` compares
+them with the real patches, and of each pseudo-label those are kept that stand for its patches and copy none of them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SampleConfig(StageConfig):
     start: StartOrder = Field(
         "medoids",
         description="which patches of a cluster a strength below 1 begins at: those nearest to its centroid, or those "
-        "spread over it (k-centre)",
+        "spread over it (k-center)",
     )
     weights: Literal["ema", "raw"] = Field("ema", description="averaged or last adapter weights")
     oversample: int = Field(4, ge=1, le=64, description="candidates an image; 1 keeps every sample")
@@ -72,7 +72,7 @@ class SampleConfig(StageConfig):
         description="share of the candidates that is left to choose from: those whose detail a small SR network, trained on "
         "the accepted patches, restores best; 1: off",
     )
-    restored_share: float = Field(
+    detail_restoration: float = Field(
         0.0,
         ge=0,
         le=1,
@@ -103,9 +103,9 @@ class SampleConfig(StageConfig):
         return self
 
     @property
-    def wants_judge(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether an SR network trained on the accepted patches takes part."""
-        return self.sr_gain_share < 1 or self.restored_share > 0
+        return self.sr_gain_share < 1 or self.detail_restoration > 0
 
 
 def images_per_label(count: int, sizes: list[int], allocation: Literal["equal", "proportional"] = "equal") -> list[int]:
@@ -138,7 +138,7 @@ def run(
     weights: Path | None = None,
     vae: Path | None = None,
     latents: Path | None = None,
-    judge: Path | None = None,
+    teacher: Path | None = None,
 ) -> StageResult:
     """Draw the candidates, choose among them and write the distilled set.
 
@@ -146,21 +146,21 @@ def run(
         weights: open_clip weights file, where the embeddings were made with one.
         vae: VAE to use in place of the base's own.
         latents: artifact of the latents stage, wanted where ``strength`` is below 1.
-        judge: artifact of the train-sr stage, wanted where ``sr_gain_share`` is below 1 or ``restored_share`` above 0.
+        teacher: artifact of the train_sr stage, wanted where ``sr_gain_share`` is below 1 or ``detail_restoration`` above 0.
 
     Raises:
-        ConfigError: ``judge`` is wanted and not given.
+        ConfigError: ``teacher`` is wanted and not given.
         InputError: the artifacts do not belong together; or too many candidates copy training patches.
     """
     sizes = json.loads((clusters / "summary.json").read_text())["sizes"]
     shares = images_per_label(config.count, sizes, config.allocation)
     labels = np.repeat(np.arange(len(shares)), [share * config.oversample for share in shares])
-    check_judge(config, judge)
+    check_teacher(config, teacher)
     starts = starting_patches(labels, clusters, config.start) if config.strength < 1 else None
     draw_candidates(config, labels, starts, adapter, base, vae, latents, out, runtime)
     paths = [_candidate(out, index) for index in range(len(labels))]
     compared = compare(paths, patches, clusters, embeddings, weights, runtime)
-    gains = gains_of_files(judge, paths, runtime) if judge and config.sr_gain_share < 1 else None
+    gains = gains_of_files(teacher, paths, runtime) if teacher and config.sr_gain_share < 1 else None
     chosen: list[int] = []
     scores: list[tuple[int, Scores, Scores]] = []
     for label, share in enumerate(shares):
@@ -169,10 +169,10 @@ def run(
             kept, reached, by_chance = _choose_of_label(config, label, candidates, share, compared, gains)
             chosen += kept
             scores.append((share, reached, by_chance))
-    written = write_chosen(config, [paths[index] for index in chosen], judge, out, runtime)
+    written = write_chosen(config, [paths[index] for index in chosen], teacher, out, runtime)
     of_row = list(chosen)
     final = compared
-    if config.restored_share > 0:  # they are no longer what was drawn
+    if config.detail_restoration > 0:  # they are no longer what was drawn
         final, of_row = compare(written, patches, clusters, embeddings, weights, runtime), list(range(len(written)))
     rows = [
         _row(config, index, int(labels[index]), starts, final, place, gains)
@@ -218,7 +218,7 @@ def draw_candidates(
         raise InputError(
             f"the adapter does not know the pseudo-labels {unknown}",
             where=adapter,
-            mend="give the clusters that it was fine-tuned on",
+            fix="give the clusters that it was fine-tuned on",
         )
     begin = StartLatents(model, latents) if starts else None
     done = len(labels) - sum(map(len, todo))
@@ -268,12 +268,12 @@ def _draw(config: SampleConfig, model: Base, rows: list[int], indices: list[int]
         return decode_pixels(model, latents, config.decode_tile_px)
 
 
-def write_chosen(config: SampleConfig, chosen: list[Path], judge: Path | None, out: Path, runtime: Runtime) -> list[Path]:
+def write_chosen(config: SampleConfig, chosen: list[Path], teacher: Path | None, out: Path, runtime: Runtime) -> list[Path]:
     """Write the images of the set, in order, as they were drawn or with restored detail; returns their files."""
     files = [out / image_set_name(position) for position in range(len(chosen))]
     images: Iterator[bytes]
-    if judge and config.restored_share > 0:
-        images = map(encode_png, restored_files(judge, chosen, config.restored_share, runtime))
+    if teacher and config.detail_restoration > 0:
+        images = map(encode_png, restored_files(teacher, chosen, config.detail_restoration, runtime))
     else:
         images = (path.read_bytes() for path in chosen)
     for path, data in zip(files, images, strict=True):
@@ -281,13 +281,13 @@ def write_chosen(config: SampleConfig, chosen: list[Path], judge: Path | None, o
     return files
 
 
-def check_judge(config: SampleConfig, judge: Path | None) -> None:
+def check_teacher(config: SampleConfig, teacher: Path | None) -> None:
     """A choice by SR gain and restored detail need the network, before anything is drawn."""
-    if config.wants_judge and judge is None:
+    if config.needs_teacher and teacher is None:
         raise ConfigError(
             "a choice by SR gain and restored detail need an SR network",
-            where="sample.sr_gain_share, sample.restored_share",
-            mend="give an artifact of the train-sr stage as input `judge`, or set sr_gain_share=1 and restored_share=0",
+            where="sample.sr_gain_share, sample.detail_restoration",
+            fix="give an artifact of the train_sr stage as input `teacher`, or set sr_gain_share=1 and detail_restoration=0",
         )
 
 
@@ -305,7 +305,7 @@ def _choose_of_label(
             f"{len(candidates) - len(allowed)} of {len(candidates)} samples of pseudo-label {label} copy training patches "
             f"(cosine above {config.max_cosine} by pixels or {config.max_embedding_cosine} by embedding)",
             where="sample.max_cosine, sample.max_embedding_cosine",
-            mend="raise sample.oversample or sample.strength, fine-tune for fewer steps, or raise the limit",
+            fix="raise sample.oversample or sample.strength, fine-tune for fewer steps, or raise the limit",
         )
     if gains is not None:
         allowed = allowed[most_learnable(gains[allowed], config.sr_gain_share, share)]
@@ -388,4 +388,4 @@ def _mean_scores(scores: list[tuple[int, Scores]], suffix: str) -> dict[str, flo
     return {f"psnr_bic_wasserstein_db{suffix}": round(distance, 4), f"coverage{suffix}": round(coverage, 5)}
 
 
-STAGE = Stage("sample", version=3, run=run)
+STAGE = Stage("sample", version=3, run=run, config=SampleConfig, section="II-C", on_gpu=True)

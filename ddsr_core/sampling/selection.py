@@ -1,7 +1,7 @@
 """Comparing samples with the accepted patches, and choosing among them.
 
 What is kept should be distributed as the real accepted patches of its pseudo-label are: the same histogram of PSNR_bic,
-and the same region of the embedding space. Never the lowest PSNR_bic: those are the artefacts.
+and the same region of the embedding space. Never the lowest PSNR_bic: those are the artifacts.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def compare(
                 real_vectors[kept[name]].append(vector)
     if sum(map(len, real_vectors.values())) != len(kept):
         raise InputError(
-            "patches of the clusters have no embedding", where=embeddings, mend="give the embeddings that were clustered"
+            "patches of the clusters have no embedding", where=embeddings, fix="give the embeddings that were clustered"
         )
     stacked = [np.stack(real_vectors[label]) for label in sorted(real_vectors)]
     return Comparison(psnr, vectors, by_pixels, by_embedding, np.array(real_psnr), np.array(real_labels), stacked)
@@ -189,7 +189,7 @@ def _stored_vectors(embeddings: Path) -> Iterator[tuple[list[str], np.ndarray]]:
 def farthest_first(vectors: np.ndarray, count: int, first: int) -> list[int]:
     """Indices of ``count`` rows of ``(n, d)``: ``first``, then again and again the one farthest from all before.
 
-    The greedy choice of k-centre (Gonzalez 1985).
+    The greedy choice of k-center (Gonzalez 1985).
     """
     chosen = [first]
     distance = np.full(len(vectors), np.inf)

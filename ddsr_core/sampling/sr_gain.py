@@ -54,8 +54,8 @@ def _psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     return -10 * (error.double().square().mean((1, 2, 3)) / 255**2).clamp_min(10 ** (-PERFECT_DB / 10)).log10()
 
 
-def gains_of_files(judge: Path, paths: Sequence[Path], runtime: Runtime) -> np.ndarray:
-    """`sr_gains` of image files of one size, by the network of a train-sr artifact; ``(len(paths),)``.
+def gains_of_files(teacher: Path, paths: Sequence[Path], runtime: Runtime) -> np.ndarray:
+    """`sr_gains` of image files of one size, by the network of a train_sr artifact; ``(len(paths),)``.
 
     Raises:
         InputError: no network there.
@@ -63,7 +63,7 @@ def gains_of_files(judge: Path, paths: Sequence[Path], runtime: Runtime) -> np.n
     from ddsr_core.imaging.images import read_rgb, to_float
     from ddsr_core.sr.weights import load_network
 
-    network = load_network(judge).module.to(runtime.device)
+    network = load_network(teacher).module.to(runtime.device)
     gains = []
     with runtime.progress("SR gain of the samples", total=len(paths), unit="images") as bar:
         for start in range(0, len(paths), BATCH):

@@ -66,7 +66,7 @@ def open_store(home: str | Path) -> Store:
     if text.startswith(SCHEME):
         return RemoteStore(text)
     if "://" in text:
-        raise ConfigError("a home is a folder or an URL on S3", where=text, mend="name a folder or s3://bucket/prefix")
+        raise ConfigError("a home is a folder or an URL on S3", where=text, fix="name a folder or s3://bucket/prefix")
     return Store(Path(home))
 
 
@@ -123,13 +123,13 @@ class RemoteStore(Store):
             self.unpublish(stage.name, key)
         built = super().find(stage.name, key)  # a build that was cut off while it was published
         if built is None:
-            with self._shared(runtime.memo):
+            with self._shared(runtime.photo_cache):
                 built = super()._build_locked(stage, key, config, inputs, runtime)
         return self._publish(built)
 
     @contextmanager
     def _shared(self, folder: Path | None) -> Iterator[None]:
-        """Bring a memo before it is used, and publish it afterwards.
+        """Bring a photo_cache before it is used, and publish it afterwards.
 
         On S3 it is an index, relative path -> SHA-256, and one object a content below ``files/``: the index is written
         last, so that whoever reads it finds what it names.
@@ -148,7 +148,7 @@ class RemoteStore(Store):
         self.bucket.remove([f"{name}/files/{digest}" for digest in gone])
 
     def _bring_memo(self, name: str, folder: Path) -> dict[str, str]:
-        """Make the folder what is published; its index. A memo that has lost something on S3 is as good as none."""
+        """Make the folder what is published; its index. A photo_cache that has lost something on S3 is as good as none."""
         there = self.bucket.read(f"{name}/index.json")
         index: dict[str, str] = {} if there is None else json.loads(there[0])
         with storage_errors(self.home):
@@ -215,7 +215,7 @@ class RemoteStore(Store):
         found = None if first is None else self._fetch(first)
         if found is None:
             base = f"{self.url}/{_base(manifest.stage, manifest.key)}"
-            raise StorageError("another builder has published it, but damaged", where=base, mend="run again")
+            raise StorageError("another builder has published it, but damaged", where=base, fix="run again")
         return found
 
     def unpublish(self, stage: str, key: str) -> None:
@@ -250,7 +250,7 @@ class RemoteStore(Store):
         found = self.find(stage, key)
         if found is None:
             where = f"{self.url}/{_base(stage, key)}"
-            raise StorageError("the artifact is missing or damaged", where=where, mend="run again: it is rebuilt")
+            raise StorageError("the artifact is missing or damaged", where=where, fix="run again: it is rebuilt")
         return found.path
 
     def read_file(self, name: str) -> bytes | None:
@@ -295,7 +295,7 @@ class RemoteStore(Store):
         return dict(sorted(sizes.items()))
 
 
-def through_silence(call: Callable[[], T]) -> T:
+def retry_while_unreachable(call: Callable[[], T]) -> T:
     """Call; where S3 does not answer, call again after 5 and after 30 seconds, as Prefect does with a task.
 
     Raises:

@@ -57,11 +57,11 @@ class Bucket:
         parts = urlsplit(self.url)
         self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
         if not self.bucket:
-            raise ConfigError("no bucket in the URL", where=url, mend="write s3://bucket or s3://bucket/prefix")
+            raise ConfigError("no bucket in the URL", where=url, fix="write s3://bucket or s3://bucket/prefix")
         try:
             import s3fs
         except ImportError as error:
-            raise StorageError("a home on S3 needs s3fs", where=url, mend="pip install 'ddsr[s3]'") from error
+            raise StorageError("a home on S3 needs s3fs", where=url, fix="pip install 'ddsr[s3]'") from error
         settings = {"connect_timeout": CONNECT_SECONDS}
         self._fs = s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=settings)
 
@@ -162,18 +162,18 @@ class Bucket:
 
         code = _code(error)
         if code == "NoSuchBucket":
-            return StorageError(f"there is no bucket {self.bucket!r}", where=self.url, mend="create it, or correct --home")
+            return StorageError(f"there is no bucket {self.bucket!r}", where=self.url, fix="create it, or correct --home")
         if code in REFUSED:
-            return StorageError(f"S3 refuses access ({code}: {error})", where=self.url, mend=CREDENTIALS)
+            return StorageError(f"S3 refuses access ({code}: {error})", where=self.url, fix=CREDENTIALS)
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
-            return StorageError(f"no S3 credentials: {error}", where=self.url, mend=CREDENTIALS)
+            return StorageError(f"no S3 credentials: {error}", where=self.url, fix=CREDENTIALS)
         unreachable = boto.ConnectionError | boto.HTTPClientError | TimeoutError
         if code in BUSY or isinstance(error, unreachable):
-            mend = "check the network and AWS_ENDPOINT_URL, and run again: finished stages are kept"
-            return UnreachableError(f"S3 does not answer: {error}", where=self.url, mend=mend)
+            fix = "check the network and AWS_ENDPOINT_URL, and run again: finished stages are kept"
+            return UnreachableError(f"S3 does not answer: {error}", where=self.url, fix=fix)
         if code is not None or isinstance(error, boto.BotoCoreError):
-            mend = "check the URL in --home; the server must know conditional writes (If-None-Match, If-Match)"
-            return StorageError(f"S3 refuses: {code or type(error).__name__}: {error}", where=self.url, mend=mend)
+            fix = "check the URL in --home; the server must know conditional writes (If-None-Match, If-Match)"
+            return StorageError(f"S3 refuses: {code or type(error).__name__}: {error}", where=self.url, fix=fix)
         return None
 
 

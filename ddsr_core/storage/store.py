@@ -109,12 +109,23 @@ class Artifact:
 class Stage:
     """A stage: ``run(config, **inputs as paths, out=Path, runtime=Runtime) -> StageResult``.
 
-    ``version`` goes up whenever the code would write something else for the same config and inputs.
+    Attributes:
+        name: of the stage, its module, its config's field and its folder below ``artifacts/``.
+        version: goes up whenever the code would write something else for the same config and inputs.
+        run: builds the artifact.
+        config: class of its config.
+        section: of the paper, where the stage stands in it.
+        on_gpu: whether it runs on the GPU pool, where there is one.
+        photo_cache: whether it can reuse what is known of single photos (`Runtime.photo_cache`).
     """
 
     name: str
     version: int
     run: Callable[..., StageResult]
+    config: type[StageConfig]
+    section: str = ""
+    on_gpu: bool = False
+    photo_cache: bool = False
 
     def key(self, config: StageConfig, inputs: Mapping[str, StageInput]) -> str:
         """Hash of stage name, stage version, canonical config and the inputs' digests (first 32 hex digits)."""
@@ -142,11 +153,11 @@ class Owner(BaseModel):
 
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals (full disk, no permission) into a `StorageError` with a mend."""
+    """Turn the operating system's refusals (full disk, no permission) into a `StorageError` that says how to fix it."""
     try:
         yield
     except OSError as error:
-        mends = {
+        fixes = {
             errno.ENOSPC: "free some space (`ddsr gc --delete`) and run again: finished stages are kept",
             errno.EDQUOT: "raise the quota or choose another folder with --home; finished stages are kept",
             errno.EACCES: "choose a folder that you may write to with --home, or change its permissions",
@@ -155,10 +166,10 @@ def storage_errors(where: Path) -> Iterator[None]:
             errno.EEXIST: "a file stands where a folder is needed: move it or choose another folder with --home",
             errno.ENOTDIR: "a file stands where a folder is needed: move it or choose another folder with --home",
         }
-        if error.errno not in mends:
+        if error.errno not in fixes:
             raise
         place = error.filename or where
-        raise StorageError(f"cannot write: {os.strerror(error.errno)}", where=place, mend=mends[error.errno]) from error
+        raise StorageError(f"cannot write: {os.strerror(error.errno)}", where=place, fix=fixes[error.errno]) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -203,7 +214,7 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         if str(home).startswith("s3:"):
-            raise StorageError("this needs a home on this machine", where=home, mend="name a folder as the home")
+            raise StorageError("this needs a home on this machine", where=home, fix="name a folder as the home")
         self.home = Path(home).expanduser().absolute()
         self.url = str(self.home)
 
@@ -408,7 +419,7 @@ def is_whole(folder: Path, manifest: Manifest) -> bool:
 
 def held_by_another(what: str, owner: object) -> StorageError:
     """What is raised where nobody wants to wait for a lock."""
-    return StorageError(f"{what} by {owner}", mend="wait until that is done, and run again")
+    return StorageError(f"{what} by {owner}", fix="wait until that is done, and run again")
 
 
 def _owner(note: Path) -> str:

@@ -87,7 +87,7 @@ def open_table(folder: Path) -> Any:
 
     path = Path(folder) / "lancedb"
     if not (path / f"{TABLE}.lance").is_dir():
-        raise InputError("there is no table of embeddings", where=path, mend="run the embeddings stage first")
+        raise InputError("there is no table of embeddings", where=path, fix="run the embeddings stage first")
     return lancedb.connect(str(path)).open_table(TABLE)
 
 

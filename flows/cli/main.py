@@ -1,4 +1,4 @@
-"""The command ``ddsr``. Exit codes: 0 done, 1 failed (what, where, how to mend), 2 wrong usage."""
+"""The command ``ddsr``. Exit codes: 0 done, 1 failed (what, where, how to fix), 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def doctor(home: str | None, as_json: bool) -> None:
     else:
         for check in checks:
             click.echo(f"{check.verdict:<5} {check.subject}: {check.finding}")
-            if check.mend:
-                click.echo(f"      mend: {check.mend}")
+            if check.fix:
+                click.echo(f"      fix: {check.fix}")
     if any(check.verdict == "FAIL" for check in checks):
         sys.exit(1)
 

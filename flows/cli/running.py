@@ -78,18 +78,18 @@ def stopping() -> Iterator[None]:
 
 def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
     """The chain without Prefect."""
-    from ddsr_core.pipeline.pins import Claims
+    from ddsr_core.pipeline.pins import Pins
     from ddsr_core.pipeline.runs import finish_run, run_log, start_run
     from ddsr_core.pipeline.stages import distill_and_train
     from flows.building import plain_builder
 
     start_run(store, run, config, images, test)
-    claims = Claims(store, run)
+    pins = Pins(store, run)
     chain = distill_and_train(
-        config, images, test, claims.building(plain_builder(store, device, progress, run)), run_log(store, run)
+        config, images, test, pins.building(plain_builder(store, device, progress, run)), run_log(store, run)
     )
     outcome = finish_run(store, run, config, chain)
-    claims.drop()
+    pins.drop()
     return outcome
 
 
@@ -141,7 +141,7 @@ def run_night(
 
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
-    from ddsr_core.nightly.night import Night, challenge, facts_of, memo_of, unchanged
+    from ddsr_core.nightly.night import Night, challenge, facts_of, photo_cache_of, unchanged
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.storage.remote_store import open_store
     from flows.building import plain_builder
@@ -153,7 +153,7 @@ def run_night(
     with stopping():
         outcome: Outcome | None
         if no_prefect:
-            outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, memo_of(name)))
+            outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, photo_cache_of(name)))
         else:
             outcome = None if os.environ.get("PREFECT_API_URL") else unchanged(night, store)
         if outcome is not None:
@@ -205,7 +205,7 @@ def run_experiment(
                 done = measure(design, config, images, test, seeds, store, run, build, log, command, ahead, device)
             facts = finish(store, run, done)
         else:
-            runner = "processes" if workers > 1 else "one by one"
+            runner = "processes" if workers > 1 else "sequential"
             arguments = {
                 "images": images, "test": test, "experiment": experiment, "scale": scale, "config": config,
                 "seeds": seeds, "runner": runner, "workers": workers, "home": store.url, "run": run, "device": device,

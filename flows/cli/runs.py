@@ -133,7 +133,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
     folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
     click.echo(f"Model: {folder}")
     if kind == "diffusers":
-        click.echo("Timestep frequencies are diffusers', a little off the original's: two lines in README.md mend them.")
+        click.echo("Timestep frequencies are diffusers', a little off the original's: two lines in README.md correct them.")
     click.echo((folder / "README.md").read_text().splitlines()[-1])
 
 

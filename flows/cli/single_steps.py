@@ -38,7 +38,7 @@ def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: I
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         known = f"fields: {', '.join(config.model_fields)}"
-        raise ConfigError(f"{field}: {first['msg']}", where="--set", mend=known) from error
+        raise ConfigError(f"{field}: {first['msg']}", where="--set", fix=known) from error
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Crops:
     """What of a data set a network is trained on.
 
     Attributes:
-        source: a `ddsr_core.pipeline.config.SourceName`.
+        source: a `ddsr_core.baselines.names.TrainingSetName`.
         budget: number of crops, where they are chosen.
         patch_px: height and width of crops, pixels.
-        embeddings: features that k-centre and HDC compare crops by, ``vgg16`` or ``open_clip``.
+        embeddings: features that k-center and HDC compare crops by, ``vgg16`` or ``open_clip``.
     """
 
     source: str
@@ -110,10 +110,10 @@ def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime)
             return chain.add(
                 sources.STAGE, with_overrides(sources.CropsConfig, {"kind": "threshold", **size}), patches=accepted
             )
-        case "k-centre" | "hdc" | "loss-ranked":
+        case "k-center" | "hdc" | "loss-ranked":
             described = {"backend": wanted.embeddings, "image_px": min(224, max(32, wanted.patch_px))}
             count, patch_px = {"count": wanted.budget}, {"patch_px": wanted.patch_px}
-            values = {"sample": count, "patches": patch_px, "embeddings": described, "finetune": {"row_start": None}}
+            values = {"sample": count, "patches": patch_px, "embeddings": described, "finetune": {"class_row_init": None}}
             config = with_overrides(PipelineConfig, values)
             return subset(chain, wanted.source, config, data.path)
         case _:
@@ -123,7 +123,7 @@ def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime)
 def evaluate_networks(
     store: Store, weights: Iterable[str], test: Path, config: EvaluateConfig, device: str
 ) -> dict[str, Artifact]:
-    """Measure weights files and ``train-sr`` folders, by the names given; bicubic comes first, named or not."""
+    """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not."""
     from ddsr_core.evaluation import evaluate as evaluation
 
     tests = photo_source(test)
@@ -145,7 +145,7 @@ def weights_source(path: Path) -> Source:
     """
     file = path / "weights.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise InputError("no weights here", where=path, mend="name a weights file, a train-sr folder, or bicubic")
+        raise InputError("no weights here", where=path, fix="name a weights file, a train_sr folder, or bicubic")
     return Source(path, sha256_of(file))
 
 
@@ -164,7 +164,7 @@ def export_model(store: Store, source: str, out: Path, kind: str, weights: str, 
         adapter, run_base, run_vae = adapter_of_run(store, source)
         base, vae = base or run_base, vae or run_vae
     if base is None:
-        raise InputError("an adapter needs its base model", where=adapter, mend="name it with --base")
+        raise InputError("an adapter needs its base model", where=adapter, fix="name it with --base")
     folder = vae_source(vae).path if vae else None
     model, label_map = load_tuned(adapter, base_source(base).path, weights, "cpu", folder)  # type: ignore[arg-type]
     return export(model, label_map, out.expanduser().absolute(), kind)  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def adapter_of_run(store: Store, name: str) -> tuple[Path, str, str | None]:
 
     stages = {stage["name"]: stage["path"] for stage in read_run(store, name).get("stages", [])}
     if "finetune" not in stages:
-        raise InputError("the run has no adapter yet", where=name, mend="finish the run first")
+        raise InputError("the run has no adapter yet", where=name, fix="finish the run first")
     config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
     return store.bring(Path(stages["finetune"])), config["base"], config.get("vae")
 
@@ -198,10 +198,10 @@ def export_network(weights: Path, out: Path) -> tuple[LoadedNetwork, dict[tuple[
     from ddsr_core.sr.weights import load_network
 
     if out.suffix.lower() != ".onnx":
-        mend = "name a .onnx file; a train-sr folder has weights.pth and weights.safetensors for other programs"
-        raise InputError(f"{out.suffix or 'a file without suffix'} is not written here", where=out, mend=mend)
+        fix = "name a .onnx file; a train_sr folder has weights.pth and weights.safetensors for other programs"
+        raise InputError(f"{out.suffix or 'a file without suffix'} is not written here", where=out, fix=fix)
     if out.exists():
-        raise InputError("the output is already there", where=out, mend="name another file, or remove this one")
+        raise InputError("the output is already there", where=out, fix="name another file, or remove this one")
     network = load_network(weights.expanduser())
     with storage_errors(out.parent):
         return network, export_onnx(network.module, out.expanduser())
@@ -247,7 +247,7 @@ def search_run(
 
     paths = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
     if "clusters" not in paths:
-        raise InputError("the run has no clusters yet", where=name, mend="finish the run first")
+        raise InputError("the run has no clusters yet", where=name, fix="finish the run first")
     config = read_config(store.bring(paths["embeddings"]))
     query = search.text_query(text, config) if text is not None else search.image_query(image or Path(), config)
     hits = search.search(store.bring(paths["clusters"]), query, count)

@@ -100,7 +100,7 @@ def test_machine_of_the_gpu_stages_dies_while_a_flow_waits_and_goes_on_when_it_i
     assert stack.run(run)["run_count"] == 1  # it has waited
 
     sent = {item["name"]: item["id"] for item in stack.filter("flow_runs") if item["parent_task_run_id"]}
-    assert set(sent) == {"embeddings", "latents", "finetune", "train-sr judge", "sample"}
+    assert set(sent) == {"embeddings", "latents", "finetune", "train_sr teacher", "sample"}
     assert "Crashed" in stack.states(sent["finetune"])
     kept = stack.filter("flow_runs", flows={"name": {"any_": ["keeper"]}}, flow_runs={"state": {"type": {"any_": [*FINAL]}}})
     assert {item["state_type"] for item in kept} == {"COMPLETED"}

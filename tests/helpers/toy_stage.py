@@ -35,7 +35,7 @@ def count_up(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) 
     return StageResult({"files": config.files})
 
 
-TOY = Stage("toy", 1, count_up)
+TOY = Stage("toy", 1, count_up, CountConfig)
 
 
 def inputs(log: Path) -> dict[str, Source]:

@@ -123,7 +123,7 @@ def test_what_goes_wrong_in_a_worker_is_the_commands_message(tmp_path: Path):
     build = plain_builder(store, "cpu", silent)
     with pytest.raises(InputError, match="nothing to train on") as caught, fan_out(2) as ahead:
         measure(too_large, config, photos, photos, 1, store, "bad", build, lambda _: None, "", ahead, "cpu")
-    assert "lr_patch_px" in str(caught.value.mend)
+    assert "lr_patch_px" in str(caught.value.fix)
 
 
 def test_workers_end_with_the_command_that_started_them(tmp_path: Path):

@@ -17,7 +17,7 @@ from benchmarks.decoders import SdDecoder, TinyDecoder
 from benchmarks.gpu_work import Cell
 from benchmarks.torch_alone import Fields, field
 from ddsr_core.diffusion.difffit import unfreeze
-from ddsr_core.diffusion.distributed import Alone
+from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.dit import DiTConfig
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.diffusion.finetune_loss import Run
@@ -159,7 +159,7 @@ def test_the_authors_step_has_our_loss() -> None:
     authors = finetune_step.AuthorsStep(dit, vae, config, finetune_step.Stopwatch(lambda: 0.0))
     for step in range(2):
         batch = draw_batch(data, step=step, size=6, null_row=1000, label_dropout=0.1, flip=False, seed=0)
-        terms, x0_hat = run.calculation.terms(batch, batch.labels, batch.t, run.real, run.pseudo, Alone())
+        terms, x0_hat = run.calculation.terms(batch, batch.labels, batch.t, run.real, run.pseudo, SingleProcess())
         loss, theirs = authors.loss(batch.x0, batch.noise, batch.t, batch.y, batch.labels)
         assert loss.item() == pytest.approx(sum(term.item() for term in terms.values()), rel=1e-5)
         run.real.append(batch.x0, batch.labels)

@@ -67,11 +67,11 @@ def build(photos: Path, home: Path, runtime: Runtime) -> list[str]:
 
 def test_parts_elsewhere_change_nothing(photos: Path, tmp_path: Path) -> None:
     elsewhere = Elsewhere()
-    together = build(photos, tmp_path / "together", Runtime(spread=elsewhere, memo=tmp_path / "memo"))
+    together = build(photos, tmp_path / "together", Runtime(spread=elsewhere, photo_cache=tmp_path / "photo_cache"))
     assert len(elsewhere.done) > 5  # three of photos, and those of batches
     assert together == build(photos, tmp_path / "alone", Runtime())
     known = Elsewhere()
-    assert together == build(photos, tmp_path / "again", Runtime(spread=known, memo=tmp_path / "memo"))
+    assert together == build(photos, tmp_path / "again", Runtime(spread=known, photo_cache=tmp_path / "photo_cache"))
     assert len(known.done) == 3  # photos, whose scores are known; no patch is embedded again
 
 

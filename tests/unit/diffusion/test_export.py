@@ -158,10 +158,10 @@ def test_what_is_there_is_not_overwritten_and_a_failed_export_leaves_nothing(
     assert export(models[1], LABELS, tmp_path / "empty", "original").is_dir()
 
 
-def test_the_readme_says_what_it_is_and_under_which_licence(folder: Path) -> None:
+def test_the_readme_says_what_it_is_and_under_which_license(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     assert "1 -> 4" in text
-    assert "Licence" in text
+    assert "License" in text
 
 
 def test_a_label_without_a_row_of_its_own_is_refused(models: tuple[Base, Base], tmp_path: Path) -> None:

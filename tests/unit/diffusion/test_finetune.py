@@ -18,7 +18,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.difffit import ROWS, load_adapter
-from ddsr_core.diffusion.distributed import Alone
+from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.dit import DIT_XL_2_512
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.diffusion.finetune_loss import (
@@ -142,7 +142,7 @@ def prepared(inputs: dict[str, Path]) -> tuple[Base, TrainingSet]:
 
 
 def terms_of(state: Run, batch: Batch) -> dict[str, torch.Tensor]:
-    return state.calculation.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())[0]
+    return state.calculation.terms(batch, batch.labels, batch.t, state.real, state.pseudo, SingleProcess())[0]
 
 
 def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: float = 0.1, flip: bool = True) -> Batch:
@@ -235,7 +235,7 @@ def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, P
     predictions = {}
     for kind in ("x0", "paper"):
         step = Step(base, CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"}))
-        _, predictions[kind] = step.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())
+        _, predictions[kind] = step.terms(batch, batch.labels, batch.t, state.real, state.pseudo, SingleProcess())
     sqrt_abar = state.schedule.sqrt_alpha_bar[batch.t][:, None, None, None]
     noise_part = state.schedule.sqrt_one_minus_alpha_bar[batch.t][:, None, None, None]
     x_t = sqrt_abar * batch.x0 + noise_part * batch.noise
@@ -270,7 +270,7 @@ def test_a_config_does_not_cost_an_import_of_torch():
 
 
 def test_no_steps_leave_the_base_as_it_is(inputs: dict[str, Path], tmp_path: Path):
-    config = CONFIG.model_copy(update={"steps": 0, "row_start": "imagenet_rows"})
+    config = CONFIG.model_copy(update={"steps": 0, "class_row_init": "imagenet_rows"})
     finetune.run(config, **inputs, out=tmp_path, runtime=Runtime())
     base = load_base(str(inputs["base"]))
     before = {name: value.clone() for name, value in base.dit.state_dict().items()}
@@ -356,7 +356,7 @@ def test_rows_start_where_they_are_told(inputs: dict[str, Path]):
         base, _ = prepared(inputs)
         table = base.dit.y_embedder.embedding_table.weight
         before = table.detach().clone()
-        Run(base, CONFIG.model_copy(update={"row_start": start}), {0: 0, 1: 1, 2: 2}, rows=nearest)
+        Run(base, CONFIG.model_copy(update={"class_row_init": start}), {0: 0, 1: 1, 2: 2}, rows=nearest)
         return before, table.detach()
 
     before, after = rows("imagenet_rows")

@@ -29,7 +29,7 @@ CHEAP = EvaluateConfig(lpips=False, crops=2, crop_px=48)
 
 @pytest.fixture
 def test_set(tmp_path: Path) -> Path:
-    """Four cut-outs of a photo, one of them grey and one with odd sides."""
+    """Four cut-outs of a photo, one of them gray and one with odd sides."""
     photo = photos.astronaut()
     folder = tmp_path / "set"
     save_png(folder / "a.png", photo[:96, :120])

@@ -32,7 +32,7 @@ def test_released_is_what_the_authors_code_does():
     assert (config.patches.kernel, config.patches.threshold_db, config.patches.quantile) == ("opencv", 23.0, None)
     assert (config.embeddings.backend, config.embeddings.normalize, config.clusters.seed) == ("open_clip", False, 42)
     tune = config.finetune
-    assert (tune.batch_size, tune.gamma_blocks, tune.row_start, tune.memory_size) == (4, 14, "imagenet_rows", 64)
+    assert (tune.batch_size, tune.gamma_blocks, tune.class_row_init, tune.memory_size) == (4, 14, "imagenet_rows", 64)
     assert (tune.lambda_r, tune.lambda_d, tune.lsr_mode) == (0.002, 0.008, "off")
     assert (tune.ema_decay, tune.ema_warmup) == (0.9999, False)
     assert (tune.epochs, tune.steps, tune.learning_rate, tune.label_dropout) == (70, None, 1e-3, 0.1)
@@ -54,7 +54,7 @@ def test_best_is_ours():
     config = load_config("best")
     assert (config.patches.kernel, config.patches.quantile, config.patches.threshold_db) == ("matlab", 0.5, None)
     tune = config.finetune
-    assert (tune.lsr_mode, tune.lsr_reference, tune.row_start, tune.precision) == (
+    assert (tune.lsr_mode, tune.lsr_reference, tune.class_row_init, tune.precision) == (
         "target",
         "decoded",
         "clip_nearest",
@@ -62,16 +62,16 @@ def test_best_is_ours():
     )
     assert tune.ema_warmup
     assert config.embeddings.normalize
-    assert (config.sample.restored_share, config.judge.arch, config.judge.iterations) == (1.0, "edsr", 20_000)
-    assert load_config("paper").sample.restored_share == load_config("released").sample.restored_share == 0.0
+    assert (config.sample.detail_restoration, config.teacher.arch, config.teacher.iterations) == (1.0, "edsr", 20_000)
+    assert load_config("paper").sample.detail_restoration == load_config("released").sample.detail_restoration == 0.0
     assert (config.lsr_decoder, config.sample.sampler, config.sample.steps) == ("madebyollin/taesd", "dpmpp", 25)
 
 
 def test_one_field_of_a_recipe_leaves_the_others():
     default = PipelineConfig()
-    changed = load_config("paper", overrides=["judge.iterations=7", "gsdd_generator.gan.warmup=0.25"])
-    assert changed.judge.iterations == 7
-    assert (changed.judge.arch, changed.judge.lr_patch_px) == (default.judge.arch, default.judge.lr_patch_px)
+    changed = load_config("paper", overrides=["teacher.iterations=7", "gsdd_generator.gan.warmup=0.25"])
+    assert changed.teacher.iterations == 7
+    assert (changed.teacher.arch, changed.teacher.lr_patch_px) == (default.teacher.arch, default.teacher.lr_patch_px)
     assert changed.gsdd_generator.gan is not None
     assert (changed.gsdd_generator.arch, changed.gsdd_generator.gan.warmup) == (default.gsdd_generator.arch, 0.25)
     assert changed.gsdd_generator.gan.recipe == "real-esrgan"

@@ -23,8 +23,8 @@ def blobs(sizes: list[int], d: int = 4, seed: int = 0) -> tuple[np.ndarray, np.n
     """Far-apart blobs in shuffled order: vectors float32 (N, d), and the blob of each."""
     random = np.random.default_rng(seed)
     of = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    centres = random.permutation(len(sizes))[:, None] * 100 + np.arange(d)
-    return (centres[of] + random.normal(size=(len(of), d))).astype(np.float32), of
+    centers = random.permutation(len(sizes))[:, None] * 100 + np.arange(d)
+    return (centers[of] + random.normal(size=(len(of), d))).astype(np.float32), of
 
 
 def write_embeddings(folder: Path, vectors: np.ndarray) -> Path:

@@ -73,7 +73,8 @@ def embed(patches: Path, out: Path, config: EmbeddingsConfig = VGG) -> tuple[str
 
 def test_importing_the_stages_brings_no_heavy_library() -> None:
     heavy = ("torch", "lancedb", "sklearn", "open_clip", "pyarrow")
-    code = f"import sys, ddsr_core.pseudo_labels.clusters, ddsr_core.pseudo_labels.search; print([m for m in {heavy} if m in sys.modules])"
+    modules = "ddsr_core.pseudo_labels.clusters, ddsr_core.pseudo_labels.search"
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -92,7 +93,7 @@ def test_vgg16_equals_torchvision() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_prepare_crops_to_the_centre_square() -> None:
+def test_prepare_crops_to_the_center_square() -> None:
     image = torch.zeros(1, 3, 40, 64)
     image[..., 12:52] = 1.0
     torch.testing.assert_close(prepare(image, 32, (0, 0, 0), (1, 1, 1)), torch.ones(1, 3, 32, 32))
@@ -141,10 +142,10 @@ def test_weights_that_cannot_be_fetched_are_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(MissingWeightsError) as caught:
         OpenClipEmbedder("ViT-B-32", "openai")
     assert caught.value.where == "embeddings.weights"
-    mend = caught.value.mend or ""
-    assert "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai" in mend
-    assert "embeddings.model=ViT-B-32-quickgelu" in mend
-    assert "embeddings.backend=vgg16" in mend
+    fix = caught.value.fix or ""
+    assert "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai" in fix
+    assert "embeddings.model=ViT-B-32-quickgelu" in fix
+    assert "embeddings.backend=vgg16" in fix
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_the_table_has_one_unit_vector_a_patch_in_order(patches: Path, tmp_path:
     assert read_config(tmp_path / "out") == VGG
 
 
-def test_unnormalised_vectors_keep_their_length(patches: Path, tmp_path: Path) -> None:
+def test_unnormalized_vectors_keep_their_length(patches: Path, tmp_path: Path) -> None:
     _, _, unit = embed(patches, tmp_path / "unit")
     _, _, raw = embed(patches, tmp_path / "raw", VGG.model_copy(update={"normalize": False}))
     lengths = np.linalg.norm(raw, axis=1, keepdims=True)

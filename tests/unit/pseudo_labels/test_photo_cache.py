@@ -1,4 +1,4 @@
-"""A memo spares work and changes nothing: patches and embeddings with it are those without it."""
+"""A photo_cache spares work and changes nothing: patches and embeddings with it are those without it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def build(photos: Path, home: Path, memo: Path | None) -> tuple[Artifact, Artifact]:
+def build(photos: Path, home: Path, photo_cache: Path | None) -> tuple[Artifact, Artifact]:
     from ddsr_core.imaging.images import photo_source
 
-    store, runtime = Store(home), Runtime(memo=memo)
+    store, runtime = Store(home), Runtime(photo_cache=photo_cache)
     cut, _ = store.build(patches.STAGE, CUT, {"photos": photo_source(photos)}, runtime)
     described, _ = store.build(embeddings.STAGE, VGG, {"patches": cut}, runtime)
     return cut, described
 
 
 def test_only_what_is_new_is_scored_and_embedded_and_nothing_else_changes(photos: Path, tmp_path: Path, monkeypatch) -> None:
-    memo = tmp_path / "memo"
-    build(photos, tmp_path / "first", memo)
-    old = known(memo)
+    photo_cache = tmp_path / "photo_cache"
+    build(photos, tmp_path / "first", photo_cache)
+    old = known(photo_cache)
 
     save_photo(photos, 3)
     (photos / "0.png").unlink()
@@ -53,11 +53,11 @@ def test_only_what_is_new_is_scored_and_embedded_and_nothing_else_changes(photos
     score, embed = patches.score_windows, embeddings.embed_images
     monkeypatch.setattr(patches, "score_windows", lambda *a: scored.append(1) or score(*a))
     monkeypatch.setattr(embeddings, "embed_images", lambda images, *a: embedded.append(len(images)) or embed(images, *a))
-    with_memo = build(photos, tmp_path / "second", memo)
+    with_memo = build(photos, tmp_path / "second", photo_cache)
     assert len(scored) == 1
     assert with_memo[0].manifest.counts["from_memo"] == 2
     patches_now = set(read_table(with_memo[1].path)[0]["patch_id"].to_pylist())
-    assert known(memo) == patches_now
+    assert known(photo_cache) == patches_now
     assert old - patches_now  # those of the photo that is gone
     assert with_memo[1].manifest.counts["from_memo"] == len(patches_now & old)
     new = len(patches_now - old)
@@ -69,42 +69,44 @@ def test_only_what_is_new_is_scored_and_embedded_and_nothing_else_changes(photos
     assert [item.key for item in without] == [item.key for item in with_memo]
 
 
-def known(memo: Path) -> set[str]:
-    """Patches whose vectors a memo holds."""
-    table, _ = read_table(next((memo / "embeddings").iterdir()))
+def known(photo_cache: Path) -> set[str]:
+    """Patches whose vectors a photo_cache holds."""
+    table, _ = read_table(next((photo_cache / "embeddings").iterdir()))
     return set(table["patch_id"].to_pylist())
 
 
 def test_nothing_new_is_nothing_embedded(photos: Path, tmp_path: Path, monkeypatch) -> None:
-    build(photos, tmp_path / "first", tmp_path / "memo")
+    build(photos, tmp_path / "first", tmp_path / "photo_cache")
     monkeypatch.setattr(embeddings, "load_embedder", lambda *_: pytest.fail("there is nothing to embed"))
-    _, described = build(photos, tmp_path / "second", tmp_path / "memo")
+    _, described = build(photos, tmp_path / "second", tmp_path / "photo_cache")
     assert described.manifest.counts["from_memo"] == described.manifest.counts["patches"]
 
 
 def test_another_config_knows_nothing(photos: Path, tmp_path: Path) -> None:
-    memo = tmp_path / "memo"
-    cut, _ = build(photos, tmp_path / "home", memo)
+    photo_cache = tmp_path / "photo_cache"
+    cut, _ = build(photos, tmp_path / "home", photo_cache)
     other = VGG.model_copy(update={"image_px": 64})
-    described, _ = Store(tmp_path / "home").build(embeddings.STAGE, other, {"patches": cut}, Runtime(memo=memo))
+    described, _ = Store(tmp_path / "home").build(
+        embeddings.STAGE, other, {"patches": cut}, Runtime(photo_cache=photo_cache)
+    )
     assert described.manifest.counts["from_memo"] == 0
-    assert len(list((memo / "embeddings").iterdir())) == 1
+    assert len(list((photo_cache / "embeddings").iterdir())) == 1
 
 
 def test_a_memo_may_be_removed(photos: Path, tmp_path: Path) -> None:
-    first = build(photos, tmp_path / "first", tmp_path / "memo")
-    shutil.rmtree(tmp_path / "memo")
-    second = build(photos, tmp_path / "second", tmp_path / "memo")
+    first = build(photos, tmp_path / "first", tmp_path / "photo_cache")
+    shutil.rmtree(tmp_path / "photo_cache")
+    second = build(photos, tmp_path / "second", tmp_path / "photo_cache")
     assert [item.digest for item in first] == [item.digest for item in second]
 
 
 def test_a_damaged_table_is_removed_and_made_anew(photos: Path, tmp_path: Path, caplog) -> None:
     """As one that was cut off while it was made."""
-    memo = tmp_path / "memo"
-    first = build(photos, tmp_path / "first", memo)
-    for manifest in memo.rglob("_versions/*"):
+    photo_cache = tmp_path / "photo_cache"
+    first = build(photos, tmp_path / "first", photo_cache)
+    for manifest in photo_cache.rglob("_versions/*"):
         manifest.unlink()
-    second = build(photos, tmp_path / "second", memo)
+    second = build(photos, tmp_path / "second", photo_cache)
     assert "every patch is embedded anew" in caplog.text
     assert second[1].digest == first[1].digest
-    assert len(known(memo)) == first[1].manifest.counts["patches"]
+    assert len(known(photo_cache)) == first[1].manifest.counts["patches"]

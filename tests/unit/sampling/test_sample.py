@@ -1,4 +1,4 @@
-"""The sampling stage: shares, what is kept, the memorisation check, starts at real patches, resume."""
+"""The sampling stage: shares, what is kept, the memorization check, starts at real patches, resume."""
 
 import hashlib
 import json

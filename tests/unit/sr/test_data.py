@@ -137,7 +137,7 @@ def test_what_cannot_be_used_is_counted(photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"no image")
     buffer = io.BytesIO()
     Image.fromarray(noise(40, 40)[..., 0]).save(buffer, "PNG")
-    (photos / "grey.png").write_bytes(buffer.getvalue())
+    (photos / "gray.png").write_bytes(buffer.getvalue())
     pairs = pack_pairs(photos, tmp_path / "packed", lr_patch_px=8)
     assert len(pairs) == 3
     assert pairs.hr_pixels == 48 * 64 + 2 * 40 * 40

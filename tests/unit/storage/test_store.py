@@ -158,7 +158,7 @@ def test_error_in_a_stage_keeps_the_partial_and_whole_artifacts(tmp_path: Path, 
         (out / "half.bin").write_bytes(b"half")
         raise InputError("no good", where=source)
 
-    stage = Stage("broken", 1, broken)
+    stage = Stage("broken", 1, broken, CountConfig)
     with pytest.raises(InputError, match="no good"):
         store.build(stage, CountConfig(), inputs(log))
     key = stage.key(CountConfig(), inputs(log))
@@ -173,8 +173,8 @@ def test_error_in_a_stage_keeps_the_partial_and_whole_artifacts(tmp_path: Path, 
 def test_what_the_system_refuses_becomes_a_message_with_a_mend(tmp_path: Path, number: int, word: str) -> None:
     with pytest.raises(StorageError, match="cannot write") as caught, storage_errors(tmp_path):
         raise OSError(number, os.strerror(number), str(tmp_path / "x"))
-    assert caught.value.mend is not None
-    assert word in caught.value.mend
+    assert caught.value.fix is not None
+    assert word in caught.value.fix
     assert caught.value.where == str(tmp_path / "x")
 
 
@@ -186,7 +186,7 @@ def test_full_disk_in_a_stage_keeps_what_was_finished(tmp_path: Path, log: Path)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "big.bin"))
 
     with pytest.raises(StorageError, match="No space left"):
-        store.build(Stage("full", 1, full), CountConfig(), inputs(log))
+        store.build(Stage("full", 1, full, CountConfig), CountConfig(), inputs(log))
     assert store.find("toy", whole.key) == whole
 
 
@@ -216,8 +216,8 @@ def test_key_depends_on_name_version_config_and_content_not_on_place(tmp_path: P
         TOY.key(CountConfig(), {"source": Source(tmp_path / "a", "2")}),
         TOY.key(CountConfig(), {"other": Source(tmp_path / "a", "1")}),
         TOY.key(CountConfig(files=4), here),
-        Stage("toy", 2, count_up).key(CountConfig(), here),
-        Stage("toy2", 1, count_up).key(CountConfig(), here),
+        Stage("toy", 2, count_up, CountConfig).key(CountConfig(), here),
+        Stage("toy2", 1, count_up, CountConfig).key(CountConfig(), here),
     ]
     assert len({key, *others}) == 6
 
