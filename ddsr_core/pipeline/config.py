@@ -168,9 +168,9 @@ def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineCon
 
 
 def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """``a.b=value`` to nested dictionaries; the value is TOML if it reads as TOML, else a string; ``null`` is None.
+    """``a.b=value`` to nested dictionaries; the value is TOML if it reads as TOML, else a string; ``null`` and ``none`` are None.
 
-    ``none`` is None, too, unless it is one of the texts that the field of ``model`` takes, as in ``sample.select=none``.
+    They stay text if the field of ``model`` takes that text, as in ``sample.select=none``.
 
     >>> parse_override("finetune.learning_rate=5e-4")
     {'finetune': {'learning_rate': 0.0005}}
@@ -189,7 +189,7 @@ def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str,
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw.strip()
-        if value == "null" or (value == "none" and value not in _texts(model, names)):
+        if value in ("null", "none") and value not in _texts(model, names):
             value = None
     for name in reversed(names):
         value = {name: value}
