@@ -99,7 +99,7 @@ def test_none_is_the_text_where_a_field_takes_it_and_null_elsewhere():
     assert changed.sample.select == "none"
     assert changed.finetune.class_row_init == "null"
     assert changed.vae is None
-    with pytest.raises(ConfigError, match="sample.select"):
+    with pytest.raises(ConfigError, match="Input should be"):
         load_config("demo", overrides=["sample.select=null"])
 
 
@@ -128,6 +128,11 @@ def test_a_written_config_reads_back_as_itself(tmp_path: Path):
         ("finetune.steps=-1", "finetune.steps"),
         ("sample.sampler=euler", "sample.sampler"),
         ("clusters.k=many", "clusters.k"),
+        ("sr.sources=['random']", "it is now called 'sr.training_sets'"),
+        ("judge.iterations=3", "it is now called 'teacher'"),
+        ("sample.restored_share=1", "it is now called 'sample.detail_restoration'"),
+        ("finetune.row_start=null", "it is now called 'finetune.class_row_init'"),
+        ("sr.training_sets=['k-centre']", "'k-centre' is now called 'k-center'"),
         ("nonsense", "--set"),
         ("=3", "--set"),
     ],
