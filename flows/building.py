@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.pipeline.stages import Build
 from ddsr_core.progress import ProgressFactory
-from ddsr_core.pseudo_labels.photo_cache import STAGES as PHOTO_CACHE_STAGES
 from ddsr_core.storage.store import Artifact, Stage, StageInput, Store
 from flows.cli.device import resolve_device_lazily
 
@@ -26,7 +25,7 @@ def plain_builder(
     knowing = replace(runtime, photo_cache=store.home / photo_cache if photo_cache else None)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        return store.build(stage, config, inputs, knowing if stage.name in PHOTO_CACHE_STAGES else runtime)
+        return store.build(stage, config, inputs, knowing if stage.photo_cache else runtime)
 
     return build
 
@@ -49,7 +48,7 @@ def prefect_builder(
     where = device if gpu == "pool" else resolve_device_lazily(device)
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        known = photo_cache if stage.name in PHOTO_CACHE_STAGES else None
+        known = photo_cache if stage.photo_cache else None
         return stages.build(store, stage, config, inputs, where, label, gpu, known, runner, workers)
 
     return build

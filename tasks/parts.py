@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from ddsr_core.parallel import Spread
+from ddsr_core.parallel import RunParts
 from ddsr_core.storage.store import Store
 from tasks.task_runners import Runner, ray_resources, task_runner
 
@@ -19,7 +19,7 @@ def part(do: Callable[[Any], None], work: Any, stage: str, number: int, total: i
     do(work)
 
 
-def spread_over(runner: Runner, workers: int, store: Store, stage: str, device: str, *, on_gpu: bool) -> Spread | None:
+def spread_over(runner: Runner, workers: int, store: Store, stage: str, device: str, *, on_gpu: bool) -> RunParts | None:
     """A way to do parts of a stage of the current task run; None to do all of it here.
 
     Args:

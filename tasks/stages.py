@@ -94,7 +94,7 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         known = store.home / photo_cache if photo_cache else None
         runtime = Runtime(
             device=device, progress=progress.current.get(), run=flow_run.name or "", photo_cache=known,
-            spread=spread_over(runner, workers, store, stage.name, device, on_gpu=stage.name in GPU_STAGES),
+            run_parts=spread_over(runner, workers, store, stage.name, device, on_gpu=stage.name in GPU_STAGES),
         )  # fmt: skip
         with gpu_slot(device):
             artifact, there = store.build(stage, _config(config_class, config), sources, runtime)

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, load_embedder
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.pseudo_labels.embedders import load_embedder
 from ddsr_core.storage.store import Stage, StageResult, write_json
 
 

@@ -1,4 +1,4 @@
-"""Held-out test photos for a user who names none: a fixed share, chosen by content, never seen in training."""
+"""Held-out test photos for users who name none: a fixed share, chosen by content, that training never sees."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.imaging.images import find_images, photo_source
-from ddsr_core.storage.store import storage_errors
+from ddsr_core.imaging.photos import find_images, photo_source
+from ddsr_core.storage.files import storage_errors
 
 TEST_SHARE = 10
 

@@ -299,8 +299,8 @@ def made_anew(chain: Chain, photos: int) -> dict[str, int]:
     scored, embedded = (next(b for b in chain.stages if b.artifact.manifest.stage == s.name) for s in MAKING[:2])
     vectors = embedded.artifact.manifest.counts
     return {
-        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_memo"],
-        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_memo"],
+        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_photo_cache"],
+        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_photo_cache"],
     }
 
 

@@ -18,6 +18,7 @@ from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sr import train
 from ddsr_core.storage.store import Artifact, Stage, StageInput
@@ -169,7 +170,7 @@ def first_rows(chain: Chain, config: PipelineConfig, labels: Artifact, base: Sta
     return {"rows": chain.add(class_rows.STAGE, settings, "", **inputs)}
 
 
-def clip_weights(config: embeddings.EmbeddingsConfig) -> dict[str, StageInput]:
+def clip_weights(config: EmbeddingsConfig) -> dict[str, StageInput]:
     """The open_clip weights file as an input, where the config names one: its content belongs into the key."""
     file = embeddings.weights_source(config)
     return {"weights": file} if file else {}

@@ -92,6 +92,7 @@ def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime)
     from ddsr_core.pipeline.config import PipelineConfig
     from ddsr_core.pipeline.stages import Chain, subset
     from ddsr_core.pseudo_labels import patches
+    from ddsr_core.pseudo_labels.config import PatchesConfig
 
     def build(stage: Any, config: Any, inputs: Any, label: str = "") -> tuple[Artifact, bool]:
         return store.build(stage, config, inputs, runtime)
@@ -103,7 +104,7 @@ def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime)
             return chain.add(sources.STAGE, with_overrides(sources.CropsConfig, {"kind": "random", **size}), photos=data)
         case "threshold" | "full-thresholded":
             stride_px = max(4, wanted.patch_px // 2 // 4 * 4)
-            windows = with_overrides(patches.PatchesConfig, {"patch_px": wanted.patch_px, "stride_px": stride_px})
+            windows = with_overrides(PatchesConfig, {"patch_px": wanted.patch_px, "stride_px": stride_px})
             accepted = chain.add(patches.STAGE, windows, photos=data)
             if wanted.source == "full-thresholded":
                 return accepted

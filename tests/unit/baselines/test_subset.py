@@ -11,7 +11,7 @@ from ddsr_core.baselines.subset import SubsetConfig, equal_draw, gradient_streng
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.images import finish_image_set, image_set_name, read_image_set, read_rgb, save_png
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from tests.helpers.interruption import digests
 
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32)

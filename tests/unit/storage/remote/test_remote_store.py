@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[4]
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from ddsr_core import remote_lock
+from ddsr_core.storage import remote_lock
 from ddsr_core.config import Runtime
 from ddsr_core.storage.remote_store import RemoteStore
 from tests.unit.storage.remote.home import URL, Machines
