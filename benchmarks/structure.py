@@ -19,7 +19,10 @@ import torch
 from ddsr_core.diffusion.base import base_source, load_base
 from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, photo_source, read_image_parquet, read_image_set, read_rgb, to_float
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
+from ddsr_core.imaging.image_sets import read_image_parquet, read_image_set
+from ddsr_core.imaging.images import to_float
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.config import PipelineConfig, load_config
 from ddsr_core.pipeline.distill import distill
 from ddsr_core.pipeline.plain import plain_backend

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.distill import distill
 from ddsr_core.pipeline.plain import plain_backend

@@ -19,9 +19,7 @@ from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.diffusion.latents import LatentsConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation.evaluate import EvaluateConfig
-from ddsr_core.pseudo_labels.clusters import ClustersConfig
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig
+from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
 from ddsr_core.sampling.sample import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig

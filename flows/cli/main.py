@@ -40,8 +40,8 @@ def demo(**options: Any) -> None:
     Example: ddsr demo --home /tmp/ddsr
     """
     from ddsr_core.imaging.demo_photos import write_demo_photos
+    from ddsr_core.storage.files import storage_errors
     from ddsr_core.storage.remote_store import open_store
-    from ddsr_core.storage.store import storage_errors
 
     home = open_store(home_of(options["home"])).home
     with storage_errors(home):

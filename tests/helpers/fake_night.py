@@ -17,7 +17,8 @@ from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Night, Outcome, challenge, photo_cache_of
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.stages import Backend
-from ddsr_core.storage.store import Artifact, Stage, StageResult, Store
+from ddsr_core.storage.stage import Artifact, Stage, StageResult
+from ddsr_core.storage.store import Store
 
 QUICK = ("sr.archs=['edsr-small']", "sr.training_sets=['distilled']", "sample.detail_restoration=0", "evaluate.lpips=false")
 NAME = "n"

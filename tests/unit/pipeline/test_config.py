@@ -98,7 +98,7 @@ def test_none_is_the_text_where_a_field_takes_it_and_null_elsewhere():
     changed = load_config("demo", overrides=["sample.select=none", "finetune.class_row_init=none"])
     assert changed.sample.select == "none"
     assert changed.finetune.class_row_init is None
-    with pytest.raises(ConfigError, match="sample.select"):
+    with pytest.raises(ConfigError, match=r"sample\.select"):
         load_config("demo", overrides=["sample.select=null"])
 
 
