@@ -125,7 +125,7 @@ def distill(
     """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches.
 
     Args:
-        earlier: ``start`` and ``start_clusters``, an adapter that fine-tuning goes on from; none: from the base.
+        earlier: ``from_adapter`` and ``from_clusters``, an adapter that fine-tuning continues from; none: from the base.
     """
     model, decoder = base_model(config), lsr_decoder(config)  # weights first: if they are missing, nothing has been done yet
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
