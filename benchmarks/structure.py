@@ -36,7 +36,7 @@ from flows.cli.console import progress_for
 PATCHES = 600
 AS_DRAWN = ("sample.oversample=1", "sample.select=none", "sample.max_cosine=1.0", "sample.sr_gain_share=1.0",
             "sample.allocation=proportional", "sample.detail_restoration=0")  # fmt: skip
-SPREAD = ("finetune.lsr_mode=off", "sample.start=k-center")
+SPREAD = ("finetune.lsr_mode=off", "sample.init=k-center")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "samples of the base": ("finetune.steps=0",),
     "fine-tuned, L_SR off": ("finetune.lsr_mode=off",),

@@ -30,7 +30,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "+ L_r and L_d at every t (released)": (NO_LSR, ALL_T),
     "+ L_d alone at every t": (NO_LSR, ALL_T, "finetune.lambda_r=0"),
     "+ L_r and L_d up to t = 258": (NO_LSR,),
-    "and L_SR as the paper words it": ("finetune.lsr_mode=paper",),
+    "and L_SR as the paper words it": ("finetune.lsr_mode=pixels",),
     "and L_SR target, constant weight": ("finetune.lsr_adapt_every=null",),
     "and L_SR target, led by samples (best)": (),
 }

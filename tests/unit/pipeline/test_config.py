@@ -45,7 +45,7 @@ def test_released_is_what_the_authors_code_does():
 
 def test_paper_differs_from_released_where_the_text_does():
     paper, released = load_config("paper"), load_config("released")
-    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "paper", 1.0)
+    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "pixels", 1.0)
     assert paper.finetune.epochs == 70
     assert paper.patches == released.patches
     assert paper.sample == released.sample
