@@ -59,7 +59,7 @@ def network_alone(batches: list[torch.Tensor], network: torch.nn.Module) -> None
             network(batch).cpu()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=64)
@@ -68,17 +68,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    embeddings.DECODERS = arguments.threads
-    config = EmbeddingsConfig(backend="vgg16", batch_size=arguments.batch_size)
-    network = load_embedder(config, arguments.device)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    embeddings.DECODERS = options.threads
+    config = EmbeddingsConfig(backend="vgg16", batch_size=options.batch_size)
+    network = load_embedder(config, options.device)
     embeddings.load_embedder = lambda *_: network
 
-    images = crops(arguments.photos, arguments.count, arguments.patch_px)
+    images = crops(options.photos, options.count, options.patch_px)
     pngs = [encode_png(image, level=1) for image in images]
     starts = range(0, len(images), config.batch_size)
-    batches = [to_float(np.stack(images[at : at + config.batch_size]), arguments.device) for at in starts]
+    batches = [to_float(np.stack(images[at : at + config.batch_size]), options.device) for at in starts]
 
     with tempfile.TemporaryDirectory() as temporary:
         patches = Path(temporary) / "patches"
@@ -87,24 +87,26 @@ def main() -> None:
 
         def stage() -> None:
             with tempfile.TemporaryDirectory(dir=temporary) as out:
-                embeddings.run(config, patches=patches, out=Path(out), runtime=Runtime(device=arguments.device))
+                embeddings.run(config, patches=patches, out=Path(out), runtime=Runtime(device=options.device))
 
         rivals: dict[str, Callable[[], None]] = {
             "ddsr, whole stage": stage,
-            "one by one, Pillow": lambda: one_by_one(pngs, network, arguments.device),
+            "one by one, Pillow": lambda: one_by_one(pngs, network, options.device),
             "network alone": lambda: network_alone(batches, network),
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
-        for turn in range(arguments.repeats + 1):  # the first turn warms up
+        for turn in range(options.repeats + 1):  # the first turn warms up
             for name, work in rivals.items():
                 started = time.perf_counter(), time.process_time()
                 work()
                 if turn:
                     seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
 
-    print(f"{len(images)} patches of {arguments.patch_px} px, batches of {config.batch_size}, "
-          f"{arguments.device}, {arguments.threads} threads\n")  # fmt: skip
-    print("| | wall, patches/s | CPU, ms a patch | rate of ddsr against it, wall | and in CPU time |\n|---|---|---|---|---|")
+    print(f"{len(images)} patches of {options.patch_px} px, batches of {config.batch_size}, "
+          f"{options.device}, {options.threads} threads\n")  # fmt: skip
+    print(
+        "| | wall, patches/s | CPU, ms per patch | rate of ddsr relative to it, wall | in CPU time |\n|---|---|---|---|---|"
+    )
     for name, times in seconds.items():
         wall, cpu = (statistics.median(time[clock] for time in times) for clock in (0, 1))
         pairs = list(zip(times, seconds["ddsr, whole stage"], strict=True))
