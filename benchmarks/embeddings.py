@@ -1,11 +1,11 @@
-"""Rate of the embeddings stage (VGG16) against a one-by-one Pillow loop, and against the network alone.
+"""Rate of the embeddings stage (VGG16) compared with a Pillow loop over single patches, and with the network alone.
 
-    python benchmarks/embeddings.py FOLDER_OF_PHOTOS [--count 64] [--batch-size 16] [--threads 2] [--device cpu]
+    python -m benchmarks.embeddings FOLDER_OF_PHOTOS [--count 64] [--batch-size 16] [--threads 2] [--device cpu]
 
-Peer: decode a patch's PNG with Pillow, make it a tensor, run the same network on it alone. Network alone: the same
-network on tensors that are in memory (on the device) already, in batches of the stage's size. The stage reads its
-Parquet shards, decodes, embeds, and writes its table; loading the weights is timed for none of them. All take turns on
-the same patches, so that a busy machine slows all; ratios are medians over the turns.
+The Pillow loop decodes one PNG, turns it into a tensor and runs the same network on it. "Network alone" runs the network
+on tensors that are already on the device, in batches of the stage's size. The stage reads its Parquet shards, decodes,
+embeds and writes its table. Loading the weights is not timed. The contestants take turns on the same patches, so that
+other load on the machine slows all of them; ratios are medians over the turns.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ FIELDS = {"patch_id": pa.string(), "photo": pa.string(), "psnr_bic": pa.float32(
 
 
 def crops(photos: Path, count: int, side: int) -> list[np.ndarray]:
-    """The first ``count`` windows of the photos, side by side."""
-    found: list[np.ndarray] = []
+    """The first ``count`` windows of the photos, in a grid without gaps."""
+    windows: list[np.ndarray] = []
     for path in find_images(photos):
         photo = read_rgb(path)
         for y in range(0, photo.shape[0] - side + 1, side):
             for x in range(0, photo.shape[1] - side + 1, side):
-                found.append(np.ascontiguousarray(photo[y : y + side, x : x + side]))
-                if len(found) == count:
-                    return found
-    raise SystemExit(f"the photos hold only {len(found)} crops of {side} px")
+                windows.append(np.ascontiguousarray(photo[y : y + side, x : x + side]))
+                if len(windows) == count:
+                    return windows
+    raise SystemExit(f"the photos hold only {len(windows)} crops of {side} px")
 
 
-def one_by_one(pngs: list[bytes], network: torch.nn.Module, device: str) -> None:
-    """The peer."""
+def single_patches(pngs: list[bytes], network: torch.nn.Module, device: str) -> None:
+    """The Pillow loop."""
     with torch.inference_mode():
         for png in pngs:
             image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
@@ -53,7 +53,7 @@ def one_by_one(pngs: list[bytes], network: torch.nn.Module, device: str) -> None
 
 
 def network_alone(batches: list[torch.Tensor], network: torch.nn.Module) -> None:
-    """The bound."""
+    """The upper bound on the rate."""
     with torch.inference_mode():
         for batch in batches:
             network(batch).cpu()
@@ -89,14 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
             with tempfile.TemporaryDirectory(dir=temporary) as out:
                 embeddings.run(config, patches=patches, out=Path(out), runtime=Runtime(device=options.device))
 
-        rivals: dict[str, Callable[[], None]] = {
+        contestants: dict[str, Callable[[], None]] = {
             "ddsr, whole stage": stage,
-            "one by one, Pillow": lambda: one_by_one(pngs, network, options.device),
+            "single patches, Pillow": lambda: single_patches(pngs, network, options.device),
             "network alone": lambda: network_alone(batches, network),
         }
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
         for turn in range(options.repeats + 1):  # the first turn warms up
-            for name, work in rivals.items():
+            for name, work in contestants.items():
                 started = time.perf_counter(), time.process_time()
                 work()
                 if turn:

@@ -59,9 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     chain = Chain(plain_builder(store, "cpu", progress_for()), log=lambda _: None)
     accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(options.photos))
     network = load_network(teacher_of(chain, config, accepted).path).module
-    print(
-        "| images | SR gain, dB: mean | 10th percentile | median | 90th percentile | PSNR_bic, dB |\n|---|---|---|---|---|---|"
-    )
+    print("| images | SR gain, dB: mean | 10 % | median | 90 % | PSNR_bic, dB |\n|---|---|---|---|---|---|")
     for name, images in rows(chain, config, accepted.path, options):
         gains = np.concatenate([sr_gains(network, images[at : at + BATCH]) for at in range(0, len(images), BATCH)])
         low, middle, high = np.percentile(gains, [10, 50, 90])
