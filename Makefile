@@ -36,7 +36,7 @@ lint: setup                     ## fix what can be fixed automatically
 	$(BIN)/ruff format .
 
 docs: setup                     ## the site in build/site; a dead link is an error
-	$(BIN)/python -m docs.tables --check
+	$(BIN)/python -m docs.stage_table --check
 	$(BIN)/zensical build --clean --strict
 
 clean:                          ## remove caches and .venv, never a home folder with results
