@@ -12,10 +12,13 @@ import argparse
 import json
 from pathlib import Path
 
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.config import load_config
-from ddsr_core.pipeline.stages import Chain, distill
+from ddsr_core.pipeline.distill import distill
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.request import Execution
+from ddsr_core.pipeline.stages import Stages
 from ddsr_core.storage.store import Store
-from flows.building import plain_builder
 from flows.cli.console import progress_for
 
 AS_SAMPLED = ("sample.oversample=1", "sample.max_cosine=1.0", "sample.detail_restoration=0")
@@ -27,7 +30,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "+ L_r and L_d at every t (released)": (NO_LSR, ALL_T),
     "+ L_d alone at every t": (NO_LSR, ALL_T, "finetune.lambda_r=0"),
     "+ L_r and L_d up to t = 258": (NO_LSR,),
-    "and L_SR as in the paper": ("finetune.lsr_mode=paper",),
+    "and L_SR as in the paper": ("finetune.lsr_mode=pixels",),
     "and L_SR target, constant weight": ("finetune.lsr_adapt_every=null",),
     "and L_SR target, weight adapted to samples (best)": (),
 }
@@ -40,12 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to measure")
     options = parser.parse_args(arguments)
-    store = Store(options.home)
+    store, photos = Store(options.home), photo_source(options.photos)
     print("| fine-tuned with | PSNR_bic of samples, dB | of the patches, dB | max cosine to a patch |\n|---|---|---|---|")
     for name in options.only:
         config = load_config("demo", None, [*AS_SAMPLED, *SETTINGS[name], *options.set], scale="mini")
-        chain = Chain(plain_builder(store, "cpu", progress_for()), log=lambda _: None)
-        distilled, _ = distill(chain, config, options.photos)
+        stages = Stages(config, plain_backend(Execution(device="cpu"), store, progress_for()))
+        distilled = distill(stages, photos).images
         summary = json.loads((distilled.path / "summary.json").read_text())
         values = (summary["psnr_bic_mean"], summary["psnr_bic_real_mean"], summary["max_cosine_to_train"])
         print(f"| {name} | {values[0]:.2f} | {values[1]:.2f} | {values[2]:.3f} |", flush=True)

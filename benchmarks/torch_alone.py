@@ -1,7 +1,7 @@
 """Run ddsr's training step on a machine that has PyTorch and NumPy but none of ddsr's other dependencies.
 
-`install` provides stand-ins for pydantic and safetensors if they are absent. They hold values and validate nothing, which
-is enough to time code whose configs are written in the benchmark itself. Do not use them outside of benchmarks.
+`install` provides stand-ins for pydantic, safetensors and others if they are absent. They hold values and validate nothing,
+which is enough to time code whose configs are written in the benchmark itself. Do not use them outside of benchmarks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from types import ModuleType
 from typing import Any
 
 #: Modules that ddsr's step imports when it is loaded but does not use when it runs.
-REPLACED = ("pydantic", "safetensors", "safetensors.torch")
+REPLACED = (
+    "pydantic", "safetensors", "safetensors.torch", "pyarrow", "pyarrow.parquet", "PIL",
+)  # fmt: skip
 MISSING = object()
 
 
@@ -57,7 +59,8 @@ class StandIn(ModuleType):
 
 def install() -> list[str]:
     """Install the stand-ins; returns the names of the absent packages."""
-    absent = [name for name in ("pydantic", "safetensors") if importlib.util.find_spec(name) is None]
+    roots = dict.fromkeys(name.split(".")[0] for name in REPLACED)
+    absent = [name for name in roots if importlib.util.find_spec(name) is None]
     for name in REPLACED:
         if name.split(".")[0] in absent:
             sys.modules[name] = StandIn(name)
