@@ -26,7 +26,9 @@ from ddsr_core.evaluation.evaluate import BICUBIC, EvaluateConfig
 from ddsr_core.experiments.paper_tables import ExperimentName
 from ddsr_core.experiments.request import ExperimentRequest, run_experiment_plainly
 from ddsr_core.imaging import demo_photos as bundled
-from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
+from ddsr_core.imaging.images import read_rgb
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline import run_folder, steps
 from ddsr_core.pipeline.config import PipelineConfig, Preset, checked, load_config
 from ddsr_core.pipeline.plain import plain_backend

@@ -11,7 +11,7 @@ from typing import Any
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune
 from ddsr_core.errors import ConfigError, InputError, StorageError
-from ddsr_core.imaging.images import photo_digests, photo_source
+from ddsr_core.imaging.photos import photo_digests, photo_source
 from ddsr_core.nightly.registry import (
     Metric,
     Registry,
@@ -35,7 +35,9 @@ from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.stages import STAGES
-from ddsr_core.storage.store import Artifact, Source, StageInput, Store, now, storage_errors
+from ddsr_core.storage.files import now, storage_errors
+from ddsr_core.storage.stage import Artifact, Source, StageInput
+from ddsr_core.storage.store import Store
 
 #: Sections of the paper whose stages decide what is distilled.
 DISTILLING = ("II-A", "II-B", "II-C")
@@ -227,8 +229,8 @@ def warm_start(
         config = config.model_copy(update={"finetune": shorter})
     stages.log(f"fine-tuning goes on from version {champion.number}")
     return config, {
-        "start": kept(store, finetune.STAGE.name, champion),
-        "start_clusters": kept(store, clusters.STAGE.name, champion),
+        "from_adapter": kept(store, finetune.STAGE.name, champion),
+        "from_clusters": kept(store, clusters.STAGE.name, champion),
     }
 
 
@@ -295,8 +297,8 @@ def made_anew(stages: Stages, photos: int) -> dict[str, int]:
     scored, embedded = (stages.run_of(stage) for stage in (patches.STAGE, embeddings.STAGE))
     vectors = embedded.artifact.manifest.counts
     return {
-        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_memo"],
-        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_memo"],
+        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_photo_cache"],
+        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_photo_cache"],
     }
 
 

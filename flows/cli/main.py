@@ -14,10 +14,11 @@ import click
 
 from ddsr_core import __version__
 from ddsr_core.errors import StorageError
+from ddsr_core.pipeline.home import home_of
 from flows.cli.networks import networks
 from flows.cli.nights import nights
 from flows.cli.options import Group, home_option, json_option, parallel_options, run_options
-from flows.cli.running import home_of, run_experiment, run_pipeline
+from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
 
 
@@ -40,8 +41,8 @@ def demo(**options: Any) -> None:
     Example: ddsr demo --home /tmp/ddsr
     """
     from ddsr_core.imaging.demo_photos import write_demo_photos
+    from ddsr_core.storage.files import storage_errors
     from ddsr_core.storage.remote_store import open_store
-    from ddsr_core.storage.store import storage_errors
 
     home = open_store(home_of(options["home"])).home
     with storage_errors(home):

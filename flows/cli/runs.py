@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from ddsr_core.pipeline.home import home_of
 from flows.cli.options import Group, home_option, json_option
-from flows.cli.running import home_of
 
 
 @click.group(cls=Group)
@@ -72,7 +72,7 @@ def report(run: str, picture: Path | None, home: str | None) -> None:
     """
     from ddsr_core.pipeline.run_folder import run_folder
     from ddsr_core.pipeline.run_state import read_record
-    from ddsr_core.report import overview_figure, write_report
+    from ddsr_core.report.html import overview_figure, write_report
     from ddsr_core.storage.remote_store import open_store
 
     store = open_store(home_of(home))
@@ -97,8 +97,8 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
+    from ddsr_core.pipeline.steps import search_run
     from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import search_run
 
     if (text is None) == (image is None):
         raise click.UsageError("give either a text or --image FILE")

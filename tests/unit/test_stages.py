@@ -16,7 +16,7 @@ from ddsr_core.pipeline.distill import distill
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pipeline.stages import Backend, Stages
 from ddsr_core.stages import STAGES, find_stage
-from ddsr_core.storage.store import Artifact, Manifest, Source, Stage
+from ddsr_core.storage.stage import Artifact, Manifest, Source, Stage
 from flows import distill as flow_module
 from tasks.stages import TASKS
 
