@@ -14,10 +14,11 @@ import click
 
 from ddsr_core import __version__
 from ddsr_core.errors import StorageError
+from ddsr_core.pipeline.home import home_of
 from flows.cli.networks import networks
 from flows.cli.nights import nights
 from flows.cli.options import Group, home_option, json_option, parallel_options, run_options
-from flows.cli.running import home_of, run_experiment, run_pipeline
+from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
 
 

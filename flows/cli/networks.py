@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import click
 
+from ddsr_core.pipeline.home import home_of
 from flows.cli.options import Group, device_option, home_option, json_option
-from flows.cli.running import home_of
 
 
 @click.group(cls=Group)

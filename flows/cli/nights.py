@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from ddsr_core.pipeline.home import home_of
 from flows.cli.options import Group, device_option, home_option, json_option, parallel_options
-from flows.cli.running import home_of, run_night
+from flows.cli.running import run_night
 
 
 @click.group(cls=Group)

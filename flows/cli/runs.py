@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from ddsr_core.pipeline.home import home_of
 from flows.cli.options import Group, home_option, json_option
-from flows.cli.running import home_of
 
 
 @click.group(cls=Group)
