@@ -27,7 +27,9 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from ddsr_core.config import Runtime
-from ddsr_core.imaging.images import decode_rgb, encode_png, find_images, iter_photos
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.images import encode_png
+from ddsr_core.imaging.photos import find_images, iter_photos
 from ddsr_core.parallel import prefetch
 from ddsr_core.pseudo_labels import scoring
 from ddsr_core.pseudo_labels.config import PatchesConfig

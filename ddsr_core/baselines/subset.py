@@ -22,7 +22,8 @@ from ddsr_core.errors import InputError
 from ddsr_core.imaging import images
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.sampling.selection import farthest_first
-from ddsr_core.storage.store import Stage, StageResult, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,8 @@ from ddsr_core.config import digest_of
 from ddsr_core.diffusion import published
 from ddsr_core.diffusion.codec import Codec, load_codec, load_vae
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.storage.store import Source, sha256_of
+from ddsr_core.storage.files import sha256_of
+from ddsr_core.storage.stage import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -319,7 +320,7 @@ def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from ddsr_core.storage.store import write_json
+    from ddsr_core.storage.files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in dit.state_dict().items()}, folder / TRANSFORMER)
@@ -330,7 +331,7 @@ def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
 
 def tidy_vae_config(folder: Path) -> None:
     """Take out of a saved VAE's config what diffusers warns of when loading, and the place on disk it once came from."""
-    from ddsr_core.storage.store import write_json
+    from ddsr_core.storage.files import write_json
 
     settings = published.read_json(folder / published.CONFIG)
     if settings["_class_name"] == "AutoencoderTiny":  # its own constructor sets this; AutoencoderKL needs it

@@ -16,7 +16,8 @@ from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import load_embedder
-from ddsr_core.storage.store import Stage, StageResult, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Stage, StageResult
 
 
 class ClassRowsConfig(StageConfig):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ddsr_core import errors
 from ddsr_core.config import Runtime
 from ddsr_core.progress import Bar
-from ddsr_core.storage.store import RESUME, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import RESUME
 
 if TYPE_CHECKING:
     from torch import Tensor

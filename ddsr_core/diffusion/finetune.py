@@ -15,7 +15,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError, TrainingError
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 if TYPE_CHECKING:
     import numpy as np

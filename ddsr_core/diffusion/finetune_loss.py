@@ -19,7 +19,7 @@ from ddsr_core.diffusion.lsr import crop, decoded_psnr_bic, lsr_loss
 from ddsr_core.diffusion.minimax import Memory, minimax_losses
 from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch
 from ddsr_core.errors import InputError, TrainingError
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from ddsr_core.diffusion.base import Base

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,7 +191,8 @@ def batches_of_patches(
     Raises:
         InputError: a patch has another size than ``image_px``.
     """
-    from ddsr_core.imaging.images import decode_rgb, read_image_parquet
+    from ddsr_core.imaging.decode import decode_rgb
+    from ddsr_core.imaging.image_sets import read_image_parquet
 
     names: list[str] = []
     images: list[np.ndarray] = []

@@ -49,7 +49,8 @@ def restored_files(teacher: Path, paths: Sequence[Path], share: float, runtime: 
     Raises:
         InputError: no network there.
     """
-    from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
+    from ddsr_core.imaging.decode import read_rgb
+    from ddsr_core.imaging.images import to_float, to_uint8
     from ddsr_core.sr.weights import load_network
 
     network = load_network(teacher).module.to(runtime.device)

@@ -17,12 +17,14 @@ from pydantic import Field, model_validator
 
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name
+from ddsr_core.imaging.images import encode_png
 from ddsr_core.sampling.real_starts import StartLatents, StartOrder, starting_patches
 from ddsr_core.sampling.restoration import restored_files
 from ddsr_core.sampling.selection import Comparison, Scores, Select, choose, compare, random_score, score
 from ddsr_core.sampling.sr_gain import gains_of_files, most_learnable
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -150,7 +150,8 @@ def _describe(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """PSNR_bic ``(n,)``, thumbnails as they are and mirrored ``(2, n, 3072)``, embeddings ``(n, d)``, side in pixels."""
     from ddsr_core.imaging.bicubic import psnr_bic
-    from ddsr_core.imaging.images import read_rgb, to_float
+    from ddsr_core.imaging.decode import read_rgb
+    from ddsr_core.imaging.images import to_float
     from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
     from ddsr_core.pseudo_labels.embeddings import read_config
 

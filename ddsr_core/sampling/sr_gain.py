@@ -60,7 +60,8 @@ def gains_of_files(teacher: Path, paths: Sequence[Path], runtime: Runtime) -> np
     Raises:
         InputError: no network there.
     """
-    from ddsr_core.imaging.images import read_rgb, to_float
+    from ddsr_core.imaging.decode import read_rgb
+    from ddsr_core.imaging.images import to_float
     from ddsr_core.sr.weights import load_network
 
     network = load_network(teacher).module.to(runtime.device)

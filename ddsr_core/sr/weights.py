@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.sr.architectures import build_network, own_names, public_names, recognize
+from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
-from ddsr_core.storage.store import write_atomically, write_json
 from ddsr_core.storage.weights_file import readable
 
 if TYPE_CHECKING:

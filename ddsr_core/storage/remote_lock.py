@@ -16,8 +16,9 @@ from threading import Event, Thread
 from pydantic import Field
 
 from ddsr_core.errors import StorageError
+from ddsr_core.storage.files import now
 from ddsr_core.storage.s3 import Bucket
-from ddsr_core.storage.store import LOG, Owner, held_by_another, now
+from ddsr_core.storage.store import LOG, Owner, held_by_another
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0

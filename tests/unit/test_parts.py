@@ -13,7 +13,8 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
-from ddsr_core.imaging.images import photo_source, save_png
+from ddsr_core.imaging.images import save_png
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.parallel import MAX_PARTS, in_parts
 from ddsr_core.pseudo_labels import embeddings, patches, scoring
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig

@@ -15,7 +15,8 @@ from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, read_rgb, to_float
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
+from ddsr_core.imaging.images import to_float
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sampling.sample import SampleConfig, images_per_label
 from tests.helpers.interruption import Killed, digests, killing_after

@@ -13,7 +13,8 @@ from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.finetune import FinetuneConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
-from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float, to_uint8
 from ddsr_core.metrics.psnr_ssim import fidelity
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sampling.real_starts import starting_patches

@@ -24,49 +24,50 @@ s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machines, log: Path) -> None:
     from flows.cli.housekeeping import collect_garbage
 
-    here, there = machines
+    here, other = machines
     kept, _ = here.build(TOY, CountConfig(files=1), inputs(log))
     unused, _ = here.build(TOY, CountConfig(files=2), inputs(log))
     locked, _ = here.build(TOY, CountConfig(files=3), inputs(log))
     here.bucket.write("runs/demo/run.json", json.dumps({"stages": [{"key": kept.key}]}).encode())
     here.bucket.write(f"artifacts/toy/{locked.key}.lock", b"")
-    assert [place for place, _ in collect_garbage(there, delete=False)] == [f"{URL}/artifacts/toy/{unused.key}"]
-    assert there.find("toy", unused.key) is not None
-    collect_garbage(there, delete=True)
-    assert [there.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
+    assert [place for place, _ in collect_garbage(other, delete=False)] == [f"{URL}/artifacts/toy/{unused.key}"]
+    assert other.find("toy", unused.key) is not None
+    collect_garbage(other, delete=True)
+    assert [other.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
 
 
 def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.pins import Pins
-    from ddsr_core.pipeline.runs import complete_run, start_run
+    from ddsr_core.pipeline.run_state import complete_run, start_run
     from flows.cli.housekeeping import collect_garbage, used_keys
 
-    here, there = machines
+    here, other = machines
     config = load_config("demo", None, ())
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     start_run(here, "demo", config, log, None)
     pins = Pins(here, "demo")
     pins.add(built.key)
-    assert collect_garbage(there, delete=True) == []
+    assert collect_garbage(other, delete=True) == []
     complete_run(here, "demo", [StageRun("toy", built, False)])
     pins.drop()
-    assert used_keys(there) == {built.key}
-    start_run(there, "demo", config, log, None)  # it begins again on the other machine, which has never seen it
+    assert used_keys(other) == {built.key}
+    start_run(other, "demo", config, log, None)  # it begins again on the other machine, which has never seen it
     assert used_keys(here) == {built.key}
-    complete_run(there, "demo", [])
+    complete_run(other, "demo", [])
     assert len(collect_garbage(here, delete=True)) == 2  # this machine's copy, and what is published
 
 
 def test_looking_at_runs_leaves_the_files_of_one_that_goes_on_alone(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import list_runs, read_run, start_run
+    from ddsr_core.pipeline.run_folder import list_runs, read_run
+    from ddsr_core.pipeline.run_state import start_run
 
-    here, there = machines
+    here, other = machines
     folder = start_run(here, "demo", load_config("demo", None, ()), log, None)
     (folder / "run.json").write_text('{"status": "completed"}')  # and its report is being written
     assert [state["status"] for state in list_runs(here)] == ["running"]
-    assert read_run(there, "demo")["status"] == "running"
+    assert read_run(other, "demo")["status"] == "running"
     assert (folder / "run.json").read_text() == '{"status": "completed"}'
 
 
@@ -107,16 +108,16 @@ def test_nights_on_two_machines_share_registry_memo_and_set(
     from flows.cli.housekeeping import collect_garbage
 
     without_reports(monkeypatch)
-    (here, there), fakes = machines, Fakes()
+    (here, other), fakes = machines, Fakes()
     photos, test = put(tmp_path / "photos", "a", "b"), put(tmp_path / "test", "t")
 
     def in_use() -> float:
         return float(here.read_file("nightly/n/current/metadata.jsonl") or b"nan")
 
     fakes.spend(here, photos, test)
-    assert fakes.spend(there, photos, test).version is None
+    assert fakes.spend(other, photos, test).version is None
     fakes.quality = 21.0
-    second = fakes.spend(there, put(photos, "c"), test).version
+    second = fakes.spend(other, put(photos, "c"), test).version
     assert second is not None
     assert (second.promoted, second.warm_from, second.anew["photos"]) == (True, 1, 1)
     fakes.quality = 19.0
@@ -124,16 +125,16 @@ def test_nights_on_two_machines_share_registry_memo_and_set(
     assert in_use() == 21.0  # not this machine's old copy
     roll_back(here, "n")
     assert in_use() == 20.0
-    assert read_registry(there, "n").champion == 1
+    assert read_registry(other, "n").champion == 1
 
     here.bucket.remove(here.bucket.list("runs/"))
     here.bucket.remove(["nightly/n/current/metadata.jsonl"])
     for store in machines:
         shutil.rmtree(store.home)
-    assert collect_garbage(there, delete=True)
-    assert fakes.spend(there, photos, test).version is None
+    assert collect_garbage(other, delete=True)
+    assert fakes.spend(other, photos, test).version is None
     assert in_use() == 20.0  # put in its place again
-    assert roll_back(there, "n", 2).champion == 2
+    assert roll_back(other, "n", 2).champion == 2
     assert in_use() == 21.0
 
 
@@ -141,26 +142,26 @@ def test_a_memo_that_has_lost_an_object_begins_anew(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_reports(monkeypatch)
-    (here, there), fakes = machines, Fakes()
+    (here, other), fakes = machines, Fakes()
     photos, test = put(tmp_path / "photos", "a", "b"), put(tmp_path / "test", "t")
     fakes.spend(here, photos, test)
     here.bucket.remove(list(here.bucket.list("nightly/n/photo_cache/files/"))[:1])
-    second = fakes.spend(there, put(photos, "c"), test).version
+    second = fakes.spend(other, put(photos, "c"), test).version
     assert second is not None
     assert second.anew["photos"] == 3
     assert "it is discarded" in caplog.text
 
 
 def test_a_lock_that_nobody_wants_to_wait_for(machines: Machines) -> None:
-    here, there = machines
+    here, other = machines
     with (
         here.locked("x", "first", "a night, begun"),
         pytest.raises(StorageError, match="a night, begun by process"),
-        there.locked("x", what="a night, begun", wait=False),
+        other.locked("x", what="a night, begun", wait=False),
     ):
         pass
-    with there.locked("x", wait=False):
-        assert there.bucket.read("x.lock") is not None
+    with other.locked("x", wait=False):
+        assert other.bucket.read("x.lock") is not None
 
 
 def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
@@ -198,7 +199,7 @@ def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.
 
 
 def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: Machines, log: Path) -> None:
-    from ddsr_core.storage.store import Stage, StageResult
+    from ddsr_core.storage.stage import Stage, StageResult
 
     def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
         raise TimeoutError("the stage's own")
@@ -219,7 +220,7 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
-    from flows.distill import require_one_machine
+    from ddsr_core.pipeline.run import require_one_machine
 
     for where in ({"gpu": "pool", "runner": "sequential"}, {"gpu": "local", "runner": "ray"}):
         with pytest.raises(ConfigError, match="held out") as caught:
