@@ -30,7 +30,7 @@ _BY_GAIN = {"oversample": 10, "sr_gain_share": 0.2, "allocation": "proportional"
 #: Every one as it is drawn, begun at patches that are spread over their cluster; copies are not refused, as a weak start
 #: gives hardly anything else.
 _BEGUN = {
-    "start": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
+    "init": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
     "max_cosine": 1.0, "detail_restoration": 0.0,
 }  # fmt: skip
 #: Images as the diffusion model draws them, chosen, with nothing done to them: as near to the paper as ddsr-tiny allows.

@@ -229,8 +229,8 @@ def warm_start(
         config = config.model_copy(update={"finetune": shorter})
     stages.log(f"fine-tuning goes on from version {champion.number}")
     return config, {
-        "start": kept(store, finetune.STAGE.name, champion),
-        "start_clusters": kept(store, clusters.STAGE.name, champion),
+        "from_adapter": kept(store, finetune.STAGE.name, champion),
+        "from_clusters": kept(store, clusters.STAGE.name, champion),
     }
 
 

@@ -134,7 +134,7 @@ class Stages:
         """The adapter of the base model: DiffFit, minimax losses and L_SR.
 
         Args:
-            earlier: ``start`` and ``start_clusters``: an adapter to go on from, and its clusters. None: from the base.
+            earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters. None: from the base.
         """
         models = {**self.files.base(self.config), **self.files.lsr_decoder(self.config)}
         learned: dict[str, StageInput] = {"latents": encoded, "clusters": labels, **models, **_given(rows=rows)}

@@ -1,4 +1,4 @@
-"""A base model of 16-pixel images with random weights, and patches and clusters to go with it: milliseconds a step."""
+"""A base model of 16-pixel images with random weights, and patches and clusters to go with it: milliseconds per step."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from diffusers import AutoencoderTiny
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import latents
 from ddsr_core.diffusion.base import BaseInfo, save_base
+from ddsr_core.diffusion.config import LatentsConfig
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.diffusion.latents import LatentsConfig
 from ddsr_core.imaging.image_sets import write_image_parquet
 from ddsr_core.imaging.images import encode_png
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import class_rows
-from ddsr_core.diffusion.class_rows import ClassRowsConfig, class_names, nearest_rows
+from ddsr_core.diffusion.class_rows import class_names, nearest_rows
+from ddsr_core.diffusion.config import ClassRowsConfig
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from tests.helpers.published_models import write_diffusers, write_original

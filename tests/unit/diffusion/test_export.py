@@ -148,7 +148,7 @@ def test_what_is_there_is_not_overwritten_and_a_failed_export_leaves_nothing(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="something already"):
+    with pytest.raises(InputError, match="not empty"):
         export(models[1], LABELS, tmp_path / "full", "original")
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
     with pytest.raises(InputError, match="fold them first"):
