@@ -183,9 +183,7 @@ def gather_scores(config: PatchesConfig, sources: Sequence[Photo], out: Path) ->
     return Scores(**{name: np.concatenate(parts) for name, parts in columns.items()}, skipped=skipped)
 
 
-def _scored(
-    job: PhotosToScore, sources: Sequence[Photo], cache: ScoreCache, runtime: Runtime
-) -> Iterator[Collection[int]]:
+def _scored(job: PhotosToScore, sources: Sequence[Photo], cache: ScoreCache, runtime: Runtime) -> Iterator[Collection[int]]:
     """Score the photos here or in parts elsewhere; yields the indices of photos whose files are written."""
     parts = [
         PhotosToScore(job.config, job.photos, {i: job.names[i] for i in indices}, job.out, job.photo_cache)

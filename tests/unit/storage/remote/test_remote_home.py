@@ -11,6 +11,8 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
+from ddsr_core.pipeline.request import Execution
+from ddsr_core.pipeline.run import require_one_machine
 from ddsr_core.pipeline.stages import StageRun
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.store import Store
@@ -100,7 +102,7 @@ def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch)
         remote_store.retry_while_unreachable(call)
 
 
-def test_nights_on_two_machines_share_registry_memo_and_set(
+def test_nights_on_two_machines_share_registry_photo_cache_and_set(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ddsr_core.nightly.night import roll_back
@@ -138,7 +140,7 @@ def test_nights_on_two_machines_share_registry_memo_and_set(
     assert in_use() == 21.0
 
 
-def test_a_memo_that_has_lost_an_object_begins_anew(
+def test_a_photo_cache_that_has_lost_an_object_is_discarded(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_reports(monkeypatch)
@@ -220,11 +222,9 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
-    from ddsr_core.pipeline.run import require_one_machine
-
-    for where in ({"gpu": "pool", "runner": "sequential"}, {"gpu": "local", "runner": "ray"}):
+    for elsewhere in (Execution(gpu="pool"), Execution(runner="ray")):
         with pytest.raises(ConfigError, match="held out") as caught:
-            require_one_machine(machines[0], **where)  # type: ignore[arg-type]
+            require_one_machine(elsewhere, machines[0])
         assert "name test photos" in str(caught.value.fix)
-        require_one_machine(Store(tmp_path), **where)  # type: ignore[arg-type]
-    require_one_machine(machines[0], "local", "processes")
+        require_one_machine(elsewhere, Store(tmp_path))
+    require_one_machine(Execution(runner="processes"), machines[0])
