@@ -25,7 +25,8 @@ from ddsr_core.diffusion.codec import Codec, load_codec, load_vae
 from ddsr_core.diffusion.dit import DiT, DiTConfig, position_table
 from ddsr_core.diffusion.layouts import from_diffusers
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.storage.store import Source, sha256_of, write_json
+from ddsr_core.storage.files import sha256_of, write_json
+from ddsr_core.storage.stage import Source
 
 INFO = "ddsr_base.json"
 TRANSFORMER = "transformer.safetensors"

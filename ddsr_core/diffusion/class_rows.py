@@ -16,9 +16,9 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import load_base_facts
 from ddsr_core.diffusion.config import ClassRowsConfig
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder
-from ddsr_core.pseudo_labels.embeddings import load_embedder
-from ddsr_core.storage.store import Stage, StageResult, write_json
+from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder, load_embedder
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Stage, StageResult
 
 #: Names embedded per forward pass.
 TEXT_BATCH = 100

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from ddsr_core.config import StageConfig
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 
 #: The last step whose signal-to-noise ratio is at least one (alpha_bar >= 1/2).
 LAST_STEP_OF_SIGNAL = 258

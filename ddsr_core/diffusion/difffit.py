@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ddsr_core.diffusion.config import ClassRowInit
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.errors import InputError
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
 
 UNFROZEN = ("bias", "norm", "gamma", "y_embed")
 TABLE = "y_embedder.embedding_table.weight"

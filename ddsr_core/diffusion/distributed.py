@@ -23,7 +23,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from ddsr_core import errors
 from ddsr_core.config import Runtime
 from ddsr_core.progress import Bar
-from ddsr_core.storage.store import RESUME, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import RESUME
 
 
 class ProcessGroup(Protocol):

@@ -22,7 +22,7 @@ from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.layouts import to_diffusers
 from ddsr_core.errors import InputError
-from ddsr_core.storage.store import storage_errors, write_atomically, write_json
+from ddsr_core.storage.files import storage_errors, write_atomically, write_json
 
 Format = Literal["original", "diffusers"]
 #: ``DiTPipeline`` uses row 1000 for "no label" regardless of the size of the table.

@@ -25,7 +25,8 @@ from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.from_adapter import load_for_labels
 from ddsr_core.diffusion.training_set import TrainingSet, load_training_set
 from ddsr_core.errors import InputError, TrainingError
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 #: Steps that the losses in the summary are averaged over.
 LAST_STEPS = 100

@@ -22,7 +22,7 @@ from ddsr_core.diffusion.finetune_loss import TERMS, FinetuneLoss, gradients, to
 from ddsr_core.diffusion.minimax import Memories
 from ddsr_core.diffusion.training_set import Batch, Part, TrainingSet, draw_batch, parts_of
 from ddsr_core.errors import InputError, TrainingError
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
 
 #: Samples that are smoother than the patches by this much get the full weight of L_SR.
 LSR_BAND_DB = 1.0

@@ -23,8 +23,11 @@ from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.config import LatentsConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, read_image_parquet, to_float, to_signed
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.image_sets import read_image_parquet
+from ddsr_core.imaging.images import to_float, to_signed
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 MEAN, LOG_VARIANCE, PATCHES = "mean.npy", "log_variance.npy", "patches.parquet"
 

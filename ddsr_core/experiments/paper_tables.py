@@ -12,13 +12,13 @@ from typing import Any, Literal
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import ConfigError
 from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant
-from ddsr_core.pipeline.config import merge
+from ddsr_core.pipeline.config import Preset, merge
 
 Scale = Literal["mini", "paper"]
 ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"]
 
 #: The preset that a scale is laid over where none is named.
-DEFAULT_PRESET: Mapping[Scale, str] = {"mini": "demo", "paper": "best"}
+DEFAULT_PRESET: Mapping[Scale, Preset] = {"mini": "demo", "paper": "best"}
 
 #: Numbers of training images; Table III's are the larger ones.
 COUNTS: Mapping[Scale, tuple[int, ...]] = {"mini": (7, 70), "paper": (7, 35, 70, 140, 280, 420)}

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ddsr_core.config import Runtime
 from ddsr_core.imaging.bicubic import make_lr
-from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float, to_uint8
 from ddsr_core.sr.weights import load_network
 
 #: Images per forward pass.

@@ -24,14 +24,17 @@ from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.diffusion.difffit import fold, load_adapter
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name, read_rgb
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name
+from ddsr_core.imaging.images import encode_png
 from ddsr_core.sampling.allocation import images_per_label
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sampling.init_patches import InitLatents, init_patches
 from ddsr_core.sampling.restoration import restored_files
 from ddsr_core.sampling.selection import Comparison, References, Scores, choose, compare, random_score, score
 from ddsr_core.sampling.sr_gain import gains_of_files, highest_gain
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 #: Numbers of the summary that go into the artifact's manifest.
 COUNTED = ("count", "height", "width", "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")

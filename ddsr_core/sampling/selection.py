@@ -21,9 +21,11 @@ from ddsr_core.diffusion.latents import batches_of_patches
 from ddsr_core.diffusion.training_set import label_of
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import read_rgb, to_float
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float
 from ddsr_core.pseudo_labels.clusters import read_labels
-from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder, read_config
+from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
+from ddsr_core.pseudo_labels.embeddings import read_config
 from ddsr_core.sampling.config import Select
 from ddsr_core.storage.vector_table import open_table
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ddsr_core.config import Runtime
 from ddsr_core.imaging.bicubic import make_lr, upsample
-from ddsr_core.imaging.images import read_rgb, to_float
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float
 from ddsr_core.metrics.psnr_ssim import rgb_to_y, to_levels
 from ddsr_core.sr.weights import load_network
 

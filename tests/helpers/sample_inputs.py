@@ -14,8 +14,9 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.imaging.bicubic import upsample
-from ddsr_core.imaging.images import decode_rgb
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, embed_images, load_embedder
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.weights import save_weights
 from ddsr_core.storage.vector_table import write_table

@@ -17,7 +17,7 @@ from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.export import export, pipeline_transformer, pipeline_vae
 from ddsr_core.errors import InputError
 from ddsr_core.sampling.sample import load_tuned
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 from flows.cli.main import cli
 from tests.helpers.published_models import SHAPE, small_kl, write_diffusers
 from tests.helpers.tiny_base import IMAGE_PX, tiny_dit, write_base

@@ -9,7 +9,8 @@ import torch
 
 from ddsr_core.config import Runtime
 from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
-from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float, to_uint8
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sampling.restoration import restore

@@ -14,7 +14,8 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, read_rgb, to_float
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
+from ddsr_core.imaging.images import to_float
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sampling.sample import load_tuned

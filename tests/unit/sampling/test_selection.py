@@ -11,8 +11,9 @@ from scipy.stats import wasserstein_distance
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, save_png, to_float
-from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.images import save_png, to_float
+from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 from ddsr_core.sampling import selection
 from ddsr_core.sampling.selection import (
     Nearest,
