@@ -29,7 +29,8 @@ def publish_stage(artifact: Artifact, label: str, cached: bool) -> None:
     manifest = artifact.manifest
     verdict = "from the cache; it was built" if cached else "built"
     text = [
-        f"**{label}**: {verdict} in {manifest.seconds:.0f} s on {manifest.device}, {manifest.bytes / 1e6:.1f} MB, key `{manifest.key}`",
+        f"**{label}**: {verdict} in {manifest.seconds:.0f} s on {manifest.device}, {manifest.bytes / 1e6:.1f} MB, "
+        f"key `{manifest.key}`",
         *(f"![{name}]({uri})" for name, uri in pictures(artifact).items()),
         _table("result", "", manifest.counts),
         _table("setting", "value", manifest.config),
@@ -71,8 +72,8 @@ def _report(run: str, home: str) -> str:
     if base:
         return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nThe file is {place}."
     return (
-        f"The report is {place}.\n\nA browser opens no file from here. To get a link instead, serve `{home}/runs` with a web "
-        f"server and set `{REPORTS_URL}` to its address for the workers."
+        f"The report is {place}.\n\nA browser opens no file from here. To get a link, serve `{home}/runs` with a web server "
+        f"and set `{REPORTS_URL}` to its address for the workers."
     )
 
 

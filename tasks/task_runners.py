@@ -57,7 +57,7 @@ def check_answers(address: str) -> None:
         host, port = place.hostname, place.port
     except ValueError:
         host, port = None, None
-    fix = "start one with `ray start --head` and name it as HOST:PORT, or unset RAY_ADDRESS for a cluster of this machine alone"
+    fix = "start one (`ray start --head`) and name it as HOST:PORT, or unset RAY_ADDRESS to use this machine alone"
     if not host or not port:
         raise ConfigError("not the address of a Ray cluster", where=f"RAY_ADDRESS={address}", fix=fix)
     try:
