@@ -38,7 +38,7 @@ def publish_stage(artifact: Artifact, label: str, cached: bool) -> None:
     ]
     page = "\n\n".join(text)
     retry_while_server_down(
-        lambda: create_markdown_artifact(page, key=f"ddsr-{manifest.stage}", description=f"{label}: {verdict}")
+        lambda: create_markdown_artifact(page, key=f"ddsr-{artifact_key(label)}", description=f"{label}: {verdict}")
     )
 
 
