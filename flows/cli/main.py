@@ -131,7 +131,7 @@ def doctor(home: str | None, as_json: bool) -> None:
 
     Example: ddsr doctor
     """
-    from flows.cli.housekeeping import examine
+    from flows.cli.doctor import examine
 
     checks = examine(home_of(home))
     if as_json:

@@ -147,8 +147,8 @@ def gc(delete: bool, nights: int | None, home: str | None) -> None:
 
     Example: ddsr gc --delete
     """
+    from ddsr_core.gc import collect_garbage
     from ddsr_core.storage.remote_store import open_store
-    from flows.cli.housekeeping import collect_garbage
 
     removed = collect_garbage(open_store(home_of(home)), delete, nights)
     for path, size in removed:

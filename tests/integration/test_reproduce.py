@@ -13,13 +13,13 @@ import pytest
 from ddsr_core.errors import InputError
 from ddsr_core.experiments.design import Design, Network, Variant
 from ddsr_core.experiments.run import measure
+from ddsr_core.gc import collect_garbage
 from ddsr_core.imaging.images import read_rgb
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.fan_out import fan_out
 from ddsr_core.progress import silent
 from ddsr_core.storage.store import Store
 from flows.building import plain_builder
-from flows.cli.housekeeping import collect_garbage
 from tests.helpers.commands import ROOT, TINY, make_photos
 
 

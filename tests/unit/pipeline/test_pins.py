@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from ddsr_core import gc
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError
+from ddsr_core.gc import collect_garbage, used_keys
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.pins import Pins, pinned_keys
 from ddsr_core.pipeline.runs import fail_run, failure_noted, run_folder, start_run
 from ddsr_core.progress import silent
 from ddsr_core.storage.store import Store, write_json
 from flows.building import plain_builder
-from flows.cli import housekeeping
-from flows.cli.housekeeping import collect_garbage, used_keys
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 
@@ -138,7 +138,7 @@ def test_run_that_is_finished_or_begun_while_gc_looks_loses_nothing(
     begin(store, log)
     pins = Pins(store, "demo")
     pins.add(built.key)
-    list_runs, held = housekeeping.list_runs, housekeeping._collect_here
+    list_runs, held = gc.list_runs, gc._collect_local
 
     def finish_first(store: Store) -> list[dict[str, object]]:
         complete(store, built.key)
@@ -149,8 +149,8 @@ def test_run_that_is_finished_or_begun_while_gc_looks_loses_nothing(
         Pins(store, "demo").add(found.key)
         return held(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(housekeeping, "list_runs", finish_first)
-    monkeypatch.setattr(housekeeping, "_collect_here", begin_first)
+    monkeypatch.setattr(gc, "list_runs", finish_first)
+    monkeypatch.setattr(gc, "_collect_local", begin_first)
     assert removed(store) == []
 
 

@@ -22,7 +22,7 @@ s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 
 
 def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machines, log: Path) -> None:
-    from flows.cli.housekeeping import collect_garbage
+    from ddsr_core.gc import collect_garbage
 
     here, there = machines
     kept, _ = here.build(TOY, CountConfig(files=1), inputs(log))
@@ -37,10 +37,10 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
 
 
 def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
+    from ddsr_core.gc import collect_garbage, used_keys
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.pins import Pins
     from ddsr_core.pipeline.runs import complete_run, start_run
-    from flows.cli.housekeeping import collect_garbage, used_keys
 
     here, there = machines
     config = load_config("demo", None, ())
@@ -102,9 +102,9 @@ def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch)
 def test_nights_on_two_machines_share_registry_memo_and_set(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ddsr_core.gc import collect_garbage
     from ddsr_core.nightly.night import roll_back
     from ddsr_core.nightly.registry import read_registry
-    from flows.cli.housekeeping import collect_garbage
 
     without_reports(monkeypatch)
     (here, there), fakes = machines, Fakes()
