@@ -16,7 +16,7 @@ from typing import Any
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.stages import Chain, StageRun
-from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
+from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
 from ddsr_core.storage.store import LOG, Artifact, Store, storage_errors, write_atomically, write_json
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
@@ -88,7 +88,7 @@ def run_log(store: Store, name: str) -> Callable[[str], None]:
 
 def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) -> Outcome:
     """Publish the distilled set, write run.json and the report."""
-    from ddsr_core.report import write_report
+    from ddsr_core.report.html import write_report
 
     folder = run_folder(store, name)
     record = to_record(name, config, chain)

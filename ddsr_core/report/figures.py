@@ -7,14 +7,11 @@ import io
 import math
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from ddsr_core.imaging.images import decode_rgb, encode_png, read_rgb, save_png
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 WIDTH, HEIGHT = 480, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38
@@ -24,9 +21,7 @@ THUMB_PX = 128
 
 
 def thumbnail_uri(image: np.ndarray) -> str:
-    """A WebP data URI of ``uint8 (H, W, 3)``, at most `THUMB_PX` wide and high; for overviews, so lossy."""
-    from PIL import Image
-
+    """A WebP data URI of ``uint8 (H, W, 3)``, at most `THUMB_PX` wide and high; lossy, for overviews."""
     picture = Image.fromarray(image)
     picture.thumbnail((THUMB_PX, THUMB_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -35,7 +30,7 @@ def thumbnail_uri(image: np.ndarray) -> str:
 
 
 def exact_uri(image: np.ndarray) -> str:
-    """A PNG data URI of ``uint8 (H, W, 3)``: every pixel as it is, for close-ups that are compared."""
+    """A PNG data URI of ``uint8 (H, W, 3)``: lossless, for close-ups that are compared."""
     return _uri(encode_png(image), "image/png")
 
 
@@ -44,7 +39,7 @@ def _uri(data: bytes, kind: str) -> str:
 
 
 def crop_psnr(sr: np.ndarray, hr: np.ndarray) -> float | None:
-    """PSNR in dB over RGB of two ``uint8 (H, W, 3)``; None where they are equal or differ in size."""
+    """PSNR in dB over RGB of two ``uint8 (H, W, 3)``; None if they are equal or differ in size."""
     if sr.shape != hr.shape:
         return None
     error = float(np.square(sr.astype(np.float64) - hr).mean())
@@ -67,14 +62,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def line_chart(series: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, x_label: str, y_label: str) -> str:
-    """Lines of ``name: (x, y)``; each point is the mean of a bin where a curve has more than `CURVE_POINTS`."""
-    drawn = {name: _binned(np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items()}
-    drawn = {name: points for name, points in drawn.items() if len(points[0])}
-    if not drawn:
+    """Lines of ``name: (x, y)``; curves of more than `CURVE_POINTS` points are averaged in bins."""
+    binned = {name: _binned(np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items()}
+    binned = {name: points for name, points in binned.items() if len(points[0])}
+    if not binned:
         return ""
-    frame = _Frame(np.concatenate([x for x, _ in drawn.values()]), np.concatenate([y for _, y in drawn.values()]))
+    frame = _Frame(np.concatenate([x for x, _ in binned.values()]), np.concatenate([y for _, y in binned.values()]))
     shapes = []
-    for index, (name, (x, y)) in enumerate(drawn.items()):
+    for index, (name, (x, y)) in enumerate(binned.items()):
         points = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in zip(x, y, strict=True))
         shapes.append(f'<polyline class="line c{index % 6}" points="{points}"><title>{escape(name)}</title></polyline>')
     return frame.svg(title, "".join(shapes), x_label, y_label)
@@ -153,16 +148,14 @@ TILE, GAP, BAND = 96, 3, 24
 def overview(
     clusters: list[tuple[str, list[bytes], list[Path]]], crops: list[tuple[str, np.ndarray]], title: str, path: Path
 ) -> Path:
-    """Draw the picture for a README as PNG: per cluster a column, real patches above distilled images; below, SR crops.
+    """Write an overview as PNG: one column per cluster with real patches above distilled images, and below them SR crops.
 
     Args:
-        clusters: (label, PNG bytes of real patches, files of distilled images) a cluster.
+        clusters: (label, PNG bytes of real patches, files of distilled images) per cluster.
         crops: (caption, ``uint8 (H, W, 3)``) of the same place: HR, bicubic, then those of one network.
-        title: stands above the third crop.
+        title: caption above the third crop.
         path: written atomically.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     real = max((len(r) for _, r, _ in clusters), default=0)
     made = max((len(d) for _, _, d in clusters), default=0)
     columns = max(len(clusters), 7)

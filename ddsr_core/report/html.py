@@ -1,4 +1,4 @@
-"""Write the report of a run: ``report.html`` (one file, nothing fetched), ``report.json`` and result tables."""
+"""Write the report of a run: ``report.html`` (one file that loads nothing else), ``report.json`` and result tables."""
 
 from __future__ import annotations
 
@@ -9,41 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS
 from ddsr_core.imaging.images import decode_rgb, read_rgb
+from ddsr_core.metrics.spec import METRICS
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,
     Curves,
     Report,
-    RunRecord,
     SrResult,
     gather,
     psnr_bic_groups,
     read_curves,
     real_patches,
 )
-from ddsr_core.report.table import as_csv, as_markdown, number, plain_table, table_rows
+from ddsr_core.report.record import RunRecord
+from ddsr_core.report.table import as_csv, as_markdown, metrics_shown, number, plain_table, table_rows
 from ddsr_core.storage.store import write_atomically, write_json
 
 TEMPLATE = "report.html.j2"
-HEADINGS = {
-    "psnr_y": "PSNR-Y, dB",
-    "ssim_y": "SSIM-Y",
-    "psnr_rgb": "PSNR-RGB, dB",
-    "ssim_rgb": "SSIM-RGB",
-    "lpips": "LPIPS",
-}
 PER_CLUSTER = 10
 MAX_CLUSTERS = 50
-#: Close-ups in a report; with many networks fewer test images are shown, so that the file stays small.
+#: Most close-ups in a report: with many networks fewer test images are shown, so that the file stays small.
 MAX_CLOSEUPS = 48
 
 
 def write_report(run_dir: Path, record: RunRecord) -> Path:
     """Write the report of a run into its folder and return the path of ``report.html``.
 
-    Parts that the run does not have are left out (null in ``report.json``).
+    Parts that the run lacks are left out (null in ``report.json``).
 
     Raises:
         InputError: an artifact that the record names cannot be read.
@@ -61,7 +57,7 @@ def write_report(run_dir: Path, record: RunRecord) -> Path:
 
 
 def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path:
-    """Write a PNG of a run at a glance: real patches above distilled ones per cluster, and a row of SR crops."""
+    """Write a PNG that shows a run at a glance: real patches above distilled images per cluster, and a row of SR crops."""
     report = gather(record)
     real = real_patches(report, per_cluster)
     made = _distilled_by_label(report)
@@ -82,8 +78,6 @@ def overview_figure(record: RunRecord, path: Path, per_cluster: int = 2) -> Path
 
 def render(report: Report) -> str:
     """The page, as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("ddsr_core.report", "templates"),
         autoescape=True,
@@ -96,7 +90,8 @@ def render(report: Report) -> str:
     return environment.get_template(TEMPLATE).render(
         report=report,
         run=report.run,
-        headings=HEADINGS,
+        metrics=[METRICS[name] for name in metrics_shown(report)],
+        meanings=meanings(report),
         rows=rows,
         headlines=[row for row in rows if row.source == DISTILLED],
         test_images=max((result.test_images for result in report.sr), default=0),
@@ -111,6 +106,14 @@ def render(report: Report) -> str:
         config=json.dumps(report.run.config, indent=2, ensure_ascii=False, default=str),
         license=license_note(_base_name(report.run.config)),
     )
+
+
+def meanings(report: Report) -> dict[str, str]:
+    """What each training set of the report is, by the label that its tables use."""
+    labels = {report.label_of(name): text.meaning for name, text in TRAINING_SETS.items()}
+    labels[RESTORED_LABEL] = RESTORED_MEANING
+    used = dict.fromkeys(report.label_of(result.record.source) for result in report.sr)
+    return {label: labels[label] for label in used if label in labels}
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Closeup:
-    """One place of a test image: HR and bicubic, and a row of SR crops an architecture."""
+    """One place of a test image: HR and bicubic, and a row of SR crops per architecture."""
 
     image: str
     reference: list[Tile]
@@ -184,7 +187,7 @@ def _closeups(report: Report) -> Iterator[Closeup]:
         for result in results:
             own = next((c for c in result.crops if c.image == crop.image), None)
             if own is not None:
-                tile = _closeup_tile(read_rgb(own.sr), hr, result.record.source)
+                tile = _closeup_tile(read_rgb(own.sr), hr, report.label_of(result.record.source))
                 rows.setdefault(result.record.arch, []).append(tile)
         reference = [Tile(figures.exact_uri(hr), "HR", "ground truth", hr)]
         reference.append(_closeup_tile(read_rgb(crop.bicubic), hr, "bicubic"))
@@ -209,14 +212,14 @@ def _finetune_charts(report: Report) -> list[tuple[str, str]]:
 
 
 def _sr_charts(report: Report) -> list[tuple[str, list[str], str]]:
-    """(architecture, sources in the order of their colors, SVG); the first seed of each source."""
-    found: dict[str, dict[str, tuple[Curves, str]]] = {}
+    """(architecture, training sets in the order of their colors, SVG); the first seed of each training set."""
+    by_arch: dict[str, dict[str, tuple[Curves, str]]] = {}
     for result in report.sr:
         folder, record = result.record.train_path, result.record
         curves = read_curves(folder / "curves.csv", record.source) if folder else None
         if curves is not None and "loss" in curves.terms:
-            found.setdefault(record.arch, {}).setdefault(record.source, (curves, "loss"))
-    return [(arch, list(lines), _chart(lines, f"Training loss of {arch}", "L1 loss")) for arch, lines in found.items()]
+            by_arch.setdefault(record.arch, {}).setdefault(report.label_of(record.source), (curves, "loss"))
+    return [(arch, list(lines), _chart(lines, f"Training loss of {arch}", "L1 loss")) for arch, lines in by_arch.items()]
 
 
 def _is_rate(name: str) -> bool:
@@ -229,12 +232,12 @@ def _chart(lines: dict[str, tuple[Curves, str]], title: str, y_label: str) -> st
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """``value`` with its sign, a true minus."""
+    """``value`` with its sign, with a true minus sign."""
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    """A share in percent, three significant digits.
+    """A share in percent, with three significant digits.
 
     >>> percent(0.00684), percent(0.5)
     ('0.684%', '50%')
@@ -254,7 +257,7 @@ def duration(seconds: float) -> str:
 
 
 def _base_name(config: dict[str, Any]) -> str | None:
-    """The base model that a run's config names under ``base``, at the top or in a stage."""
+    """The base model that a run's config names as ``base``, at the top level or in a stage."""
     for value in (config.get("base"), *(v.get("base") for v in config.values() if isinstance(v, dict))):
         if isinstance(value, str):
             return value
@@ -262,17 +265,17 @@ def _base_name(config: dict[str, Any]) -> str | None:
 
 
 def license_note(base: str | None) -> str:
-    """What the license of the base model's weights means for the images made with it."""
+    """What the license of the base model's weights means for images sampled from it."""
     if base is None:
-        return "The run does not name its base model; see the license of its weights before you share the images."
+        return "The run does not name its base model. Check the license of its weights before you share the images."
     if "dit-xl" in base.lower():
         return (
-            f"The base model {base} is under CC-BY-NC-4.0: non-commercial use only. Whether images made with it carry "
-            "that limit is not settled; treat the distilled set as non-commercial."
+            f"The base model {base} is licensed under CC-BY-NC-4.0, for non-commercial use only. Whether images sampled "
+            "from it inherit that limit is not settled; treat the distilled set as non-commercial."
         )
     if base.rstrip("/").endswith("ddsr-tiny"):
         return (
-            "The base model ddsr-tiny was trained for this project on freely licensed photographs; its model card "
-            "names them. The distilled set also rests on your photos: their licenses apply to it."
+            "The base model ddsr-tiny was trained for this project on freely licensed photographs, which its model card "
+            "names. The distilled set also derives from your photos, so their licenses apply to it."
         )
-    return f"The base model is {base}; see its license before you share its weights or images made with it."
+    return f"The base model is {base}. Check its license before you share its weights or images sampled from it."

@@ -71,7 +71,7 @@ def report(run: str, picture: Path | None, home: str | None) -> None:
     Example: ddsr report demo --picture overview.png
     """
     from ddsr_core.pipeline.runs import read_record, run_folder
-    from ddsr_core.report import overview_figure, write_report
+    from ddsr_core.report.html import overview_figure, write_report
     from ddsr_core.storage.remote_store import open_store
 
     store = open_store(home_of(home))

@@ -25,11 +25,11 @@ from ddsr_core.imaging.images import (
     save_png,
     write_image_parquet,
 )
-from ddsr_core.report import RunRecord, SrRecord, StageRecord, overview_figure, write_report
-from ddsr_core.report.data import SOURCE_ORDER, Metrics, gather, read_curves, real_patches, source_rank
+from ddsr_core.report.data import SOURCE_ORDER, gather, means_of, read_curves, real_patches, source_rank
 from ddsr_core.report.figures import crop_psnr, histogram, line_chart
-from ddsr_core.report.html import license_note
-from ddsr_core.report.table import table_rows
+from ddsr_core.report.html import license_note, overview_figure, write_report
+from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
+from ddsr_core.report.table import metrics_shown, table_rows
 from ddsr_core.storage.store import write_json
 
 HOSTILE = '<script>alert("x")</script>'
@@ -227,8 +227,8 @@ def test_headline_and_best_marks(run: RunRecord, tmp_path: Path) -> None:
     text = " ".join("".join(Page(write_report(tmp_path / "run", run).read_text()).text).split())
     assert "3 photos → 28 images" in text
     assert "+0.50 dB to random crop, −0.50 dB to the full set" in text
-    assert "★ 24.50" in text
-    assert "★ 25.00" not in text  # the full set is the ceiling, not a rival
+    assert "★ 24.500" in text
+    assert "★ 25.000" not in text  # the full set is the ceiling
 
 
 def test_best_lpips_is_the_lowest(run: RunRecord) -> None:
@@ -240,13 +240,35 @@ def test_best_lpips_is_the_lowest(run: RunRecord) -> None:
     assert [row.to_random for row in rows.values()] == [None, 0.25, 0.5, None]  # the full set has another budget
 
 
+def test_a_restored_distilled_set_is_called_so_and_explained(run: RunRecord, tmp_path: Path) -> None:
+    restored = run.model_copy(update={"config": {**run.config, "sample": {"detail_restoration": 1.0}}})
+    text = " ".join("".join(Page(write_report(tmp_path / "run", restored).read_text()).text).split())
+    assert "distilled + restored: the distilled images, their detail replaced by what a teacher SR network restores" in text
+    assert "| distilled + restored |" in (tmp_path / "run/tables/results.md").read_text()
+    sources = [row["source"] for row in json.loads((tmp_path / "run/report.json").read_text())["sr"]]
+    assert "distilled" in sources  # the name of the training set for programs
+
+
+def test_a_metric_that_was_asked_for_gets_a_column_and_lower_is_better_where_it_is(run: RunRecord, tmp_path: Path) -> None:
+    report = gather(run)
+    values = {"random": 0.2, "threshold": 0.3, "distilled": 0.1, "full": 0.05}
+    sr = tuple(
+        result.model_copy(update={"metrics": {**result.metrics, "dists": values[result.record.source]}})
+        for result in report.sr
+    )
+    rows = {row.source: row for row in table_rows(report.model_copy(update={"sr": sr}))}
+    assert metrics_shown(report)[-1] == "lpips"
+    assert metrics_shown(report.model_copy(update={"sr": sr}))[-1] == "dists"
+    assert {name for name, row in rows.items() if "dists" in row.best} == {"distilled"}
+
+
 def test_every_source_of_the_pipeline_has_its_place() -> None:
     assert sorted(SOURCE_ORDER) == sorted(get_args(TrainingSetName))
     order = ["random", "threshold", "k-center", "loss-ranked", "of a user's own", "distilled", "full", "full-thresholded"]
     assert sorted(set(order), key=source_rank) == order
 
 
-def test_the_thresholded_whole_is_no_rival_either(run: RunRecord) -> None:
+def test_the_thresholded_full_set_gets_no_star_either(run: RunRecord) -> None:
     whole = tuple(r.model_copy(update={"source": "full-thresholded"}) for r in run.sr if r.source == "full")
     rows = {row.source: row for row in table_rows(gather(run.model_copy(update={"sr": run.sr + whole})))}
     assert rows["full-thresholded"].best == frozenset()
@@ -263,8 +285,8 @@ def test_random_crop_is_compared_at_the_same_budget(run: RunRecord) -> None:
 def test_seeds_are_averaged_with_their_spread(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "home", count=14, side=16, seeds=(0, 2))
     row = next(row for row in table_rows(gather(run)) if row.source == "distilled")
-    assert (row.seeds, row.metrics.psnr_y) == (2, 25.5)
-    assert row.spread.psnr_y == pytest.approx(2**0.5)  # sample deviation of 24.5 and 26.5
+    assert (row.seeds, row.metrics["psnr_y"]) == (2, 25.5)
+    assert row.spread["psnr_y"] == pytest.approx(2**0.5)  # sample deviation of 24.5 and 26.5
 
 
 def test_tables_hold_the_same_rows(run: RunRecord, tmp_path: Path) -> None:
@@ -305,7 +327,7 @@ def test_networks_not_yet_measured_show_dashes(run: RunRecord, tmp_path: Path) -
     part = run.model_copy(update={"sr": records, "bicubic_path": None})
     write_report(tmp_path / "run", part)
     data = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert data["sr"][0]["metrics"] == Metrics().model_dump()
+    assert data["sr"][0]["metrics"] == dict(means_of({}))
 
 
 def test_damaged_artifact_is_named(run: RunRecord, tmp_path: Path) -> None:
@@ -335,7 +357,7 @@ def test_overview_picture(run: RunRecord, tmp_path: Path) -> None:
     assert read_rgb(overview_figure(without, tmp_path / "b.png")).shape[0] < picture.shape[0]
 
 
-def test_crop_psnr_by_hand() -> None:
+def test_crop_psnr_of_black_and_white_is_zero_and_of_equal_crops_undefined() -> None:
     hr = np.zeros((4, 4, 3), np.uint8)
     assert crop_psnr(hr + np.uint8(255), hr) == 0
     assert crop_psnr(hr, hr) is None
