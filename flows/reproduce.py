@@ -8,7 +8,9 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.experiments.paper_tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
+from ddsr_core.experiments.names import DEFAULT_PRESET, ExperimentName
+from ddsr_core.experiments.names import ProtocolName as Scale
+from ddsr_core.experiments.paper_tables import design_of
 from ddsr_core.experiments.run import finish, measure
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_log

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddsr_core.baselines.names import WHOLE
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.experiments.markdown import tables_markdown
-from ddsr_core.experiments.paper_tables import WHOLE
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png
@@ -61,7 +61,7 @@ class Experiment:
     def markdown(self) -> str:
         if self.design.columns:
             return tables_markdown(self.cells, self.bicubic, self.design, self.about)
-        return as_markdown(self.cells, self.bicubic, self.design.variants, self.about)
+        return as_markdown(self.cells, self.bicubic, self.design, self.about)
 
     def json(self) -> str:
         return as_json(self.cells, self.bicubic, self.about)

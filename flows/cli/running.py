@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ddsr_core.experiments.paper_tables import ExperimentName, Scale
+    from ddsr_core.experiments.names import ExperimentName
+    from ddsr_core.experiments.names import ProtocolName as Scale
     from ddsr_core.nightly.night import Outcome
     from ddsr_core.nightly.registry import Metric
 
@@ -184,7 +185,8 @@ def run_experiment(
     command: str,
 ) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
-    from ddsr_core.experiments.paper_tables import DEFAULT_PRESET, design_of
+    from ddsr_core.experiments.names import DEFAULT_PRESET
+    from ddsr_core.experiments.paper_tables import design_of
     from ddsr_core.experiments.run import finish, measure
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.fan_out import fan_out
