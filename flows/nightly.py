@@ -8,8 +8,8 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from ddsr_core.metrics.spec import MetricName as Metric
 from ddsr_core.nightly.night import Night, challenge, facts_of, photo_cache_of
-from ddsr_core.nightly.registry import Metric
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.storage.remote_store import Home, open_store
 from flows.building import prefect_builder

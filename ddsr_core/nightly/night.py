@@ -13,8 +13,8 @@ from ddsr_core.diffusion import finetune, latents
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.imaging.images import photo_digests, photo_source
+from ddsr_core.metrics.spec import MetricName
 from ddsr_core.nightly.registry import (
-    Metric,
     Registry,
     Version,
     changing,
@@ -54,7 +54,7 @@ class Night:
     images: Path
     test: Path
     config: PipelineConfig
-    metric: Metric
+    metric: MetricName
     margin: float
     warm: bool
     warm_steps: int | None
@@ -161,7 +161,7 @@ def look(night: Night) -> Seen:
 def distill_and_compare(night: Night, store: Store, chain: Chain, registry: Registry, seen: Seen, run: str) -> Outcome:
     """A whole night, from the photos to the new registry."""
     last, number = registry.last, registry.next_number
-    config, earlier = warm_start(night, store, registry.current, chain.log)
+    config, earlier = warm_start(night, store, registry.active_version, chain.log)
     start_run(store, run, config, night.images, night.test)
     distilled, accepted = distill(chain, config, night.images, earlier)
     require_same_photos(store, accepted, seen)
@@ -174,7 +174,7 @@ def distill_and_compare(night: Night, store: Store, chain: Chain, registry: Regi
         number=number, run=run, made=now(), photos=photos, test=test, config=settings,
         changes=changes_since(store, night.name, last, seen, labels_of(chain)), keys=keys_of(chain),
         anew=made_anew(chain, len(set(seen.photos.values()))),
-        warm_from=registry.champion if earlier else None, metric=night.metric, score=score, against=against,
+        warm_from=registry.active if earlier else None, metric=night.metric, score=score, against=against,
         promoted=False, reason="not compared yet",
     )  # fmt: skip
     write_photos(store, night.name, number, seen.photos)
@@ -276,9 +276,9 @@ def score_of(chain: Chain, config: PipelineConfig, night: Night, images: Artifac
 
 def champions_score(chain: Chain, config: PipelineConfig, night: Night, store: Store, registry: Registry) -> float | None:
     """Of the champion's set, measured anew where test photos or recipe have changed, else from the cache."""
-    if registry.current is None:
+    if registry.active_version is None:
         return None
-    return score_of(chain, config, night, kept(store, sampling.STAGE.name, registry.current), "champion")
+    return score_of(chain, config, night, kept(store, sampling.STAGE.name, registry.active_version), "champion")
 
 
 def keys_of(chain: Chain) -> dict[str, str]:
@@ -338,9 +338,9 @@ def publish_current(store: Store, name: str, distilled: Artifact) -> None:
 def repair_current(store: Store, name: str) -> None:
     """Put the champion's set in its place where something else lies there, or nothing, as after a kill."""
     with changing(store, name) as registry:
-        if registry.current is None:
+        if registry.active_version is None:
             return
-        artifact = kept(store, sampling.STAGE.name, registry.current)
+        artifact = kept(store, sampling.STAGE.name, registry.active_version)
         wanted = {path: entry.bytes for path, entry in artifact.manifest.files.items()}
         if store.sizes(f"{folder_of(name)}/current") != wanted:
             publish_current(store, name, artifact)
@@ -355,8 +355,8 @@ def roll_back(store: Store, name: str, to: int | None = None) -> Registry:
     """
     with changing(store, name) as before:
         registry = before.rolled_back(to)
-        assert registry.current is not None
-        publish_current(store, name, kept(store, sampling.STAGE.name, registry.current))
+        assert registry.active_version is not None
+        publish_current(store, name, kept(store, sampling.STAGE.name, registry.active_version))
         write_registry(store, name, registry)
         return registry
 
@@ -364,22 +364,22 @@ def roll_back(store: Store, name: str, to: int | None = None) -> Registry:
 def facts_of(outcome: Outcome, name: str) -> dict[str, Any]:
     """What a night came to, as plain data: the new version (none where nothing had changed), what is in use, a text."""
     version = None if outcome.version is None else outcome.version.model_dump(mode="json")
-    return {"version": version, "champion": outcome.after.champion, "text": as_markdown(outcome, name)}
+    return {"version": version, "active_version": outcome.after.active, "text": as_markdown(outcome, name)}
 
 
 def as_markdown(outcome: Outcome, name: str) -> str:
     """Before and after, for the Prefect UI and the command line."""
     if outcome.version is None:
         assert outcome.before.last is not None
-        champion = outcome.before.current
+        champion = outcome.before.active_version
         return f"**{name}**: nothing has changed since version {outcome.before.last.number}; in use: version " + (
             f"{champion.number}.\n" if champion else "none.\n"
         )
-    version, before = outcome.version, outcome.before.current
+    version, before = outcome.version, outcome.before.active_version
     lines = [
         f"**{name}**, version {version.number}: {'promoted' if version.promoted else 'not promoted'}. {version.reason}.",
         "", "| | before | after |", "| --- | --- | --- |",
-        f"| set in use | {f'version {before.number}' if before else 'none'} | version {outcome.after.champion} |",
+        f"| set in use | {f'version {before.number}' if before else 'none'} | version {outcome.after.active} |",
         f"| {version.metric} of SR networks | {scored(before, version.against)} | {scored(version, version.score)} |",
     ]  # fmt: skip
     for what, counts in version.changes.items():

@@ -60,11 +60,11 @@ def versions(name: str, home: str | None, as_json: bool) -> None:
         click.echo(registry.model_dump_json(indent=2))
         return
     for item in registry.versions:
-        mark = "*" if item.number == registry.champion else " "
+        mark = "*" if item.number == registry.active else " "
         verdict = "promoted" if item.promoted else "not promoted"
         click.echo(f"{mark} {item.number:>4}  {item.made}  {item.metric} {item.score:.4f}  {verdict}: {item.reason}")
-    for reign in registry.reigns if any(reign.why != "promoted" for reign in registry.reigns) else ():
-        click.echo(f"  in use since {reign.since}: version {reign.version}, {reign.why}")
+    for period in registry.active_periods if any(period.why != "promoted" for period in registry.active_periods) else ():
+        click.echo(f"  active since {period.since}: version {period.version}, {period.why}")
     if not registry.versions:
         click.echo(f"no versions of {name!r} in {home_of(home)}; start with: ddsr nightly")
 
@@ -82,4 +82,4 @@ def rollback(to: int | None, name: str, home: str | None) -> None:
     from ddsr_core.storage.remote_store import open_store
 
     registry = roll_back(open_store(home_of(home)), name, to)
-    click.echo(f"in use: version {registry.champion}")
+    click.echo(f"in use: version {registry.active}")

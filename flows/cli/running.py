@@ -16,8 +16,8 @@ import click
 if TYPE_CHECKING:
     from ddsr_core.experiments.names import ExperimentName
     from ddsr_core.experiments.names import ProtocolName as Scale
+    from ddsr_core.metrics.spec import MetricName as Metric
     from ddsr_core.nightly.night import Outcome
-    from ddsr_core.nightly.registry import Metric
 
 DEFAULT_HOME = "ddsr-home"
 

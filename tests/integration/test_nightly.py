@@ -63,11 +63,11 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     third = spend(photos, home, margin=0.5)
     assert third.version is not None
     assert not third.version.promoted
-    assert third.after.champion == 2
+    assert third.after.active == 2
     assert "not promoted" in as_markdown(third, "n")
 
-    assert roll_back(Store(home), "n").champion == 1
-    assert read_registry(Store(home), "n").champion == 1
+    assert roll_back(Store(home), "n").active == 1
+    assert read_registry(Store(home), "n").active == 1
     assert len(read_registry(Store(home), "n").versions) == 3
 
 

@@ -117,7 +117,7 @@ def test_the_challenger_meets_the_champion_that_was_put_back_meanwhile(fakes, st
     fakes.before["sample"] = lambda: roll_back(store, NAME)
     third = fakes.spend(store, put(photos, "e"), test_photos)
     assert (made(third).promoted, made(third).against) == (True, 20.0)
-    assert third.after.line == (1, 3)
+    assert third.after.lineage == (1, 3)
     assert in_use(store) == 21.0
 
 
@@ -204,13 +204,13 @@ def test_gc_keeps_what_versions_need_though_their_runs_are_gone(fakes, store, ph
     shutil.rmtree(store.home / "runs")
     assert collect_garbage(store, delete=True)
     for number in (1, 2, 3):
-        assert roll_back(store, NAME, number).champion == number
+        assert roll_back(store, NAME, number).active == number
     assert made(fakes.spend(store, put(photos, "g"), test_photos)).warm_from == 3
 
     roll_back(store, NAME, 1)
     collect_garbage(store, delete=True, nights=1)  # the last version and the champion stay
-    assert roll_back(store, NAME, 4).champion == 4
-    assert roll_back(store, NAME, 1).champion == 1
+    assert roll_back(store, NAME, 4).active == 4
+    assert roll_back(store, NAME, 1).active == 1
     with pytest.raises(StorageError, match="version 2 has lost its sample"):
         roll_back(store, NAME, 2)
 

@@ -39,7 +39,7 @@ def night(home: Path, *words: str) -> tuple[int, str]:
 def test_where_nothing_has_changed_no_temporary_server_is_started(home: Path, more: list[str], monkeypatch):
     monkeypatch.setattr(running, "call_flow", lambda *_: pytest.fail("there is nothing to do"))
     assert night(home, *more) == (0, "**n**: nothing has changed since version 1; in use: version 1.\n\n")
-    assert json.loads(night(home, "--json", *more)[1]) == {"version": None, "champion": 1}
+    assert json.loads(night(home, "--json", *more)[1]) == {"version": None, "active_version": 1}
 
 
 def test_where_something_has_changed_the_flow_gets_every_option(home: Path, monkeypatch):
@@ -54,17 +54,17 @@ def test_where_something_has_changed_the_flow_gets_every_option(home: Path, monk
 
 def test_versions_and_rollback(home: Path):
     assert "*    1" in typed(home, "versions", "--name", NAME)[1]
-    assert json.loads(typed(home, "versions", "--name", NAME, "--json")[1])["champion"] == 1
+    assert json.loads(typed(home, "versions", "--name", NAME, "--json")[1])["active"] == 1
     code, text = typed(home, "rollback", "--name", NAME)
     assert code == 1
-    assert "no earlier champion" in text
+    assert "no earlier version was active" in text
     assert "no versions of 'nobody'" in typed(home, "versions", "--name", "nobody")[1]
 
 
 def test_wrong_names_and_missing_photos_are_one_message(home: Path, tmp_path: Path):
     code, text = typed(home, "nightly", "--images", "x", "--test", "y", "--name", "a/b")
     assert code == 1
-    assert "cannot be a name" in text
+    assert "cannot be the name of a series" in text
     code, text = typed(home, "nightly", "--images", str(tmp_path / "none"), "--test", str(tmp_path))
     assert code == 1
     assert "fix:" in text

@@ -120,11 +120,11 @@ def test_nights_on_two_machines_share_registry_memo_and_set(
     assert second is not None
     assert (second.promoted, second.warm_from, second.anew["photos"]) == (True, 1, 1)
     fakes.quality = 19.0
-    assert fakes.spend(here, put(photos, "d"), test).after.champion == 2
+    assert fakes.spend(here, put(photos, "d"), test).after.active == 2
     assert in_use() == 21.0  # not this machine's old copy
     roll_back(here, "n")
     assert in_use() == 20.0
-    assert read_registry(there, "n").champion == 1
+    assert read_registry(there, "n").active == 1
 
     here.bucket.remove(here.bucket.list("runs/"))
     here.bucket.remove(["nightly/n/current/metadata.jsonl"])
@@ -133,7 +133,7 @@ def test_nights_on_two_machines_share_registry_memo_and_set(
     assert collect_garbage(there, delete=True)
     assert fakes.spend(there, photos, test).version is None
     assert in_use() == 20.0  # put in its place again
-    assert roll_back(there, "n", 2).champion == 2
+    assert roll_back(there, "n", 2).active == 2
     assert in_use() == 21.0
 
 
