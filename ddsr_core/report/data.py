@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from ddsr_core.baselines.names import RESTORED_LABEL, TRAINING_SETS, TrainingSetName
 from ddsr_core.errors import InputError
@@ -75,6 +76,41 @@ class Distilled(Frozen):
     images: tuple[DistilledImage, ...]
 
 
+class Quality(Frozen):
+    """How the distilled set compares with the accepted patches; None: not computed.
+
+    Attributes:
+        candidates: images sampled, of which the set was selected.
+        refused: candidates that were too similar to a training patch.
+        coverage: mean cosine of each accepted patch to its nearest distilled image, by embedding.
+        coverage_random: the same for candidates chosen at random.
+        wasserstein_db: Wasserstein distance of the distributions of PSNR_bic, dB.
+        wasserstein_db_random: the same for candidates chosen at random.
+        psnr_bic_real_mean: mean PSNR_bic of the accepted patches, dB.
+        own_cluster_share: share of images whose nearest accepted patch, by embedding, has their pseudo-label, 0 to 1.
+        precision: share of images within the manifold of the accepted patches, 0 to 1 (Kynkaanniemi et al., 2019).
+        recall: share of accepted patches within the manifold of the images, 0 to 1.
+    """
+
+    candidates: int | None = None
+    refused: int | None = None
+    coverage: float | None = None
+    coverage_random: float | None = None
+    wasserstein_db: float | None = None
+    wasserstein_db_random: float | None = None
+    psnr_bic_real_mean: float | None = None
+    own_cluster_share: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+class Tuning(Frozen):
+    """The fine-tuning of the diffusion model: optimizer steps and trained parameters."""
+
+    steps: int
+    params: int | None = None
+
+
 class CropSet(Frozen):
     """Close-up of a test image: files of the HR and bicubic crops, and of the SR crop of this evaluation."""
 
@@ -85,7 +121,10 @@ class CropSet(Frozen):
 
 
 class SrResult(Frozen):
-    """An `SrRecord` with what was measured; ``images`` and ``hr_pixels`` count its training data."""
+    """An `SrRecord` with what was measured; ``images`` and ``hr_pixels`` count its training data.
+
+    ``photo_psnr_y``: PSNR-Y in dB of each test photo, by its name; empty if it was not measured.
+    """
 
     record: SrRecord
     params: int | None
@@ -94,6 +133,7 @@ class SrResult(Frozen):
     metrics: MetricMeans
     test_images: int
     crops: tuple[CropSet, ...]
+    photo_psnr_y: Mapping[str, float] = Field(default_factory=dict)
 
 
 class Curves(Frozen):
@@ -111,6 +151,8 @@ class Report(Frozen):
     patches: Patches | None
     clusters: Clusters | None
     distilled: Distilled | None
+    quality: Quality | None
+    tuning: Tuning | None
     sr: tuple[SrResult, ...]
     bicubic: MetricMeans | None
 
@@ -138,6 +180,7 @@ class Report(Frozen):
             "patches": patches and patches.model_dump(exclude={"covered_px", "skipped_files"}),
             "clusters": clusters and clusters.model_dump(mode="json"),
             "distilled": distilled and distilled.model_dump(exclude={"images"}),
+            "quality": self.quality and self.quality.model_dump(),
             "pixel_share": self.pixel_share,
             "sr": [
                 result.record.model_dump(include={"arch", "source", "budget", "iterations", "seed"})
@@ -155,11 +198,14 @@ def gather(run: RunRecord) -> Report:
         InputError: an artifact that the record names lacks its files.
     """
     patches, clusters, sample = run.path_of("patches"), run.path_of("clusters"), run.path_of("sample")
+    finetune = run.path_of("finetune")
     return Report(
         run=run,
         patches=_patches(patches) if patches else None,
         clusters=_clusters(clusters) if clusters else None,
         distilled=_distilled(sample) if sample else None,
+        quality=_quality(sample, clusters) if sample else None,
+        tuning=_tuning(finetune) if finetune else None,
         sr=tuple(sorted((_sr(record) for record in run.sr), key=_table_order)),
         bicubic=means_of(_json(run.bicubic_path / "summary.json")["metrics"]) if run.bicubic_path else None,
     )
@@ -226,6 +272,34 @@ def _distilled(folder: Path) -> Distilled:
     )
 
 
+def _quality(sample: Path, clusters: Path | None) -> Quality:
+    summary = _json(sample / "summary.json")
+    return Quality(
+        own_cluster_share=summary.get("own_cluster_share", _own_cluster_share(sample, clusters) if clusters else None),
+        wasserstein_db=summary.get("psnr_bic_wasserstein_db"),
+        wasserstein_db_random=summary.get("psnr_bic_wasserstein_db_random"),
+        **{
+            name: summary.get(name)
+            for name in ("candidates", "refused", "coverage", "coverage_random", "psnr_bic_real_mean", "precision", "recall")
+        },
+    )
+
+
+def _own_cluster_share(sample: Path, clusters: Path) -> float | None:
+    table = pq.read_table(clusters / "labels.parquet", columns=["patch_id", "pseudo_label"]).to_pydict()
+    label_of = dict(zip(table["patch_id"], table["pseudo_label"], strict=True))
+    rows = [row for row in read_image_set(sample) if row.get("nearest_patch_id_by_embedding") in label_of]
+    return mean([float(label_of[row["nearest_patch_id_by_embedding"]] == row["pseudo_label"]) for row in rows])
+
+
+def _tuning(folder: Path) -> Tuning | None:
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    summary = _json(path)
+    return Tuning(steps=summary.get("steps", 0), params=summary.get("numbers"))
+
+
 def _sr(record: SrRecord) -> SrResult:
     trained = _json(record.train_path / "summary.json") if record.train_path else {}
     training_data = {"images": trained.get("images"), "hr_pixels": trained.get("hr_pixels")}
@@ -245,7 +319,15 @@ def _sr(record: SrRecord) -> SrResult:
         metrics=means_of(summary["metrics"]),
         test_images=summary.get("images", 0),
         crops=tuple(crops),
+        photo_psnr_y=_photo_psnr_y(folder / "per_image.parquet"),
     )
+
+
+def _photo_psnr_y(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    rows = pq.read_table(path, columns=["image", "psnr_y"]).to_pylist()
+    return {row["image"]: row["psnr_y"] for row in rows if row["psnr_y"] is not None and math.isfinite(row["psnr_y"])}
 
 
 def source_rank(source: str) -> tuple[int, str]:

@@ -46,10 +46,21 @@ class SrRecord(Frozen):
 
 
 class RunRecord(Frozen):
-    """A run as the report reads it. Stages are looked up by name, so any of them may be missing."""
+    """A run as the report reads it. Stages are looked up by name, so any of them may be missing.
+
+    Attributes:
+        images: training photos, as the user gave them.
+        test: test photos.
+        started: UTC, ISO 8601.
+        finished: UTC, ISO 8601.
+    """
 
     name: str
     preset: str
+    images: str | None = None
+    test: str | None = None
+    started: str | None = None
+    finished: str | None = None
     config: dict[str, Any] = {}
     stages: tuple[StageRecord, ...] = ()
     sr: tuple[SrRecord, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ddsr_core.baselines.names import WHOLE
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.report.data import FULL, RANDOM, MetricMeans, Report, SrResult, mean, means_of
 from ddsr_core.report.record import Frozen
+from ddsr_core.report.statistics import is_positive
 
 
 class TableRow(Frozen):
@@ -21,7 +22,7 @@ class TableRow(Frozen):
         label: what the table calls the training set, see `Report.label_of`.
         to_random: PSNR-Y minus that of random crops, dB.
         to_full: PSNR-Y minus that of the full set, dB.
-        best: metrics in which the row leads the reduced sets of its architecture.
+        best: metrics in which the row leads the reduced sets of its architecture by more than the spread of seeds.
     """
 
     arch: str
@@ -63,7 +64,8 @@ def table_rows(report: Report) -> list[TableRow]:
         for (arch, source, budget, iterations), group in groups.items()
     ]
     gaps = [{"to_random": _gap(row, RANDOM, rows), "to_full": _gap(row, FULL, rows)} for row in rows]
-    return [row.model_copy(update={**g, "best": _best(row, rows)}) for row, g in zip(rows, gaps, strict=True)]
+    best = _best(list(zip(rows, groups.values(), strict=True)))
+    return [row.model_copy(update={**gap, "best": stars}) for row, gap, stars in zip(rows, gaps, best, strict=True)]
 
 
 def _gap(row: TableRow, source: str, rows: Iterable[TableRow]) -> float | None:
@@ -76,17 +78,28 @@ def _gap(row: TableRow, source: str, rows: Iterable[TableRow]) -> float | None:
     return None
 
 
-def _best(row: TableRow, rows: Iterable[TableRow]) -> frozenset[str]:
-    reduced = [other for other in rows if other.arch == row.arch and other.source not in WHOLE]
-    if row.source in WHOLE or len(reduced) < 2:
-        return frozenset()
-    leading = set()
-    for name, own in row.metrics.items():
-        values = [value for other in reduced if (value := other.metrics.get(name)) is not None]
-        top = (max if METRICS[name].higher_is_better else min)(values, default=None)
-        if top is not None and own == top:
-            leading.add(name)
-    return frozenset(leading)
+def _best(groups: Sequence[tuple[TableRow, list[SrResult]]]) -> list[frozenset[str]]:
+    """For each row the metrics in which it leads the reduced sets of its architecture by more than chance explains."""
+    return [
+        frozenset(
+            name
+            for name in row.metrics
+            if (others := [g for other, g in groups if _competes(row, other)])
+            and all(is_positive(_gains(own, other, name)) for other in others)
+        )
+        for row, own in groups
+    ]
+
+
+def _competes(row: TableRow, other: TableRow) -> bool:
+    return other is not row and other.arch == row.arch and row.source not in WHOLE and other.source not in WHOLE
+
+
+def _gains(ours: Iterable[SrResult], theirs: Iterable[SrResult], name: MetricName) -> list[float]:
+    """How much better a metric is, seed by seed, over the seeds that both have."""
+    reference = {r.record.seed: value for r in theirs if (value := r.metrics.get(name)) is not None}
+    own = {r.record.seed: value for r in ours if (value := r.metrics.get(name)) is not None}
+    return [METRICS[name].gain(own[seed], reference[seed]) for seed in own if seed in reference]
 
 
 def _over_seeds(group: list[SrResult], reduce: Callable[[list[float]], float | None]) -> MetricMeans:
