@@ -21,8 +21,8 @@ EXPERIMENTS: Mapping[ExperimentName, str] = {
 #: ``mini``: small networks and few images. ``paper``: the paper's networks and numbers of images.
 ProtocolName = Literal["mini", "paper"]
 PROTOCOLS: Mapping[ProtocolName, str] = {
-    "mini": "small networks and few images; hours on two CPU cores",
-    "paper": "the paper's networks and numbers of images; days on a GPU",
+    "mini": "small networks, few images; hours on a CPU",
+    "paper": "as in the paper; days on a GPU",
 }
 #: The preset that a protocol is laid over unless another one is named.
-DEFAULT_PRESET: Mapping[ProtocolName, str] = {"mini": "demo", "paper": "best"}
+DEFAULT_PRESET: Mapping[ProtocolName, Literal["demo", "best"]] = {"mini": "demo", "paper": "best"}

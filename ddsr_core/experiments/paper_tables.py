@@ -75,7 +75,7 @@ def design_of(name: ExperimentName, protocol: ProtocolName) -> Design:
     Raises:
         ConfigError: unknown experiment.
     """
-    gan = ("ssim_y", "lpips", "psnr_y")
+    gan: tuple[MetricName, ...] = ("ssim_y", "lpips", "psnr_y")
     match name:
         case "ablation":
             return ABLATION_DESIGN

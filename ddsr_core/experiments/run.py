@@ -1,42 +1,42 @@
-"""Experiments as chains of stages: `ddsr reproduce`. What is there is not built again, so that a broken run goes on."""
+"""Experiments as sequences of stages: `ddsr reproduce`. An interrupted one continues: finished stages are in the cache."""
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddsr_core.baselines.names import WHOLE
-from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.experiments.markdown import tables_markdown
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
-from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png
+from ddsr_core.imaging.images import read_image_set, read_rgb, save_png
 from ddsr_core.pipeline.config import PipelineConfig
-from ddsr_core.pipeline.fan_out import Begun, FanOut, Work
-from ddsr_core.pipeline.pins import Pin, Pins
-from ddsr_core.pipeline.runs import complete_run, run_folder, start_run
-from ddsr_core.pipeline.stages import Build, Chain, StageRun, data_source, distill
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
+from ddsr_core.pipeline.distill import distill, training_set
+from ddsr_core.pipeline.networks import NetworkJob, network_job, network_of, prefetched
+from ddsr_core.pipeline.run import Run
+from ddsr_core.pipeline.run_folder import run_folder
+from ddsr_core.pipeline.run_state import complete_run
+from ddsr_core.pipeline.stages import Stages
+from ddsr_core.storage.store import Artifact, Source, StageInput, storage_errors, write_atomically
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
-FACTS = ("psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
+STATISTICS = ("psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
 
 
 @dataclass
 class Experiment:
-    """What an experiment has measured so far, and where it is written.
+    """What an experiment has measured so far.
 
     Attributes:
-        total: cells that it will have.
-        stages: what has been built for it; ``pins``: their keys, until it is finished.
+        folder: that its tables and plots are written to.
+        about: how the tables were made.
+        total: number of cells that it will have.
+        bicubic: metrics of bicubic upscaling.
     """
 
     design: Design
@@ -44,12 +44,10 @@ class Experiment:
     about: str
     total: int
     bicubic: dict[str, float]
-    stages: list[StageRun]
-    pins: Pins
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, cell: Cell) -> None:
-        """Take a cell in and write tables and plots anew: what is known can be looked at while the rest is computed."""
+        """Add a cell and write tables and plots again, so that they can be read while the rest is computed."""
         self.cells.append(cell)
         with storage_errors(self.folder):
             for ending, text in (("md", self.markdown()), ("csv", as_csv(self.cells)), ("json", self.json())):
@@ -69,125 +67,74 @@ class Experiment:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The images that a variant's networks are trained on, and what is known of them."""
+    """The images that the networks of a variant are trained on, and their statistics."""
 
     variant: Variant
     data: StageInput
     images: int | None
-    facts: dict[str, float]
+    statistics: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A cell that is on its way, or not begun."""
-
-    trained_on: TrainingSet
-    network: Network
-    recipe: TrainSRConfig
-    inputs: dict[str, StageInput]
-    label: str
-    begun: Begun | None
-
-
-def measure(
-    design: Design, config: PipelineConfig, photos: Path, test: Path, seeds: int, store: Store, name: str, build: Build,
-    log: Callable[[str], None], command: str, ahead: FanOut, device: str = "auto",
-) -> Experiment:  # fmt: skip
+def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
     """Measure every training set of a design (`ddsr_core.experiments.design`) with the same networks and iterations.
 
     Args:
-        seeds: number of seeds, 0 … seeds - 1.
-        log: takes a line when a stage begins and ends, and a line a finished cell.
-        command: how the table was made; stands above it.
-        ahead: where networks are trained at once (`ddsr_core.pipeline.fan_out`).
-        device: there.
+        run: with test photos; the variants change its config.
+        seeds: number of seeds, counted from 0.
+        command: that started the experiment; printed above its tables.
     """
-    start_run(store, name, config, photos, test)
-    pins = Pins(store, name)
-    chain = Chain(pins.building(build), log)
-    tests = photo_source(test)
-    bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
-    folder, networks = run_folder(store, name), design.networks_of(config)
-    total = len(design.variants) * len(networks) * seeds
-    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic, chain.stages, pins)
-    waiting: deque[Pending] = deque()
-    for seed in range(seeds):
-        for trained_on in training_sets(chain, design, config, photos, seed):
-            if seed == 0 and trained_on.variant.source not in WHOLE:
-                write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
-            for network in networks:
-                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests, pins.add))
-            while waiting and is_ready(waiting[0]):
-                finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
-    while waiting:
-        finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
+    stages, tests = run.stages, run.test_photos
+    config, folder = stages.config, run_folder(run.store, run.name)
+    bicubic = metrics_of(stages.evaluate(tests))
+    total = len(design.variants) * len(design.networks_of(config)) * seeds
+    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic)
+    for job, (trained_on, network) in prefetched(stages, jobs_of(design, run, tests, seeds)):
+        _, measured = network_of(stages, job, trained_on.data, tests)
+        done = Cell(
+            trained_on.variant.name, network.name, job.recipe.seed, metrics_of(measured), trained_on.statistics,
+            trained_on.images, job.recipe.iterations,
+        )  # fmt: skip
+        experiment.add(done)
+        stages.log(f"cell {len(experiment.cells)} of {total}: {job.label}: {done.metrics['psnr_y']:.3f} dB")
     return experiment
 
 
-def is_ready(cell: Pending) -> bool:
-    """Whether a cell need not be waited for: it is done, or nobody else has begun it."""
-    return cell.begun is None or cell.begun.done()
+def jobs_of(design: Design, run: Run, tests: Source, seeds: int) -> Iterator[tuple[NetworkJob, tuple[TrainingSet, Network]]]:
+    """The networks of an experiment, seed by seed. A training set is made when its first network is due."""
+    config = run.stages.config
+    for seed in range(seeds):
+        for trained_on in training_sets(run.stages, design, run.photos, seed):
+            if seed == 0 and trained_on.variant.source not in WHOLE:
+                write_sheet(trained_on.data.path, run_folder(run.store, run.name) / f"sheet-{sheet_name(trained_on)}.png")
+            count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
+            for network in design.networks_of(config):
+                label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
+                recipe = network.config(config, seed)
+                yield network_job(run.stages, recipe, trained_on.data, tests, label), (trained_on, network)
 
 
-def begin(
-    ahead: FanOut, store: Store, device: str, config: PipelineConfig, trained_on: TrainingSet, network: Network,
-    seed: int, tests: StageInput, pin: Pin,
-) -> Pending:  # fmt: skip
-    """Send a cell to a worker, where there are workers."""
-    recipe = network.config(config, seed)
-    inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
-    pin(train.STAGE.key(recipe, inputs))
-    count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
-    label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
-    sources = {name: InputRef.of(item) for name, item in inputs.items()}
-    work = Work(
-        label=label, home=store.url, device=device, recipe=recipe, inputs=sources, evaluate=config.evaluate,
-        tests=InputRef.of(tests),
-    )  # fmt: skip
-    return Pending(trained_on, network, recipe, inputs, label, ahead.begin(work))
-
-
-def finish_cell(
-    experiment: Experiment,
-    chain: Chain,
-    cell: Pending,
-    config: PipelineConfig,
-    tests: StageInput,
-    log: Callable[[str], None],
-) -> None:
-    """Wait for a cell, or build it, and take it into the tables."""
-    if cell.begun:
-        cell.begun.result()  # what went wrong in a worker goes wrong here
-    weights = chain.add(train.STAGE, cell.recipe, cell.label, **cell.inputs)
-    measured = chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
-    variant, recipe = cell.trained_on.variant, cell.recipe
-    facts, images = cell.trained_on.facts, cell.trained_on.images
-    done = Cell(variant.name, cell.network.name, recipe.seed, metrics_of(measured), facts, images, recipe.iterations)
-    experiment.add(done)
-    log(f"cell {len(experiment.cells)} of {experiment.total}: {cell.label}: {done.metrics['psnr_y']:.3f} dB")
-
-
-def training_sets(chain: Chain, design: Design, config: PipelineConfig, photos: Path, seed: int) -> Iterator[TrainingSet]:
+def training_sets(stages: Stages, design: Design, photos: Source, seed: int) -> Iterator[TrainingSet]:
     """Every training set of one seed."""
     for variant in design.distilled:
-        seeded = variant.config(config, seed)
-        distilled, accepted = distill(chain, seeded, photos)
-        yield TrainingSet(variant, distilled, seeded.sample.count, facts_of(distilled))
+        seeded = variant.config(stages.config, seed)
+        distilled = distill(stages.with_config(seeded), photos)
+        yield TrainingSet(variant, distilled.images, seeded.sample.count, statistics_of(distilled.images))
     for variant in design.baselines:
-        seeded = variant.config(config, seed)
-        data = data_source(chain, variant.source, seeded, photos, distilled, accepted)
+        seeded = variant.config(stages.config, seed)
+        data = training_set(stages.with_config(seeded), variant.source, distilled)
         images = None if variant.source in WHOLE else seeded.sample.count
-        yield TrainingSet(variant, data, images, facts_of(data) if isinstance(data, Artifact) else {})
+        yield TrainingSet(variant, data, images, statistics_of(data) if isinstance(data, Artifact) else {})
 
 
 def sheet_name(trained_on: TrainingSet) -> str:
-    """Of a training set's contact sheet."""
+    """Name of the contact sheet of a training set."""
     variant = trained_on.variant
-    return variant.name if variant.images is None else f"{variant.name}-{variant.images}"
+    name = variant.name.replace(" + ", "-")
+    return name if variant.images is None else f"{name}-{variant.images}"
 
 
 def write_sheet(image_set: Path, path: Path) -> None:
-    """A contact sheet of a training set; of a large one, images at equal distances."""
+    """Write a contact sheet of a training set; of a large set, every n-th image."""
     rows = read_image_set(image_set)
     shown = rows[:: -(-len(rows) // SHEET_IMAGES)]
     images = [read_rgb(image_set / row["file_name"]) for row in shown]
@@ -195,19 +142,19 @@ def write_sheet(image_set: Path, path: Path) -> None:
         save_png(path, contact_sheet(images, SHEET_COLUMNS, SHEET_PX))
 
 
-def facts_of(artifact: Artifact) -> dict[str, float]:
-    """What its stage has counted of a set's images."""
+def statistics_of(artifact: Artifact) -> dict[str, float]:
+    """What the stage has computed about the images of a set."""
     counts = artifact.manifest.counts
-    return {name: float(counts[name]) for name in FACTS if name in counts}
+    return {name: float(counts[name]) for name in STATISTICS if name in counts}
 
 
 def metrics_of(evaluated: Artifact) -> dict[str, float]:
-    """The means that were asked for."""
+    """The metrics that were measured, as means over the test photos."""
     return {name: value for name, value in evaluated.manifest.counts["metrics"].items() if value is not None}
 
 
 def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -> str:
-    """The line above a table: the command and what every cell has in common."""
+    """The line above a table: the command, and what all cells have in common."""
     networks = []
     for network in design.networks_of(config):
         recipe = network.config(config, 0)
@@ -215,13 +162,13 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
         networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {recipe.plan.batch_size})")
     counts = sorted({variant.images or config.sample.count for variant in design.variants if variant.source not in WHOLE})
     return (
-        f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px a set, base `{config.base}`, "
+        f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px per set, base `{config.base}`, "
         f"{', '.join(networks)}, {seeds} seed{'s' if seeds > 1 else ''}."
     )
 
 
-def finish(store: Store, name: str, experiment: Experiment) -> dict[str, Any]:
+def finish(run: Run, experiment: Experiment) -> dict[str, Any]:
     """Mark the run completed, and return what the command prints as JSON."""
-    complete_run(store, name, experiment.stages)
-    experiment.pins.drop()
+    complete_run(run.store, run.name, run.stages.runs)
+    run.pins.drop()
     return dict(json.loads(experiment.json()))

@@ -79,7 +79,7 @@ def _joint_level(levels: Sequence[Level]) -> Level:
     return levels[0] if len(set(levels)) == 1 else "equal"
 
 
-NAMES = {RANDOM: "random crops of the same photos", "threshold": "accepted patches chosen at random"}
+NAMES: Mapping[str, str] = {RANDOM: "random crops of the same photos", "threshold": "accepted patches chosen at random"}
 
 
 def _headline(level: Level, judged: Sequence[Comparison]) -> str:

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from datetime import timedelta
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,16 @@ from flows.cli.options import (
     Group,
     chained,
     config_options,
-    device_option,
     home_option,
     images_option,
     json_option,
     lines,
     option_test,
-    prefect_option,
     preset_option,
     run_option,
     run_options,
     set_option,
+    where_options,
 )
 from flows.cli.running import home_of, run_experiment, run_pipeline
 from flows.cli.runs import finished
@@ -88,28 +88,26 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
 
 
 REPRODUCE = lines(
-    """Reproduce the paper's tables, or ablate the method.
+    cleandoc("""Reproduce the paper's tables, or ablate the method.
 
     In a column of a table, training sets have the same number of images and networks the same number of iterations. A run
     that was interrupted continues if the command is repeated.
 
-    Example: ddsr reproduce table2 --images photos/ --test B100/ --protocol mini --seeds 3""",
+    Example: ddsr reproduce table2 --images photos/ --test B100/ --protocol mini --seeds 3"""),
     EXPERIMENTS,
 )
 
 
 @distillation.command(help=REPRODUCE)
-@click.argument("experiment", type=click.Choice(list(EXPERIMENTS)))
+@click.argument("experiment", type=click.Choice(list(EXPERIMENTS)), metavar="EXPERIMENT")
 @images_option
 @option_test(required=True)
-@click.option("--protocol", "--scale", "protocol", type=click.Choice(list(PROTOCOLS)), default="mini", show_default=True,
-              help=lines("Networks and numbers of images.", PROTOCOLS))  # fmt: skip
+@click.option("--protocol", "--scale", "protocol", type=click.Choice(list(PROTOCOLS)), default="mini",
+              help=lines("Networks and numbers of images.  [default: mini]", PROTOCOLS))  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
               help="Number of seeds, counted from 0. Conclusions need at least three.")  # fmt: skip
 @preset_option(None, f"Settings that the protocol changes; by default {' or '.join(DEFAULT_PRESET.values())}.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
-              help="SR networks trained at once. Raise it if memory and cores allow.")  # fmt: skip
-@chained([config_options, run_option("the experiment"), home_option, device_option, prefect_option, json_option])
+@chained([config_options, run_option("the experiment"), *where_options])
 def reproduce(experiment: ExperimentName, images: str, test: str, **options: Any) -> None:
     """The help text is `REPRODUCE`."""
     command = as_typed(click.get_current_context())

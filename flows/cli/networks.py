@@ -12,7 +12,7 @@ from flows.cli.options import Group, device_option, home_option, json_option
 from flows.cli.running import home_of
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, title="SR networks")
 def networks() -> None:
     """Commands on one SR network."""
 
@@ -52,7 +52,7 @@ class SourceType(click.ParamType):
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embeddings: str, iterations: int,
+def train_sr(data: str, arch: str, source: Any, budget: int, patch_px: int, embeddings: str, iterations: int,
              overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on any folder of images.
 

@@ -14,13 +14,12 @@ from flows.cli.options import (
     Group,
     chained,
     config_options,
-    device_option,
     home_option,
     images_option,
     json_option,
     option_test,
-    prefect_option,
     preset_option,
+    where_options,
 )
 from flows.cli.running import home_of, run_night
 
@@ -48,7 +47,7 @@ def nights() -> None:
 @click.option("--warm-steps", type=click.IntRange(0), default=None, metavar="N",
               help="Optimizer steps when fine-tuning continues from the last adapter. Lower it if few photos change per "
                    "night.  [default: as many as from the base model]")  # fmt: skip
-@chained([config_options, home_option, device_option, prefect_option, json_option])
+@chained([config_options, *where_options])
 def nightly(images: str, test: str, cold: bool, **options: Any) -> None:
     """Distill again if photos or settings have changed.
 

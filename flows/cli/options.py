@@ -12,7 +12,8 @@ import ddsr_core
 from ddsr_core.errors import DdsrError
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
+#: What `click.option` returns: it decorates a command.
+Option = Callable[[Any], Any]
 
 
 class Group(click.Group):
@@ -52,8 +53,8 @@ class Group(click.Group):
             ctx.exit(1)
 
 
-def lines(text: str, choices: Mapping[str, str]) -> str:
-    """The help text of an option with one line per choice."""
+def lines(text: str, choices: Mapping[Any, str]) -> str:
+    """A help text with one line per choice."""
     return f"{text}\n\n\b\n" + "\n".join(f"{name}: {meaning}" for name, meaning in choices.items())
 
 
@@ -69,13 +70,13 @@ def images_option(function: F) -> F:
     return click.option("--images", required=True, metavar="PATH", help=text)(function)
 
 
-def option_test(required: bool, text: str = "Test photos; no SR network sees them in training.") -> Decorator[F]:
+def option_test(required: bool, text: str = "Test photos; no SR network sees them in training.") -> Option:
     if not required:
         text += " Without them, one photo in ten is held out."
     return click.option("--test", required=required, metavar="PATH", help=text)
 
 
-def preset_option(default: str | None, text: str = "Settings to start from.") -> Decorator[F]:
+def preset_option(default: str | None, text: str = "Settings to start from.") -> Option:
     known = presets()
     return click.option(
         "--preset",
@@ -86,7 +87,7 @@ def preset_option(default: str | None, text: str = "Settings to start from.") ->
     )
 
 
-def set_option(example: str, text: str = "Change one setting; may be repeated.") -> Decorator[F]:
+def set_option(example: str, text: str = "Change one setting; may be repeated.") -> Option:
     """``--set FIELD=VALUE``."""
     return click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help=f"{text} Example: {example}.")
 
@@ -117,13 +118,30 @@ def prefect_option(function: F) -> F:
     return click.option("--no-prefect", is_flag=True, help=text)(function)
 
 
-def run_option(default: str) -> Decorator[F]:
+def run_option(default: str) -> Option:
     """``--run NAME``; ``default`` says what the name is without it."""
     text = f"Name of the run, its folder below HOME/runs.  [default: {default}]"
     return click.option("--run", "name", default=None, metavar="NAME", help=text)
 
 
-def chained(options: Sequence[Callable[[F], F]]) -> Decorator[F]:
+def parallel_options(function: F) -> F:
+    """Where the work of a run is done."""
+    gpu = "Where GPU stages run: on this machine, or on the GPU work pool of the Prefect server."
+    runner = (
+        "Where photos are scored, patches embedded and SR networks trained.  [default: processes with several workers, else "
+        "sequential]"
+    )
+    workers = "How many of them at once. Raise it if cores or GPUs are idle."
+    return chained(
+        [
+            click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help=workers),
+            click.option("--runner", type=click.Choice(["sequential", "threads", "processes", "ray"]), help=runner),
+            click.option("--gpu", type=click.Choice(["local", "pool"]), default="local", show_default=True, help=gpu),
+        ]
+    )(function)
+
+
+def chained(options: Sequence[Option]) -> Option:
     """Several options at once, in the order of the help text."""
 
     def decorate(function: F) -> F:
@@ -134,8 +152,11 @@ def chained(options: Sequence[Callable[[F], F]]) -> Decorator[F]:
     return decorate
 
 
+#: Where a run keeps its results, where it computes, and what it prints.
+where_options = (home_option, device_option, parallel_options, prefect_option, json_option)
+
+
 def run_options(function: F) -> F:
-    """Options of every command that runs stages: settings, the run, where it is kept, where it computes, the output."""
-    return chained([config_options, run_option("the preset"), home_option, device_option, prefect_option, json_option])(
-        function
-    )
+    """Options of every command that runs the pipeline: settings, the name of the run, and `where_options`."""
+    decorated: F = chained([config_options, run_option("the preset"), *where_options])(function)
+    return decorated

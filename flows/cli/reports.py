@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddsr_core.pipeline.run_folder import run_folder
-
+from ddsr_core.pipeline.run_state import read_record
 from ddsr_core.report.html import overview_figure, write_report
 from ddsr_core.storage.store import Store
 

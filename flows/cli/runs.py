@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import click
-from ddsr_core.pipeline.run_folder import list_runs, read_run
 
+from ddsr_core.pipeline.run_folder import list_runs, read_run
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.options import Group, home_option, json_option
 from flows.cli.running import home_of
@@ -92,7 +92,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     if (text is None) == (image is None):
         raise click.UsageError("Give either a text or --image FILE.")
-    rows = search_run(open_store(home_of(home)), name, text, image, count, sheet)
+    rows = search_run(open_store(home_of(home)), name, image or text or "", count, sheet)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -35,7 +35,7 @@ CELLS = [
 
 
 def test_each_variant_adds_one_part():
-    config = load_config("demo", scale="mini")
+    config = load_config("demo", protocol="mini")
     made = {variant.name: variant.config(config, seed=5) for variant in ABLATION}
     assert list(made) == ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "restored"]
     assert made["base"].finetune.total_steps(100) == 0
@@ -100,7 +100,7 @@ def test_json_holds_every_cell():
 
 
 def test_a_baseline_has_the_seed_and_the_budget_of_the_distilled_sets():
-    config = load_config("demo", scale="mini")
+    config = load_config("demo", protocol="mini")
     design = ABLATION_DESIGN
     made = [variant.config(config, seed=7) for variant in design.variants]
     assert {c.sr.seeds for c in made} == {(7,)}

@@ -84,7 +84,7 @@ def test_the_papers_distilled_row_stands_under_the_images_that_nothing_was_resto
     design = design_of("table2", "paper")
     by_name = {variant.name: variant for variant in design.distilled}
     assert list(by_name) == ["distilled + restored", "distilled"]
-    config = load_config("best", scale="paper")
+    config = load_config("best", protocol="paper")
     shares = {name: variant.config(config, 0).sample.detail_restoration for name, variant in by_name.items()}
     assert shares == {"distilled + restored": 1.0, "distilled": 0.0}
     assert "teacher SR network" in by_name["distilled + restored"].meaning
@@ -92,11 +92,11 @@ def test_the_papers_distilled_row_stands_under_the_images_that_nothing_was_resto
     assert paper_cells("table2", "EDSR", "distilled", "psnr_rgb")[7] == 25.03
 
 
-@pytest.mark.parametrize("scale", ["mini", "paper"])
+@pytest.mark.parametrize("protocol", ["mini", "paper"])
 @pytest.mark.parametrize("name", get_args(ExperimentName))
-def test_every_experiment_can_be_configured(name, scale):
-    config = load_config(DEFAULT_PRESET[scale], scale=scale)
-    design = design_of(name, scale)
+def test_every_experiment_can_be_configured(name, protocol):
+    config = load_config(DEFAULT_PRESET[protocol], protocol=protocol)
+    design = design_of(name, protocol)
     assert design.distilled
     for variant in design.variants:
         assert variant.config(config, seed=3).sr.seeds == (3,)
@@ -107,7 +107,7 @@ def test_every_experiment_can_be_configured(name, scale):
 
 
 def test_every_network_of_a_table_has_the_same_iterations_for_every_source():
-    config = load_config("best", scale="paper")
+    config = load_config("best", protocol="paper")
     iterations = {n.name: n.config(config, 0).iterations for n in design_of("table2", "paper").networks}
     assert iterations == {"EDSR": 100_000, "RCAN": 40_000, "SRFormer": 100_000, "HiT-SR": 100_000}
 

@@ -38,7 +38,7 @@ def night(home: Path, *words: str) -> tuple[int, str]:
 @pytest.mark.parametrize("more", [[], ["--no-prefect"]])
 def test_where_nothing_has_changed_no_temporary_server_is_started(home: Path, more: list[str], monkeypatch):
     monkeypatch.setattr(running, "call_flow", lambda *_: pytest.fail("there is nothing to do"))
-    assert night(home, *more) == (0, "**n**: nothing has changed since version 1; in use: version 1.\n\n")
+    assert night(home, *more) == (0, "**n**: nothing has changed since version 1. Active: version 1.\n\n")
     assert json.loads(night(home, "--json", *more)[1]) == {"version": None, "active_version": 1}
 
 

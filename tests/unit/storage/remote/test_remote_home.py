@@ -40,7 +40,7 @@ def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machi
     from ddsr_core.gc import collect_garbage, used_keys
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.pins import Pins
-    from ddsr_core.pipeline.runs import complete_run, start_run
+    from ddsr_core.pipeline.run_state import complete_run, start_run
 
     here, there = machines
     config = load_config("demo", None, ())
@@ -60,7 +60,8 @@ def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machi
 
 def test_looking_at_runs_leaves_the_files_of_one_that_goes_on_alone(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import list_runs, read_run, start_run
+    from ddsr_core.pipeline.run_folder import list_runs, read_run
+    from ddsr_core.pipeline.run_state import start_run
 
     here, there = machines
     folder = start_run(here, "demo", load_config("demo", None, ()), log, None)

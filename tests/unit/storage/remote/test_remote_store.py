@@ -257,7 +257,8 @@ def test_names_are_relative_to_the_url(endpoint: str, url: str) -> None:
 
 def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import fail_run, list_runs, read_run, start_run
+    from ddsr_core.pipeline.run_folder import list_runs, read_run
+    from ddsr_core.pipeline.run_state import fail_run, start_run
 
     here, there = machines
     start_run(here, "demo", load_config("demo", None, ()), log, None)
@@ -270,7 +271,7 @@ def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: P
 
 
 def test_record_of_a_run_has_the_places_of_this_machine(machines: Machines, log: Path) -> None:
-    from ddsr_core.pipeline.runs import read_record
+    from ddsr_core.pipeline.run_state import read_record
 
     here, there = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
@@ -287,7 +288,7 @@ def test_commands_take_the_url(machines: Machines, log: Path) -> None:
     from click.testing import CliRunner
 
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import start_run
+    from ddsr_core.pipeline.run_state import start_run
     from flows.cli.main import cli
 
     start_run(machines[0], "night", load_config("demo", None, ()), log, None)
