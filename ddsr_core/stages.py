@@ -15,7 +15,7 @@ from ddsr_core.evaluation import evaluate
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train
-from ddsr_core.storage.store import Stage
+from ddsr_core.storage.stage import Stage
 
 #: Stage name -> stage.
 STAGES: Mapping[str, Stage] = {

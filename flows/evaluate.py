@@ -8,11 +8,11 @@ from prefect import flow
 
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.evaluation.evaluate import EvaluateConfig
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.request import Execution, Gpu
 from ddsr_core.pipeline.steps import weights_source
 from ddsr_core.storage.remote_store import Home, open_store
-from ddsr_core.storage.store import Manifest, Source
+from ddsr_core.storage.stage import Manifest, Source
 from tasks.backend import prefect_backend
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from prefect import flow
 
 from ddsr_core.storage.remote_store import Home
-from ddsr_core.storage.store import InputRef, Manifest
+from ddsr_core.storage.stage import Manifest
+from ddsr_core.storage.store import InputRef
 from tasks.recovery import refuse_endless_crashes
 from tasks.stages import run_task
 

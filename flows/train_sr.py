@@ -6,12 +6,12 @@ from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.request import Execution, Gpu
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.remote_store import Home, open_store
-from ddsr_core.storage.store import Manifest
+from ddsr_core.storage.stage import Manifest
 from tasks.backend import prefect_backend
 
 

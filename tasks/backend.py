@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ddsr_core.config import StageConfig, resolve_device
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Backend
-from ddsr_core.storage.store import Artifact, Stage, StageInput, Store
+from ddsr_core.storage.stage import Artifact, Stage, StageInput
+from ddsr_core.storage.store import Store
 from tasks.networks import networks_at_once
 from tasks.stages import build_stage
 

@@ -9,7 +9,7 @@ from prefect import task
 
 from ddsr_core.config import resolve_device
 from ddsr_core.errors import DdsrError
-from ddsr_core.parallel import Spread
+from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.networks import NetworkJob
 from ddsr_core.pipeline.request import Execution, Runner
 from tasks.gpu_slots import gpu_slot
@@ -27,7 +27,7 @@ def network(train: Callable[[NetworkJob], None], job: NetworkJob, runner: Runner
         train(job.model_copy(update={"device": device}))
 
 
-def networks_at_once(execution: Execution) -> Spread | None:
+def networks_at_once(execution: Execution) -> RunParts | None:
     """A way to train many SR networks at once, under the current flow run; None to train them one after another.
 
     Networks for the GPU pool go there one after another, and so do those of the runner ``threads``.

@@ -8,9 +8,10 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from ddsr_core.parallel import Spread
+from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.request import Runner
-from ddsr_core.storage.store import Stage, Store
+from ddsr_core.storage.stage import Stage
+from ddsr_core.storage.store import Store
 from tasks.task_runners import ray_resources, task_runner
 
 
@@ -20,7 +21,7 @@ def part(do: Callable[[Any], None], work: Any, stage: str, number: int, total: i
     do(work)
 
 
-def spread_over(runner: Runner, workers: int, store: Store, stage: Stage, device: str) -> Spread | None:
+def spread_over(runner: Runner, workers: int, store: Store, stage: Stage, device: str) -> RunParts | None:
     """A way to do parts of a stage of the current task run elsewhere; None to do all of it in this process.
 
     Args:
@@ -36,7 +37,7 @@ def spread_over(runner: Runner, workers: int, store: Store, stage: Stage, device
     if stage.on_gpu and device.startswith("cuda") and runner != "ray":
         return None  # one process fills a GPU
 
-    def spread(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
+    def run_parts(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
         with task_runner(runner, min(workers, len(parts))) as at:
             with ray_resources(device if stage.on_gpu else "cpu") if runner == "ray" else nullcontext():
                 places = [{"do": do, "work": work, "stage": stage.name, "number": i, "total": len(parts)}
@@ -46,4 +47,4 @@ def spread_over(runner: Runner, workers: int, store: Store, stage: Stage, device
                 future.result()
                 yield
 
-    return spread
+    return run_parts

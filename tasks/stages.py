@@ -15,7 +15,8 @@ from ddsr_core.errors import DdsrError, StorageError, UnreachableError
 from ddsr_core.pipeline.request import Execution, Runner
 from ddsr_core.stages import STAGES, find_stage
 from ddsr_core.storage.remote_store import open_store, retry_while_unreachable
-from ddsr_core.storage.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
+from ddsr_core.storage.stage import Artifact, Manifest, Stage, StageInput
+from ddsr_core.storage.store import InputRef, Store
 from tasks import progress
 from tasks.cancelling import ending_when_cancelled
 from tasks.gpu_pool import run_on_pool
@@ -65,7 +66,7 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         known = store.home / photo_cache if photo_cache else None
         runtime = Runtime(
             device=device, progress=progress.current.get(), run=flow_run.name or "", photo_cache=known,
-            spread=spread_over(runner, workers, store, stage, device),
+            run_parts=spread_over(runner, workers, store, stage, device),
         )  # fmt: skip
         with gpu_slot(device):
             artifact, cached = store.build(stage, stage.config.model_validate(config), sources, runtime)

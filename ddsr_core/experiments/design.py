@@ -86,7 +86,7 @@ ABLATION = (
     ),
     Variant("minimax", "`difffit` + L_r and L_d", {"finetune": {"lsr_mode": "off"}, "sample": _AS_SAMPLED}),
     Variant(
-        "lsr-paper", "`minimax` + L_SR as the paper words it", {"finetune": {"lsr_mode": "paper"}, "sample": _AS_SAMPLED}
+        "lsr-paper", "`minimax` + L_SR as the paper words it", {"finetune": {"lsr_mode": "pixels"}, "sample": _AS_SAMPLED}
     ),
     Variant(
         "lsr-target",

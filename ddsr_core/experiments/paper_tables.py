@@ -26,7 +26,7 @@ _BY_GAIN = {"oversample": 10, "sr_gain_share": 0.2, "allocation": "proportional"
 #: Samples that start at patches spread over their cluster, without selection. Copies are not refused: at low strength
 #: hardly anything else is sampled.
 _FROM_PATCHES = {
-    "start": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
+    "init": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
     "max_cosine": 1.0, "detail_restoration": 0.0,
 }  # fmt: skip
 #: Images as the diffusion model samples them, then selected and not changed: as close to the paper as ddsr-tiny allows.

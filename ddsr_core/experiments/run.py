@@ -13,7 +13,9 @@ from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv,
 from ddsr_core.experiments.markdown import tables_markdown
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
-from ddsr_core.imaging.images import read_image_set, read_rgb, save_png
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
+from ddsr_core.imaging.images import save_png
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.distill import distill, training_set
 from ddsr_core.pipeline.networks import NetworkJob, network_job, network_of, prefetched
@@ -21,7 +23,8 @@ from ddsr_core.pipeline.run import Run
 from ddsr_core.pipeline.run_folder import run_folder
 from ddsr_core.pipeline.run_state import complete_run
 from ddsr_core.pipeline.stages import Stages
-from ddsr_core.storage.store import Artifact, Source, StageInput, storage_errors, write_atomically
+from ddsr_core.storage.files import storage_errors, write_atomically
+from ddsr_core.storage.stage import Artifact, Source, StageInput
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ddsr_core.config import digest_of
 from ddsr_core.errors import ConfigError
-from ddsr_core.imaging.images import find_images, photo_digests
-from ddsr_core.storage.store import Source, storage_errors
+from ddsr_core.imaging.photos import find_images, photo_digests
+from ddsr_core.storage.files import storage_errors
+from ddsr_core.storage.stage import Source
 
 TEST_SHARE = 10
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune
 from ddsr_core.errors import ConfigError, InputError, StorageError
-from ddsr_core.imaging.images import photo_digests, photo_source
+from ddsr_core.imaging.photos import photo_digests, photo_source
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.nightly.registry import (
     Registry,
@@ -37,7 +37,9 @@ from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.stages import STAGES
-from ddsr_core.storage.store import Artifact, Source, StageInput, Store, now, storage_errors
+from ddsr_core.storage.files import now, storage_errors
+from ddsr_core.storage.stage import Artifact, Source, StageInput
+from ddsr_core.storage.store import Store
 
 #: Sections of the paper whose stages decide what is distilled.
 DISTILLING = ("II-A", "II-B", "II-C")
@@ -236,8 +238,8 @@ def warm_start(
         config = config.model_copy(update={"finetune": shorter})
     stages.log(f"fine-tuning continues from version {active.number}")
     return config, {
-        "start": artifact_of(store, finetune.STAGE.name, active),
-        "start_clusters": artifact_of(store, clusters.STAGE.name, active),
+        "from_adapter": artifact_of(store, finetune.STAGE.name, active),
+        "from_clusters": artifact_of(store, clusters.STAGE.name, active),
     }
 
 
@@ -306,8 +308,8 @@ def counts_anew(stages: Stages, photos: int) -> dict[str, int]:
     scored, embedded = (stages.run_of(stage) for stage in (patches.STAGE, embeddings.STAGE))
     vectors = embedded.artifact.manifest.counts
     return {
-        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_memo"],
-        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_memo"],
+        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_photo_cache"],
+        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_photo_cache"],
     }
 
 

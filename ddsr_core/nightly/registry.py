@@ -17,7 +17,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.metrics.spec import METRICS, MetricName
-from ddsr_core.storage.store import Store, now
+from ddsr_core.storage.files import now
+from ddsr_core.storage.store import Store
 
 FOLDER, FILE = "nightly", "registry.json"
 

@@ -9,7 +9,7 @@ from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.networks import NetworkJob, network_job, network_of, prefetched
 from ddsr_core.pipeline.stages import Distilled, PseudoLabels, StageRun, Stages
-from ddsr_core.storage.store import Source, StageInput
+from ddsr_core.storage.stage import Source, StageInput
 
 
 @dataclass(frozen=True)

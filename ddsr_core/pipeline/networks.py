@@ -18,7 +18,8 @@ from ddsr_core.pipeline.stages import Stages
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.remote_store import open_store
-from ddsr_core.storage.store import Artifact, InputRef, StageInput
+from ddsr_core.storage.stage import Artifact, StageInput
+from ddsr_core.storage.store import InputRef
 
 T = TypeVar("T")
 

@@ -14,11 +14,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from ddsr_core.config import StageConfig
-from ddsr_core.parallel import Spread
+from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.networks import NetworkJob
 from ddsr_core.pipeline.stages import Backend
+from ddsr_core.storage.files import now
 from ddsr_core.storage.remote_store import retry_while_unreachable
-from ddsr_core.storage.store import Artifact, Stage, StageInput, Store, now
+from ddsr_core.storage.stage import Artifact, Stage, StageInput
+from ddsr_core.storage.store import Store
 
 FOLDER = "pins"
 #: Pins that an execution left behind, in a run that another execution has finished, count for so long: it may be alive.
@@ -59,7 +61,7 @@ class Pins:
 
         return replace(backend, build=build, networks=backend.networks and self._over_networks(backend.networks))
 
-    def _over_networks(self, networks: Spread) -> Spread:
+    def _over_networks(self, networks: RunParts) -> RunParts:
         def train(do: Callable[[NetworkJob], None], parts: Sequence[NetworkJob]) -> Iterator[None]:
             self.add(*(job.key for job in parts))
             return networks(do, parts)

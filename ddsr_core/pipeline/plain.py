@@ -12,11 +12,12 @@ from typing import Any
 
 from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import ConfigError
-from ddsr_core.parallel import Spread, begin_worker
+from ddsr_core.parallel import RunParts, begin_worker
 from ddsr_core.pipeline.request import Execution, Runner
 from ddsr_core.pipeline.stages import Backend
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.storage.store import Artifact, Stage, StageInput, Store
+from ddsr_core.storage.stage import Artifact, Stage, StageInput
+from ddsr_core.storage.store import Store
 
 
 def plain_backend(
@@ -43,7 +44,7 @@ def plain_backend(
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
         one_process = stage.on_gpu and device.startswith("cuda")  # it fills the GPU
-        runtime = replace(plain, photo_cache=known if stage.photo_cache else None, spread=None if one_process else spread)
+        runtime = replace(plain, photo_cache=known if stage.photo_cache else None, run_parts=None if one_process else spread)
         return store.build(stage, config, inputs, runtime)
 
     return Backend(build, store.url, device, spread if execution.runner == "processes" else None)
@@ -61,7 +62,7 @@ def require_plain(execution: Execution) -> None:
         raise ConfigError("the GPU pool needs Prefect", where="gpu", fix="leave out --no-prefect, or set --gpu local")
 
 
-def spread_here(runner: Runner, workers: int) -> Spread:
+def spread_here(runner: Runner, workers: int) -> RunParts:
     """Work spread over threads or processes of this machine.
 
     Results do not depend on the number of workers, except for the order of additions, which depends on the number of cores

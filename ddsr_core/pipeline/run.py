@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.hold_out import hold_out
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.distill import Comparison, compare, distill
 from ddsr_core.pipeline.pins import Pins
@@ -19,7 +19,8 @@ from ddsr_core.pipeline.run_state import Outcome, failure_noted, finish_run, run
 from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.storage.remote_store import RemoteStore, open_store
-from ddsr_core.storage.store import Source, Store
+from ddsr_core.storage.stage import Source
+from ddsr_core.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from ddsr_core.pipeline.run_folder import check_run_name, published_state, read_
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
 from ddsr_core.report.html import write_report
 from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
-from ddsr_core.storage.store import LOG, Artifact, Store, now, storage_errors, write_atomically, write_json
+from ddsr_core.storage.files import now, storage_errors, write_atomically, write_json
+from ddsr_core.storage.stage import Artifact
+from ddsr_core.storage.store import LOG, Store
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
 RUN_FILES = ("run.json", "config.toml")

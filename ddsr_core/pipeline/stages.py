@@ -12,14 +12,14 @@ from ddsr_core.baselines.subset import SubsetConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.evaluation import evaluate
-from ddsr_core.parallel import Spread
+from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.storage.store import Artifact, Source, Stage, StageInput
+from ddsr_core.storage.stage import Artifact, Source, Stage, StageInput
 
 #: Random crops that k-center, HDC and loss ranking choose from, for each image that they choose.
 POOL_FACTOR = 20
@@ -47,7 +47,7 @@ class Backend:
     build: Build
     home: str
     device: str = "auto"
-    networks: Spread | None = None
+    networks: RunParts | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Stages:
         """The adapter of the base model: DiffFit, minimax losses and L_SR.
 
         Args:
-            earlier: ``start`` and ``start_clusters``: an adapter to go on from, and its clusters. None: from the base.
+            earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters. None: from the base.
         """
         models = {**self.files.base(self.config), **self.files.lsr_decoder(self.config)}
         learned: dict[str, StageInput] = {"latents": encoded, "clusters": labels, **models, **_given(rows=rows)}

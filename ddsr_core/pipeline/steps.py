@@ -17,7 +17,8 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.evaluation import evaluate
 from ddsr_core.evaluation.evaluate import EvaluateConfig
 from ddsr_core.imaging.contact_sheet import contact_sheet
-from ddsr_core.imaging.images import iter_photos, photo_source, save_png
+from ddsr_core.imaging.images import save_png
+from ddsr_core.imaging.photos import iter_photos, photo_source
 from ddsr_core.pipeline.config import PipelineConfig, merge, parse_override
 from ddsr_core.pipeline.run_folder import artifact_paths, read_config
 from ddsr_core.pipeline.stages import Backend, Stages
@@ -27,7 +28,9 @@ from ddsr_core.sampling.sample import load_tuned
 from ddsr_core.sr.onnx_export import export_onnx
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.sr.weights import LoadedNetwork, load_network
-from ddsr_core.storage.store import Artifact, Source, Store, sha256_of, storage_errors
+from ddsr_core.storage.files import sha256_of, storage_errors
+from ddsr_core.storage.stage import Artifact, Source
+from ddsr_core.storage.store import Store
 
 
 def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str] = ()) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ddsr_core.report.record import RunRecord, StageRecord
-from ddsr_core.storage.store import Manifest, read_manifest
+from ddsr_core.storage.stage import Manifest, read_manifest
 
 
 @dataclass(frozen=True)

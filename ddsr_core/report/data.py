@@ -17,7 +17,8 @@ from pydantic import Field
 
 from ddsr_core.baselines.names import RESTORED_LABEL, TRAINING_SETS, TrainingSetName
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import read_image_set, read_rgb
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.report.record import Frozen, RunRecord, SrRecord
 

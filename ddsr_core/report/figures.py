@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ddsr_core.imaging.images import decode_rgb, encode_png, read_rgb, save_png
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
+from ddsr_core.imaging.images import encode_png, save_png
 
 #: Longest side of a patch on a cluster sheet, pixels.
 THUMB_PX = 128

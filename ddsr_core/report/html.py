@@ -17,7 +17,7 @@ from ddsr_core.report.page import page
 from ddsr_core.report.record import RunRecord
 from ddsr_core.report.table import as_csv, as_markdown, metrics_shown, plain_table, table_rows
 from ddsr_core.report.verdict import verdict
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
 
 
 def write_report(run_dir: Path, record: RunRecord) -> Path:

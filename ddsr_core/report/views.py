@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS
-from ddsr_core.imaging.images import decode_rgb, read_rgb
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.report import charts, figures
 from ddsr_core.report.data import Curves, DistilledImage, Report, SrResult, read_curves, real_patches

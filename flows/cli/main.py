@@ -18,8 +18,8 @@ from ddsr_core import __version__
 from ddsr_core.errors import StorageError
 from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, PROTOCOLS, ExperimentName
 from ddsr_core.imaging.demo_photos import write_demo_photos
+from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.remote_store import open_store
-from ddsr_core.storage.store import storage_errors
 from flows.cli.doctor import examine
 from flows.cli.networks import networks
 from flows.cli.nights import nights

@@ -127,11 +127,8 @@ def run_option(default: str) -> Option:
 def parallel_options(function: F) -> F:
     """Where the work of a run is done."""
     gpu = "Where GPU stages run: on this machine, or on the GPU work pool of the Prefect server."
-    runner = (
-        "Where photos are scored, patches embedded and SR networks trained.  [default: processes with several workers, else "
-        "sequential]"
-    )
-    workers = "How many of them at once. Raise it if cores or GPUs are idle."
+    runner = "Where the workers are.  [default: processes if --workers is above 1, else sequential]"
+    workers = "SR networks trained, or parts of a stage computed, at once. Raise it if cores or GPUs are idle."
     return chained(
         [
             click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help=workers),

@@ -15,11 +15,13 @@ from ddsr_core.pipeline import steps
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.steps import Crops, ModelExport, export_network, search_run, with_overrides
-from ddsr_core.pretrain import PretrainConfig
+from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.run import run as pretrain
 from ddsr_core.pretrain.wallpapers import fetch_wallpapers
 from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.storage.store import RESUME, Artifact, Source, Store, storage_errors
+from ddsr_core.storage.files import storage_errors
+from ddsr_core.storage.stage import RESUME, Artifact, Source
+from ddsr_core.storage.store import Store
 from flows.cli.console import progress_for
 
 __all__ = ["Crops", "ModelExport", "evaluate_networks", "export_model", "export_network", "pretrain_base", "search_run",

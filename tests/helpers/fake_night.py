@@ -17,7 +17,8 @@ from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Night, Outcome, photo_cache_of, run_night
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.stages import Backend
-from ddsr_core.storage.store import Artifact, Stage, StageResult, Store
+from ddsr_core.storage.stage import Artifact, Stage, StageResult
+from ddsr_core.storage.store import Store
 
 QUICK = ("sr.archs=['edsr-small']", "sr.training_sets=['distilled']", "sample.detail_restoration=0", "evaluate.lpips=false")
 NAME = "n"
@@ -67,12 +68,12 @@ class Fakes:
             runtime.photo_cache.mkdir(parents=True, exist_ok=True)
             for digest in digests:
                 (runtime.photo_cache / digest).write_text("scored")
-        return {"photos": len(digests), "from_memo": len(known)}
+        return {"photos": len(digests), "from_photo_cache": len(known)}
 
     def _embed(self, inputs: dict[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
         ids = pq.read_table(inputs["patches"] / "scores.parquet")["photo_digest"]
         pq.write_table(pa.table({"patch_id": ids}), out / "labels.parquet")
-        return {"patches": len(ids), "from_memo": 0}
+        return {"patches": len(ids), "from_photo_cache": 0}
 
     def _label(self, inputs: dict[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
         (out / "labels.parquet").write_bytes((inputs["embeddings"] / "labels.parquet").read_bytes())

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name, save_png, write_image_parquet
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, write_image_parquet
+from ddsr_core.imaging.images import encode_png, save_png
 from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 
 HOSTILE = '<script>alert("x")</script>'
 TEST_PHOTOS = 6

@@ -21,13 +21,12 @@ from torch import nn
 
 from ddsr_core.config import Runtime
 from ddsr_core.evaluation.evaluate import EvaluateConfig
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.networks import NetworkJob, train_and_measure
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Build
-from ddsr_core.pseudo_labels import embeddings, patches
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig
+from ddsr_core.pseudo_labels import embeddings, patches, scoring
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import InputRef, Store
 from tests.helpers.commands import ROOT, digests
@@ -113,7 +112,7 @@ def main(photos: Path, home: Path, *runners: str) -> None:
     from tasks import progress
     from tasks.backend import prefect_backend
 
-    patches.PHOTOS_PER_PART, embeddings.PATCHES_PER_PART = 2, 16
+    scoring.PHOTOS_PER_PART, embeddings.PATCHES_PER_PART = 2, 16
     steps: dict[str, list[int]] = {}
     progress.current.set(partial(noted, steps))
 

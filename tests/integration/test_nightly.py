@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ddsr_core.imaging.images import read_image_set
+from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Night, Outcome, as_markdown, photo_cache_of, roll_back, run_night
 from ddsr_core.nightly.registry import read_registry

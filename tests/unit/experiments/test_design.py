@@ -42,7 +42,7 @@ def test_each_variant_adds_one_part():
     terms = {name: (c.finetune.lambda_r > 0, c.finetune.lsr_mode) for name, c in made.items()}
     assert terms["difffit"] == (False, "off")
     assert terms["minimax"] == (True, "off")
-    assert terms["lsr-paper"] == (True, "paper")
+    assert terms["lsr-paper"] == (True, "pixels")
     assert terms["lsr-target"] == terms["select"] == (True, "target")
     assert [c.sample.oversample for c in made.values()] == [
         1,

@@ -93,7 +93,7 @@ def test_a_worse_candidate_changes_nothing_and_the_next_continues_from_the_activ
 def test_other_code_of_a_stage_is_another_setting(fakes, store, photos, test_photos, monkeypatch):
     fakes.spend(store, photos, test_photos)
     newer = replace(nights.clusters.STAGE, version=99)
-    monkeypatch.setattr(nights, "MAKING", (*nights.MAKING[:2], newer))
+    monkeypatch.setattr(nights, "STAGES", {**nights.STAGES, "clusters": newer})
     assert made(fakes.spend(store, photos, test_photos)).warm_from is None
 
 

@@ -47,9 +47,9 @@ def test_where_something_has_changed_the_flow_gets_every_option(home: Path, monk
     monkeypatch.setattr(running, "call_flow", lambda *given: calls.append(given) or {"text": "done"})
     put(home.parent / "photos", "c")
     assert night(home, "--margin", "0.5", "--cold") == (0, "done\n")
-    [(entry, _, _, _, arguments)] = calls
+    [(entry, _, request)] = calls
     assert entry == "flows.nightly:nightly"
-    assert (arguments["name"], arguments["margin"], arguments["warm"], arguments["warm_steps"]) == (NAME, 0.5, False, 1)
+    assert (request.name, request.margin, request.warm, request.warm_steps) == (NAME, 0.5, False, 1)
 
 
 def test_versions_and_rollback(home: Path):

@@ -45,7 +45,7 @@ def test_released_is_what_the_authors_code_does():
 
 def test_paper_differs_from_released_where_the_text_does():
     paper, released = load_config("paper"), load_config("released")
-    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "paper", 1.0)
+    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "pixels", 1.0)
     assert paper.finetune.epochs == 70
     assert paper.patches == released.patches
     assert paper.sample == released.sample
@@ -95,10 +95,10 @@ def test_a_config_that_is_given_is_used_as_it_is_even_if_all_its_fields_are_defa
 
 
 def test_none_is_the_text_where_a_field_takes_it_and_null_elsewhere():
-    changed = load_config("demo", overrides=["sample.select=none", "finetune.class_row_init=none"])
+    changed = load_config("demo", overrides=["sample.select=none", "sample.decode_tile_px=none"])
     assert changed.sample.select == "none"
-    assert changed.finetune.class_row_init is None
-    with pytest.raises(ConfigError, match="sample.select"):
+    assert changed.sample.decode_tile_px is None
+    with pytest.raises(ConfigError, match=r"sample\.select"):
         load_config("demo", overrides=["sample.select=null"])
 
 

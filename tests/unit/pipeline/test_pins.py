@@ -21,7 +21,8 @@ from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.run_folder import run_folder
 from ddsr_core.pipeline.run_state import fail_run, failure_noted, start_run
 from ddsr_core.pipeline.stages import Backend
-from ddsr_core.storage.store import Store, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.store import Store
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 

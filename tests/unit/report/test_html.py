@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import read_rgb
+from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.report.data import means_of
 from ddsr_core.report.html import license_note, overview_figure, write_report
 from ddsr_core.report.record import RunRecord

@@ -149,7 +149,7 @@ def test_a_memo_that_has_lost_an_object_begins_anew(
     second = fakes.spend(there, put(photos, "c"), test).version
     assert second is not None
     assert second.anew["photos"] == 3
-    assert "it begins anew" in caplog.text
+    assert "it is discarded" in caplog.text
 
 
 def test_a_lock_that_nobody_wants_to_wait_for(machines: Machines) -> None:
@@ -199,7 +199,7 @@ def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.
 
 
 def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: Machines, log: Path) -> None:
-    from ddsr_core.storage.store import Stage, StageResult
+    from ddsr_core.storage.stage import Stage, StageResult
 
     def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
         raise TimeoutError("the stage's own")
@@ -220,7 +220,7 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
-    from flows.distill import require_one_machine
+    from ddsr_core.pipeline.run import require_one_machine
 
     for where in ({"gpu": "pool", "runner": "sequential"}, {"gpu": "local", "runner": "ray"}):
         with pytest.raises(ConfigError, match="held out") as caught:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[4]
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from ddsr_core import remote_lock
+from ddsr_core.storage import remote_lock
 from ddsr_core.config import Runtime
 from ddsr_core.storage.remote_store import RemoteStore
 from tests.unit.storage.remote.home import URL, Machines
@@ -193,7 +193,7 @@ def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> 
 
 
 def _rewrite(folder: Path, text: str) -> None:
-    from ddsr_core.storage.store import sha256_of
+    from ddsr_core.storage.files import sha256_of
 
     (folder / "0.txt").write_text(text)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -303,7 +303,7 @@ def test_commands_take_the_url(machines: Machines, log: Path) -> None:
 
 
 def test_task_on_another_machine_brings_its_inputs(machines: Machines, log: Path) -> None:
-    from tasks.stages import InputRef
+    from ddsr_core.storage.store import InputRef
 
     here, there = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
