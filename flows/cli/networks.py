@@ -12,7 +12,7 @@ from ddsr_core.pipeline.home import home_of
 from flows.cli.options import Group, device_option, home_option, json_option
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, title="SR networks")
 def networks() -> None:
     """Commands on one SR network."""
 
