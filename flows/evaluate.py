@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.evaluation import evaluate as evaluation
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.images import photo_source
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.store import Manifest, Source

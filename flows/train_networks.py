@@ -13,7 +13,7 @@ from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.fan_out import FanOut, OneByOne, Together, Work, train_and_measure
 from ddsr_core.pipeline.pins import Pin
 from ddsr_core.pipeline.stages import Ahead, TrainingJob
-from ddsr_core.sr import train
+from ddsr_core.sr import train_sr
 from ddsr_core.storage.store import InputRef, StageInput, Store
 from tasks.stages import Gpu, gpu_slot
 from tasks.task_runners import Runner, ray_resources, task_runner
@@ -91,11 +91,11 @@ def networks_ahead(
     on_runner = networks.with_options(task_runner=task_runner(runner, workers))
 
     def ahead(cells: list[TrainingJob], tests: StageInput) -> None:
-        pin(*(train.STAGE.key(cell.recipe, inputs_of(cell)) for cell in cells))
+        pin(*(train_sr.STAGE.key(cell.recipe, inputs_of(cell)) for cell in cells))
         on_runner([work_of(cell, tests) for cell in cells], runner)
 
     def inputs_of(cell: TrainingJob) -> dict[str, StageInput]:
-        return {"data": cell.images, **train.trunk_input(cell.recipe)}
+        return {"data": cell.images, **train_sr.trunk_input(cell.recipe)}
 
     def work_of(cell: TrainingJob, tests: StageInput) -> Work:
         return Work(

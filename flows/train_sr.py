@@ -7,8 +7,8 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.imaging.images import photo_source
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr import train_sr as training
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.store import Manifest
 from flows.building import prefect_builder
@@ -30,4 +30,6 @@ def train_sr(
     """
     config = config or TrainSRConfig()
     build = prefect_builder(open_store(home), device, gpu)
-    return build(train.STAGE, config, {"data": photo_source(data), **train.trunk_input(config)}, config.arch)[0].manifest
+    return build(training.STAGE, config, {"data": photo_source(data), **training.trunk_input(config)}, config.arch)[
+        0
+    ].manifest

@@ -25,7 +25,7 @@ from ddsr_core.pseudo_labels.clusters import STAGE as CLUSTERS
 from ddsr_core.pseudo_labels.embeddings import STAGE as EMBEDDINGS
 from ddsr_core.pseudo_labels.patches import STAGE as PATCHES
 from ddsr_core.sampling.sample import STAGE as SAMPLE
-from ddsr_core.sr.train import STAGE as TRAIN_SR
+from ddsr_core.sr.train_sr import STAGE as TRAIN_SR
 from ddsr_core.storage.remote_store import open_store, retry_while_unreachable
 from ddsr_core.storage.store import Artifact, InputRef, Manifest, Stage, StageInput, Store
 from tasks import progress

@@ -21,8 +21,9 @@ from ddsr_core.pipeline.fan_out import Begun, FanOut, Work
 from ddsr_core.pipeline.pins import Pin, Pins
 from ddsr_core.pipeline.runs import complete_run, run_folder, start_run
 from ddsr_core.pipeline.stages import Build, Chain, StageRun, data_source, distill
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr import train_sr
+from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
@@ -135,8 +136,8 @@ def begin(
 ) -> Pending:  # fmt: skip
     """Send a cell to a worker, where there are workers."""
     recipe = network.config(config, seed)
-    inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
-    pin(train.STAGE.key(recipe, inputs))
+    inputs = {"data": trained_on.data, **train_sr.trunk_input(recipe)}
+    pin(train_sr.STAGE.key(recipe, inputs))
     count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
     label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
     sources = {name: InputRef.of(item) for name, item in inputs.items()}
@@ -158,7 +159,7 @@ def finish_cell(
     """Wait for a cell, or build it, and take it into the tables."""
     if cell.begun:
         cell.begun.result()  # what went wrong in a worker goes wrong here
-    weights = chain.add(train.STAGE, cell.recipe, cell.label, **cell.inputs)
+    weights = chain.add(train_sr.STAGE, cell.recipe, cell.label, **cell.inputs)
     measured = chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
     variant, recipe = cell.trained_on.variant, cell.recipe
     facts, images = cell.trained_on.facts, cell.trained_on.images
@@ -212,7 +213,7 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
     for network in design.networks_of(config):
         recipe = network.config(config, 0)
         arch = "" if network.name == recipe.arch else f"`{recipe.arch}`, "
-        networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {recipe.plan.batch_size})")
+        networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {plan_of(recipe).batch_size})")
     counts = sorted({variant.images or config.sample.count for variant in design.variants if variant.source not in WHOLE})
     return (
         f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px a set, base `{config.base}`, "

@@ -32,7 +32,7 @@ from ddsr_core.pipeline.runs import failure_noted, finish_run, publish_distilled
 from ddsr_core.pipeline.stages import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sr import train
+from ddsr_core.sr import train_sr
 from ddsr_core.storage.store import Artifact, StageInput, Store, now, storage_errors
 
 #: Stages whose code decides what is distilled.
@@ -144,9 +144,9 @@ def require_measurable(night: Night) -> None:
     """
     if not night.config.sr.archs:
         raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", fix="name at least one")
-    if night.metric == "lpips" and not night.config.evaluate.lpips:
-        fix = "set evaluate.lpips=true, or choose another metric"
-        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", fix=fix)
+    if night.metric not in night.config.evaluate.metrics:
+        fix = f"set evaluate.{night.metric}=true, or choose another metric"
+        raise ConfigError(f"{night.metric} is not measured", where="config.evaluate.metrics", fix=fix)
 
 
 def look(night: Night) -> Seen:
@@ -268,7 +268,7 @@ def score_of(chain: Chain, config: PipelineConfig, night: Night, images: Artifac
     for arch in config.sr.archs:
         for seed in config.sr.seeds:
             recipe = config.sr.recipe(arch, seed)
-            weights = chain.add(train.STAGE, recipe, f"{arch} {whose}", data=images, **train.trunk_input(recipe))
+            weights = chain.add(train_sr.STAGE, recipe, f"{arch} {whose}", data=images, **train_sr.trunk_input(recipe))
             measured = chain.add(evaluation.STAGE, config.evaluate, f"{arch} {whose}", weights=weights, test=tests)
             values.append(measured.manifest.counts["metrics"][night.metric])
     return mean(values)

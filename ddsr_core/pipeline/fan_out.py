@@ -15,9 +15,9 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, resolve_device
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.parallel import begin_worker
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.store import InputRef
 
@@ -38,12 +38,12 @@ class Work(BaseModel):
 def train_and_measure(work: Work) -> None:
     """Build both artifacts of a cell; what is there is left as it is."""
     from ddsr_core.evaluation import evaluate as evaluation
-    from ddsr_core.sr import train
+    from ddsr_core.sr import train_sr
 
     store = open_store(work.home)
     runtime = Runtime(device=resolve_device(work.device), run=work.label)
     inputs = {name: ref.source(store) for name, ref in work.inputs.items()}
-    weights, _ = store.build(train.STAGE, work.recipe, inputs, runtime)
+    weights, _ = store.build(train_sr.STAGE, work.recipe, inputs, runtime)
     store.build(evaluation.STAGE, work.evaluate, {"weights": weights, "test": work.tests.source(store)}, runtime)
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from ddsr_core.baselines import crops as sources
 from ddsr_core.baselines import gsdd
 from ddsr_core.baselines import subset as subsets
+from ddsr_core.baselines.config import CropsConfig, SubsetConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.diffusion.base import base_source, vae_source
@@ -19,7 +20,8 @@ from ddsr_core.imaging.images import photo_source
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sr import train
+from ddsr_core.sr import train_sr
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.store import Artifact, Stage, StageInput
 
 #: Random crops that k-center, HDC and loss ranking choose from, for each image that they choose.
@@ -61,7 +63,7 @@ class TrainingJob:
     arch: str
     source: str
     seed: int
-    recipe: train.TrainSRConfig
+    recipe: TrainSRConfig
     images: StageInput
     label: str
 
@@ -144,7 +146,7 @@ def distill(
 
 def teacher_of(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
     """The SR network that candidates are compared by and detail is restored by, trained on the accepted patches."""
-    return chain.add(train.STAGE, config.teacher, "teacher", data=accepted, **train.trunk_input(config.teacher))
+    return chain.add(train_sr.STAGE, config.teacher, "teacher", data=accepted, **train_sr.trunk_input(config.teacher))
 
 
 def base_model(config: PipelineConfig) -> dict[str, StageInput]:
@@ -198,7 +200,7 @@ def train_networks(
     if ahead is not None:
         ahead(cells, tests)
     for cell in cells:
-        weights = chain.add(train.STAGE, cell.recipe, cell.label, data=cell.images, **train.trunk_input(cell.recipe))
+        weights = chain.add(train_sr.STAGE, cell.recipe, cell.label, data=cell.images, **train_sr.trunk_input(cell.recipe))
         training = chain.stages[-1]
         chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
         chain.networks.append(TrainedNetwork(cell.arch, cell.source, cell.seed, training, chain.stages[-1]))
@@ -227,7 +229,7 @@ def data_source(
         return gsdd_set(chain, config, accepted)
     if name in ("k-center", "hdc", "loss-ranked"):
         return subset(chain, name, config, photos)
-    crops = sources.CropsConfig(
+    crops = CropsConfig(
         kind="random" if name == "random" else "threshold",
         count=config.sample.count,
         patch_px=config.patches.patch_px,
@@ -244,7 +246,7 @@ def gsdd_set(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifa
     labels = chain.named(clusters.STAGE.name)
     assert labels is not None  # distilled sets come first
     recipe = config.gsdd_generator
-    generator = chain.add(train.STAGE, recipe, "generator of gsdd", data=accepted, **train.trunk_input(recipe))
+    generator = chain.add(train_sr.STAGE, recipe, "generator of gsdd", data=accepted, **train_sr.trunk_input(recipe))
     settings = config.gsdd.model_copy(update={"count": config.sample.count, "seed": config.sr.seeds[0]})
     return chain.add(gsdd.STAGE, settings, "gsdd", patches=accepted, clusters=labels, generator=generator)
 
@@ -252,11 +254,9 @@ def gsdd_set(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifa
 def subset(chain: Chain, kind: str, config: PipelineConfig, photos: Path) -> Artifact:
     """A choice among `POOL_FACTOR` times as many random crops."""
     size = config.sample.count * POOL_FACTOR
-    crops = sources.CropsConfig(
-        count=size, patch_px=config.patches.patch_px, kernel=config.patches.kernel, seed=config.sr.seeds[0]
-    )
+    crops = CropsConfig(count=size, patch_px=config.patches.patch_px, kernel=config.patches.kernel, seed=config.sr.seeds[0])
     pool = chain.add(sources.STAGE, crops, "pool of crops", photos=photo_source(photos))
-    chosen = subsets.SubsetConfig.model_validate(
+    chosen = SubsetConfig.model_validate(
         {"kind": kind, "count": config.sample.count, "seed": config.sr.seeds[0], "embeddings": config.embeddings}
     )
     return chain.add(subsets.STAGE, chosen, f"{kind} crops", **{"pool": pool, **clip_weights(config.embeddings)})

@@ -19,8 +19,8 @@ from flows.cli.console import progress_for
 from flows.cli.device import resolve_device_lazily
 
 if TYPE_CHECKING:
-    from ddsr_core.evaluation.evaluate import EvaluateConfig
-    from ddsr_core.sr.train import TrainSRConfig
+    from ddsr_core.evaluation.config import EvaluateConfig
+    from ddsr_core.sr.config import TrainSRConfig
     from ddsr_core.sr.weights import LoadedNetwork
 
 
@@ -46,14 +46,14 @@ class Crops:
     """What of a data set a network is trained on.
 
     Attributes:
-        source: a `ddsr_core.baselines.names.TrainingSetName`.
-        budget: number of crops, where they are chosen.
-        patch_px: height and width of crops, pixels.
+        training_set: a name in `ddsr_core.baselines.names.TRAINING_SETS`.
+        count: number of crops, if crops are chosen.
+        patch_px: height and width of the crops in pixels.
         embeddings: features that k-center and HDC compare crops by, ``vgg16`` or ``open_clip``.
     """
 
-    source: str
-    budget: int
+    training_set: str
+    count: int
     patch_px: int
     embeddings: str
 
@@ -62,20 +62,22 @@ def train_one(
     store: Store, data: Source, crops: Crops, *, arch: str, iterations: int, overrides: Iterable[str], device: str
 ) -> tuple[Artifact, bool]:
     """Train one network on ``data`` as it is, or on crops of it."""
-    from ddsr_core.sr import train
+    from ddsr_core.sr import train_sr
+    from ddsr_core.sr.config import TrainSRConfig
 
     runtime = Runtime(device=resolve_device_lazily(device), progress=progress_for())
-    config = with_overrides(train.TrainSRConfig, {"arch": arch, "iterations": iterations}, overrides)
+    config = with_overrides(TrainSRConfig, {"arch": arch, "iterations": iterations}, overrides)
     images = training_images(store, data, crops, runtime)
     config = fitted(config, images.path)
-    return store.build(train.STAGE, config, {"data": images, **train.trunk_input(config)}, runtime)
+    return store.build(train_sr.STAGE, config, {"data": images, **train_sr.trunk_input(config)}, runtime)
 
 
 def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
     """The published crop shrunk to the images where they are smaller than it, said on the terminal; else as it is."""
     from ddsr_core.imaging.images import iter_photos
+    from ddsr_core.sr.plan import plan_of
 
-    published = config.plan.lr_patch_px
+    published = plan_of(config).lr_patch_px
     first = next(iter(iter_photos(data)), None)
     if config.lr_patch_px is not None or first is None:
         return config
@@ -87,8 +89,14 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 
 
 def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime) -> Artifact | Source:
-    """Crops of ``data``; or ``data`` itself, where the source is everything there is, or images that a model drew."""
+    """The training set that a network is trained on: crops of ``data``, or ``data`` itself if it is full or generated.
+
+    Raises:
+        InputError: ``data`` is not a generated set of that kind.
+    """
     from ddsr_core.baselines import crops as sources
+    from ddsr_core.baselines.config import CropsConfig
+    from ddsr_core.baselines.generated import require_generated
     from ddsr_core.pipeline.config import PipelineConfig
     from ddsr_core.pipeline.stages import Chain, subset
     from ddsr_core.pseudo_labels import patches
@@ -97,26 +105,27 @@ def training_images(store: Store, data: Source, wanted: Crops, runtime: Runtime)
         return store.build(stage, config, inputs, runtime)
 
     chain = Chain(build, log=lambda line: None)
-    size = {"count": wanted.budget, "patch_px": wanted.patch_px}
-    match wanted.source:
+    size = {"count": wanted.count, "patch_px": wanted.patch_px}
+    match wanted.training_set:
         case "random":
-            return chain.add(sources.STAGE, with_overrides(sources.CropsConfig, {"kind": "random", **size}), photos=data)
+            return chain.add(sources.STAGE, with_overrides(CropsConfig, {"kind": "random", **size}), photos=data)
         case "threshold" | "full-thresholded":
             stride_px = max(4, wanted.patch_px // 2 // 4 * 4)
             windows = with_overrides(patches.PatchesConfig, {"patch_px": wanted.patch_px, "stride_px": stride_px})
             accepted = chain.add(patches.STAGE, windows, photos=data)
-            if wanted.source == "full-thresholded":
+            if wanted.training_set == "full-thresholded":
                 return accepted
-            return chain.add(
-                sources.STAGE, with_overrides(sources.CropsConfig, {"kind": "threshold", **size}), patches=accepted
-            )
+            return chain.add(sources.STAGE, with_overrides(CropsConfig, {"kind": "threshold", **size}), patches=accepted)
         case "k-center" | "hdc" | "loss-ranked":
             described = {"backend": wanted.embeddings, "image_px": min(224, max(32, wanted.patch_px))}
-            count, patch_px = {"count": wanted.budget}, {"patch_px": wanted.patch_px}
+            count, patch_px = {"count": wanted.count}, {"patch_px": wanted.patch_px}
             values = {"sample": count, "patches": patch_px, "embeddings": described, "finetune": {"class_row_init": None}}
             config = with_overrides(PipelineConfig, values)
-            return subset(chain, wanted.source, config, data.path)
+            return subset(chain, wanted.training_set, config, data.path)
+        case "full":
+            return data
         case _:
+            require_generated(wanted.training_set, data.path)
             return data
 
 

@@ -17,12 +17,14 @@ from ddsr_core.imaging.images import save_png
 from ddsr_core.metrics import trunks as lpips_weights
 from ddsr_core.sr import perceptual
 from ddsr_core.sr.basicsr_compat import import_basicsr
-from ddsr_core.sr.gan import Adversary, GanConfig, adversarial_step, new_adversary, new_discriminator, trunk_source
+from ddsr_core.sr.config import GanConfig, TrainSRConfig
+from ddsr_core.sr.gan import Adversary, adversarial_step, new_adversary, new_discriminator, trunk_source
 from ddsr_core.sr.optim import new_adam
 from ddsr_core.sr.perceptual import Perceptual, Trunk, conv_indices, find_trunk, load_trunk
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.recipes import GAN_RECIPES
 from ddsr_core.sr.state import join_adversary, new_state
-from ddsr_core.sr.train import TrainSRConfig, run, trunk_input
+from ddsr_core.sr.train_sr import run, trunk_input
 from tests.helpers.interruption import Killed, digests, killing_after
 
 NAMES = sorted(GAN_RECIPES)
@@ -208,11 +210,13 @@ def test_the_second_phase_starts_from_the_average(trunk):
 
 
 def test_published_rates_of_the_second_phase():
-    plan = TrainSRConfig(gan=GanConfig(recipe="realsr", warmup=0.25), iterations=16_000).plan  # 12,000 of 60,000: a fifth
+    plan = plan_of(
+        TrainSRConfig(gan=GanConfig(recipe="realsr", warmup=0.25), iterations=16_000)
+    )  # 12,000 of 60,000: a fifth
     assert (plan.batch_size, plan.lr_patch_px, plan.switch) == (16, 32, 4000)
     rates = [plan.learning_rate_at(4000 + step) for step in (0, 999, 1000, 2000, 4000, 6000)]
     assert rates == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5, 1.25e-5, 6.25e-6])
-    plan = TrainSRConfig(gan=GanConfig(recipe="real-esrgan"), iterations=100).plan
+    plan = plan_of(TrainSRConfig(gan=GanConfig(recipe="real-esrgan"), iterations=100))
     assert (plan.batch_size, plan.lr_patch_px, plan.switch) == (48, 64, 50)
     assert [plan.learning_rate_at(step) for step in (0, 49, 50, 99)] == [2e-4, 2e-4, 1e-4, 1e-4]
 
