@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ddsr_core.config import StageConfig
 from ddsr_core.imaging.kernel import Kernel
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 
 
 class CropsConfig(StageConfig):

@@ -18,11 +18,15 @@ import pyarrow as pa
 from ddsr_core.baselines.config import CropsConfig
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.imaging import images
 from ddsr_core.imaging.bicubic import psnr_bic
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_parquet
+from ddsr_core.imaging.images import save_png, to_float
 from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.imaging.photos import iter_photos
 from ddsr_core.sr.data import count_images
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 Row = dict[str, Any]
 
@@ -49,7 +53,7 @@ def run(
         raise ConfigError(f"{config.kind} crops need {name}", where="kind", fix=f"give the stage its input {name}")
     rows, statistics = write(config, source, out, runtime)
     fields = {"photo": pa.string(), "y": pa.int32(), "x": pa.int32(), "psnr_bic": pa.float32()}
-    images.finish_image_set(out, rows, fields)
+    finish_image_set(out, rows, fields)
     counts = {
         "kind": config.kind,
         "count": len(rows),
@@ -97,11 +101,11 @@ def _random_crops(config: CropsConfig, photos: Path, out: Path, runtime: Runtime
         crops[number].append((index, y, x))
     rows: dict[int, Row] = {}
     with runtime.progress("Cutting random crops", total=config.count, unit="images") as bar:
-        for number, photo in enumerate(images.iter_photos(photos)):
+        for number, photo in enumerate(iter_photos(photos)):
             pixels = photo.read() if number in crops else None
             for index, y, x in crops.get(number, ()):
                 crop = pixels[y : y + config.patch_px, x : x + config.patch_px]  # type: ignore[index]
-                images.save_png(out / images.image_set_name(index), crop)
+                save_png(out / image_set_name(index), crop)
                 rows[index] = {"photo": photo.name, "y": y, "x": x, "psnr_bic": _psnr_bic(crop, config.kernel)}
                 bar.advance()
     return [rows[index] for index in range(config.count)], {"photos": len(crops), "skipped": skipped}
@@ -114,7 +118,7 @@ def _sizes(photos: Path, out: Path, runtime: Runtime) -> tuple[np.ndarray, dict[
         sizes: list[tuple[int, int]] = []
         skipped: Counter[str] = Counter()
         with runtime.progress("Measuring photos", total=count_images(photos), unit="photos") as bar:
-            for photo in images.iter_photos(photos):
+            for photo in iter_photos(photos):
                 try:
                     height, width = photo.read().shape[:2]
                 except InputError as error:
@@ -136,17 +140,17 @@ def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Run
         places[patch].append(index)
     rows: dict[int, Row] = {}
     with runtime.progress("Taking threshold crops", total=config.count, unit="images") as bar:
-        for number, patch_row in enumerate(images.read_image_parquet(patches)):
+        for number, patch_row in enumerate(read_image_parquet(patches)):
             for index in places.get(number, ()):
                 data: bytes = patch_row["image"]["bytes"]
-                pixels = images.decode_rgb(data, str(patch_row["patch_id"]))
+                pixels = decode_rgb(data, str(patch_row["patch_id"]))
                 if pixels.shape != (config.patch_px, config.patch_px, 3):
                     raise ConfigError(
                         f"the patches have {pixels.shape[0]} px, not {config.patch_px} px",
                         where="patch_px",
                         fix="set both to the size of the distilled images",
                     )
-                write_atomically(out / images.image_set_name(index), data)
+                write_atomically(out / image_set_name(index), data)
                 rows[index] = {
                     **{name: patch_row[name] for name in ("photo", "y", "x")},
                     "psnr_bic": _psnr_bic(pixels, config.kernel),
@@ -159,7 +163,7 @@ def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Run
 
 
 def _psnr_bic(crop: np.ndarray, kernel: Kernel) -> float:
-    return round(float(psnr_bic(images.to_float(crop), kernel)), 4)
+    return round(float(psnr_bic(to_float(crop), kernel)), 4)
 
 
 #: Kind -> the input that it needs, and its writer.

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from ddsr_core.baselines.names import TRAINING_SETS
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.imaging.images import read_image_set
+from ddsr_core.imaging.image_sets import read_image_set
 
 #: Stage `sample` writes this column for distilled images and for those of the base model.
 _SAMPLED = "nearest_patch_id"

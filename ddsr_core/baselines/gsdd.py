@@ -31,12 +31,15 @@ from torch import Tensor, nn
 from ddsr_core.baselines.config import GSDDConfig
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
-from ddsr_core.imaging import images
 from ddsr_core.imaging.bicubic import make_lr, psnr_bic
-from ddsr_core.sampling.sample import images_per_label
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_parquet
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
+from ddsr_core.sampling.allocation import images_per_label
 from ddsr_core.sr.data import count_images
 from ddsr_core.sr.weights import load_network
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 GRID = 4
 #: Most real patches of a class that its mean is taken over: at 512 px they fit into memory.
@@ -85,7 +88,7 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
             with np.load(finished) as done:
                 rows += [_save(out, len(rows) + index, image, label) for index, image in enumerate(done["images"])]
             bar.advance(share)
-    images.finish_image_set(out, rows, {"pseudo_label": pa.int32(), "psnr_bic": pa.float32()})
+    finish_image_set(out, rows, {"pseudo_label": pa.int32(), "psnr_bic": pa.float32()})
     curve = write_curves(out, [label for label, share in enumerate(shares) if share])
     counts = {
         "count": len(rows),
@@ -115,14 +118,14 @@ def invert(
         Images ``uint8 (share, H, W, 3)`` and the loss of each step ``float64 (steps,)``.
     """
     initial = initial_latents(config, real, share, label).to(device)
-    unit = deviations(network, images.to_float(real[:SCALE_SAMPLE]).to(device))
+    unit = deviations(network, to_float(real[:SCALE_SAMPLE]).to(device))
     z = initial.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([z], lr=config.learning_rate)
     losses = np.empty(config.steps)
     for step in range(config.steps):
         generator = np.random.default_rng([config.seed, label, step])
         chosen = generator.integers(len(real), size=config.batch_real)
-        batch = images.to_float(real[chosen]).to(device)
+        batch = to_float(real[chosen]).to(device)
         corner, turn = generator.random(2), int(generator.integers(8))
         with torch.no_grad():
             target = features(network, augment(batch, corner, turn)).mean(0)
@@ -142,7 +145,7 @@ def invert(
             z.clamp_(0, 1)
     with torch.no_grad():
         made = torch.cat([network(part) for part in z.split(config.batch_real)])
-    return images.to_uint8(made), losses
+    return to_uint8(made), losses
 
 
 def deviations(network: nn.Module, real: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ def initial_latents(config: GSDDConfig, real: np.ndarray, share: int, label: int
     """Initial latents of a class, ``float32 (share, 3, h, w)`` in [0, 1]."""
     generator = np.random.default_rng([config.seed, label])
     order = np.concatenate([generator.permutation(len(real)) for _ in range(-(-share // len(real)))])[:share]
-    lr = make_lr(images.to_float(real[order]))
+    lr = make_lr(to_float(real[order]))
     if config.init == "real":
         return lr
     noise = torch.from_numpy(generator.standard_normal(lr.shape).astype(np.float32))
@@ -243,8 +246,8 @@ def _read_pool(config: GSDDConfig, patches: Path, ids: list[str], label: int) ->
     """At most `POOL` patches of a class, sampled at random: ``uint8 (n, H, W, 3)``."""
     chosen = set(np.random.default_rng([config.seed, label]).permutation(np.array(ids, object))[:POOL])
     pool = [
-        images.decode_rgb(row["image"]["bytes"], str(row["patch_id"]))
-        for row in images.read_image_parquet(patches)
+        decode_rgb(row["image"]["bytes"], str(row["patch_id"]))
+        for row in read_image_parquet(patches)
         if row["patch_id"] in chosen
     ]
     if len(pool) != len(chosen):
@@ -255,8 +258,8 @@ def _read_pool(config: GSDDConfig, patches: Path, ids: list[str], label: int) ->
 
 
 def _save(out: Path, index: int, image: np.ndarray, label: int) -> dict[str, object]:
-    images.save_png(out / images.image_set_name(index), image)
-    return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(images.to_float(image))), 4)}
+    save_png(out / image_set_name(index), image)
+    return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(to_float(image))), 4)}
 
 
 STAGE = Stage("gsdd", version=2, run=run, config=GSDDConfig, section="III", on_gpu=True)

@@ -25,12 +25,14 @@ from torch import nn
 from ddsr_core.baselines.config import SubsetConfig
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
-from ddsr_core.imaging import images
 from ddsr_core.imaging.bicubic import gray, make_lr, upsample
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_set
 from ddsr_core.imaging.images import to_float
-from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder
+from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 from ddsr_core.sampling.selection import farthest_first
-from ddsr_core.storage.store import Stage, StageResult, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Stage, StageResult
 
 BATCH = 16
 
@@ -48,7 +50,7 @@ def run(config: SubsetConfig, *, pool: Path, out: Path, runtime: Runtime, weight
     Raises:
         InputError: the pool is not an image set, or is smaller than ``count``.
     """
-    rows = images.read_image_set(pool)
+    rows = read_image_set(pool)
     if len(rows) < config.count:
         raise InputError(
             f"a pool of {len(rows)} images cannot give {config.count}", where=pool, fix="use more photos or lower count"
@@ -56,8 +58,8 @@ def run(config: SubsetConfig, *, pool: Path, out: Path, runtime: Runtime, weight
     chosen = [dict(rows[index]) for index in _CHOICES[config.kind](config, pool, runtime, weights)]
     (out / "images").mkdir(parents=True, exist_ok=True)
     for position, row in enumerate(chosen):
-        shutil.copyfile(pool / row.pop("file_name"), out / images.image_set_name(position))
-    images.finish_image_set(out, chosen, _fields(chosen[0]))
+        shutil.copyfile(pool / row.pop("file_name"), out / image_set_name(position))
+    finish_image_set(out, chosen, _fields(chosen[0]))
     psnr = [row["psnr_bic"] for row in chosen if "psnr_bic" in row]
     counts = {"kind": config.kind, "count": len(chosen), "pool": len(rows), "psnr_bic_mean": round(float(np.mean(psnr)), 4)}
     write_json(out / "summary.json", counts)
@@ -141,7 +143,7 @@ def train_srcnn(config: SubsetConfig, pool: Path, runtime: Runtime) -> nn.Module
     with runtime.progress("Training the SRCNN", total=config.srcnn_steps, unit="steps") as bar:
         for step in range(config.srcnn_steps):
             random = np.random.default_rng([config.seed, step])
-            crops = [_cut(images.read_rgb(paths[int(i)]), random) for i in random.integers(len(paths), size=BATCH)]
+            crops = [_cut(read_rgb(paths[int(i)]), random) for i in random.integers(len(paths), size=BATCH)]
             hr = to_float(np.stack(crops)).to(runtime.device)
             blurred, sharp = gray(upsample(make_lr(hr))), gray(hr)
             loss = (blurred + network(blurred) - sharp).square().mean()
@@ -184,7 +186,7 @@ def batches(pool: Path, title: str, runtime: Runtime) -> Iterator[np.ndarray]:
     with runtime.progress(title, total=len(paths), unit="images") as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
-            yield np.stack([images.read_rgb(path) for path in batch])
+            yield np.stack([read_rgb(path) for path in batch])
             bar.advance(len(batch))
 
 

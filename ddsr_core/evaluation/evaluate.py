@@ -30,7 +30,8 @@ from ddsr_core.imaging.bicubic import upsample
 from ddsr_core.imaging.images import save_png, to_uint8
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.sr.weights import load_network
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 BICUBIC = "bicubic"
 

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging import images
 from ddsr_core.imaging.bicubic import make_lr
+from ddsr_core.imaging.images import to_float, to_uint8
+from ddsr_core.imaging.photos import find_images, iter_photos
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 
 T = TypeVar("T")
 UPLOAD_BYTES = 2**28
@@ -199,12 +200,12 @@ def pack_pairs(data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progr
 
 
 def count_images(data: Path) -> int:
-    """Number of images that `images.iter_photos` yields from a folder or Parquet, without decoding them.
+    """Number of images that `iter_photos` yields from a folder or Parquet, without decoding them.
 
     Raises:
         InputError: the path does not exist, or a Parquet file is damaged.
     """
-    files = images.find_images(data)
+    files = find_images(data)
     if files:
         return len(files)
     shards = sorted(data.glob("*.parquet")) if data.is_dir() else [data]
@@ -225,7 +226,7 @@ def _pack(
         (folder / "lr.bin").open("wb") as lr_file,
         progress("Reading training images", total=count_images(data), unit="images") as bar,
     ):
-        for photo in images.iter_photos(data):
+        for photo in iter_photos(data):
             bar.advance()
             try:
                 hr = photo.read()
@@ -238,7 +239,7 @@ def _pack(
                 continue
             hr = np.ascontiguousarray(hr[: h * scale, : w * scale])
             with torch.no_grad():
-                lr = images.to_uint8(make_lr(images.to_float(hr), scale))[0]
+                lr = to_uint8(make_lr(to_float(hr), scale))[0]
             hr_file.write(hr.tobytes())
             lr_file.write(lr.tobytes())
             sizes.append((h, w))

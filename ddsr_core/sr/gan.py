@@ -21,7 +21,8 @@ from ddsr_core.sr.config import DiscriminatorName, GanConfig
 from ddsr_core.sr.optim import descend, new_adam
 from ddsr_core.sr.perceptual import Perceptual, find_trunk, load_trunk
 from ddsr_core.sr.recipes import GanRecipe, gan_recipe
-from ddsr_core.storage.store import Source, sha256_of
+from ddsr_core.storage.files import sha256_of
+from ddsr_core.storage.stage import Source
 
 #: Columns of the curves: sum of the generator's weighted losses, each of them, and the discriminator's loss.
 TERMS = ("loss", "l1", "perceptual", "adversarial", "discriminator")

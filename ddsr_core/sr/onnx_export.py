@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
 
 OPSET = 18
 #: Shape of the traced batch: no multiple of anything, so that nothing in the file holds for one size only.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.sr.networks import build_network, own_names, public_names, recognize
+from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
-from ddsr_core.storage.store import write_atomically, write_json
 
 SAFETENSORS, PTH, MODEL = "weights.safetensors", "weights.pth", "model.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")

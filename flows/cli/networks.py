@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ddsr_core.baselines.names import TRAINING_SETS
+from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.metrics.spec import METRICS
 from flows.cli.options import Group, device_option, home_option, json_option
 from flows.cli.running import home_of
@@ -38,13 +38,13 @@ def networks() -> None:
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, training_set: str, count: int, patch_px: int, embeddings: str, iterations: int,
+def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str, iterations: int,
              overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on a folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    from ddsr_core.imaging.images import photo_source
+    from ddsr_core.imaging.photos import photo_source
     from ddsr_core.storage.remote_store import open_store
     from flows.cli.single_steps import Crops, train_one
 
@@ -87,8 +87,8 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     Example: ddsr evaluate --weights bicubic --test B100/
     """
     from ddsr_core.evaluation.config import EvaluateConfig
+    from ddsr_core.storage.files import write_json
     from ddsr_core.storage.remote_store import open_store
-    from ddsr_core.storage.store import write_json
     from flows.cli.console import print_results
     from flows.cli.single_steps import evaluate_networks, with_overrides
 

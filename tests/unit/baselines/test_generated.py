@@ -9,7 +9,8 @@ import pytest
 
 from ddsr_core.baselines.generated import require_generated
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.imaging.images import finish_image_set, image_set_name, save_png
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name
+from ddsr_core.imaging.images import save_png
 
 SAMPLED = {"pseudo_label": 0, "psnr_bic": 20.0, "nearest_patch_id": "a"}
 INVERTED = {"pseudo_label": 0, "psnr_bic": 20.0}

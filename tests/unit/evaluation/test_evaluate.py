@@ -22,9 +22,10 @@ from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluate import evaluate_network
 from ddsr_core.evaluation.scores import mean_scores
 from ddsr_core.imaging.bicubic import make_lr, upsample
-from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.metrics.spec import DEFAULT_METRICS
-from ddsr_core.storage.store import RESUME
+from ddsr_core.storage.stage import RESUME
 
 CHEAP = EvaluateConfig(metrics=("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"), crops=2, crop_px=48)
 

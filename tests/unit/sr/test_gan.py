@@ -248,7 +248,7 @@ def test_any_trunk_is_found_in_the_promised_order(tmp_path, monkeypatch):
     assert find_trunk("any") == find_trunk("vgg19") == cached
     assert find_trunk("vgg16") == sixteen
     assert find_trunk("any", cached) == cached
-    with pytest.raises(MissingWeightsError, match="not there"):
+    with pytest.raises(MissingWeightsError, match="does not exist"):
         find_trunk("any", tmp_path / "elsewhere.pth")
     source = trunk_source(GanConfig(recipe="realsr"))
     cached.write_bytes(b"other weights")
@@ -293,7 +293,7 @@ def test_a_run_does_not_go_on_with_another_trunk(data, trunk, tmp_path):
     with pytest.raises(Killed):
         run(config, data=data, out=tmp_path / "out", runtime=killing_at(7), trunk=trunk)
     save_file(random_trunk("vgg19", seed=1), tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"another trunk: trunk\.safetensors"):
+    with pytest.raises(InputError, match=r"another perceptual trunk: trunk\.safetensors"):
         run(config, data=data, out=tmp_path / "out", runtime=Runtime(), trunk=tmp_path / "other.safetensors")
 
 
