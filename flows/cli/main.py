@@ -18,6 +18,7 @@ from ddsr_core import __version__
 from ddsr_core.errors import StorageError
 from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, PROTOCOLS, ExperimentName
 from ddsr_core.imaging.demo_photos import write_demo_photos
+from ddsr_core.pipeline.home import home_of
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.doctor import examine
@@ -38,7 +39,6 @@ from flows.cli.options import (
     set_option,
     where_options,
 )
-from ddsr_core.pipeline.home import home_of
 from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
 

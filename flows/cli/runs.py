@@ -88,7 +88,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
-    from flows.cli.single_steps import search_run  # imports torch
+    from ddsr_core.pipeline.steps import search_run  # imports torch
 
     if (text is None) == (image is None):
         raise click.UsageError("Give either a text or --image FILE.")
