@@ -19,9 +19,12 @@ from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.contact_sheet import contact_sheet
+from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.demo_photos import write_demo_photos
-from ddsr_core.imaging.images import find_images, from_signed, read_rgb, save_png, to_float, to_signed, to_uint8
-from ddsr_core.pseudo_labels.patches import PatchesConfig, score_windows
+from ddsr_core.imaging.images import from_signed, save_png, to_float, to_signed, to_uint8
+from ddsr_core.imaging.photos import find_images
+from ddsr_core.pseudo_labels.config import PatchesConfig
+from ddsr_core.pseudo_labels.windows import score_windows
 
 BELOW_DB = 26.0
 SAMPLES = 70

@@ -24,9 +24,13 @@ import torch
 from PIL import Image
 
 from ddsr_core.config import Runtime
-from ddsr_core.imaging.images import encode_png, find_images, read_rgb, to_float, write_image_parquet
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import write_image_parquet
+from ddsr_core.imaging.images import encode_png, to_float
+from ddsr_core.imaging.photos import find_images
 from ddsr_core.pseudo_labels import embeddings
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, load_embedder
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.pseudo_labels.embedders import load_embedder
 
 FIELDS = {"patch_id": pa.string(), "photo": pa.string(), "psnr_bic": pa.float32()}
 

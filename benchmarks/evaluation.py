@@ -26,7 +26,9 @@ from torchvision.transforms.functional import gaussian_blur
 from ddsr_core.evaluation.evaluate import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Enlarged, Evaluator, ReferenceFeatures, overlapped
 from ddsr_core.imaging.bicubic import make_lr, upsample
-from ddsr_core.imaging.images import find_images, read_rgb, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float, to_uint8
+from ddsr_core.imaging.photos import find_images
 from ddsr_core.metrics.lpips import lpips_network
 from ddsr_core.sr.basicsr_compat import import_basicsr
 

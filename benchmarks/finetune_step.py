@@ -29,10 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddsr_core.diffusion.base import Base, BaseInfo
 from ddsr_core.diffusion.codec import Codec
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import unfreeze
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.finetune_loss import Run
+from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.gaussian import STEPS, Schedule, predict_x0, q_sample, simple_and_vb
 from ddsr_core.diffusion.latents import Latents
 from ddsr_core.diffusion.training_set import TrainingSet
@@ -189,8 +189,8 @@ def proportion(dit: DiT, vae: Any) -> str:
     )
 
 
-def our_run(dit: DiT, vae: Any, config: FinetuneConfig, watch: Stopwatch) -> Run:
-    run = Run(make_base(copy.deepcopy(dit), vae), config, {label: label for label in range(LABELS)})
+def our_run(dit: DiT, vae: Any, config: FinetuneConfig, watch: Stopwatch) -> FinetuneTrainer:
+    run = FinetuneTrainer(make_base(copy.deepcopy(dit), vae), config, {label: label for label in range(LABELS)})
     watch.watch(run, "_draw", "latents")
     watch.watch(run.optimizer, "step", "optimizer")
     watch.watch(run, "_average", "EMA")

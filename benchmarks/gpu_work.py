@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.decoders import SdDecoder, TinyDecoder
 from ddsr_core.diffusion.base import Base, BaseInfo
 from ddsr_core.diffusion.codec import Codec
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import unfreeze
 from ddsr_core.diffusion.dit import DIT_XL_2_512, DiT, DiTConfig
-from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.finetune_loss import Run
+from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.gaussian import STEPS
 from ddsr_core.diffusion.latents import Latents
 from ddsr_core.diffusion.samplers import Sampler, sample_latents
@@ -184,14 +184,14 @@ def count_tflop(size: Size) -> dict[str, float]:
 
 
 def train(models: Models, data: TrainingSet, cell: Cell, tflop: dict[str, float], ceiling: float) -> Row:
-    """Whole optimizer steps of `Run.advance`, drawing from the posteriors included."""
+    """Whole optimizer steps of `FinetuneTrainer.advance`, drawing from the posteriors included."""
     if cell.compiled:
         torch.compiler.reset()
     config = FinetuneConfig(
         batch_size=cell.batch, gamma_blocks=GAMMA_BLOCKS, lsr_mode="target" if cell.lsr else "off",
         checkpointing="on" if cell.checkpointing else "off", compile=cell.compiled,
     )  # fmt: skip
-    run = Run(models.base, config, {label: label for label in range(LABELS)}, decoder=models.taesd)
+    run = FinetuneTrainer(models.base, config, {label: label for label in range(LABELS)}, decoder=models.taesd)
     started = time.perf_counter()
     for _ in range(WARM_UP):  # the first step measures gradient norms: its memory counts in the peak
         run.advance(data)

@@ -19,10 +19,11 @@ import numpy as np
 from PIL import Image
 
 from ddsr_core.config import Runtime
-from ddsr_core.imaging.images import find_images, read_rgb
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.photos import find_images
 from ddsr_core.pseudo_labels import embeddings, patches
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig, read_summary
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
+from ddsr_core.pseudo_labels.patches import read_summary
 
 FACTORS = (1, 10, 100)
 

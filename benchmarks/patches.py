@@ -27,10 +27,13 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from ddsr_core.config import Runtime
-from ddsr_core.imaging.images import decode_rgb, encode_png, find_images, iter_photos
-from ddsr_core.parallel import map_ahead
-from ddsr_core.pseudo_labels import patches
-from ddsr_core.pseudo_labels.patches import PatchesConfig, score_windows
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.images import encode_png
+from ddsr_core.imaging.photos import find_images, iter_photos
+from ddsr_core.parallel import prefetch
+from ddsr_core.pseudo_labels import scoring
+from ddsr_core.pseudo_labels.config import PatchesConfig
+from ddsr_core.pseudo_labels.windows import score_windows
 
 PATCH_PX, STRIDE_PX = 512, 256
 
@@ -83,14 +86,14 @@ def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable
 
     def ours_alone(config: PatchesConfig) -> None:
         with threadpool_limits(1, "blas"):
-            drain(map_ahead(lambda array: score_windows(array, config), arrays, threads))
+            drain(prefetch(lambda array: score_windows(array, config), arrays, threads))
 
     def stage(config: PatchesConfig) -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
-            patches._score_all(config, folder, sources, Path(out), Runtime())
+            scoring.score_photos(config, folder, sources, Path(out), Runtime())
 
     return {
-        "decoding alone": lambda: drain(map_ahead(lambda item: np.asarray(open_rgb(item)), data, threads)),
+        "decoding alone": lambda: drain(prefetch(lambda item: np.asarray(open_rgb(item)), data, threads)),
         "scoring alone, crop by crop": lambda: [crop_by_crop(image) for image in images],
         **{f"scoring alone, ddsr {kernel}": partial(ours_alone, config) for kernel, config in configs.items()},
         "with decoding, crop by crop": lambda: [crop_by_crop(open_rgb(item)) for item in data],
@@ -108,7 +111,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     cv2.setNumThreads(arguments.threads)
-    patches.WORKERS = arguments.threads
+    scoring.WORKERS = arguments.threads
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photos"

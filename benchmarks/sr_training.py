@@ -23,7 +23,9 @@ import numpy as np
 import torch
 
 from ddsr_core.imaging.bicubic import make_lr
-from ddsr_core.imaging.images import find_images, read_rgb, save_png, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
+from ddsr_core.imaging.photos import find_images
 from ddsr_core.sr import train as ours_module
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.basicsr_compat import import_basicsr

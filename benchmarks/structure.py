@@ -19,20 +19,24 @@ import torch
 from ddsr_core.diffusion.base import base_source, load_base
 from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, photo_source, read_image_parquet, read_image_set, read_rgb, to_float
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
+from ddsr_core.imaging.image_sets import read_image_parquet, read_image_set
+from ddsr_core.imaging.images import to_float
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.config import PipelineConfig, load_config
-from ddsr_core.pipeline.stages import Chain, distill, teacher_of
-from ddsr_core.pseudo_labels import patches
+from ddsr_core.pipeline.distill import distill
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.request import Execution
+from ddsr_core.pipeline.stages import Stages
 from ddsr_core.sampling.sr_gain import BATCH, sr_gains
 from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.store import Store
-from flows.building import plain_builder
 from flows.cli.console import progress_for
 
 PATCHES = 600
 AS_DRAWN = ("sample.oversample=1", "sample.select=none", "sample.max_cosine=1.0", "sample.sr_gain_share=1.0",
             "sample.allocation=proportional", "sample.detail_restoration=0")  # fmt: skip
-SPREAD = ("finetune.lsr_mode=off", "sample.start=k-center")
+SPREAD = ("finetune.lsr_mode=off", "sample.init=k-center")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "samples of the base": ("finetune.steps=0",),
     "fine-tuned, L_SR off": ("finetune.lsr_mode=off",),
@@ -55,30 +59,29 @@ def main() -> None:
     arguments = parser.parse_args()
     store = Store(arguments.home)
     config = load_config("demo", None, [*AS_DRAWN, *arguments.set], scale="mini")
-    chain = Chain(plain_builder(store, "cpu", progress_for()), log=lambda _: None)
-    accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(arguments.photos))
-    network = load_network(teacher_of(chain, config, accepted).path).module
+    stages = Stages(config, plain_backend(Execution(device="cpu"), store, progress_for()))
+    accepted = stages.patches(photo_source(arguments.photos))
+    network = load_network(stages.train_sr(config.teacher, accepted, "teacher").path).module
     print("| images | SR gain, dB: mean | 10 % | median | 90 % | PSNR_bic, dB |\n|---|---|---|---|---|---|")
-    for name, images in rows(chain, config, accepted.path, arguments):
+    for name, images in rows(stages, accepted.path, arguments):
         gains = np.concatenate([sr_gains(network, images[at : at + BATCH]) for at in range(0, len(images), BATCH)])
         low, middle, high = np.percentile(gains, [10, 50, 90])
         print(f"| {name} | {gains.mean():.2f} | {low:.2f} | {middle:.2f} | {high:.2f} | {psnr_bic(images).mean():.2f} |",
               flush=True)  # fmt: skip
 
 
-def rows(
-    chain: Chain, config: PipelineConfig, accepted: Path, arguments: argparse.Namespace
-) -> Iterator[tuple[str, torch.Tensor]]:
+def rows(stages: Stages, accepted: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and images, float32 ``(n, 3, H, W)`` in [0, 1]."""
     stored = list(read_image_parquet(accepted))
     chosen = [stored[index] for index in np.linspace(0, len(stored) - 1, PATCHES).round().astype(int)]
     real = to_float(np.stack([decode_rgb(row["image"]["bytes"], row["patch_id"]) for row in chosen]))
     yield f"{PATCHES} accepted patches", real
-    yield "the same, encoded and decoded", through_the_base(config, real)
+    yield "the same, encoded and decoded", through_the_base(stages.config, real)
+    photos = photo_source(arguments.photos)
     for name, overrides in SETTINGS.items():
         changed = load_config("demo", None, [*AS_DRAWN, *overrides, *arguments.set], scale="mini")
-        drawn, _ = distill(chain, changed, arguments.photos)
-        pictures = [read_rgb(drawn.path / row["file_name"]) for row in read_image_set(drawn.path)]
+        sampled = distill(stages.with_config(changed), photos).images
+        pictures = [read_rgb(sampled.path / row["file_name"]) for row in read_image_set(sampled.path)]
         yield name, to_float(np.stack(pictures))
 
 

@@ -1,6 +1,6 @@
 """Run ddsr's training step on a machine that has PyTorch and NumPy and nothing else of ddsr's needs.
 
-`install` puts stand-ins for pydantic and safetensors where the real packages are absent. They hold values and check
+`install` puts stand-ins for pydantic, safetensors and others where the real packages are absent. They hold values and check
 nothing: enough to time code whose configs are written in the benchmark itself. Not for use outside of benchmarks.
 """
 
@@ -14,7 +14,9 @@ from types import ModuleType
 from typing import Any
 
 #: Dotted names that ddsr's step imports when it is loaded, not when it is run.
-REPLACED = ("pydantic", "safetensors", "safetensors.torch")
+REPLACED = (
+    "pydantic", "safetensors", "safetensors.torch", "pyarrow", "pyarrow.parquet", "PIL",
+)  # fmt: skip
 MISSING = object()
 
 
@@ -57,7 +59,8 @@ class StandIn(ModuleType):
 
 def install() -> list[str]:
     """Put the stand-ins in place; returns the names of the packages that were absent."""
-    absent = [name for name in ("pydantic", "safetensors") if importlib.util.find_spec(name) is None]
+    roots = dict.fromkeys(name.split(".")[0] for name in REPLACED)
+    absent = [name for name in roots if importlib.util.find_spec(name) is None]
     for name in REPLACED:
         if name.split(".")[0] in absent:
             sys.modules[name] = StandIn(name)

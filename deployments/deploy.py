@@ -38,7 +38,7 @@ from prefect.settings import PREFECT_API_URL
 
 from ddsr_core.errors import ConfigError, DdsrError
 from flows.cli.running import home_of
-from tasks.stages import GPU_SLOTS
+from tasks.gpu_slots import GPU_SLOTS
 
 PoolType = Literal["process", "docker", "kubernetes"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
 }
-KEEPER = "keeper/keeper"
+RESTARTER = "restart-crashed/restart-crashed"
 #: A run without a heartbeat for so long has crashed: four beats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY, so
 #: that a server can be started again meanwhile.
 SILENCE = timedelta(seconds=120)
@@ -93,7 +93,7 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
         in_cluster = any(client.read_work_pool(name).type == "kubernetes" for name in POOLS)
         slow_start = SLOW_START_IN_CLUSTER if in_cluster else SLOW_START
-        for automation in automations(silence, slow_start, client.read_deployment_by_name(KEEPER).id):
+        for automation in automations(silence, slow_start, client.read_deployment_by_name(RESTARTER).id):
             yield f"automation {automation.name}", _automation(client, automation)
 
 
@@ -169,13 +169,13 @@ def _limit(client: SyncPrefectClient, gpus: int) -> str:
     return "updated"
 
 
-def automations(silence: timedelta, slow_start: timedelta, keeper: UUID) -> list[Automation]:
-    """A run that falls silent, or never begins, is marked crashed; each crash wakes the keeper, which sees to the rest.
+def automations(silence: timedelta, slow_start: timedelta, restarter: UUID) -> list[Automation]:
+    """A run that falls silent, or never begins, is marked crashed; each crash starts `restart-crashed`.
 
     Args:
         silence: without a heartbeat, after which a run has crashed.
         slow_start: the same for one that has been taken and has not begun.
-        keeper: the deployment of `flows.restart_crashed`.
+        restarter: the deployment of `flows.restart_crashed`.
     """
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
     begins, beats = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
@@ -195,12 +195,12 @@ def automations(silence: timedelta, slow_start: timedelta, keeper: UUID) -> list
         ),
         Automation(
             name="ddsr: a crashed run goes on",
-            description="Wakes the keeper, which schedules crashed runs again. Finished stages are kept.",
+            description="Starts restart-crashed, which schedules crashed runs again. Finished stages are kept.",
             trigger=EventTrigger(
                 match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
                 expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
             ),
-            actions=[RunDeployment(deployment_id=keeper)],
+            actions=[RunDeployment(deployment_id=restarter)],
         ),
     ]  # fmt: skip
 

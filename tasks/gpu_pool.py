@@ -22,8 +22,8 @@ from tasks.recovery import MAX_ATTEMPTS, go_on, retry_while_server_down
 #: The deployment of `flows.run_stage`, on the pool for GPUs.
 DEPLOYMENT = "stage/cuda"
 POLL_SECONDS = 2.0
-#: The keeper has so long to schedule a crashed run again before whoever waits for that run does it.
-KEEPER_SECONDS = 30.0
+#: `flows.restart_crashed` has so long to schedule a crashed run again before whoever waits for that run does it.
+RESTART_SECONDS = 30.0
 
 
 def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def _cancelled_with_us(client: SyncPrefectClient, run: UUID) -> Iterator[None]:
 
 
 def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
-    """The last state of a run. One that has crashed is scheduled again: by the keeper, or, where that is busy, from here."""
+    """The last state of a run. `flows.restart_crashed` schedules a crashed one again, or, if that is busy, this does."""
     crashed_at: float | None = None
     while True:
         there = retry_while_server_down(lambda: client.read_flow_run(run))
@@ -74,6 +74,6 @@ def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
             return state
         else:
             crashed_at = crashed_at or time.monotonic()
-            if time.monotonic() - crashed_at > KEEPER_SECONDS:
+            if time.monotonic() - crashed_at > RESTART_SECONDS:
                 retry_while_server_down(partial(go_on, client, there))
         time.sleep(POLL_SECONDS)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddsr_core.imaging.images import read_image_set, read_rgb
-from ddsr_core.storage.store import Artifact
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
+from ddsr_core.storage.stage import Artifact
 
 #: The server keeps a picture in its database, as text.
 SIDE_PX = 1024

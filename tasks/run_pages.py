@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from ddsr_core.storage.store import Artifact
+from ddsr_core.storage.stage import Artifact
 from tasks.previews import pictures
 from tasks.recovery import retry_while_server_down
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.parallel import begin_worker
+from ddsr_core.pipeline.request import Runner
 
-#: In the run itself, in threads or processes of its machine, or on a Ray cluster.
-Runner = Literal["sequential", "threads", "processes", "ray"]
-#: A number in a flow's form.
-AtLeastOne = Annotated[int, Field(ge=1)]
 #: A head node that is there answers at once; one that is not must not take a minute to be missed.
 RAY_ANSWERS_S = 10.0
 #: Bytes for what tasks hand over, which is next to nothing: their results lie in the home.

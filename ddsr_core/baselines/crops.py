@@ -19,7 +19,8 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging import images
 from ddsr_core.imaging.kernel import Kernel
 from ddsr_core.sr.data import count_images
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 Row = dict[str, Any]
 

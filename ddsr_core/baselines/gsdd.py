@@ -28,8 +28,9 @@ from pydantic import Field
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging import images
-from ddsr_core.sampling.sample import images_per_label
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.sampling.allocation import images_per_label
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

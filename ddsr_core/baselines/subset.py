@@ -20,9 +20,10 @@ from pydantic import Field
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging import images
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.sampling.selection import farthest_first
-from ddsr_core.storage.store import Stage, StageResult, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import nn
@@ -195,7 +196,7 @@ def srcnn_errors(network: nn.Module, pool: Path, runtime: Runtime) -> np.ndarray
 
 def embed(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Path | None) -> np.ndarray:
     """Embeddings of the pool ``float32 (n, d)``, in its order."""
-    from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder
+    from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 
     embedder = load_embedder(config.embeddings, runtime.device, weights)
     vectors: list[np.ndarray] = []

@@ -24,7 +24,8 @@ from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import InputError
 from ddsr_core.evaluation.test_sets import HrImage, find_pairs
 from ddsr_core.imaging.images import save_png, to_uint8
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import Photo, iter_photos
+from ddsr_core.imaging.photos import Photo, iter_photos
 
 #: Folders of HR images, and of LR images beside them ({scale} is filled in); glob patterns, the first that is there.
 HR_FOLDERS = ("HR", "GT", "GTmod*", "*_HR")

@@ -74,7 +74,7 @@ ABLATION = (
     Variant("base", "the base model as it is", {"finetune": {"steps": 0, "epochs": None}, "sample": _AS_DRAWN}),
     Variant("difffit", "fine-tuned by DiffFit with L_simple alone", {"finetune": _BARE, "sample": _AS_DRAWN}),
     Variant("minimax", "+ L_r and L_d", {"finetune": {"lsr_mode": "off"}, "sample": _AS_DRAWN}),
-    Variant("lsr-paper", "+ L_SR as the paper words it", {"finetune": {"lsr_mode": "paper"}, "sample": _AS_DRAWN}),
+    Variant("lsr-paper", "+ L_SR as the paper words it", {"finetune": {"lsr_mode": "pixels"}, "sample": _AS_DRAWN}),
     Variant("lsr-target", "+ L_SR `target` instead", {"finetune": {"lsr_mode": "target"}, "sample": _AS_DRAWN}),
     Variant(
         "select",

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import ConfigError
 from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant
-from ddsr_core.pipeline.config import merge
+from ddsr_core.pipeline.config import Preset, merge
 
 Scale = Literal["mini", "paper"]
 ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"]
 
 #: The preset that a scale is laid over where none is named.
-DEFAULT_PRESET: Mapping[Scale, str] = {"mini": "demo", "paper": "best"}
+DEFAULT_PRESET: Mapping[Scale, Preset] = {"mini": "demo", "paper": "best"}
 
 #: Numbers of training images; Table III's are the larger ones.
 COUNTS: Mapping[Scale, tuple[int, ...]] = {"mini": (7, 70), "paper": (7, 35, 70, 140, 280, 420)}
@@ -30,7 +30,7 @@ _BY_GAIN = {"oversample": 10, "sr_gain_share": 0.2, "allocation": "proportional"
 #: Every one as it is drawn, begun at patches that are spread over their cluster; copies are not refused, as a weak start
 #: gives hardly anything else.
 _BEGUN = {
-    "start": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
+    "init": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
     "max_cosine": 1.0, "detail_restoration": 0.0,
 }  # fmt: skip
 #: Images as the diffusion model draws them, chosen, with nothing done to them: as near to the paper as ddsr-tiny allows.

@@ -1,4 +1,4 @@
-"""What each metric is called, how many digits it has, and which direction is better: the only place that says so."""
+"""Name, label, unit, digits and direction of every metric, defined nowhere else."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MetricName = Literal["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips", "lpips
 
 @dataclass(frozen=True)
 class Metric:
-    """Facts of one metric.
+    """One metric.
 
     Attributes:
-        name: key in ``summary.json``, ``report.json`` and tables of figures.
-        label: as it is written in the field, without unit.
-        unit: ``dB`` or nothing.
-        digits: decimals that carry information.
+        name: key in ``summary.json``, ``report.json`` and CSV files.
+        label: as the literature writes it, without unit.
+        unit: ``dB`` or empty.
+        digits: decimals to show.
         higher_is_better: direction.
-        default: whether it is reported without being asked for.
+        default: whether it is reported by default.
     """
 
     name: MetricName
@@ -32,12 +32,12 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Label, unit and an arrow where lower is better, for the head of a column."""
+        """Label, unit, and an arrow if lower is better, for the head of a column."""
         unit = f", {self.unit}" if self.unit else ""
         return f"{self.label}{unit}{'' if self.higher_is_better else ' ↓'}"
 
     def text(self, value: float | None, missing: str = "-") -> str:
-        """A value with the metric's digits.
+        """Format a value with the metric's digits.
 
         >>> METRICS["psnr_y"].text(26.4567)
         '26.457'
@@ -45,7 +45,7 @@ class Metric:
         return missing if value is None else f"{value:.{self.digits}f}"
 
     def gain(self, value: float, reference: float) -> float:
-        """How much better ``value`` is than ``reference``; negative where it is worse."""
+        """How much better ``value`` is than ``reference``; negative if it is worse."""
         return value - reference if self.higher_is_better else reference - value
 
 
@@ -62,5 +62,5 @@ METRICS: Mapping[MetricName, Metric] = {
         Metric("dists", "DISTS", higher_is_better=False, default=False),
     )
 }
-#: Those that are reported without being asked for.
+#: Metrics that are reported by default.
 DEFAULT_METRICS: tuple[MetricName, ...] = tuple(name for name, metric in METRICS.items() if metric.default)

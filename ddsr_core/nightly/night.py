@@ -9,10 +9,9 @@ from statistics import mean
 from typing import Any
 
 from ddsr_core.config import digest_of
-from ddsr_core.diffusion import finetune, latents
+from ddsr_core.diffusion import finetune
 from ddsr_core.errors import ConfigError, InputError, StorageError
-from ddsr_core.evaluation import evaluate as evaluation
-from ddsr_core.imaging.images import photo_digests, photo_source
+from ddsr_core.imaging.photos import photo_digests, photo_source
 from ddsr_core.nightly.registry import (
     Metric,
     Registry,
@@ -27,16 +26,21 @@ from ddsr_core.nightly.registry import (
     write_registry,
 )
 from ddsr_core.pipeline.config import PipelineConfig
+from ddsr_core.pipeline.distill import compare as compare_training_sets
+from ddsr_core.pipeline.distill import distill
+from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pipeline.pins import Pins
-from ddsr_core.pipeline.runs import failure_noted, finish_run, publish_distilled, run_log, start_run
-from ddsr_core.pipeline.stages import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
+from ddsr_core.pipeline.run_state import failure_noted, finish_run, publish_distilled, run_log, start_run
+from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sr import train
-from ddsr_core.storage.store import Artifact, StageInput, Store, now, storage_errors
+from ddsr_core.stages import STAGES
+from ddsr_core.storage.files import now, storage_errors
+from ddsr_core.storage.stage import Artifact, Source, StageInput
+from ddsr_core.storage.store import Store
 
-#: Stages whose code decides what is distilled.
-MAKING = (patches.STAGE, embeddings.STAGE, clusters.STAGE, latents.STAGE, finetune.STAGE, sampling.STAGE)
+#: Sections of the paper whose stages decide what is distilled.
+DISTILLING = ("II-A", "II-B", "II-C")
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,13 @@ def photo_cache_of(name: str) -> str:
     return f"{folder_of(name)}/photo_cache"
 
 
-def challenge(night: Night, store: Store, build: Build, log: Callable[[str], None] | None = None) -> Outcome:
+def challenge(night: Night, store: Store, backend: Backend, log: Callable[[str], None] | None = None) -> Outcome:
     """Distill again if photos, test photos or settings have changed, and decide whether the result is promoted.
 
     One night of a name at a time: another one waits, and then finds what the first has made.
 
     Args:
-        build: with the photo_cache of `photo_cache_of`, so that known photos and patches are not scored and embedded again.
+        backend: with the photo cache of `photo_cache_of`: known photos and patches are not scored and embedded again.
         log: takes a line when a stage begins and ends; none: the log of the version's run.
 
     Raises:
@@ -112,7 +116,7 @@ def challenge(night: Night, store: Store, build: Build, log: Callable[[str], Non
         log = log or run_log(store, run)
         with failure_noted(store, run):
             pins = Pins(store, run)
-            outcome = distill_and_compare(night, store, Chain(pins.building(build), log), registry, seen, run)
+            outcome = distill_and_compare(night, store, Stages(night.config, pins.over(backend), log), registry, seen, run)
         pins.drop()
         return outcome
 
@@ -158,22 +162,23 @@ def look(night: Night) -> Seen:
     return Seen(dict(photo_digests(night.images)), dict(photo_digests(night.test)), settings_of(night))
 
 
-def distill_and_compare(night: Night, store: Store, chain: Chain, registry: Registry, seen: Seen, run: str) -> Outcome:
+def distill_and_compare(night: Night, store: Store, stages: Stages, registry: Registry, seen: Seen, run: str) -> Outcome:
     """A whole night, from the photos to the new registry."""
     last, number = registry.last, registry.next_number
-    config, earlier = warm_start(night, store, registry.current, chain.log)
+    config, earlier = warm_start(night, store, registry.current, stages)
+    stages, tests = stages.with_config(config), photo_source(night.test)
     start_run(store, run, config, night.images, night.test)
-    distilled, accepted = distill(chain, config, night.images, earlier)
-    require_same_photos(store, accepted, seen)
-    train_networks(chain, config, night.images, night.test, distilled, accepted)
-    score = score_of(chain, config, night, distilled, "challenger")
-    against = champions_score(chain, config, night, store, registry)
-    finish_run(store, run, config, chain)
+    distilled = distill(stages, photo_source(night.images), earlier)
+    require_same_photos(store, distilled.labels.patches, seen)
+    comparison = compare_training_sets(stages, distilled, tests)
+    score = score_of(stages, tests, night.metric, distilled.images, "challenger")
+    against = champions_score(stages, tests, night.metric, store, registry)
+    finish_run(store, run, stages, distilled, comparison)
     photos, test, settings = seen.facts
     version = Version(
         number=number, run=run, made=now(), photos=photos, test=test, config=settings,
-        changes=changes_since(store, night.name, last, seen, labels_of(chain)), keys=keys_of(chain),
-        anew=made_anew(chain, len(set(seen.photos.values()))),
+        changes=changes_since(store, night.name, last, seen, distilled.labels.clusters), keys=keys_of(stages, distilled),
+        anew=made_anew(stages, len(set(seen.photos.values()))),
         warm_from=registry.champion if earlier else None, metric=night.metric, score=score, against=against,
         promoted=False, reason="not compared yet",
     )  # fmt: skip
@@ -181,12 +186,12 @@ def distill_and_compare(night: Night, store: Store, chain: Chain, registry: Regi
     while True:
         with changing(store, night.name) as newest:
             if newest == registry:
-                return promote(night, store, registry, version, distilled, chain.log)
+                return promote(night, store, registry, version, distilled.images, stages.log)
         if newest.versions != registry.versions:
             what = f"another night has made version {number} meanwhile"
             raise StorageError(what, where=f"{store.url}/{folder_of(night.name)}", fix="run again: finished stages are kept")
         registry = newest  # rolled back meanwhile: another champion is to be beaten
-        version = version.model_copy(update={"against": champions_score(chain, config, night, store, registry)})
+        version = version.model_copy(update={"against": champions_score(stages, tests, night.metric, store, registry)})
 
 
 def promote(
@@ -203,29 +208,29 @@ def promote(
     return Outcome(version, registry, after)
 
 
-def settings_of(night: Night) -> str:
+def settings_of(night: Night, files: ModelFiles | None = None) -> str:
     """Digest of what a night's result depends on besides the photos: config, code of the stages, weights it starts from."""
-    weights = {**base_model(night.config), **lsr_decoder(night.config), **clip_weights(night.config.embeddings)}
-    versions = {stage.name: stage.version for stage in MAKING}
+    weights = (files or ModelFiles()).all_of(night.config)
+    versions = {stage.name: stage.version for stage in STAGES.values() if stage.section in DISTILLING}
     digests = {name: source.digest for name, source in weights.items()}
     return digest_of([night.config.model_dump(mode="json"), night.warm_steps, night.metric, versions, digests])
 
 
 def warm_start(
-    night: Night, store: Store, champion: Version | None, log: Callable[[str], None]
+    night: Night, store: Store, champion: Version | None, stages: Stages
 ) -> tuple[PipelineConfig, Mapping[str, StageInput] | None]:
     """The night's config and the adapter to go on from: that of the champion, if it was made with the same settings."""
     config = night.config
-    if not night.warm or champion is None or champion.config != settings_of(night):
-        log("fine-tuning starts from the base")
+    if not night.warm or champion is None or champion.config != settings_of(night, stages.files):
+        stages.log("fine-tuning starts from the base")
         return config, None
     if night.warm_steps is not None:
         shorter = config.finetune.model_copy(update={"steps": night.warm_steps, "epochs": None})
         config = config.model_copy(update={"finetune": shorter})
-    log(f"fine-tuning goes on from version {champion.number}")
+    stages.log(f"fine-tuning goes on from version {champion.number}")
     return config, {
-        "start": kept(store, finetune.STAGE.name, champion),
-        "start_clusters": kept(store, clusters.STAGE.name, champion),
+        "from_adapter": kept(store, finetune.STAGE.name, champion),
+        "from_clusters": kept(store, clusters.STAGE.name, champion),
     }
 
 
@@ -262,45 +267,38 @@ def kept(store: Store, stage: str, version: Version) -> Artifact:
     return found
 
 
-def score_of(chain: Chain, config: PipelineConfig, night: Night, images: Artifact, whose: str) -> float:
+def score_of(stages: Stages, tests: Source, metric: Metric, images: Artifact, whose: str) -> float:
     """Mean over networks and seeds of the metric, for SR networks trained on a set by the night's recipe."""
-    tests, values = photo_source(night.test), []
-    for arch in config.sr.archs:
-        for seed in config.sr.seeds:
-            recipe = config.sr.recipe(arch, seed)
-            weights = chain.add(train.STAGE, recipe, f"{arch} {whose}", data=images, **train.trunk_input(recipe))
-            measured = chain.add(evaluation.STAGE, config.evaluate, f"{arch} {whose}", weights=weights, test=tests)
-            values.append(measured.manifest.counts["metrics"][night.metric])
+    values, recipes = [], stages.config.sr
+    for arch in recipes.archs:
+        for seed in recipes.seeds:
+            label = f"{arch} {whose}"
+            weights = stages.train_sr(recipes.recipe(arch, seed), images, label)
+            values.append(stages.evaluate(tests, weights, label).manifest.counts["metrics"][metric])
     return mean(values)
 
 
-def champions_score(chain: Chain, config: PipelineConfig, night: Night, store: Store, registry: Registry) -> float | None:
+def champions_score(stages: Stages, tests: Source, metric: Metric, store: Store, registry: Registry) -> float | None:
     """Of the champion's set, measured anew where test photos or recipe have changed, else from the cache."""
     if registry.current is None:
         return None
-    return score_of(chain, config, night, kept(store, sampling.STAGE.name, registry.current), "champion")
+    return score_of(stages, tests, metric, kept(store, sampling.STAGE.name, registry.current), "champion")
 
 
-def keys_of(chain: Chain) -> dict[str, str]:
+def keys_of(stages: Stages, distilled: Distilled) -> dict[str, str]:
     """Keys of the artifacts that later nights go on from."""
-    stages = (clusters.STAGE.name, finetune.STAGE.name, sampling.STAGE.name)
-    return {name: found.key for name in stages if (found := chain.named(name)) is not None}
+    adapter = stages.run_of(finetune.STAGE).artifact
+    artifacts = (distilled.labels.clusters, adapter, distilled.images)
+    return {artifact.manifest.stage: artifact.key for artifact in artifacts}
 
 
-def labels_of(chain: Chain) -> Artifact:
-    """The night's clusters."""
-    labels = chain.named(clusters.STAGE.name)
-    assert labels is not None  # nothing is distilled without
-    return labels
-
-
-def made_anew(chain: Chain, photos: int) -> dict[str, int]:
+def made_anew(stages: Stages, photos: int) -> dict[str, int]:
     """Of how many of the night's photos and patches scores and vectors were not known yet."""
-    scored, embedded = (next(b for b in chain.stages if b.artifact.manifest.stage == s.name) for s in MAKING[:2])
+    scored, embedded = (stages.run_of(stage) for stage in (patches.STAGE, embeddings.STAGE))
     vectors = embedded.artifact.manifest.counts
     return {
-        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_memo"],
-        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_memo"],
+        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_photo_cache"],
+        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_photo_cache"],
     }
 
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.storage.store import Store, now
+from ddsr_core.storage.files import now
+from ddsr_core.storage.store import Store
 
 Metric = Literal["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "lpips"]
 #: Of these, less is better.

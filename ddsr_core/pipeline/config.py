@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
@@ -14,15 +14,11 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInf
 from ddsr_core.baselines.gsdd import GSDDConfig
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.config import StageConfig
-from ddsr_core.diffusion.class_rows import ClassRowsConfig
-from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.latents import LatentsConfig
+from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation.evaluate import EvaluateConfig
-from ddsr_core.pseudo_labels.clusters import ClustersConfig
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig
-from ddsr_core.sampling.sample import SampleConfig
+from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
+from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig
 from ddsr_core.sr.train import TrainSRConfig
@@ -145,22 +141,19 @@ def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConf
 def chosen_config(
     preset: str, config: PipelineConfig | None, overrides: Iterable[str], scale: str | None = None
 ) -> PipelineConfig:
-    """What a flow's parameters come to: the config, or else the preset, with the overrides over it.
-
-    A config whose fields are all as they are by default counts as none: the form of the Prefect UI sends one that nobody
-    has touched.
+    """A config that is given, used as it is, or else the preset; with the overrides over it.
 
     Raises:
         ConfigError: as `load_config`.
     """
-    if config is None or config == PipelineConfig():
+    if config is None:
         return load_config(preset, overrides=overrides, scale=scale)
     return overridden(config, overrides)
 
 
 def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineConfig:
     for text in overrides:
-        values = merge(values, parse_override(text))
+        values = merge(values, parse_override(text, PipelineConfig))
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
@@ -170,8 +163,10 @@ def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineCon
     return config
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """``a.b=value`` to nested dictionaries; the value is TOML where it reads as TOML, else a string; ``null`` is None.
+def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """``a.b=value`` to nested dictionaries; the value is TOML if it reads as TOML, else a string; ``null`` is None.
+
+    ``none`` is None, too, unless it is one of the texts that the field of ``model`` takes, as in ``sample.select=none``.
 
     >>> parse_override("finetune.learning_rate=5e-4")
     {'finetune': {'learning_rate': 0.0005}}
@@ -189,10 +184,25 @@ def parse_override(text: str) -> dict[str, Any]:
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
-        value = None if raw.strip() in ("null", "none") else raw.strip()
+        value = raw.strip()
+        if value == "null" or (value == "none" and value not in _texts(model, names)):
+            value = None
     for name in reversed(names):
         value = {name: value}
     return dict(value)
+
+
+def _texts(model: type[BaseModel] | None, names: list[str]) -> set[str]:
+    """The texts that a field takes which has a choice of them."""
+    annotation: Any = model
+    for name in names:
+        options = [annotation, *get_args(annotation)]  # "X | None" has two
+        holder = next((option for option in options if hasattr(option, "model_fields")), None)
+        if holder is None or name not in holder.model_fields:
+            return set()
+        annotation = holder.model_fields[name].annotation
+    literals = [option for option in (annotation, *get_args(annotation)) if get_origin(option) is Literal]
+    return {str(text) for literal in literals for text in get_args(literal)}
 
 
 def to_toml(config: BaseModel) -> str:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import downsample, upsample
-from ddsr_core.imaging.images import find_images, read_rgb
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.photos import find_images
 from ddsr_core.progress import ProgressFactory, silent
 
 

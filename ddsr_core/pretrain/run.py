@@ -20,7 +20,8 @@ from ddsr_core.pretrain.autoencoder import AutoencoderTrainer, new_autoencoder, 
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import textured_patches
 from ddsr_core.pretrain.prior import PriorData, channel_statistics, encode_all, train_prior
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 STAGE_NAME = "pretrain"
 

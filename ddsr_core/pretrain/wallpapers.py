@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddsr_core.errors import InputError
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.storage.store import sha256_of
+from ddsr_core.storage.files import sha256_of
 
 LIST = Path(__file__).with_name("wallpapers.csv")
 

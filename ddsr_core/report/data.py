@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import read_image_set, read_rgb
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips")
 FULL, RANDOM, DISTILLED = "full", "random", "distilled"

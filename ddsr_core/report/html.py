@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsr_core.imaging.images import decode_rgb, read_rgb
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,
@@ -24,7 +24,7 @@ from ddsr_core.report.data import (
     real_patches,
 )
 from ddsr_core.report.table import as_csv, as_markdown, number, plain_table, table_rows
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
 
 TEMPLATE = "report.html.j2"
 HEADINGS = {

@@ -20,7 +20,7 @@ import numpy as np
 from ddsr_core.errors import InputError
 from ddsr_core.imaging import images
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 
 if TYPE_CHECKING:
     import torch

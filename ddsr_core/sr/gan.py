@@ -17,7 +17,8 @@ from ddsr_core.config import StageConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.sr.optim import descend, new_adam
 from ddsr_core.sr.recipes import GAN_RECIPES, GanName, GanRecipe
-from ddsr_core.storage.store import Source, sha256_of
+from ddsr_core.storage.files import sha256_of
+from ddsr_core.storage.stage import Source
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn

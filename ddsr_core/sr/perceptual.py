@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
 from ddsr_core.metrics import trunks as lpips_weights
-from ddsr_core.sr.weights import readable
+from ddsr_core.storage.weights_file import readable
 
 TrunkName = Literal["vgg16", "vgg19"]
 #: Convolutions in each block, and their widths.

@@ -15,8 +15,8 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.gan import Adversary, new_adversary
 from ddsr_core.sr.optim import new_adam
-from ddsr_core.sr.weights import readable
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
+from ddsr_core.storage.weights_file import readable
 
 if TYPE_CHECKING:
     import torch

@@ -31,7 +31,8 @@ from ddsr_core.sr.state import (
     save_checkpoint,
 )
 from ddsr_core.sr.weights import save_weights
-from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,10 @@ from PIL import Image, ImageOps
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_rgb, encode_png, find_images, to_float, to_uint8
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.imaging.decode import MAX_PIXELS, decode_rgb
+from ddsr_core.imaging.images import encode_png, to_float, to_uint8
+from ddsr_core.imaging.photos import IMAGE_SUFFIXES, find_images
+from ddsr_core.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.sr.architectures import build_network, own_names, public_names, recognize
+from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.weights_file import readable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -130,19 +130,6 @@ def _read(file: Path) -> tuple[dict[str, Tensor], _Identity | None]:
     with readable(file, fix="bring a whole file of plain tensors"):
         state, said = _safetensors(file) if file.suffix == ".safetensors" else _pth(file)
         return state, _identity(said)
-
-
-@contextmanager
-def readable(file: Path, fix: str) -> Iterator[None]:
-    """Turn what the readers of safetensors and ``.pth`` raise into an InputError.
-
-    The interpreter of ``.pth`` files raises whatever the bytes make it stumble over: struct.error, KeyError, …
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read weights: {reason}", where=file, fix=fix) from error
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ddsr_core.errors import DdsrError
 from ddsr_core.nightly.registry import night_lock, read_registry, registry_names
 from ddsr_core.pipeline.pins import pinned_keys
-from ddsr_core.pipeline.runs import list_runs
+from ddsr_core.pipeline.run_folder import list_runs
 from ddsr_core.storage.remote_store import RemoteStore, open_store
 from ddsr_core.storage.store import Store
 

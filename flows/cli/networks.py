@@ -52,15 +52,16 @@ class SourceType(click.ParamType):
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embeddings: str, iterations: int,
+def train_sr(data: str, arch: str, source: Any, budget: int, patch_px: int, embeddings: str, iterations: int,
              overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on any folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    from ddsr_core.imaging.images import photo_source
+    from ddsr_core.imaging.photos import photo_source
+    from ddsr_core.pipeline.steps import Crops
     from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import Crops, train_one
+    from flows.cli.single_steps import train_one
 
     store = open_store(home_of(home))
     store.check()
@@ -96,10 +97,11 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     Example: ddsr evaluate --weights bicubic --test B100/
     """
     from ddsr_core.evaluation.evaluate import EvaluateConfig
+    from ddsr_core.pipeline.steps import with_overrides
+    from ddsr_core.storage.files import write_json
     from ddsr_core.storage.remote_store import open_store
-    from ddsr_core.storage.store import write_json
     from flows.cli.console import print_results
-    from flows.cli.single_steps import evaluate_networks, with_overrides
+    from flows.cli.single_steps import evaluate_networks
 
     store = open_store(home_of(home))
     store.check()
@@ -156,7 +158,7 @@ def export_sr(weights: Path, output: Path) -> None:
 
     Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """
-    from flows.cli.single_steps import export_network
+    from ddsr_core.pipeline.steps import export_network
 
     network, differences = export_network(weights, output)
     click.echo(f"{network.name} x{network.scale}: {output}")

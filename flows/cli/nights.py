@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.cli.options import Group, device_option, home_option, json_option
+from flows.cli.options import Group, device_option, home_option, json_option, parallel_options
 from flows.cli.running import home_of, run_night
 
 
@@ -30,6 +30,7 @@ def nights() -> None:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file laid over the preset")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="one field; may be repeated")
 @click.option("--no-prefect", is_flag=True, help="run the stages directly: same keys, same bytes")
+@parallel_options
 @home_option
 @device_option
 @json_option

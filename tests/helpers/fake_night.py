@@ -16,8 +16,9 @@ from ddsr_core.config import Runtime
 from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Night, Outcome, challenge, photo_cache_of
 from ddsr_core.pipeline.config import load_config
-from ddsr_core.pseudo_labels.photo_cache import STAGES as PHOTO_CACHE_STAGES
-from ddsr_core.storage.store import Artifact, Stage, StageResult, Store
+from ddsr_core.pipeline.stages import Backend
+from ddsr_core.storage.stage import Artifact, Stage, StageResult
+from ddsr_core.storage.store import Store
 
 QUICK = ("sr.archs=['edsr-small']", "sr.training_sets=['distilled']", "sample.detail_restoration=0", "evaluate.lpips=false")
 NAME = "n"
@@ -44,10 +45,10 @@ class Fakes:
                  "warm": True, "warm_steps": 1, **changes}  # fmt: skip
 
         def build(stage: Stage, config: Any, inputs: Any, label: str = "") -> tuple[Artifact, bool]:
-            photo_cache = store.home / photo_cache_of(NAME) if stage.name in PHOTO_CACHE_STAGES else None
+            photo_cache = store.home / photo_cache_of(NAME) if stage.photo_cache else None
             return store.build(replace(stage, run=self._run(stage.name)), config, inputs, Runtime(photo_cache=photo_cache))
 
-        return challenge(Night(**facts), store, build)
+        return challenge(Night(**facts), store, Backend(build, store.url))
 
     def _run(self, stage: str) -> Callable[..., StageResult]:
         def run(config: Any, *, out: Path, runtime: Runtime, **inputs: Path) -> StageResult:

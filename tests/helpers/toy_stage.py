@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
-from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, write_atomically
+from ddsr_core.storage.files import write_atomically
+from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
 
 
 class CountConfig(StageConfig):

@@ -16,12 +16,12 @@ from benchmarks import finetune_step, gpu, hit_srf
 from benchmarks.decoders import SdDecoder, TinyDecoder
 from benchmarks.gpu_work import Cell
 from benchmarks.torch_alone import Fields, field
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import unfreeze
 from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.dit import DiTConfig
-from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.finetune_loss import Run
-from ddsr_core.diffusion.training_set import TrainingSet, draw_batch
+from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
+from ddsr_core.diffusion.training_set import TrainingSet, draw_batch, parts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 #: PyTorch and what it needs itself: the site-packages of a machine without any of ddsr's other dependencies.
@@ -68,7 +68,7 @@ def test_gpu_benchmark_needs_nothing_but_torch(tmp_path: Path) -> None:
     for table in tables:
         assert_well_formed(table)
     results = json.loads((tmp_path / "gpu.json").read_text())
-    assert results["stand_ins"] == ["pydantic", "safetensors"]
+    assert results["stand_ins"] == ["pydantic", "safetensors", "pyarrow", "PIL"]
     assert [row["name"] for row in results["train"]] == [gpu.name_of(cell) for cell in gpu.plan((2,), compiled=False)]
     assert [(row["sampler"], row["images"]) for row in results["sample"]] == [("ancestral", 3)] * 2
     assert all(row["share"] > 0 for row in results["train"] + results["sample"])
@@ -154,16 +154,17 @@ def test_the_authors_step_has_our_loss() -> None:
     )
     latents = finetune_step.cached_posteriors(torch.rand(12, 3, 32, 32) * 2 - 1, vae)
     data = TrainingSet(latents, torch.arange(12) % 3, torch.arange(3))
-    run = Run(finetune_step.make_base(dit, vae), config, {0: 0, 1: 1, 2: 2})
+    run = FinetuneTrainer(finetune_step.make_base(dit, vae), config, {0: 0, 1: 1, 2: 2})
     unfreeze(dit, 1)
     authors = finetune_step.AuthorsStep(dit, vae, config, finetune_step.Stopwatch(lambda: 0.0))
     for step in range(2):
         batch = draw_batch(data, step=step, size=6, null_row=1000, label_dropout=0.1, flip=False, seed=0)
-        terms, x0_hat = run.calculation.terms(batch, batch.labels, batch.t, run.real, run.pseudo, SingleProcess())
+        (part,) = parts_of(batch, torch.device("cpu"), rank=0, processes=1, accumulate=1)
+        terms, x0_hat = run.loss.terms(part, run.memories, SingleProcess())
         loss, theirs = authors.loss(batch.x0, batch.noise, batch.t, batch.y, batch.labels)
         assert loss.item() == pytest.approx(sum(term.item() for term in terms.values()), rel=1e-5)
-        run.real.append(batch.x0, batch.labels)
-        run.pseudo.append(x0_hat, batch.labels)
+        run.memories.real.append(batch.x0, batch.labels)
+        run.memories.predicted.append(x0_hat, batch.labels)
         authors.remember(batch.x0, theirs, batch.labels)
     assert terms["r"].item() > 0
 

@@ -152,7 +152,7 @@ def test_deploying_keeps_what_was_set_in_the_ui():
     assert items["distill"]["parameters"] == {"home": "/data"}
     for item in items.values():  # Prefect begins no run with a parameter that its flow does not have
         assert item["parameters"].keys() <= parameters_of(item["entrypoint"]), item["name"]
-    assert items["keeper"]["parameters"] == {}
+    assert items["restart-crashed"]["parameters"] == {}
     assert facts["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": IMAGE_ROOT}}]
 
 

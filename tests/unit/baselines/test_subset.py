@@ -10,8 +10,10 @@ from ddsr_core.baselines import subset as subsets
 from ddsr_core.baselines.subset import SubsetConfig, equal_draw, gradient_strength, k_center, loss_ranked
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import finish_image_set, image_set_name, read_image_set, read_rgb, save_png
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_set
+from ddsr_core.imaging.images import save_png
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from tests.helpers.interruption import digests
 
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32)

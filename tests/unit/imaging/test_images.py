@@ -11,21 +11,16 @@ import pytest
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import (
-    decode_rgb,
-    encode_png,
-    find_images,
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.image_sets import (
     finish_image_set,
     image_set_name,
-    iter_photos,
-    photo_source,
     read_image_parquet,
     read_image_set,
-    save_png,
-    to_float,
-    to_uint8,
     write_image_parquet,
 )
+from ddsr_core.imaging.images import encode_png, save_png, to_float, to_uint8
+from ddsr_core.imaging.photos import find_images, iter_photos, photo_source
 
 COLORS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 

@@ -14,7 +14,7 @@ from ddsr_core.errors import ConfigError, InputError, StorageError, TrainingErro
 from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Outcome, as_markdown, roll_back
 from ddsr_core.nightly.registry import Version, read_photos, read_registry, write_registry
-from ddsr_core.pipeline.runs import read_run
+from ddsr_core.pipeline.run_folder import read_run
 from ddsr_core.storage.store import Store
 from flows.cli.housekeeping import collect_garbage
 from tests.helpers.fake_night import NAME, Fakes, put, without_reports

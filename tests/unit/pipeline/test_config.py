@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.config import (
+    PRESETS,
     PipelineConfig,
     chosen_config,
     load_config,
@@ -44,7 +45,7 @@ def test_released_is_what_the_authors_code_does():
 
 def test_paper_differs_from_released_where_the_text_does():
     paper, released = load_config("paper"), load_config("released")
-    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "paper", 1.0)
+    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "pixels", 1.0)
     assert paper.finetune.epochs == 70
     assert paper.patches == released.patches
     assert paper.sample == released.sample
@@ -86,13 +87,19 @@ def test_overrides_lie_over_a_whole_config_too():
         overridden(config, ["finetune.stepz=1"])
 
 
-def test_a_config_that_nobody_touched_leaves_the_preset():
-    untouched = PipelineConfig.model_validate_json(PipelineConfig().model_dump_json())  # as a form sends it
-    wanted = load_config("demo", overrides=["sample.count=9"])
-    assert chosen_config("demo", untouched, ["sample.count=9"]) == wanted
-    assert chosen_config("demo", None, ["sample.count=9"]) == wanted
-    changed = overridden(untouched, ["clusters.k=3"])
+def test_a_config_that_is_given_is_used_as_it_is_even_if_all_its_fields_are_defaults():
+    assert chosen_config("demo", PipelineConfig(), ()) == PipelineConfig()
+    assert chosen_config("demo", None, ["sample.count=9"]) == load_config("demo", overrides=["sample.count=9"])
+    changed = overridden(PipelineConfig(), ["clusters.k=3"])
     assert chosen_config("demo", changed, ["sample.count=9"]) == overridden(changed, ["sample.count=9"])
+
+
+def test_none_is_the_text_where_a_field_takes_it_and_null_elsewhere():
+    changed = load_config("demo", overrides=["sample.select=none", "finetune.class_row_init=none"])
+    assert changed.sample.select == "none"
+    assert changed.finetune.class_row_init is None
+    with pytest.raises(ConfigError, match=r"sample\.select"):
+        load_config("demo", overrides=["sample.select=null"])
 
 
 def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
@@ -124,7 +131,7 @@ def test_a_written_config_reads_back_as_itself(tmp_path: Path):
         ("=3", "--set"),
     ],
 )
-def test_mistakes_name_the_field_and_the_mend(override: str, message: str):
+def test_mistakes_name_the_field_and_the_fix(override: str, message: str):
     with pytest.raises(ConfigError) as caught:
         load_config("demo", None, [override])
     assert message in str(caught.value)
@@ -164,6 +171,5 @@ def test_every_field_of_every_stage_is_described():
 
 
 def test_presets_are_plain_toml():
-    folder = Path(sys.modules["ddsr_core.pipeline.config"].__file__ or "").with_name("presets")
-    for file in folder.glob("*.toml"):
+    for file in PRESETS.glob("*.toml"):
         assert tomllib.loads(file.read_text())["base"]

@@ -14,10 +14,13 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.pins import Pins, pinned_keys
-from ddsr_core.pipeline.runs import fail_run, failure_noted, run_folder, start_run
-from ddsr_core.progress import silent
-from ddsr_core.storage.store import Store, write_json
-from flows.building import plain_builder
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.request import Execution
+from ddsr_core.pipeline.run_folder import run_folder
+from ddsr_core.pipeline.run_state import fail_run, failure_noted, start_run
+from ddsr_core.pipeline.stages import Backend
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.store import Store
 from flows.cli import housekeeping
 from flows.cli.housekeeping import collect_garbage, used_keys
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
@@ -52,7 +55,7 @@ def test_run_that_goes_on_or_has_failed_keeps_what_it_has_built_and_used(tmp_pat
     used, _ = store.build(TOY, CountConfig(files=1), inputs(log), Runtime())  # by nobody that has a name
     unused, _ = store.build(TOY, CountConfig(files=2), inputs(log), Runtime())
     begin(store, log)
-    build = Pins(store, "demo").building(plain_builder(store, "cpu", silent))
+    build = Pins(store, "demo").over(plain_backend(Execution(), store)).build
     assert build(TOY, CountConfig(files=1), inputs(log))[1]
     built, _ = build(TOY, CountConfig(files=3), inputs(log))
     assert removed(store) == [unused.key]
@@ -72,7 +75,7 @@ def test_key_is_noted_before_the_stage_begins(tmp_path: Path, log: Path) -> None
         raise StorageError("disk full")
 
     with pytest.raises(StorageError):
-        Pins(store, "demo").building(build)(TOY, config, inputs(log))  # type: ignore[arg-type]
+        Pins(store, "demo").over(Backend(build, store.url)).build(TOY, config, inputs(log))  # type: ignore[arg-type]
     assert seen == [{TOY.key(config, inputs(log))}]
 
 
@@ -89,7 +92,7 @@ def test_run_that_is_begun_again_keeps_what_it_has_made_before(tmp_path: Path, l
     assert removed(store) == [earlier.key]
 
 
-def test_two_runs_of_one_name_do_not_take_away_each_others_claims(tmp_path: Path, log: Path) -> None:
+def test_two_runs_of_one_name_do_not_take_away_each_others_pins(tmp_path: Path, log: Path) -> None:
     store = Store(tmp_path / "home")
     begin(store, log)
     first, second = Pins(store, "demo"), Pins(store, "demo")

@@ -12,12 +12,12 @@ from ddsr_core.diffusion.base import TRANSFORMER, load_base
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.images import save_png
-from ddsr_core.pretrain import PretrainConfig
+from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import scaled_copies, textured_patches
 from ddsr_core.pretrain.prior import PriorData, channel_statistics, prior_batch
 from ddsr_core.pretrain.run import run
 from ddsr_core.pretrain.wallpapers import file_name, listed_photos
-from ddsr_core.storage.store import sha256_of
+from ddsr_core.storage.files import sha256_of
 
 TINY = PretrainConfig(
     short_sides_px=(96,), below_db=60, stride_px=32, vae_channels=8, vae_steps=2, decoder_steps=1, vae_batch=2, classes=2,

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.pseudo_labels import clusters
-from ddsr_core.pseudo_labels.clusters import ClustersConfig, cluster, medoids, read_labels, run, silhouette, unit_length
+from ddsr_core.pseudo_labels.clusters import cluster, medoids, read_labels, run, silhouette, unit_length
+from ddsr_core.pseudo_labels.config import ClustersConfig
 from ddsr_core.storage.vector_table import read_table, write_table
 
 

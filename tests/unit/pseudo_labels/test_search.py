@@ -13,8 +13,9 @@ from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.contact_sheet import GAP_PX, contact_sheet
 from ddsr_core.imaging.images import save_png
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, run
+from ddsr_core.pseudo_labels.embeddings import run
 from ddsr_core.pseudo_labels.search import image_query, read_patches, search, text_query
 from ddsr_core.storage.vector_table import write_table
 from tests.unit.pseudo_labels.test_embeddings import VGG, patches, textures, tiny  # noqa: F401
@@ -75,7 +76,7 @@ def test_words_find_the_nearest_in_open_clips_space(tiny: Path, tmp_path: Path) 
 
 
 def test_vgg16_knows_no_words() -> None:
-    with pytest.raises(ConfigError, match="words cannot be searched in vgg16"):
+    with pytest.raises(ConfigError, match="vgg16 embeddings cannot be searched by words"):
         text_query("breaking waves", VGG)
 
 

@@ -17,20 +17,24 @@ import pytest
 
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import (
-    encode_png,
-    finish_image_set,
-    image_set_name,
-    read_rgb,
-    save_png,
-    write_image_parquet,
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, write_image_parquet
+from ddsr_core.imaging.images import encode_png, save_png
+from ddsr_core.report.data import (
+    SOURCE_ORDER,
+    Metrics,
+    RunRecord,
+    SrRecord,
+    StageRecord,
+    gather,
+    read_curves,
+    real_patches,
+    source_rank,
 )
-from ddsr_core.report import RunRecord, SrRecord, StageRecord, overview_figure, write_report
-from ddsr_core.report.data import SOURCE_ORDER, Metrics, gather, read_curves, real_patches, source_rank
 from ddsr_core.report.figures import crop_psnr, histogram, line_chart
-from ddsr_core.report.html import license_note
+from ddsr_core.report.html import license_note, overview_figure, write_report
 from ddsr_core.report.table import table_rows
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 
 HOSTILE = '<script>alert("x")</script>'
 SOURCES = ("distilled", "random", "threshold", "full")

@@ -10,17 +10,18 @@ from torch import nn
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
-from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
-from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float, to_uint8
 from ddsr_core.metrics.psnr_ssim import fidelity
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sampling.real_starts import starting_patches
+from ddsr_core.sampling.config import SampleConfig
+from ddsr_core.sampling.init_patches import init_patches
 from ddsr_core.sampling.restoration import restore
-from ddsr_core.sampling.sample import SampleConfig
 from ddsr_core.sampling.selection import farthest_first
-from ddsr_core.sampling.sr_gain import PERFECT_DB, most_learnable, sr_gains
+from ddsr_core.sampling.sr_gain import PERFECT_DB, highest_gain, sr_gains
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.weights import load_network, save_weights
 from tests.helpers.sample_inputs import write_clusters_with_distances, write_embeddings
@@ -72,9 +73,9 @@ def test_an_image_whose_detail_is_noise_gains_less_than_one_with_an_edge():
 
 def test_the_share_with_the_highest_gain_is_left():
     gains = np.array([0.1, 0.9, 0.5, 0.7])
-    assert most_learnable(gains, 0.5, 1).tolist() == [1, 3]
-    assert most_learnable(gains, 0.1, 3).tolist() == [1, 2, 3]  # as many as are wanted
-    assert most_learnable(gains, 1.0, 1).tolist() == [0, 1, 2, 3]
+    assert highest_gain(gains, 0.5, 1).tolist() == [1, 3]
+    assert highest_gain(gains, 0.1, 3).tolist() == [1, 2, 3]  # as many as are wanted
+    assert highest_gain(gains, 1.0, 1).tolist() == [0, 1, 2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -171,5 +172,5 @@ def test_starts_are_spread_over_a_cluster(tmp_path: Path):
     write_table(tmp_path, [(pa.table(columns), np.array([[0, 0.0], [0, 1], [0, 9], [0, 5]], np.float32))])
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
     labels = np.zeros(5, int)
-    assert starting_patches(labels, tmp_path) == ["a", "b", "d", "c", "a"]
-    assert starting_patches(labels, tmp_path, "k-center") == ["a", "c", "d", "b", "a"]
+    assert init_patches(labels, tmp_path) == ["a", "b", "d", "c", "a"]
+    assert init_patches(labels, tmp_path, "k-center") == ["a", "c", "d", "b", "a"]

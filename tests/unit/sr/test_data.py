@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name, save_png, write_image_parquet
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, write_image_parquet
+from ddsr_core.imaging.images import encode_png, save_png
 from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.data import Resident, ahead, count_images, pack_pairs, turned
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import upsample
-from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.sr.upscale import read_picture, upscale
 
 WEIGHTS = Path("any.safetensors")

@@ -39,7 +39,7 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
 def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.pins import Pins
-    from ddsr_core.pipeline.runs import complete_run, start_run
+    from ddsr_core.pipeline.run_state import complete_run, start_run
     from flows.cli.housekeeping import collect_garbage, used_keys
 
     here, there = machines
@@ -60,7 +60,8 @@ def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machi
 
 def test_looking_at_runs_leaves_the_files_of_one_that_goes_on_alone(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import list_runs, read_run, start_run
+    from ddsr_core.pipeline.run_folder import list_runs, read_run
+    from ddsr_core.pipeline.run_state import start_run
 
     here, there = machines
     folder = start_run(here, "demo", load_config("demo", None, ()), log, None)
@@ -148,7 +149,7 @@ def test_a_memo_that_has_lost_an_object_begins_anew(
     second = fakes.spend(there, put(photos, "c"), test).version
     assert second is not None
     assert second.anew["photos"] == 3
-    assert "it begins anew" in caplog.text
+    assert "it is discarded" in caplog.text
 
 
 def test_a_lock_that_nobody_wants_to_wait_for(machines: Machines) -> None:
@@ -198,7 +199,7 @@ def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.
 
 
 def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: Machines, log: Path) -> None:
-    from ddsr_core.storage.store import Stage, StageResult
+    from ddsr_core.storage.stage import Stage, StageResult
 
     def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
         raise TimeoutError("the stage's own")
@@ -219,7 +220,7 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
-    from flows.distill import require_one_machine
+    from ddsr_core.pipeline.run import require_one_machine
 
     for where in ({"gpu": "pool", "runner": "sequential"}, {"gpu": "local", "runner": "ray"}):
         with pytest.raises(ConfigError, match="held out") as caught:
