@@ -7,9 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddsr_core.baselines.config import GSDDConfig
+from ddsr_core.baselines.gsdd import augment, features
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.finetune_trainer import MEMORY_SHARE, FinetuneTrainer, activation_bytes
@@ -17,7 +20,7 @@ from ddsr_core.diffusion.gaussian import STEPS
 from ddsr_core.diffusion.samplers import guided
 from ddsr_core.diffusion.training_set import Batch
 from ddsr_core.evaluation.config import EvaluateConfig
-from ddsr_core.evaluation.evaluator import Enlarged, Evaluator
+from ddsr_core.evaluation.evaluator import Evaluator, ReferenceFeatures
 from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
 from ddsr_core.imaging.images import to_signed
 from ddsr_core.imaging.tiling import enlarge
@@ -275,20 +278,40 @@ def _train_step(config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, hal
     return Count(taken.ops, taken.peak_bytes + max(0, taken.live_bytes - before))
 
 
-def evaluate(config: EvaluateConfig, recipe: TrainSRConfig | None, height: int, width: int) -> tuple[Count, Count]:
-    """One test photo enlarged, by a network or by bicubic (None), and measured."""
+def evaluate(config: EvaluateConfig, recipe: TrainSRConfig | None, size: tuple[int, int], again: bool) -> Count:
+    """One test photo enlarged, by a network or by bicubic (None), and measured.
+
+    Args:
+        size: height and width of the HR image.
+        again: whether the features of the HR image are known from an earlier evaluation.
+    """
+    height, width = size
     with counting() as count, torch.inference_mode():
         network: Any = build_network(recipe.arch, recipe.arch_kwargs).eval() if recipe else None
-        evaluator = Evaluator(network or (lambda lr: upsample(lr, config.scale)), config, "cpu")
+        network = network or (lambda lr: upsample(lr, config.scale))
+        evaluator = Evaluator(network, config, "cpu", ReferenceFeatures())
+        pixels = np.zeros((height, width, 3), np.uint8)
+        image = evaluator.enlarge("", pixels)
+        if again:
+            evaluator.score(image)
         count.take()
-        hr = torch.rand(1, 3, height, width)
-        small = make_lr(hr, config.scale)
-        sr = enlarge(
-            evaluator.network, small, scale=config.scale, tile_px=config.tile_px, overlap_px=config.tile_overlap_px
-        )
-        enlarged = count.take()
-        evaluator.score(Enlarged("", torch.zeros(height, width, 3, dtype=torch.uint8), small, sr))  # type: ignore[arg-type]
-        return enlarged, count.take()
+        evaluator.score(evaluator.enlarge("", pixels))
+        return count.take()
+
+
+def invert(config: GSDDConfig, generator: TrainSRConfig, side_px: int, share: int) -> Count:
+    """One step of GSDD for a class of ``share`` images (`gsdd.invert`)."""
+    with counting() as count:
+        network = build_network(generator.arch, generator.arch_kwargs).eval().requires_grad_(False)
+        z = torch.rand(share, 3, side_px // 4, side_px // 4, requires_grad=True)
+        optimizer, corner = torch.optim.Adam([z]), np.zeros(2)
+        count.take()
+        with torch.no_grad():
+            target = features(network, augment(torch.rand(config.batch_real, 3, side_px, side_px), corner, 0)).mean(0)
+        mean = features(network, augment(network(z), corner, 0)).mean(0)
+        (mean - target).square().mean().backward()
+        optimizer.step()
+        return count.take()
 
 
 def linear(small: Count, large: Count, at: float) -> Count:
