@@ -68,12 +68,12 @@ class Fakes:
             runtime.photo_cache.mkdir(parents=True, exist_ok=True)
             for digest in digests:
                 (runtime.photo_cache / digest).write_text("scored")
-        return {"photos": len(digests), "from_memo": len(known)}
+        return {"photos": len(digests), "from_photo_cache": len(known)}
 
     def _embed(self, inputs: dict[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
         ids = pq.read_table(inputs["patches"] / "scores.parquet")["photo_digest"]
         pq.write_table(pa.table({"patch_id": ids}), out / "labels.parquet")
-        return {"patches": len(ids), "from_memo": 0}
+        return {"patches": len(ids), "from_photo_cache": 0}
 
     def _label(self, inputs: dict[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
         (out / "labels.parquet").write_bytes((inputs["embeddings"] / "labels.parquet").read_bytes())

@@ -95,9 +95,9 @@ def test_a_config_that_is_given_is_used_as_it_is_even_if_all_its_fields_are_defa
 
 
 def test_none_is_the_text_where_a_field_takes_it_and_null_elsewhere():
-    changed = load_config("demo", overrides=["sample.select=none", "finetune.class_row_init=none"])
+    changed = load_config("demo", overrides=["sample.select=none", "sample.decode_tile_px=none"])
     assert changed.sample.select == "none"
-    assert changed.finetune.class_row_init is None
+    assert changed.sample.decode_tile_px is None
     with pytest.raises(ConfigError, match=r"sample\.select"):
         load_config("demo", overrides=["sample.select=null"])
 
