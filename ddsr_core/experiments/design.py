@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.pipeline.config import PipelineConfig, merge
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
 
 #: What every variant is compared with, seed by seed.
 REFERENCE = "random"

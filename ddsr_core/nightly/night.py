@@ -148,9 +148,9 @@ def require_measurable(night: Night) -> None:
     """
     if not night.config.sr.archs:
         raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", fix="name at least one")
-    if night.metric == "lpips" and not night.config.evaluate.lpips:
-        fix = "set evaluate.lpips=true, or choose another metric"
-        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", fix=fix)
+    if night.metric not in night.config.evaluate.metrics:
+        fix = f"set evaluate.{night.metric}=true, or choose another metric"
+        raise ConfigError(f"{night.metric} is not measured", where="config.evaluate.metrics", fix=fix)
 
 
 def look(night: Night) -> Seen:

@@ -11,17 +11,16 @@ from typing import Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ddsr_core.baselines.gsdd import GSDDConfig
+from ddsr_core.baselines.config import GSDDConfig
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsConfig
 from ddsr_core.errors import ConfigError
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
-from ddsr_core.sr.gan import GanConfig
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import GanConfig, TrainSRConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"

@@ -133,7 +133,7 @@ def test_evaluate_bicubic_writes_the_metrics(tmp_path: Path):
 def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -156,7 +156,7 @@ def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
 
 
 def test_upscale_says_by_how_much(tmp_path: Path):
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -184,7 +184,7 @@ def test_train_sr_knows_every_source(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3), ("base", 3)]
+    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3)]
 )
 def test_train_sr_on_a_source(tmp_path: Path, source: str, images: int):
     """k-center and HDC choose 2 of 40 crops; half of 3 x 9 windows pass the threshold; other sources are DATA."""
@@ -206,7 +206,7 @@ def test_train_sr_on_crops_of_a_wrong_size_is_one_message(tmp_path: Path):
 def small_weights(folder: Path) -> Path:
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}

@@ -22,7 +22,7 @@ from ddsr_core.sampling.init_patches import init_patches
 from ddsr_core.sampling.restoration import restore
 from ddsr_core.sampling.selection import farthest_first
 from ddsr_core.sampling.sr_gain import PERFECT_DB, highest_gain, sr_gains
-from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.networks import build_network
 from ddsr_core.sr.weights import load_network, save_weights
 from tests.helpers.sample_inputs import write_clusters_with_distances, write_embeddings
 from tests.helpers.tiny_base import write_base, write_latents, write_patches
