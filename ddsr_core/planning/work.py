@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,9 +82,9 @@ class Context:
         name = self.config.lsr_decoder
         return None if name is None or self.config.finetune.lsr_mode == "off" else vae_shape(name, "lsr_decoder")
 
-    def once(self, name: str, values: Any, make: Callable[[], T]) -> T:
-        """``make()``, unless it was made for the same values before."""
-        key = name + canonical_json(values)
+    def once(self, name: str, values: Sequence[Any], make: Callable[[], T]) -> T:
+        """``make()``, unless it was made for the same values (configs or plain data) before."""
+        key = name + "".join(map(canonical_json, values))
         if key not in self._known:
             self._known[key] = make()
         known: T = self._known[key]
@@ -173,7 +173,7 @@ def latents(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
 
 def class_rows(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
     classes, batch = context.base.dit.classes, 100
-    unit = context.once("texts", config.embeddings, lambda: units.embed_texts(config.embeddings, batch))
+    unit = context.once("texts", [config.embeddings], lambda: units.embed_texts(config.embeddings, batch))
     return Work(classes, "class names", unit.times(classes / batch)), inputs["clusters"]
 
 
@@ -225,7 +225,7 @@ def sample(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]
         if config.detail_restoration > 0:
             device = device + made.times(config.count / restore_batch)
             described.append(config.count)
-    host = context.once("compare", side, lambda: units.compare(side, 16)).times(real.total() / 16 * len(described))
+    host = context.once("compare", [side], lambda: units.compare(side, 16)).times(real.total() / 16 * len(described))
     embedding = context.config.embeddings
     unit = context.once("embed", [embedding, side, 32], lambda: units.embed(embedding, side, 32))
     device = device + unit.times(sum(described) / 32)
