@@ -11,7 +11,7 @@ import math
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -112,7 +112,9 @@ class _Counting(TorchDispatchMode):
         kwargs = kwargs or {}
         packet = func.overloadpacket
         if packet in _QUESTIONS:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.memo.clear()
+            return result
         stand_in = _STAND_INS.get(packet)
         if stand_in is not None:
             result = stand_in(self.answers, func, args, kwargs)
@@ -132,7 +134,7 @@ class _Counting(TorchDispatchMode):
         fresh = self._watch(outputs)
         if func.is_view and not fresh:
             return
-        inputs, packet = [*_tensors(args), *_tensors(kwargs.values())], func.overloadpacket
+        inputs, packet = [*_tensors(args), *_tensors(list(kwargs.values()))], func.overloadpacket
         flops = int(flop_registry[packet](*args, **kwargs, out_val=result)) if packet in flop_registry else 0
         if not flops and not fresh and not func._schema.is_mutable:
             return
@@ -166,7 +168,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     """The tensors among arguments or results, as operators nest them."""
     if isinstance(values, Tensor):
         yield values
-    elif isinstance(values, Iterable) and not isinstance(values, str):
+    elif isinstance(values, list | tuple):
         for value in values:
             yield from _tensors(value)
 

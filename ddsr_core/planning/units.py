@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,8 @@ def finetune(
     """
     answers = Answers(distinct=1)
     part = config.batch_size // config.processes
-    alone = config.model_copy(update={"processes": 1, "batch_size": part, "compile": False})
+    fixed = {"processes": 1, "batch_size": part, "compile": False, "class_row_init": "null"}
+    alone = config.model_copy(update=fixed)
     with counting(answers) as count:
         base = make_base(shape)
         trainer = _Trainer(base, alone, {label: label for label in range(labels)}, decoder=_codec(decoder))
@@ -286,10 +288,11 @@ def evaluate(config: EvaluateConfig, recipe: TrainSRConfig | None, size: tuple[i
         again: whether the features of the HR image are known from an earlier evaluation.
     """
     height, width = size
+    bicubic = partial(upsample, scale=config.scale)
+    evaluator = Evaluator(bicubic, config, "cpu", ReferenceFeatures())  # reads the weights of its metrics
     with counting() as count, torch.inference_mode():
-        network: Any = build_network(recipe.arch, recipe.arch_kwargs).eval() if recipe else None
-        network = network or (lambda lr: upsample(lr, config.scale))
-        evaluator = Evaluator(network, config, "cpu", ReferenceFeatures())
+        if recipe is not None:
+            evaluator.network = build_network(recipe.arch, recipe.arch_kwargs).eval()
         pixels = np.zeros((height, width, 3), np.uint8)
         image = evaluator.enlarge("", pixels)
         if again:
