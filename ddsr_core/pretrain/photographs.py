@@ -1,81 +1,188 @@
-"""The photographs that `ddsr-tiny` was trained on: 28 photos from Debian's wallpaper packages.
+"""The photographs that `ddsr-tiny` is trained on: photos and photo textures that Debian's packages carry.
 
-``wallpapers.csv`` names package, path inside it, subject and SHA-256 of each; renderings and drawings of the same
-packages are left out. The packages are free by Debian's guidelines (CC BY, CC BY-SA, CC0, GPL-2+).
+``photographs.csv`` names package, path inside it (``archive!path`` for a file of a zip archive), subject, license and
+SHA-256 of each. Renderings, drawings, logos, normal maps and near-duplicates of the same packages are left out.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
+import zipfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ddsr_core.errors import InputError
+from ddsr_core.imaging.images import IMAGE_SUFFIXES, decode_rgb, encode_png
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.storage.store import sha256_of
+from ddsr_core.storage.store import sha256_of, write_atomically
 
-LIST = Path(__file__).with_name("wallpapers.csv")
+LIST = Path(__file__).with_name("photographs.csv")
+#: Between the path of an archive in the package and the path of a file in the archive.
+INSIDE = "!"
 
 
 def listed_photos() -> list[dict[str, str]]:
-    """Rows of ``wallpapers.csv``: package, path, category, sha256."""
+    """Rows of ``photographs.csv``: package, path, category, license, sha256."""
     with LIST.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def file_name(path: str) -> str:
-    """A flat name for a photo; KDE keeps each wallpaper as ``<name>/contents/images/<size>.jpg``."""
-    parts = Path(path).parts
-    return parts[parts.index("wallpapers") + 1] + ".jpg" if "wallpapers" in parts else parts[-1]
+def file_name(row: dict[str, str]) -> str:
+    """A flat name for a photo that no other row has: package, the first digits of its digest, suffix.
+
+    Formats of game textures, which other stages do not read, become PNG.
+    """
+    suffix = Path(row["path"]).suffix.lower()
+    return f"{row['package']}-{row['sha256'][:12]}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"
 
 
-def fetch_wallpapers(folder: Path, progress: ProgressFactory = silent) -> Path:
-    """Download the packages (about 170 MB) with apt, unpack them aside and copy the listed photos into ``folder``.
+def fetch_photographs(folder: Path, progress: ProgressFactory = silent) -> Path:
+    """Download the packages with apt, one at a time, and copy the listed photos into ``folder``.
 
-    Photos that are there already, with the right digest, are kept.
+    Photos that are already there with the right digest are kept, and a package of which nothing is missing is not
+    downloaded: run it again after a failure, and it continues. Files that are not in the list are removed, so that a
+    folder of an older list does not change the training data.
 
     Raises:
-        InputError: no apt on this machine, a package cannot be had, or a photo differs from the list.
+        InputError: there is no apt on this machine, a package cannot be downloaded, or a photo differs from the list.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [row for row in listed_photos() if not _is_there(folder / file_name(row["path"]), row["sha256"])]
+    rows = listed_photos()
+    _remove_unlisted(folder, {file_name(row) for row in rows})
+    missing = [row for row in rows if not _is_fetched(folder, row)]
     packages = sorted({row["package"] for row in missing})
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        progress("Fetching photos", total=len(packages), unit="packages") as bar,
-    ):
+    with progress("Fetching photos", total=len(packages), unit="packages") as bar:
         for package in packages:
-            _unpack(package, Path(scratch))
-            for row in (row for row in missing if row["package"] == package):
-                source, target = Path(scratch) / row["path"].lstrip("/"), folder / file_name(row["path"])
-                if not _is_there(source, row["sha256"]):
-                    raise InputError(
-                        "a photo of the package is not the one in the list", where=f"{package}: {row['path']}",
-                        mend="the package has changed: use Debian 12's, or train on photos of your own with --photos",
-                    )  # fmt: skip
-                shutil.copyfile(source, target)
+            bar.note(package)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                unpack(package, Path(scratch))
+                for row in (row for row in missing if row["package"] == package):
+                    data = read_photo(Path(scratch), row)
+                    write_atomically(folder / file_name(row), _as_png(data, row) if _is_converted(row) else data)
             bar.advance()
     return folder
 
 
-def _is_there(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_of(path) == sha256
+def read_photo(root: Path, row: dict[str, str]) -> bytes:
+    """The bytes of a listed photo of a package that is unpacked at ``root``.
+
+    Raises:
+        InputError: it is not there, or is not the one in the list.
+    """
+    outer, _, inner = row["path"].lstrip("/").partition(INSIDE)
+    try:
+        if inner:
+            with zipfile.ZipFile(root / outer) as archive:
+                data = archive.read(inner)
+        else:
+            data = (root / outer).read_bytes()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise _changed(row, f"a photo of the package cannot be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise _changed(row, "a photo of the package is not the one in the list")
+    return data
 
 
-def _unpack(package: str, folder: Path) -> None:
-    """Download one Debian package into ``folder`` and unpack it there."""
+def _changed(row: dict[str, str], what: str) -> InputError:
+    return InputError(
+        what,
+        where=f"{row['package']}: {row['path']}",
+        mend="the package has changed: use the packages of Debian 12, or train on photos of your own with --photos",
+    )
+
+
+def _is_converted(row: dict[str, str]) -> bool:
+    return Path(row["path"]).suffix.lower() not in IMAGE_SUFFIXES
+
+
+def _as_png(data: bytes, row: dict[str, str]) -> bytes:
+    return encode_png(decode_rgb(data, row["path"]))
+
+
+def _is_fetched(folder: Path, row: dict[str, str]) -> bool:
+    """Whether a photo is there and whole. One that was converted was checked before, and written in one piece."""
+    path = folder / file_name(row)
+    return path.is_file() and (_is_converted(row) or sha256_of(path) == row["sha256"])
+
+
+def _remove_unlisted(folder: Path, names: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)  # what a run that was killed had unpacked
+        elif path.name not in names:
+            path.unlink()
+
+
+def unpack(package: str, folder: Path) -> None:
+    """Download one Debian package into ``folder`` and unpack it there.
+
+    Raises:
+        InputError: no apt on this machine, or the package cannot be downloaded or unpacked.
+    """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise InputError(
-            "the wallpaper packages come through apt-get and dpkg-deb, which are not on this machine",
+            "the photographs come out of Debian packages, through apt-get and dpkg-deb, which are not on this machine",
+            where=package,
             mend="run on Debian or a relative of it, or train on photos of your own with --photos",
         )
-    for command in (["apt-get", "download", package], ["dpkg-deb", "-x", f"{package}_*.deb", "."]):
-        arguments = [str(match) for part in command for match in (sorted(folder.glob(part)) if "*" in part else [part])]
-        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise InputError(
-                f"`{' '.join(command)}` failed: {done.stderr.strip()}",
-                mend="run `apt-get update` and try again",
-            )
+    _call(["apt-get", "download", package], folder, package)
+    archive = next(iter(folder.glob("*.deb")))
+    _call(["dpkg-deb", "-x", archive.name, "."], folder, package)
+    archive.unlink()
+
+
+def _call(command: list[str], folder: Path, package: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(
+            f"`{' '.join(command)}` failed: {done.stderr.strip()}",
+            where=f"package {package}",
+            mend="run `apt-get update`, check network and disk space, and run again: finished packages are kept",
+        )
+
+
+def license_in(copyright_text: str, path: str) -> str | None:
+    """The license that a package's ``debian/copyright`` states for a file; None if it names none.
+
+    Of the stanzas of a machine-readable file the last that matches holds; its patterns are those of the source
+    package, so they are tried against every tail of the path. A file in another form speaks of the package as a whole.
+    """
+    if "Format:" not in copyright_text[:2000]:
+        found = re.search(
+            r"GNU General Public License.{0,200}?version (\d).{0,80}?(any later version)?", copyright_text, re.S
+        )
+        return f"GPL-{found[1]}+" if found else None
+    stanzas = [fields for text in re.split(r"\n\s*\n", copyright_text) if "Files" in (fields := _fields(text))]
+    named = [each for each in stanzas if any(_matches(path, pattern) for pattern in each["Files"].split())]
+    if not named:  # a source package may keep its files in other folders than those they are installed to
+        named = [each for each in stanzas if Path(path).name in {Path(name).name for name in each["Files"].split()}]
+    return named[-1].get("License", "").splitlines()[0].strip() if named else None
+
+
+def _fields(stanza: str) -> dict[str, str]:
+    """Fields of one stanza; further lines of a field begin with a space."""
+    fields: dict[str, str] = {}
+    name = ""
+    for line in stanza.splitlines():
+        if line[:1].isspace() and name:
+            fields[name] += "\n" + line
+        elif ":" in line:
+            name, _, value = line.partition(":")
+            fields[name] = value.strip()
+    return fields
+
+
+def _matches(path: str, pattern: str) -> bool:
+    if pattern == "*":
+        return True
+    names = {re.sub(r"/[^/]*" + INSIDE, "/", path), path.replace(INSIDE, "/")}  # with and without the archive's own name
+    for name in names:
+        parts = Path(name.lstrip("/")).parts
+        if any(fnmatchcase("/".join(parts[start:]), pattern) for start in range(len(parts))):
+            return True
+    return False

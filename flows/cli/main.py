@@ -146,7 +146,7 @@ def doctor(home: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--photos", type=click.Path(path_type=Path), default=None, help="photographs (default: Debian's wallpapers)")
+@click.option("--photos", type=click.Path(path_type=Path), default=None, help="photographs (default: from Debian packages)")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for the base model")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. prior_steps=100")
 def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None:

@@ -212,7 +212,7 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> P
     import shutil
 
     from ddsr_core.pretrain import PretrainConfig
-    from ddsr_core.pretrain.wallpapers import fetch_wallpapers
+    from ddsr_core.pretrain.photographs import fetch_photographs
     from ddsr_core.storage.store import RESUME
 
     config = with_overrides(PretrainConfig, {}, overrides)
@@ -220,7 +220,7 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> P
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         if photos is None:
-            photos = fetch_wallpapers(out / RESUME / "photos", runtime.progress)
+            photos = fetch_photographs(out / RESUME / "photos", runtime.progress)
         from ddsr_core.pretrain.run import run
 
         run(config, photos=photos, out=out, runtime=runtime)
