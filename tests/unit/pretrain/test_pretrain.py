@@ -24,8 +24,9 @@ from ddsr_core.storage.store import sha256_of
 
 TINY = PretrainConfig(
     smallest_short_side_px=64, keep_share=1.0, stride_px=16, held_out_share=0.5, vae_channels=8, vae_steps=3,
-    decoder_steps=3, vae_batch=2, vae_checkpoint_every=1, classes=2, token_dims=4, hidden=16, depth=1, heads=2, prior_steps=6, prior_batch=2,
-    prior_warmup=1, repa_weight=0.5, repa_block=1, checkpoint_every=2, score_every=4, score_samples=6, score_sampler_steps=2,
+    decoder_steps=3, vae_batch=2, vae_checkpoint_every=1, classes=2, token_dims=4, hidden=16, depth=1, heads=2,
+    prior_steps=6, prior_batch=2, prior_warmup=1, repa_weight=0.5, repa_block=1, checkpoint_every=2, score_every=4,
+    score_samples=6, score_sampler_steps=2,
 )  # fmt: skip
 
 
