@@ -1,12 +1,12 @@
-"""Time of scoring photos by PSNR_bic against a plain loop over crops with OpenCV, and against decoding alone.
+"""Time of scoring photos by PSNR_bic compared with a plain loop over crops with OpenCV, and with decoding alone.
 
-    python benchmarks/patches.py FOLDER_OF_JPEGS [--count 12] [--long-side 2040] [--threads 2] [--repeats 5]
+    python -m benchmarks.patches FOLDER_OF_JPEGS [--count 12] [--long-side 2040] [--threads 2] [--repeats 5]
 
-The peer does as the paper's authors do: decode a photo, and for each 512-px window (stride 256) crop it, make it grey,
-scale it down and up with INTER_CUBIC, take the PSNR. OpenCV may use the same number of threads. All contestants take
-turns on the same photos, so that a busy machine slows all; times are medians of the turns. "Scoring alone" is given
-decoded photos; "with decoding" is pass 1 of the stage as it runs: reading, digest, decoding, scoring, one small file of
-scores a photo.
+The plain loop follows the authors' code: decode a photo, and for each 512-px window (stride 256) crop it, convert it to
+gray, scale it down and up with INTER_CUBIC, and compute the PSNR. OpenCV may use the same number of threads. The
+contestants take turns on the same photos, so that other load slows all of them; times are medians of the turns. "Scoring
+alone" starts from decoded photos; "with decoding" is pass 1 of the stage: reading, digest, decoding, scoring, and one
+small file of scores per photo.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from ddsr_core.config import Runtime
-from ddsr_core.imaging.images import decode_rgb, encode_png, find_images, iter_photos
-from ddsr_core.parallel import map_ahead
-from ddsr_core.pseudo_labels import patches
-from ddsr_core.pseudo_labels.patches import PatchesConfig, score_windows
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.images import encode_png
+from ddsr_core.imaging.photos import find_images, iter_photos
+from ddsr_core.parallel import prefetch
+from ddsr_core.pseudo_labels import scoring
+from ddsr_core.pseudo_labels.config import PatchesConfig
+from ddsr_core.pseudo_labels.windows import score_windows
 
 PATCH_PX, STRIDE_PX = 512, 256
 
 
 def crop_psnr(patch: Image.Image) -> float:
-    """PSNR_bic of one crop: grey, down, up, in float32."""
-    grey = np.array(patch.convert("L")).astype(np.float32)
-    small = cv2.resize(grey, (PATCH_PX // 4, PATCH_PX // 4), interpolation=cv2.INTER_CUBIC)
+    """PSNR_bic of one crop: gray, down, up, in float32."""
+    gray = np.array(patch.convert("L")).astype(np.float32)
+    small = cv2.resize(gray, (PATCH_PX // 4, PATCH_PX // 4), interpolation=cv2.INTER_CUBIC)
     again = cv2.resize(small, (PATCH_PX, PATCH_PX), interpolation=cv2.INTER_CUBIC)
-    return float(20 * np.log10(255 / np.sqrt(np.mean((grey - again) ** 2))))
+    return float(20 * np.log10(255 / np.sqrt(np.mean((gray - again) ** 2))))
 
 
 def crop_by_crop(photo: Image.Image) -> list[float]:
@@ -54,7 +57,7 @@ def crop_by_crop(photo: Image.Image) -> list[float]:
 
 
 def open_rgb(data: bytes) -> Image.Image:
-    """A decoded photo, as the peer reads it."""
+    """A decoded photo, as the plain loop reads it."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
@@ -73,7 +76,7 @@ def prepare(source: Path, folder: Path, count: int, long_side: int) -> None:
 
 
 def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable[[], Any]]:
-    """What is timed: one call works through all photos."""
+    """What is timed; one call processes all photos."""
     data = [path.read_bytes() for path in find_images(folder)]
     arrays = [decode_rgb(item, "photo") for item in data]
     images = [Image.fromarray(array) for array in arrays]
@@ -83,14 +86,14 @@ def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable
 
     def ours_alone(config: PatchesConfig) -> None:
         with threadpool_limits(1, "blas"):
-            drain(map_ahead(lambda array: score_windows(array, config), arrays, threads))
+            drain(prefetch(lambda array: score_windows(array, config), arrays, threads))
 
     def stage(config: PatchesConfig) -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as out:
-            patches._score_all(config, folder, sources, Path(out), Runtime())
+            scoring.score_photos(config, folder, sources, Path(out), Runtime())
 
     return {
-        "decoding alone": lambda: drain(map_ahead(lambda item: np.asarray(open_rgb(item)), data, threads)),
+        "decoding alone": lambda: drain(prefetch(lambda item: np.asarray(open_rgb(item)), data, threads)),
         "scoring alone, crop by crop": lambda: [crop_by_crop(image) for image in images],
         **{f"scoring alone, ddsr {kernel}": partial(ours_alone, config) for kernel, config in configs.items()},
         "with decoding, crop by crop": lambda: [crop_by_crop(open_rgb(item)) for item in data],
@@ -99,41 +102,41 @@ def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=12)
-    parser.add_argument("--long-side", type=int, default=2040, help="photos are scaled to this first, pixels")
+    parser.add_argument("--long-side", type=int, default=2040, help="scale the photos to this long side first, in pixels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    cv2.setNumThreads(arguments.threads)
-    patches.WORKERS = arguments.threads
+    options = parser.parse_args(arguments)
+    cv2.setNumThreads(options.threads)
+    scoring.WORKERS = options.threads
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photos"
         folder.mkdir()
-        prepare(arguments.photos, folder, arguments.count, arguments.long_side)
-        rivals = contestants(folder, arguments.threads, Path(temporary))
-        wall: dict[str, list[float]] = {name: [] for name in rivals}
-        cpu: dict[str, list[float]] = {name: [] for name in rivals}
-        for turn in range(arguments.repeats + 1):  # the first turn warms up
-            for name, work in rivals.items():
+        prepare(options.photos, folder, options.count, options.long_side)
+        timed = contestants(folder, options.threads, Path(temporary))
+        wall: dict[str, list[float]] = {name: [] for name in timed}
+        cpu: dict[str, list[float]] = {name: [] for name in timed}
+        for turn in range(options.repeats + 1):  # the first turn warms up
+            for name, work in timed.items():
                 started = time.perf_counter(), time.process_time()
                 work()
                 if turn:
-                    wall[name].append((time.perf_counter() - started[0]) / arguments.count)
-                    cpu[name].append((time.process_time() - started[1]) / arguments.count)
+                    wall[name].append((time.perf_counter() - started[0]) / options.count)
+                    cpu[name].append((time.process_time() - started[1]) / options.count)
 
     def ratio(of: str, to: str) -> str:
         return f"{statistics.median(a / b for a, b in zip(wall[of], wall[to], strict=True)):.2f}"
 
-    print(f"{arguments.count} photos, long side {arguments.long_side} px, {arguments.threads} threads; ms a photo\n")
-    print("| | wall | CPU | against crop by crop: times as fast | against decoding alone: times as long |")
+    print(f"{options.count} photos, long side {options.long_side} px, {options.threads} threads; ms per photo\n")
+    print("| | wall | CPU | speed relative to crop by crop | time relative to decoding alone |")
     print("|---|---|---|---|---|")
-    for name in rivals:
+    for name in timed:
         peer = f"{name.split(',')[0]}, crop by crop"
-        faster = ratio(peer, name) if peer in rivals else "-"
+        faster = ratio(peer, name) if peer in timed else "-"
         longer = ratio(name, "decoding alone") if name.startswith("with") else "-"
         medians = f"{statistics.median(wall[name]) * 1e3:.1f} | {statistics.median(cpu[name]) * 1e3:.1f}"
         print(f"| {name} | {medians} | {faster} | {longer} |")

@@ -1,4 +1,4 @@
-"""Stage configs: frozen pydantic models, and the canonical form that artifact keys are made of."""
+"""Stage configs: frozen pydantic models, and the canonical form that enters artifact keys."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ddsr_core.parallel import Spread
+from ddsr_core.parallel import RunParts
 from ddsr_core.progress import ProgressFactory, silent
 
-#: What a form says of a field's bounds, by their names in JSON schema.
+#: How a form words a field's bounds, by their names in JSON schema.
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "more than {}",
@@ -24,7 +24,7 @@ BOUNDS = {
 
 
 def _say_bounds(schema: dict[str, Any]) -> None:
-    """Add each field's bounds to its description: the form in the Prefect UI checks them but does not show them."""
+    """Add each field's bounds to its description, since the form in the Prefect UI checks but does not show them."""
     for entry in schema.get("properties", {}).values():
         options = [entry, *entry.get("anyOf", ())]
         bounds = [text.format(option[name]) for option in options for name, text in BOUNDS.items() if name in option]
@@ -33,42 +33,45 @@ def _say_bounds(schema: dict[str, Any]) -> None:
 
 
 class StageConfig(BaseModel):
-    """Base of every stage config. Whatever stands in one changes the stage's key; what must not, stands in `Runtime`."""
+    """Base of every stage config.
+
+    Every field is part of the stage's key. What must not change the key belongs into `Runtime`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_say_bounds)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a stage is run, as opposed to what it computes: nothing in here enters an artifact's key.
+    """How a stage is run, as opposed to what it computes. Nothing in it enters an artifact's key.
 
     Attributes:
-        device: a torch device string; see `resolve_device` for ``auto``.
+        device: a torch device string; `resolve_device` explains ``auto``.
         progress: how progress is shown.
-        run: name of the run, for those who wait for what it builds.
-        memo: folder of what is known of single photos and patches from earlier builds (`ddsr_core.pseudo_labels.photo_cache`), for sources
-            that change little from one build to the next.
-        spread: does parts of the work elsewhere; none: all of it here.
+        run: name of the run, shown to processes that wait for what it builds.
+        photo_cache: folder with scores and embeddings of single photos from earlier builds, for photo sources that change
+            little from one build to the next.
+        run_parts: runs parts of the work in other processes; None does all of it in this one.
     """
 
     device: str = "cpu"
     progress: ProgressFactory = field(default=silent)
     run: str = ""
-    memo: Path | None = None
-    spread: Spread | None = None
+    photo_cache: Path | None = None
+    run_parts: RunParts | None = None
 
 
 def resolve_device(name: str = "auto") -> str:
-    """``auto`` becomes ``cuda`` where torch sees a GPU, else ``cpu``; any other name is passed through."""
+    """``auto`` becomes ``cuda`` if torch sees a GPU, else ``cpu``; any other name is returned unchanged."""
     if name != "auto":
         return name
-    import torch
+    import torch  # configs are imported by commands that must answer at once
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of ``value`` (pydantic models included): sorted keys, no spaces, no NaN."""
+    """The unique JSON text of ``value``, which may be a pydantic model: sorted keys, no spaces, no NaN."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The one exception family. A message says what happened, where, and how to mend it."""
+"""The package's exceptions. Every message says what happened, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 
 class DdsrError(Exception):
-    """Base of every error that a user can cause or mend.
+    """Base of every error that a user can cause or fix.
 
     Args:
-        what: what happened, one sentence.
-        where: file, config field, row or stage that it happened in.
-        mend: what the user can do about it.
+        what: what happened, in one sentence.
+        where: the file, config field, row or stage concerned.
+        fix: what the user can do about it.
     """
 
-    def __init__(self, what: str, *, where: object | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.mend = what, None if where is None else str(where), mend
+    def __init__(self, what: str, *, where: object | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, None if where is None else str(where), fix
         lines = [what]
         if self.where:
             lines.append(f"  where: {self.where}")
-        if mend:
-            lines.append(f"  mend:  {mend}")
+        if fix:
+            lines.append(f"  fix:   {fix}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors come back whole from other processes."""
-        return partial(type(self), where=self.where, mend=self.mend), (self.what,)
+        """Pickle all three parts, so that an error arrives complete from another process."""
+        return partial(type(self), where=self.where, fix=self.fix), (self.what,)
 
 
 class ConfigError(DdsrError):
@@ -38,16 +38,16 @@ class InputError(DdsrError):
 
 
 class MissingWeightsError(InputError):
-    """Weights that are neither on disk nor reachable; the message names the exact files to bring."""
+    """Weights that are neither on disk nor downloadable; the message names the exact files to supply."""
 
 
 class TrainingError(DdsrError):
-    """A training run that must not go on, such as a loss that is not finite."""
+    """A training run that cannot continue, for example because its loss is not finite."""
 
 
 class StorageError(DdsrError):
-    """The home folder cannot be read or written: permissions, a full disk, a damaged artifact."""
+    """The home folder cannot be read or written: missing permissions, a full disk, a damaged artifact."""
 
 
 class UnreachableError(StorageError):
-    """A home on S3 does not answer: worth another try."""
+    """A home on S3 does not answer. Trying again may help."""

@@ -1,7 +1,8 @@
-"""Work side by side: parts of a stage in other processes, reading ahead on threads, and what a worker process does first.
+"""Parallel work: parts of a stage in other processes, prefetching on threads, and how a worker process starts.
 
-A part leaves its results in the folder of the build that it is a part of (`store.RESUME`), as a build that goes on after
-a kill finds them there. Who builds the artifact holds its lock and waits; those who do the parts need none.
+A part leaves its results in the folder of the build that it belongs to (`ddsr_core.storage.stage.RESUME`), where a build
+that continues after an interruption looks for them. The process that builds the artifact holds its lock and waits for the
+parts, which need no lock of their own.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from ddsr_core.errors import StorageError
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: However large the work, so many parts keep every worker busy, and each costs its caller some book-keeping.
-MOST_PARTS = 128
+#: Upper limit on the parts of one stage: enough to keep every worker busy, as each part costs its caller some bookkeeping.
+MAX_PARTS = 128
+PARENT_CHECK_S = 1.0
 
 
-class Spread(Protocol):
-    """Does parts of a stage's work elsewhere, many at once."""
+class RunParts(Protocol):
+    """Runs the parts of a stage's work in other processes, many at once."""
 
     def __call__(self, do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
-        """Do every part; yields once a part, in their order, when it is done.
+        """Do every part; yields once per part, in order, when it is done.
 
         Args:
-            do: a function of a module.
-            parts: plain data, as they go to other processes.
+            do: a module-level function.
+            parts: plain data, as it is sent to other processes.
 
         Raises:
             DdsrError: whatever a part raises.
@@ -42,36 +44,39 @@ class Spread(Protocol):
 
 
 def in_parts(items: Sequence[T], smallest: int) -> list[Sequence[T]]:
-    """Consecutive items, at least ``smallest`` a part but the last, and at most `MOST_PARTS` parts.
+    """Split into runs of consecutive items, at least ``smallest`` in each but the last, and at most `MAX_PARTS` runs.
 
     >>> in_parts("abcde", 2)
     ['ab', 'cd', 'e']
     """
-    size = max(smallest, -(-len(items) // MOST_PARTS))
+    size = max(smallest, -(-len(items) // MAX_PARTS))
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def check_shared(folder: Path) -> None:
-    """What a part does first.
+    """Check, before a part begins, that the folder of its build can be seen from this machine.
 
     Raises:
-        StorageError: the folder of the build is not on this machine.
+        StorageError: it cannot.
     """
     if not folder.is_dir():
         raise StorageError(
             "the folder of this build is not on the machine that does a part of it",
             where=folder,
-            mend="put the home on a file system that all machines share, or choose another runner",
+            fix="put the home on a file system that all machines share, or choose another runner",
         )
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int | None = None) -> Iterator[R]:
-    """``map`` on a few threads, in order.
+def prefetch(function: Callable[[T], R], items: Iterable[T], workers: int, in_flight: int | None = None) -> Iterator[R]:
+    """``map`` on threads that work ahead of the caller; results come in order.
 
     Args:
-        ahead: results in flight at most, so that memory stays flat; ``2 * workers`` if not given.
+        function: runs on the threads.
+        items: consumed only as far as results are in flight.
+        workers: number of threads.
+        in_flight: most results that are computed but not yet consumed, which bounds memory; default ``2 * workers``.
     """
-    limit = 2 * workers if ahead is None else ahead
+    limit = 2 * workers if in_flight is None else in_flight
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:
@@ -82,26 +87,27 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int, ahea
             yield waiting.popleft().result()
 
 
-PARENT_CHECK_S = 1.0
-
-
 def begin_worker(workers: int, parent: int) -> None:
-    """Take a share of the cores, and end when the command that started it has ended, however it did.
+    """Give this worker process its share of the cores, and end it when its parent process ends.
 
     Args:
-        workers: processes that share the cores.
-        parent: process id.
+        workers: number of processes that share the cores.
+        parent: process id of the command that started the worker.
     """
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     threads = max(1, (os.cpu_count() or 1) // workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for torch, if it is imported at all
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when it is imported
     if "torch" in sys.modules:
-        import torch
+        import torch  # only where it is imported already: loading it would slow down every worker
 
         torch.set_num_threads(threads)
 
 
 def end_with_parent(parent: int) -> None:
+    """Wait until the parent process is gone, then end this process at once.
+
+    Nobody waits for its results any more; unfinished work is continued by the next run.
+    """
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
-    os._exit(1)  # nobody waits for what it does; what it has begun goes on in the next run
+    os._exit(1)

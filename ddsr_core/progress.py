@@ -1,4 +1,4 @@
-"""Progress as an interface: the library reports, the caller (CLI, Prefect, tests) decides how it is shown."""
+"""Progress as an interface: the library reports it, the caller (CLI, Prefect, tests) decides how to show it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """One running piece of work."""
+    """The progress of one task."""
 
     def advance(self, amount: int = 1) -> None:
-        """Count ``amount`` more units as done."""
+        """Report that ``amount`` more units are done."""
 
     def note(self, text: str) -> None:
         """Show a short text, such as the current loss, beside the bar."""

@@ -38,7 +38,7 @@ from prefect.settings import PREFECT_API_URL
 
 from ddsr_core.errors import ConfigError, DdsrError
 from flows.cli.running import home_of
-from tasks.stages import GPU_SLOTS
+from tasks.gpu_slots import GPU_SLOTS
 
 PoolType = Literal["process", "docker", "kubernetes"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
 }
-KEEPER = "keeper/keeper"
+RESTARTER = "restart-crashed/restart-crashed"
 #: A run without a heartbeat for so long has crashed: four beats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY, so
 #: that a server can be started again meanwhile.
 SILENCE = timedelta(seconds=120)
@@ -79,7 +79,7 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         DdsrError: the server does not answer, or Prefect refuses a deployment.
     """
     if not FILE.is_file():
-        raise ConfigError("not a checkout of ddsr", where=FILE, mend="clone the repository and run `make setup` there")
+        raise ConfigError("not a checkout of ddsr", where=FILE, fix="clone the repository and run `make setup` there")
     with reachable() as client:
         for name in POOLS:
             yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None)
@@ -93,7 +93,7 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
         in_cluster = any(client.read_work_pool(name).type == "kubernetes" for name in POOLS)
         slow_start = SLOW_START_IN_CLUSTER if in_cluster else SLOW_START
-        for automation in automations(silence, slow_start, client.read_deployment_by_name(KEEPER).id):
+        for automation in automations(silence, slow_start, client.read_deployment_by_name(RESTARTER).id):
             yield f"automation {automation.name}", _automation(client, automation)
 
 
@@ -106,15 +106,15 @@ def reachable() -> Iterator[SyncPrefectClient]:
         DdsrError: it does not answer.
     """
     url = PREFECT_API_URL.value()
-    mend = "start one (prefect server start) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
+    fix = "start one (prefect server start) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
     if not url:
-        raise ConfigError("no Prefect server is named", where="PREFECT_API_URL", mend=mend)
+        raise ConfigError("no Prefect server is named", where="PREFECT_API_URL", fix=fix)
     try:
         with get_client(sync_client=True) as client:
             _say_hello(client, url)
             yield client
     except httpx.TransportError as error:
-        raise DdsrError(f"the Prefect server does not answer: {error}", where=url, mend=mend) from error
+        raise DdsrError(f"the Prefect server does not answer: {error}", where=url, fix=fix) from error
 
 
 def _say_hello(client: SyncPrefectClient, url: str) -> None:
@@ -123,8 +123,8 @@ def _say_hello(client: SyncPrefectClient, url: str) -> None:
     except httpx.HTTPStatusError as error:
         if error.response.status_code != 401:
             raise
-        mend = "set PREFECT_API_AUTH_STRING to what the server was started with (PREFECT_SERVER_API_AUTH_STRING)"
-        raise ConfigError("the Prefect server asks for a password, and this is not it", where=url, mend=mend) from error
+        fix = "set PREFECT_API_AUTH_STRING to what the server was started with (PREFECT_SERVER_API_AUTH_STRING)"
+        raise ConfigError("the Prefect server asks for a password, and this is not it", where=url, fix=fix) from error
 
 
 def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None) -> str:
@@ -153,7 +153,7 @@ def template(client: SyncPrefectClient, kind: PoolType, name: str) -> dict[str, 
     workers = client._client.get("collections/views/aggregate-worker-metadata").json()
     found = next((types[kind] for types in workers.values() if kind in types), None)
     if found is None:
-        raise DdsrError(f"this server knows no work pools of type {kind}", mend="update Prefect on the server")
+        raise DdsrError(f"this server knows no work pools of type {kind}", fix="update Prefect on the server")
     return dict(found["default_base_job_configuration"])
 
 
@@ -169,13 +169,13 @@ def _limit(client: SyncPrefectClient, gpus: int) -> str:
     return "updated"
 
 
-def automations(silence: timedelta, slow_start: timedelta, keeper: UUID) -> list[Automation]:
-    """A run that falls silent, or never begins, is marked crashed; each crash wakes the keeper, which sees to the rest.
+def automations(silence: timedelta, slow_start: timedelta, restarter: UUID) -> list[Automation]:
+    """A run that falls silent, or never begins, is marked crashed; each crash starts `restart-crashed`.
 
     Args:
         silence: without a heartbeat, after which a run has crashed.
         slow_start: the same for one that has been taken and has not begun.
-        keeper: the deployment of `flows.restart_crashed`.
+        restarter: the deployment of `flows.restart_crashed`.
     """
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
     begins, beats = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
@@ -195,12 +195,12 @@ def automations(silence: timedelta, slow_start: timedelta, keeper: UUID) -> list
         ),
         Automation(
             name="ddsr: a crashed run goes on",
-            description="Wakes the keeper, which schedules crashed runs again. Finished stages are kept.",
+            description="Starts restart-crashed, which schedules crashed runs again. Finished stages are kept.",
             trigger=EventTrigger(
                 match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Reactive,
                 expect={"prefect.flow-run.Crashed"}, threshold=1, within=timedelta(0),
             ),
-            actions=[RunDeployment(deployment_id=keeper)],
+            actions=[RunDeployment(deployment_id=restarter)],
         ),
     ]  # fmt: skip
 
@@ -298,4 +298,4 @@ def _deploy_all(facts: Mapping[str, Any]) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, mend="correct that file")
+        raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, fix="correct that file")

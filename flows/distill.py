@@ -1,4 +1,9 @@
-"""The distill flow: a folder of photos in, a distilled set, trained SR networks and a report out."""
+"""The distill flow: the paper from end to end, stage by stage.
+
+Every stage below is a Prefect task. Its cache key is the key of the artifact that it builds, so that a run which is started
+again, or shares settings with an earlier run, takes from the store what is already there and continues what was cut off.
+With ``gpu="pool"``, stages marked GPU run on the work pool for GPUs. The runner spreads what is marked "in parts".
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,15 @@ from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.errors import ConfigError
-from ddsr_core.imaging.hold_out import hold_out
-from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
-from ddsr_core.pipeline.pins import Claims
-from ddsr_core.pipeline.runs import Outcome, check_run_name, failure_noted, finish_run, run_log, start_run
-from ddsr_core.pipeline.stages import distill_and_train
-from ddsr_core.storage.remote_store import Home, RemoteStore, open_store
-from ddsr_core.storage.store import Store
-from flows.building import prefect_builder
-from flows.train_networks import networks_ahead
+from ddsr_core.pipeline.config import PipelineConfig, Preset
+from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner, RunRequest
+from ddsr_core.pipeline.run import open_run
+from ddsr_core.pipeline.run_state import Outcome
+from ddsr_core.pipeline.stages import Distilled, PseudoLabels
+from ddsr_core.storage.remote_store import Home, open_store
+from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
 from tasks.run_pages import publish_run
-from tasks.stages import Gpu
-from tasks.task_runners import AtLeastOne, Runner
 
 
 @flow(name="distill")
@@ -27,57 +27,58 @@ def distill(
     images: Path,
     test: Path | None = None,
     preset: Preset = "demo",
+    overrides: tuple[str, ...] = (),
     config: PipelineConfig | None = None,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
-    gpu: Gpu = "here",
-    runner: Runner = "one by one",
+    gpu: Gpu = "local",
+    runner: Runner = "sequential",
     workers: AtLeastOne = 2,
-    overrides: tuple[str, ...] = (),
 ) -> Outcome:
     """Distill a folder of photos and compare SR networks trained on the result.
 
     Args:
-        images: training photos: a folder, Parquet with an image column, or a glob pattern.
-        test: test photos; without it one photo in ten is held out.
-        preset: demo, released, paper or best; ignored where `config` is given and changed.
-        config: every stage's config; one that is left as it is by default counts as none.
-        home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
-        run: name of the run below `home/runs`; the preset's name if not given.
-        device: torch device; auto takes a GPU where there is one.
-        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
-        runner: where photos are scored, patches embedded and SR networks trained: in the run itself, one by one; in threads
-            (but networks one by one) or processes of its machine; or on Ray. What goes to the pool for GPUs goes there.
-        workers: how many of them at once, where it is not one by one.
-        overrides: single fields laid over the preset or over `config`, such as sample.count=140.
+        images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
+        test: Test photos. Without them, one photo in ten is held out.
+        preset: Values that the configuration starts from.
+        overrides: Single fields to change, such as sample.count=140.
+        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        home: Folder or s3://bucket/prefix for artifacts and runs.
+        run: Name of the run below home/runs. Without it, the name of the preset.
+        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        gpu: Where GPU stages run: on this machine, or on the GPU work pool.
+        runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
+            in threads or processes of its machine, or on Ray.
+        workers: How many of them at once. The sequential runner ignores it.
     """
     refuse_endless_crashes()
-    config = chosen_config(preset, config, overrides)
-    store, name = open_store(home), run or config.preset
-    check_run_name(name)
-    if test is None and config.sr.archs:
-        require_one_machine(store, gpu, runner)
-        images, test = hold_out(images, store.home)
-    start_run(store, name, config, images, test)
-    with failure_noted(store, name):
-        claims = Claims(store, name)
-        build = claims.building(prefect_builder(store, device, gpu, runner=runner, workers=workers))
-        ahead = networks_ahead(store, config, device, runner, workers, gpu, claims.add)
-        chain = distill_and_train(config, images, test, build, run_log(store, name), ahead)
-        outcome = finish_run(store, name, config, chain)
-    claims.drop()
-    publish_run(name, outcome.table, outcome.stages, store.url)
+    request = RunRequest(
+        images=images, test=test, preset=preset, overrides=overrides, config=config, home=home, run=run, device=device,
+        gpu=gpu, runner=runner, workers=workers,
+    )  # fmt: skip
+    store = open_store(request.home)
+    with open_run(request, store, prefect_backend(request, store)) as begun:
+        photos, stages = begun.photos, begun.stages
+
+        # Section II-A: pseudo labels
+        accepted = stages.patches(photos)  # in parts
+        embedded = stages.embeddings(accepted)  # GPU, in parts
+        clusters = stages.clusters(embedded)
+        labels = PseudoLabels(accepted, embedded, clusters)
+
+        # Section II-B: fine-tuning the diffusion transformer
+        encoded = stages.latents(accepted)  # GPU
+        rows = stages.class_rows(clusters)  # only if the config asks for it
+        adapter = stages.finetune(encoded, clusters, rows)  # GPU
+
+        # Section II-C: sampling and selection
+        teacher = stages.teacher(accepted)  # GPU; a train_sr, only if the config asks for it
+        distilled = Distilled(photos, labels, stages.sample(adapter, labels, encoded, teacher))  # GPU
+
+        # Section III: the training sets to compare with (crops, subset, gsdd), then train_sr and evaluate for each network:
+        # GPU, fanned out over the runner
+        comparison = begun.compare(distilled)
+        outcome = begun.finish(distilled, comparison)
+    publish_run(outcome.run, outcome.table, outcome.stages, store.url)
     return outcome
-
-
-def require_one_machine(store: Store, gpu: Gpu, runner: Runner) -> None:
-    """
-    Raises:
-        ConfigError: photos would be held out by links on this machine that another one does not see.
-    """
-    if isinstance(store, RemoteStore) and (gpu == "pool" or runner == "ray"):
-        raise ConfigError(
-            "test photos cannot be held out for several machines with a home on S3", where="test",
-            mend="name test photos, in a folder that is at the same path on all of them",
-        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The evaluate flow: PSNR, SSIM and LPIPS of an SR network, or of bicubic, on a test set."""
+"""The evaluate flow: PSNR, SSIM and LPIPS of an SR network, or of bicubic upscaling, on a test set."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from prefect import flow
 
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.evaluation.evaluate import EvaluateConfig
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.pipeline.request import Execution, Gpu
+from ddsr_core.pipeline.steps import weights_source
 from ddsr_core.storage.remote_store import Home, open_store
-from ddsr_core.storage.store import Manifest, Source
-from flows.building import prefect_builder
-from flows.cli.single_steps import weights_source
-from tasks.stages import Gpu
+from ddsr_core.storage.stage import Manifest, Source
+from tasks.backend import prefect_backend
 
 
 @flow(name="evaluate")
@@ -23,20 +23,20 @@ def evaluate(
     config: EvaluateConfig | None = None,
     home: Home = "ddsr-home",
     device: str = "auto",
-    gpu: Gpu = "here",
+    gpu: Gpu = "local",
 ) -> Manifest:
     """Measure an SR network.
 
     Args:
-        test: folder of HR images, or with `HR/` and `LRx4/` in it.
-        weights: weights file or train-sr folder; bicubic if not given.
-        config: protocol.
-        home: where artifacts are kept: a folder or s3://bucket/prefix.
-        device: torch device; auto takes a GPU where there is one.
-        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
+        test: Folder of HR images, or one with `HR/` and `LRx4/` in it.
+        weights: Weights file or train_sr folder. Without it, bicubic upscaling is measured.
+        config: Protocol.
+        home: Folder or s3://bucket/prefix for artifacts.
+        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
     inputs: dict[str, Source] = {"test": photo_source(test)}
     if weights is not None:
         inputs["weights"] = weights_source(weights)
-    build = prefect_builder(open_store(home), device, gpu)
-    return build(evaluation.STAGE, config or EvaluateConfig(), inputs, str(weights or "bicubic"))[0].manifest
+    backend = prefect_backend(Execution(home=home, device=device, gpu=gpu), open_store(home))
+    return backend.build(evaluation.STAGE, config or EvaluateConfig(), inputs, str(weights or "bicubic"))[0].manifest

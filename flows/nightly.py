@@ -1,4 +1,4 @@
-"""The nightly flow: distil again what has changed, and keep the result only if it is not worse."""
+"""The nightly flow: distill again what has changed, and keep the result only if it is not worse."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.nightly.night import Night, challenge, facts_of, memo_of
+from ddsr_core.nightly.night import challenge, facts_of, photo_cache_of
 from ddsr_core.nightly.registry import Metric
-from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
+from ddsr_core.nightly.request import NightRequest
+from ddsr_core.pipeline.config import PipelineConfig, Preset
+from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
 from ddsr_core.storage.remote_store import Home, open_store
-from flows.building import prefect_builder
+from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
 from tasks.run_pages import artifact_key
-from tasks.stages import Gpu
 
 
 @flow(name="nightly")
@@ -23,6 +24,7 @@ def nightly(
     images: Path,
     test: Path,
     preset: Preset = "demo",
+    overrides: tuple[str, ...] = (),
     config: PipelineConfig | None = None,
     name: str = "nightly",
     metric: Metric = "psnr_y",
@@ -31,33 +33,39 @@ def nightly(
     warm_steps: int | None = None,
     home: Home = "ddsr-home",
     device: str = "auto",
-    gpu: Gpu = "here",
-    overrides: tuple[str, ...] = (),
+    gpu: Gpu = "local",
+    runner: Runner = "sequential",
+    workers: AtLeastOne = 2,
 ) -> dict[str, Any]:
-    """Distil again if photos or settings have changed; the new set takes the old one's place if it is not worse.
+    """Distill again if photos or settings have changed; the new set takes the old one's place if it is not worse.
 
     Returns `version`, the new one or none where nothing had changed, `champion`, the number of the one in use, and `text`.
 
     Args:
-        images: training photos: a folder, Parquet with an image column, or a glob pattern.
-        test: photos that SR networks trained on both sets are measured on.
-        preset: demo, released, paper or best; ignored where `config` is given and changed.
-        config: every stage's config; one that is left as it is by default counts as none.
-        name: of the succession: its history and its current set lie in `home/nightly/<name>`.
-        metric: what the two sets are compared by.
-        margin: how much worse the new set may be, in the metric's unit.
-        warm: fine-tuning goes on from the last adapter.
-        warm_steps: optimiser steps then; as many as from the base if not given.
-        home: where artifacts and runs are kept: a folder or s3://bucket/prefix.
-        device: torch device; auto takes a GPU where there is one.
-        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
-        overrides: single fields laid over the preset or over `config`, such as sample.count=140.
+        images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
+        test: Photos that the old and the new set are compared on.
+        preset: Values that the configuration starts from.
+        overrides: Single fields to change, such as sample.count=140.
+        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        name: Name of the series: its history and its current set lie in home/nightly/NAME.
+        metric: What the two sets are compared by.
+        margin: How much worse the new set may be, in the metric's unit.
+        warm: Continue fine-tuning from the last adapter. Off: always from the base.
+        warm_steps: Optimizer steps of a fine-tuning that continues. Without it, as many as from the base.
+        home: Folder or s3://bucket/prefix for artifacts and runs.
+        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        gpu: Where GPU stages run: on this machine, or on the GPU work pool.
+        runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
+            in threads or processes of its machine, or on Ray.
+        workers: How many of them at once. The sequential runner ignores it.
     """
     refuse_endless_crashes()
-    store = open_store(home)
-    config = chosen_config(preset, config, overrides)
-    night = Night(name, images, test, config, metric, margin, warm, warm_steps)
-    outcome = challenge(night, store, prefect_builder(store, device, gpu, memo_of(name)))
+    request = NightRequest(
+        images=images, test=test, preset=preset, overrides=overrides, config=config, name=name, metric=metric, margin=margin,
+        warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, workers=workers,
+    )  # fmt: skip
+    store = open_store(request.home)
+    outcome = challenge(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))
     facts = facts_of(outcome, name)
     get_run_logger().info(facts["text"].splitlines()[0].replace("**", ""))
     create_markdown_artifact(facts["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")

@@ -8,16 +8,13 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.experiments.paper_tables import DEFAULT_PRESET, ExperimentName, Scale, design_of
-from ddsr_core.experiments.run import finish, measure
-from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
-from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_log
+from ddsr_core.experiments.paper_tables import ExperimentName, Scale
+from ddsr_core.experiments.request import ExperimentRequest, run_experiment
+from ddsr_core.pipeline.config import PipelineConfig, Preset
+from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
 from ddsr_core.storage.remote_store import Home, open_store
-from flows.building import prefect_builder
-from flows.train_networks import prefect_fan_out
+from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
-from tasks.stages import Gpu
-from tasks.task_runners import AtLeastOne, Runner
 
 
 @flow(name="reproduce")
@@ -27,45 +24,43 @@ def reproduce(
     experiment: ExperimentName = "ablation",
     scale: Scale = "mini",
     preset: Preset | None = None,
+    overrides: tuple[str, ...] = (),
     config: PipelineConfig | None = None,
     seeds: AtLeastOne = 3,
-    runner: Runner = "one by one",
-    workers: AtLeastOne = 2,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
-    gpu: Gpu = "here",
-    overrides: tuple[str, ...] = (),
+    gpu: Gpu = "local",
+    runner: Runner = "sequential",
+    workers: AtLeastOne = 2,
     command: str = "the flow `reproduce`",
 ) -> dict[str, Any]:
-    """Measure the parts of the method, or its tables, seed by seed.
+    """Measure the parts of the method, or fill the paper's tables, seed by seed.
 
     Args:
-        images: training photos: a folder, Parquet with an image column, or a glob pattern.
-        test: test photos.
-        experiment: what is measured.
-        scale: mini for small networks and few images; paper for the paper's networks and numbers.
-        preset: demo, released, paper or best; ignored where `config` is given and changed. Without it demo for mini,
-            best for paper.
-        config: every stage's config; one that is left as it is by default counts as none.
-        seeds: how many seeds, from 0.
-        runner: where photos are scored, patches embedded and SR networks trained: in the run itself, one by one; in threads
-            (but networks one by one) or processes of its machine; or on Ray. What goes to the pool for GPUs goes there.
-        workers: how many of them at once, where it is not one by one.
-        home: where artifacts and runs are kept.
-        run: name of the run below `home/runs`; the experiment's name if not given.
-        device: torch device; auto takes a GPU where there is one.
-        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
-        overrides: single fields laid over the preset or over `config`, such as sample.count=140.
-        command: how the run was started; stands above the table.
+        images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
+        test: Test photos.
+        experiment: What is measured.
+        scale: mini: small networks and few images. paper: the paper's networks and numbers.
+        preset: Values that the configuration starts from. Without it, demo for mini and best for paper.
+        overrides: Single fields to change, such as sample.count=140.
+        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        seeds: How many seeds, counted from 0.
+        home: Folder or s3://bucket/prefix for artifacts and runs.
+        run: Name of the run below home/runs. Without it, the name of the experiment.
+        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        gpu: Where GPU stages run: on this machine, or on the GPU work pool.
+        runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
+            in threads or processes of its machine, or on Ray.
+        workers: How many of them at once. The sequential runner ignores it.
+        command: How the experiment was started. It stands above the table.
     """
     refuse_endless_crashes()
-    config = chosen_config(preset or DEFAULT_PRESET[scale], config, overrides, scale)
-    store, name = open_store(home), run or experiment
-    check_run_name(name)
-    with failure_noted(store, name):
-        build, log = prefect_builder(store, device, gpu, runner=runner, workers=workers), run_log(store, name)
-        design, ahead = design_of(experiment, scale), prefect_fan_out(runner, workers, gpu)
-        done = measure(design, config, images, test, seeds, store, name, build, log, command, ahead, device)
-    create_markdown_artifact(done.markdown(), key=experiment, description=done.about)
-    return finish(store, name, done)
+    request = ExperimentRequest(
+        images=images, test=test, experiment=experiment, scale=scale, preset=preset, overrides=overrides, config=config,
+        seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, workers=workers, command=command,
+    )  # fmt: skip
+    store = open_store(request.home)
+    measured, tables = run_experiment(request, store, prefect_backend(request, store))
+    create_markdown_artifact(tables, key=experiment, description=str(measured["about"]))
+    return measured

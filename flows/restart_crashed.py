@@ -1,7 +1,7 @@
-"""The keeper flow: it schedules crashed runs again. An automation wakes it at each crash, and a schedule now and then.
+"""The restart-crashed flow schedules crashed runs again. An automation starts it at each crash, and a schedule now and then.
 
 Events get lost when a server dies, come late, or come several times where SQLite is busy; states do not. So automations
-only wake the keeper, and it decides by the states. It imports nothing heavy: it is over in seconds.
+only start this flow, and it decides by the states. It imports nothing heavy and ends within seconds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MEMORY = timedelta(days=2)
 PAUSE_SECONDS = 3.0
 
 
-@flow(name="keeper", persist_result=False)
-def keeper() -> int:
+@flow(name="restart-crashed", persist_result=False)
+def restart_crashed() -> int:
     """Schedule crashed runs again, or end them where they were being cancelled. Nobody needs to start it."""
     logger = get_run_logger()
     done = 0
@@ -39,12 +39,12 @@ def keeper() -> int:
             for run in runs:
                 logger.info("%s (%s), begun %d times: %s", run.name, run.id, run.run_count, go_on(client, run))
                 done += 1
-            time.sleep(PAUSE_SECONDS)  # for what crashes meanwhile: no second keeper runs beside this one
+            time.sleep(PAUSE_SECONDS)  # for what crashes meanwhile: no second run of this flow is beside this one
     return done
 
 
 def crashed(client: SyncPrefectClient) -> list[FlowRun]:
-    """Runs of our deployments that have crashed of late, but for the keeper's own."""
+    """Runs of our deployments that have crashed of late, except runs of this flow."""
     found = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),

@@ -7,36 +7,38 @@ from typing import Any
 from prefect import flow
 
 from ddsr_core.storage.remote_store import Home
-from ddsr_core.storage.store import InputRef, Manifest
+from ddsr_core.storage.stage import Manifest
+from ddsr_core.storage.store import InputRef
 from tasks.recovery import refuse_endless_crashes
-from tasks.stages import StageName, run_task
+from tasks.stages import run_task
 
 
 @flow(name="stage")
 def stage(
-    stage: StageName,
+    stage: str,
     key: str,
     config: dict[str, Any],
-    config_class: str,
     inputs: dict[str, InputRef],
     home: Home,
     device: str = "auto",
     label: str = "",
-    memo: str | None = None,
+    photo_cache: str | None = None,
 ) -> Manifest:
     """Build one artifact for another run.
 
     Args:
-        stage: its name.
-        key: of the artifact.
-        config: the stage's config, `config_class` its class.
-        inputs: what it reads: paths that this machine shares, or artifacts of the home.
-        home: where artifacts are kept: a folder that both machines share, or s3://bucket/prefix.
-        device: torch device; auto takes a GPU where there is one.
-        label: shown in the run's name.
-        memo: what is known of single photos and patches, a folder relative to the home.
+        stage: Name of the stage.
+        key: Key of the artifact.
+        config: Configuration of the stage.
+        inputs: What the stage reads: paths that this machine shares, or artifacts of the home.
+        home: Where artifacts are kept: a folder that both machines share, or s3://bucket/prefix.
+        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        label: Shown in the run's name.
+        photo_cache: Scores and embeddings of single photos, a folder relative to the home.
     """
     refuse_endless_crashes()
-    facts = {"key": key, "config": config, "config_class": config_class, "inputs": inputs, "home": home, "memo": memo}
+    parameters = {
+        "key": key, "config": config, "inputs": inputs, "home": home, "device": device, "photo_cache": photo_cache,
+    }  # fmt: skip
     # The artifact is not in this home, or the run would not be here; Prefect may have cached that of another home.
-    return run_task(stage, label, {**facts, "device": device}, refresh=True)
+    return run_task(stage, label, parameters, refresh=True)

@@ -6,28 +6,29 @@ from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.pipeline.request import Execution, Gpu
 from ddsr_core.sr import train
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.remote_store import Home, open_store
-from ddsr_core.storage.store import Manifest
-from flows.building import prefect_builder
-from tasks.stages import Gpu
+from ddsr_core.storage.stage import Manifest
+from tasks.backend import prefect_backend
 
 
 @flow(name="train-sr")
 def train_sr(
-    data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto", gpu: Gpu = "here"
+    data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto", gpu: Gpu = "local"
 ) -> Manifest:
     """Train one SR network.
 
     Args:
-        data: folder of HR images, an image set such as a run's `distilled/`, a patches artifact, or Parquet.
-        config: network and recipe.
-        home: where artifacts are kept: a folder or s3://bucket/prefix.
-        device: torch device; auto takes a GPU where there is one.
-        gpu: where GPU stages run: here, or on the pool that `ddsr deploy` made for them.
+        data: Folder of HR images, an image set such as a run's `distilled/`, a patches artifact, or Parquet.
+        config: Network and recipe.
+        home: Folder or s3://bucket/prefix for artifacts.
+        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
     config = config or TrainSRConfig()
-    build = prefect_builder(open_store(home), device, gpu)
-    return build(train.STAGE, config, {"data": photo_source(data), **train.trunk_input(config)}, config.arch)[0].manifest
+    inputs = {"data": photo_source(data), **train.trunk_input(config)}
+    backend = prefect_backend(Execution(home=home, device=device, gpu=gpu), open_store(home))
+    return backend.build(train.STAGE, config, inputs, config.arch)[0].manifest

@@ -17,13 +17,13 @@ from prefect.states import Cancelling
 
 from ddsr_core.errors import ConfigError, DdsrError
 from tasks.cancelling import ending_when_cancelled
-from tasks.recovery import MAX_ATTEMPTS, go_on, through_outages
+from tasks.recovery import MAX_ATTEMPTS, go_on, retry_while_server_down
 
 #: The deployment of `flows.run_stage`, on the pool for GPUs.
 DEPLOYMENT = "stage/cuda"
 POLL_SECONDS = 2.0
-#: The keeper has so long to schedule a crashed run again before whoever waits for that run does it.
-KEEPER_SECONDS = 30.0
+#: `flows.restart_crashed` has so long to schedule a crashed run again before whoever waits for that run does it.
+RESTART_SECONDS = 30.0
 
 
 def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
@@ -35,12 +35,12 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
     """
     with get_client(sync_client=True) as client:
         try:
-            started = through_outages(
+            started = retry_while_server_down(
                 lambda: run_deployment(DEPLOYMENT, parameters=parameters, flow_run_name=name, timeout=0)
             )
         except ObjectNotFound as error:
             raise ConfigError(
-                "no deployment takes GPU stages", where=DEPLOYMENT, mend="run `ddsr deploy`, or set gpu=here"
+                "no deployment takes GPU stages", where=DEPLOYMENT, fix="run `ddsr deploy`, or set gpu=local"
             ) from error
         assert isinstance(started, FlowRun)  # a coroutine only where this is called from one
         with ending_when_cancelled(), _cancelled_with_us(client, started.id):
@@ -49,7 +49,7 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
         raise DdsrError(
             f"{name} ended as {state.name} on the pool: {state.message or 'no message'}",
             where=f"flow run {started.name} ({started.id})",
-            mend="see that run's log; once mended, retry this run: finished stages are kept",
+            fix="see that run's log; once mended, retry this run: finished stages are kept",
         )
 
 
@@ -63,10 +63,10 @@ def _cancelled_with_us(client: SyncPrefectClient, run: UUID) -> Iterator[None]:
 
 
 def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
-    """The last state of a run. One that has crashed is scheduled again: by the keeper, or, where that is busy, from here."""
+    """The last state of a run. `flows.restart_crashed` schedules a crashed one again, or, if that is busy, this does."""
     crashed_at: float | None = None
     while True:
-        there = through_outages(lambda: client.read_flow_run(run))
+        there = retry_while_server_down(lambda: client.read_flow_run(run))
         state = there.state
         if state is None or not state.is_final():
             crashed_at = None
@@ -74,6 +74,6 @@ def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
             return state
         else:
             crashed_at = crashed_at or time.monotonic()
-            if time.monotonic() - crashed_at > KEEPER_SECONDS:
-                through_outages(partial(go_on, client, there))
+            if time.monotonic() - crashed_at > RESTART_SECONDS:
+                retry_while_server_down(partial(go_on, client, there))
         time.sleep(POLL_SECONDS)

@@ -8,40 +8,43 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from ddsr_core.parallel import Spread
+from ddsr_core.parallel import RunParts
+from ddsr_core.pipeline.request import Runner
+from ddsr_core.storage.stage import Stage
 from ddsr_core.storage.store import Store
-from tasks.task_runners import Runner, ray_resources, task_runner
+from tasks.task_runners import ray_resources, task_runner
 
 
 @task(name="part", task_run_name="{stage}, part {number} of {total}", persist_result=False)
 def part(do: Callable[[Any], None], work: Any, stage: str, number: int, total: int) -> None:
-    """Do a part of a stage's work; its results lie in the folder of the build."""
+    """Do a part of a stage's work. It writes its results into the folder of the build."""
     do(work)
 
 
-def spread_over(runner: Runner, workers: int, store: Store, stage: str, device: str, *, on_gpu: bool) -> Spread | None:
-    """A way to do parts of a stage of the current task run; None to do all of it here.
+def spread_over(runner: Runner, workers: int, store: Store, stage: Stage, device: str) -> RunParts | None:
+    """A way to do parts of a stage of the current task run elsewhere; None to do all of it in this process.
 
     Args:
-        store: its home must be a folder, for machines to work on a build together.
-        device: that the parts compute on, if ``on_gpu``.
+        store: its home must be a folder, so that several machines can work on one build.
+        device: that the parts compute on, if the stage is one for GPUs.
     """
-    if runner == "one by one":
+    if runner == "sequential":
         return None
     if runner == "ray" and store.url != str(store.home):
-        get_run_logger().info("%s: all of it here, as Ray's machines share no folder with a home on S3", stage)
+        text = "%s: done in one process, because Ray's machines share no folder when the home is on S3"
+        get_run_logger().info(text, stage.name)
         return None
-    if on_gpu and device.startswith("cuda") and runner != "ray":
+    if stage.on_gpu and device.startswith("cuda") and runner != "ray":
         return None  # one process fills a GPU
 
-    def spread(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
+    def run_parts(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
         with task_runner(runner, min(workers, len(parts))) as at:
-            with ray_resources(device if on_gpu else "cpu") if runner == "ray" else nullcontext():
-                places = [{"do": do, "work": work, "stage": stage, "number": i, "total": len(parts)}
+            with ray_resources(device if stage.on_gpu else "cpu") if runner == "ray" else nullcontext():
+                places = [{"do": do, "work": work, "stage": stage.name, "number": i, "total": len(parts)}
                           for i, work in enumerate(parts, start=1)]  # fmt: skip
                 futures = [at.submit(part, parameters) for parameters in places]
             for future in futures:
                 future.result()
                 yield
 
-    return spread
+    return run_parts

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddsr_core.imaging.images import read_image_set, read_rgb
-from ddsr_core.storage.store import Artifact
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
+from ddsr_core.storage.stage import Artifact
 
 #: The server keeps a picture in its database, as text.
 SIDE_PX = 1024
@@ -42,7 +43,7 @@ def _trained(folder: Path) -> Mapping[str, str]:
     return {**curves, "restored": _last(folder / "grids")} if any((folder / "grids").glob("*.png")) else curves
 
 
-DRAWN: Mapping[str, Callable[[Path], Mapping[str, str]]] = {"finetune": _finetuned, "sample": _sampled, "train-sr": _trained}
+DRAWN: Mapping[str, Callable[[Path], Mapping[str, str]]] = {"finetune": _finetuned, "sample": _sampled, "train_sr": _trained}
 
 
 def _last(folder: Path) -> str:

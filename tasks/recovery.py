@@ -34,7 +34,7 @@ def refuse_endless_crashes() -> None:
         raise DdsrError(
             f"this run has begun {count} times and never ended",
             where=f"flow run {flow_run.name}",
-            mend="see its log for what kills it (memory, mostly), and start a new run: finished stages are kept",
+            fix="see its log for what kills it (memory, mostly), and start a new run: finished stages are kept",
         )
 
 
@@ -56,7 +56,7 @@ def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
     return "scheduled again"
 
 
-def through_outages(call: Callable[[], T]) -> T:
+def retry_while_server_down(call: Callable[[], T]) -> T:
     """Call; if the Prefect server cannot be reached, call again until it can. ``call`` must be safe to repeat.
 
     Raises:

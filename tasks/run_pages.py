@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from ddsr_core.storage.store import Artifact
+from ddsr_core.storage.stage import Artifact
 from tasks.previews import pictures
-from tasks.recovery import through_outages
+from tasks.recovery import retry_while_server_down
 
 #: Address of a web server that shows ``<home>/runs``. Browsers open no file:// link of a page that comes over http.
 REPORTS_URL = "DDSR_REPORTS_URL"
@@ -36,7 +36,9 @@ def publish_stage(artifact: Artifact, label: str, there: bool) -> None:
         _table("input", "digest", {name: digest[:16] for name, digest in facts.parents.items()}),
     ]
     page = "\n\n".join(text)
-    through_outages(lambda: create_markdown_artifact(page, key=f"ddsr-{facts.stage}", description=f"{label}: {verdict}"))
+    retry_while_server_down(
+        lambda: create_markdown_artifact(page, key=f"ddsr-{facts.stage}", description=f"{label}: {verdict}")
+    )
 
 
 def publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:
@@ -46,7 +48,7 @@ def publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, 
         run: its name below ``home/runs``.
         home: a folder or a URL.
     """
-    through_outages(lambda: _publish_run(run, results, stages, home))
+    retry_while_server_down(lambda: _publish_run(run, results, stages, home))
 
 
 def _publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:

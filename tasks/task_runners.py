@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.parallel import begin_worker
+from ddsr_core.pipeline.request import Runner
 
-#: In the run itself, in threads or processes of its machine, or on a Ray cluster.
-Runner = Literal["one by one", "threads", "processes", "ray"]
-#: A number in a flow's form.
-AtLeastOne = Annotated[int, Field(ge=1)]
 #: A head node that is there answers at once; one that is not must not take a minute to be missed.
 RAY_ANSWERS_S = 10.0
 #: Bytes for what tasks hand over, which is next to nothing: their results lie in the home.
@@ -41,7 +37,7 @@ def task_runner(runner: Runner, workers: int) -> TaskRunner[Any]:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise ConfigError(
-            "prefect-ray is not installed", where="runner", mend="install ddsr with the extra `ray`, here and on the cluster"
+            "prefect-ray is not installed", where="runner", fix="install ddsr with the extra `ray`, here and on the cluster"
         ) from error
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -61,13 +57,13 @@ def check_answers(address: str) -> None:
         host, port = place.hostname, place.port
     except ValueError:
         host, port = None, None
-    mend = "start one with `ray start --head` and name it as HOST:PORT, or unset RAY_ADDRESS for one of this machine alone"
+    fix = "start one with `ray start --head` and name it as HOST:PORT, or unset RAY_ADDRESS for one of this machine alone"
     if not host or not port:
-        raise ConfigError("not the address of a Ray cluster", where=f"RAY_ADDRESS={address}", mend=mend)
+        raise ConfigError("not the address of a Ray cluster", where=f"RAY_ADDRESS={address}", fix=fix)
     try:
         socket.create_connection((host, port), RAY_ANSWERS_S).close()
     except OSError as error:
-        raise ConfigError(f"no Ray cluster answers: {error}", where=f"RAY_ADDRESS={address}", mend=mend) from error
+        raise ConfigError(f"no Ray cluster answers: {error}", where=f"RAY_ADDRESS={address}", fix=fix) from error
 
 
 def ray_resources(device: str) -> AbstractContextManager[None]:

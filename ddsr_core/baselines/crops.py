@@ -19,7 +19,8 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging import images
 from ddsr_core.imaging.kernel import Kernel
 from ddsr_core.sr.data import count_images
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 Row = dict[str, Any]
 
@@ -55,7 +56,7 @@ def run(
     needed = photos if config.kind == "random" else patches
     if needed is None:
         name = "photos" if config.kind == "random" else "patches"
-        raise ConfigError(f"{config.kind} crops need {name}", where="kind", mend=f"give the stage its input {name}")
+        raise ConfigError(f"{config.kind} crops need {name}", where="kind", fix=f"give the stage its input {name}")
     write = _random_crops if config.kind == "random" else _threshold_crops
     rows, facts = write(config, needed, out, runtime)
     fields = {"photo": pa.string(), "y": pa.int32(), "x": pa.int32(), "psnr_bic": pa.float32()}
@@ -99,7 +100,7 @@ def _random_crops(config: CropsConfig, photos: Path, out: Path, runtime: Runtime
         raise InputError(
             f"no photo is as large as a crop of {config.patch_px} px",
             where=photos,
-            mend="bring larger photos or lower patch_px",
+            fix="bring larger photos or lower patch_px",
         )
     crops: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # photo -> (index, y, x)
     for index in range(config.count):
@@ -140,7 +141,7 @@ def _sizes(photos: Path, out: Path, runtime: Runtime) -> tuple[np.ndarray, dict[
 def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Runtime) -> tuple[list[Row], dict[str, Any]]:
     accepted = count_images(patches)
     if not accepted:
-        raise InputError("no patches there", where=patches, mend="name a patches artifact")
+        raise InputError("no patches there", where=patches, fix="name a patches artifact")
     places: dict[int, list[int]] = defaultdict(list)  # patch -> indices in the set
     for index, patch in enumerate(draw_patches(accepted, config.count, config.seed)):
         places[patch].append(index)
@@ -154,7 +155,7 @@ def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Run
                     raise ConfigError(
                         f"the patches have {pixels.shape[0]} px, the crops want {config.patch_px}",
                         where="patch_px",
-                        mend="set both to the size of the distilled images",
+                        fix="set both to the size of the distilled images",
                     )
                 write_atomically(out / images.image_set_name(index), data)
                 rows[index] = {
@@ -174,4 +175,4 @@ def _psnr_bic(crop: np.ndarray, kernel: Kernel) -> float:
     return round(float(psnr_bic(images.to_float(crop), kernel)), 4)
 
 
-STAGE = Stage("crops", version=1, run=run)
+STAGE = Stage("crops", version=1, run=run, config=CropsConfig, section="III")

@@ -1,6 +1,6 @@
 """GSDD, the paper's rival (Zhang et al., AAAI 2024): images inverted from the generator of an SR-GAN. Our reading of it.
 
-No code of GSDD is public. What is written about it: the latent of a pretrained SR-GAN's generator is optimised image by
+No code of GSDD is public. What is written about it: the latent of a pretrained SR-GAN's generator is optimized image by
 image, so that the set's features match those of the real images of its class under one differentiable augmentation, with
 a regulariser of weight 0.1. What we took where nothing is written:
 
@@ -28,8 +28,9 @@ from pydantic import Field
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging import images
-from ddsr_core.sampling.sample import images_per_label
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.sampling.allocation import images_per_label
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,7 +46,7 @@ class GSDDConfig(StageConfig):
     """How many images, and how they are inverted."""
 
     count: int = Field(420, ge=1, description="images, as many as the distilled set has")
-    steps: int = Field(100, ge=0, le=100_000, description="optimiser steps a class; 0 leaves the beginning as it is")
+    steps: int = Field(100, ge=0, le=100_000, description="optimizer steps a class; 0 leaves the beginning as it is")
     learning_rate: float = Field(0.01, gt=0, le=1, description="of Adam on the latents, whose range is [0, 1]")
     batch_real: int = Field(16, ge=1, le=1024, description="real patches a step")
     regulariser: float = Field(0.1, ge=0, description="weight of the distance of a latent to its beginning")
@@ -59,7 +60,7 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
     Args:
         config: number of images and recipe.
         patches: patches artifact; ``clusters``: its pseudo-labels.
-        generator: train-sr folder of a x4 network, adversarially trained for GSDD proper.
+        generator: train_sr folder of a x4 network, adversarially trained for GSDD proper.
         out: output folder; a class that is done stays in ``out/resume`` when a run is cut off.
         runtime: device and progress.
 
@@ -110,7 +111,7 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
 def invert(
     config: GSDDConfig, network: nn.Module, real: np.ndarray, share: int, label: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Optimise the latents of one class.
+    """Optimize the latents of one class.
 
     Args:
         network: x4 generator, frozen, on the device.
@@ -126,7 +127,7 @@ def invert(
     begin = beginnings(config, real, share, label).to(device)
     unit = deviations(network, images.to_float(real[:SCALE_SAMPLE]).to(device))
     z = begin.clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([z], lr=config.learning_rate)
+    optimizer = torch.optim.Adam([z], lr=config.learning_rate)
     losses = np.empty(config.steps)
     for step in range(config.steps):
         generator = np.random.default_rng([config.seed, label, step])
@@ -142,11 +143,11 @@ def invert(
             raise TrainingError(
                 f"the loss of class {label} is {losses[step]} at step {step + 1}",
                 where="gsdd",
-                mend="lower gsdd.learning_rate, or train the generator for longer",
+                fix="lower gsdd.learning_rate, or train the generator for longer",
             )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             z.clamp_(0, 1)
     with torch.no_grad():
@@ -218,7 +219,7 @@ def features(network: nn.Module, batch: Tensor) -> Tensor:
             hook.remove()
     if not seen:
         raise ConfigError(
-            "the generator has no feature map as large as its input", where="gsdd", mend="choose another network"
+            "the generator has no feature map as large as its input", where="gsdd", fix="choose another network"
         )
     return F.adaptive_avg_pool2d(seen[0].float(), GRID).flatten(1)
 
@@ -251,7 +252,7 @@ def _patches_by_label(patches: Path, clusters: Path) -> list[list[str]]:
     for name, label in zip(table["patch_id"], table["pseudo_label"], strict=True):
         of_label[label].append(name)
     if sum(map(len, of_label)) != images_in(patches):
-        raise InputError("patches and clusters do not belong together", where=clusters, mend="give those of one run")
+        raise InputError("patches and clusters do not belong together", where=clusters, fix="give those of one run")
     return of_label
 
 
@@ -271,7 +272,7 @@ def _read_pool(config: GSDDConfig, patches: Path, ids: list[str], label: int) ->
         if row["patch_id"] in chosen
     ]
     if len(found) != len(chosen):
-        raise InputError("patches and clusters do not belong together", where=patches, mend="give those of one run")
+        raise InputError("patches and clusters do not belong together", where=patches, fix="give those of one run")
     return np.stack(found)
 
 
@@ -282,4 +283,4 @@ def _save(out: Path, index: int, image: np.ndarray, label: int) -> dict[str, obj
     return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(images.to_float(image))), 4)}
 
 
-STAGE = Stage("gsdd", version=2, run=run)
+STAGE = Stage("gsdd", version=2, run=run, config=GSDDConfig, section="III", on_gpu=True)

@@ -1,6 +1,6 @@
-"""Baselines that choose among real crops: k-centre, HDC, loss-ranked. Each takes ``count`` images of a pool of random crops.
+"""Baselines that choose among real crops: k-center, HDC, loss-ranked. Each takes ``count`` images of a pool of random crops.
 
-*k-centre* (Sener & Savarese, ICLR 2018): greedily the crop that is farthest from those chosen, in embedding space.
+*k-center* (Sener & Savarese, ICLR 2018): greedily the crop that is farthest from those chosen, in embedding space.
 *HDC* (Ding et al., IEEE SPL 2023): the half with the strongest gradients, clustered by texture into 15, as many from each
 cluster. Their texture network is not at hand: the clusters are of the run's own embeddings.
 *loss-ranked* (Moser et al., arXiv 2403.17083): an SRCNN's error on each crop; the hardest half without its hardest 5 % of
@@ -20,9 +20,10 @@ from pydantic import Field
 from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging import images
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.sampling.selection import farthest_first
-from ddsr_core.storage.store import Stage, StageResult, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +34,7 @@ BATCH = 16
 class SubsetConfig(StageConfig):
     """Which images of a pool."""
 
-    kind: Literal["k-centre", "hdc", "loss-ranked"] = Field("k-centre", description="what the choice goes by")
+    kind: Literal["k-center", "hdc", "loss-ranked"] = Field("k-center", description="what the choice goes by")
     count: int = Field(420, ge=1, description="images, as many as the distilled set has")
     seed: int = Field(42, ge=0, lt=2**31, description="of the choice, of k-means and of the SRCNN")
     embeddings: EmbeddingsConfig = Field(EmbeddingsConfig(), description="feature network; filled in from the run")
@@ -56,9 +57,9 @@ def run(config: SubsetConfig, *, pool: Path, out: Path, runtime: Runtime, weight
     rows = images.read_image_set(pool)
     if len(rows) < config.count:
         raise InputError(
-            f"a pool of {len(rows)} images cannot give {config.count}", where=pool, mend="bring more photos or ask for fewer"
+            f"a pool of {len(rows)} images cannot give {config.count}", where=pool, fix="bring more photos or ask for fewer"
         )
-    chosen = {"k-centre": by_k_centre, "hdc": by_hdc, "loss-ranked": by_loss}[config.kind](config, pool, runtime, weights)
+    chosen = {"k-center": by_k_center, "hdc": by_hdc, "loss-ranked": by_loss}[config.kind](config, pool, runtime, weights)
     kept = [dict(rows[index]) for index in chosen]
     (out / "images").mkdir(parents=True, exist_ok=True)
     for position, row in enumerate(kept):
@@ -77,12 +78,12 @@ def _fields(row: dict[str, Any]) -> dict[str, Any]:
     return {name: kinds[type(value)] for name, value in row.items()}
 
 
-def by_k_centre(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Path | None) -> list[int]:
+def by_k_center(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Path | None) -> list[int]:
     """See the module's text."""
-    return k_centre(embed(config, pool, runtime, weights), config.count, config.seed)
+    return k_center(embed(config, pool, runtime, weights), config.count, config.seed)
 
 
-def k_centre(vectors: np.ndarray, count: int, seed: int) -> list[int]:
+def k_center(vectors: np.ndarray, count: int, seed: int) -> list[int]:
     """Indices of ``count`` rows of ``(n, d)``: a random one, then again and again the one farthest from all before."""
     return farthest_first(vectors, count, first=int(np.random.default_rng(seed).integers(len(vectors))))
 
@@ -96,13 +97,13 @@ def by_hdc(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Path | N
 
 
 def gradient_strength(batch: np.ndarray) -> np.ndarray:
-    """Mean of ``0.5 |Sobel x| + 0.5 |Sobel y|`` of the grey images ``uint8 (B, H, W, 3)``; ``(B,)``."""
+    """Mean of ``0.5 |Sobel x| + 0.5 |Sobel y|`` of the gray images ``uint8 (B, H, W, 3)``; ``(B,)``."""
     import cv2
 
     values = []
     for image in batch:
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        across, down = cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1)
         values.append(float((0.5 * np.abs(across) + 0.5 * np.abs(down)).mean()))
     return np.array(values)
 
@@ -143,11 +144,11 @@ def loss_ranked(error: np.ndarray, config: SubsetConfig) -> list[int]:
 
 
 def train_srcnn(config: SubsetConfig, pool: Path, runtime: Runtime) -> nn.Module:
-    """An SRCNN (Dong et al., TPAMI 2016; 9-1-5) that sharpens the grey, bicubically enlarged crops of the pool."""
+    """An SRCNN (Dong et al., TPAMI 2016; 9-1-5) that sharpens the gray, bicubically enlarged crops of the pool."""
     import torch
     from torch import nn
 
-    from ddsr_core.imaging.bicubic import grey, make_lr, upsample
+    from ddsr_core.imaging.bicubic import gray, make_lr, upsample
     from ddsr_core.imaging.images import to_float
 
     paths = sorted((pool / "images").glob("*.png"))
@@ -162,7 +163,7 @@ def train_srcnn(config: SubsetConfig, pool: Path, runtime: Runtime) -> nn.Module
             random = np.random.default_rng([config.seed, step])
             crops = [_cut(images.read_rgb(paths[int(i)]), random) for i in random.integers(len(paths), size=BATCH)]
             hr = to_float(np.stack(crops)).to(runtime.device)
-            blurred, sharp = grey(upsample(make_lr(hr))), grey(hr)
+            blurred, sharp = gray(upsample(make_lr(hr))), gray(hr)
             loss = (blurred + network(blurred) - sharp).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -181,21 +182,21 @@ def srcnn_errors(network: nn.Module, pool: Path, runtime: Runtime) -> np.ndarray
     """Mean squared error of the network on every image of the pool ``(n,)``."""
     import torch
 
-    from ddsr_core.imaging.bicubic import grey, make_lr, upsample
+    from ddsr_core.imaging.bicubic import gray, make_lr, upsample
     from ddsr_core.imaging.images import to_float
 
     errors = []
     with torch.inference_mode():
         for batch in batches(pool, "Ranking by loss", runtime):
             hr = to_float(batch).to(runtime.device)
-            blurred = grey(upsample(make_lr(hr)))
-            errors.append((blurred + network(blurred) - grey(hr)).square().mean((1, 2, 3)).cpu().numpy())
+            blurred = gray(upsample(make_lr(hr)))
+            errors.append((blurred + network(blurred) - gray(hr)).square().mean((1, 2, 3)).cpu().numpy())
     return np.concatenate(errors)
 
 
 def embed(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Path | None) -> np.ndarray:
     """Embeddings of the pool ``float32 (n, d)``, in its order."""
-    from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder
+    from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 
     embedder = load_embedder(config.embeddings, runtime.device, weights)
     vectors: list[np.ndarray] = []
@@ -214,4 +215,4 @@ def batches(pool: Path, title: str, runtime: Runtime) -> Iterator[np.ndarray]:
             bar.advance(len(some))
 
 
-STAGE = Stage("subset", version=1, run=run)
+STAGE = Stage("subset", version=1, run=run, config=SubsetConfig, section="III", on_gpu=True)

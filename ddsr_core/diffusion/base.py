@@ -1,8 +1,8 @@
-"""Base models: a DiT, the VAE whose latents it works on, and the facts that tie them together.
+"""Base models: a DiT, the VAE whose latents it works on, and what ties them together.
 
 Three layouts are read: our own base folder (``ddsr_base.json``, ``transformer.safetensors`` in the original DiT layout,
 ``vae/``), diffusers' (``transformer/``, ``vae/``; a folder or a hub id such as ``facebook/DiT-XL-2-512``), and a single
-file of the original release (``DiT-XL-2-512x512.pt``; its VAE is named apart). ``ddsr-tiny`` is shipped in the package.
+file of the original release (``DiT-XL-2-512x512.pt``; its VAE is named separately). ``ddsr-tiny`` ships in the package.
 """
 
 from __future__ import annotations
@@ -12,44 +12,45 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import published
 from ddsr_core.diffusion.codec import Codec, load_codec, load_vae
+from ddsr_core.diffusion.dit import DiT, DiTConfig, position_table
+from ddsr_core.diffusion.layouts import from_diffusers
 from ddsr_core.errors import InputError, MissingWeightsError
-from ddsr_core.storage.store import Source, sha256_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ddsr_core.diffusion.dit import DiT, DiTConfig
+from ddsr_core.storage.files import sha256_of, write_json
+from ddsr_core.storage.stage import Source
 
 INFO = "ddsr_base.json"
 TRANSFORMER = "transformer.safetensors"
 OWN_FILES = (INFO, TRANSFORMER, "vae/config.json", "vae/diffusion_pytorch_model.safetensors")
 TINY = "ddsr-tiny"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
-#: Attention heads of the published DiT widths: they cannot be read off a state dict.
+#: Attention heads of the published DiT widths, which a state dict does not reveal.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-DIT_LICENCE = (
-    "the published DiT weights are CC-BY-NC-4.0 (non-commercial), which raises the same question for what they draw"
+DIT_LICENSE = (
+    "the published DiT weights are CC-BY-NC-4.0 (non-commercial); whether that extends to their samples is an open question"
 )
 
 
 class BaseInfo(BaseModel):
-    """Facts of a base model; contents of ``ddsr_base.json``."""
+    """Description of a base model: the contents of ``ddsr_base.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
-    image_px: int = Field(description="height and width of the images it makes")
-    dit: dict[str, Any] = Field(description="fields of DiTConfig")
-    vae_class: str = Field(description="AutoencoderTiny or AutoencoderKL, of diffusers")
-    latent_shift: tuple[float, ...] = Field(description="subtracted from a VAE latent, per channel")
-    latent_scale: tuple[float, ...] = Field(description="then multiplied, per channel")
-    licence: str = ""
+    image_px: int = Field(description="Height and width of its images, pixels.")
+    dit: dict[str, Any] = Field(description="Fields of DiTConfig.")
+    vae_class: str = Field(description="AutoencoderTiny or AutoencoderKL, of diffusers.")
+    latent_shift: tuple[float, ...] = Field(description="Subtracted from a VAE latent, per channel.")
+    latent_scale: tuple[float, ...] = Field(description="Multiplied with the result, per channel.")
+    license: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Base:
     """A loaded base model.
 
     Attributes:
-        dit: the noise predictor, without gammas.
+        dit: the noise predictor, without DiffFit scales.
         codec: images to latents and back.
-        info: facts.
-        digest: of the noise predictor's weights, whatever layout they came in.
-        class_names: row of the class table -> name, where the source has them (ImageNet's, for DiT-XL).
+        info: its description.
+        digest: of the noise predictor's weights, independent of their layout on disk.
+        class_names: row of the class table -> name, if the source has names (ImageNet's, for DiT-XL).
     """
 
     dit: DiT
@@ -95,7 +96,7 @@ def locate_base(name_or_path: str) -> Path:
     """The folder or file of a base model; a hub id is downloaded once.
 
     Raises:
-        MissingWeightsError: there is none; the message names the files to bring.
+        MissingWeightsError: it does not exist; the message names the missing files.
     """
     path = SHIPPED / TINY if name_or_path == TINY else Path(name_or_path).expanduser()
     if path.is_file() and path.suffix in published.FILE_SUFFIXES:
@@ -104,24 +105,28 @@ def locate_base(name_or_path: str) -> Path:
         return published.locate(name_or_path, ("transformer", "vae"), "base")
     if missing := [name for name in OWN_FILES if not (path / name).is_file()]:
         raise MissingWeightsError(
-            f"the base model {name_or_path!r} is not whole: {', '.join(missing)} not found",
+            f"the base model {name_or_path!r} is incomplete: {', '.join(missing)} not found",
             where=path,
-            mend=f"install the package again, or name another base ({TINY}: 64-px patches, shipped)",
+            fix=f"reinstall the package, or name another base ({TINY}, for 64-px patches, ships with it)",
         )
     return path
 
 
 def base_source(name_or_path: str) -> Source:
-    """The base model as a stage input: its digest is that of its files, wherever they lie."""
+    """The base model as a stage input. Its digest depends on its files, not on their path."""
     path = locate_base(name_or_path)
     return Source(path, _digest_of_files(path, _files_of(path)))
 
 
 def vae_source(name_or_path: str, option: str = "vae") -> Source:
-    """A VAE in diffusers' layout (folder or hub id) as a stage input; ``option``: the config field that names it.
+    """A VAE in diffusers' layout as a stage input.
+
+    Args:
+        name_or_path: a folder or a hub id.
+        option: the config field that names it, for error messages.
 
     Raises:
-        MissingWeightsError: there is none.
+        MissingWeightsError: it does not exist.
     """
     folder = published.locate(name_or_path, (".",), option)
     return Source(folder, _digest_of_files(folder, _model_files(folder)))
@@ -147,7 +152,7 @@ def _digest_of_files(root: Path, files: list[Path]) -> str:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over names and float32 values, in order of the names; the fixed position table left out."""
+    """SHA-256 (hex) over names and float32 values, in order of the names, without the fixed position table."""
     digest = hashlib.sha256()
     for name in sorted(state):
         if name != "pos_embed":
@@ -160,7 +165,7 @@ def load_base(name_or_path: str, device: str = "cpu", vae: Path | None = None) -
     """Load a base model, frozen, in float32 and evaluation mode.
 
     Args:
-        vae: folder of a VAE to use in place of the base's own; a single file of the original release has none.
+        vae: folder of a VAE that replaces the base model's own. A single file of the original release has none of its own.
 
     Raises:
         MissingWeightsError: files are missing.
@@ -179,19 +184,19 @@ def load_base(name_or_path: str, device: str = "cpu", vae: Path | None = None) -
         raise MissingWeightsError(
             "a weights file of the original release comes without a VAE",
             where="vae",
-            mend="set vae to a hub id such as stabilityai/sd-vae-ft-mse, or to its folder",
+            fix="set vae to a hub id such as stabilityai/sd-vae-ft-mse, or to its folder",
         )
     codec = load_codec(folder)
     info = BaseInfo(
         name=name, image_px=config.latent_px * codec.pixels_per_latent(), dit=config.model_dump(),
         vae_class=type(codec.vae).__name__, latent_shift=codec.shift, latent_scale=codec.scale,
-        licence=DIT_LICENCE if config.hidden in HEADS else "",
+        license=DIT_LICENSE if config.hidden in HEADS else "",
     )  # fmt: skip
     return _assemble(device, info, config, state, codec, path, _class_names(path))
 
 
 def load_base_facts(path: Path) -> tuple[int, dict[int, str]]:
-    """How many classes a base has, the null row not counted, and the names of their rows, where it has them."""
+    """Number of classes of a base model, not counting the null row, and the names of their rows, if it has names."""
     if (path / INFO).is_file():
         return int(read_info(path).dit["classes"]), {}
     if path.is_file():
@@ -209,10 +214,6 @@ def _assemble(
     where: Path,
     names: Mapping[int, str],
 ) -> Base:
-    import torch
-
-    from ddsr_core.diffusion.dit import DiT
-
     with torch.device("meta"):
         dit = DiT(config)
     state = {name: value.float() for name, value in state.items()}
@@ -227,8 +228,6 @@ def _assemble(
 
 
 def _read_own(folder: Path, vae: Path | None) -> tuple[BaseInfo, DiTConfig, dict[str, Tensor], Codec, Path, dict[int, str]]:
-    from ddsr_core.diffusion.dit import DiTConfig
-
     info = read_info(folder)
     codec = load_codec(vae) if vae else Codec(load_vae(folder / "vae"), info.latent_shift, info.latent_scale)
     state = published.read_tensors(folder / TRANSFORMER)
@@ -236,9 +235,7 @@ def _read_own(folder: Path, vae: Path | None) -> tuple[BaseInfo, DiTConfig, dict
 
 
 def _read_original(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
-    """The shape is read off the tensors; the heads follow from a published width, or ``{"heads": N}`` beside the file."""
-    from ddsr_core.diffusion.dit import DiTConfig
-
+    """The shape follows from the tensors; the heads from a published width, or from ``{"heads": N}`` beside the file."""
     state = published.read_tensors(path)
     try:
         hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
@@ -254,29 +251,26 @@ def _read_original(path: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
         raise InputError(
             f"not a DiT in the layout of the original release ({error})",
             where=path,
-            mend="name a file such as DiT-XL-2-512x512.pt, or a folder in diffusers' layout",
+            fix="name a file such as DiT-XL-2-512x512.pt, or a folder in diffusers' layout",
         ) from error
     sidecar = path.with_suffix(".json")
     heads = published.read_json(sidecar).get("heads") if sidecar.is_file() else HEADS.get(hidden)
     if not isinstance(heads, int) or heads < 1 or hidden % heads:
         raise InputError(
-            f"how many attention heads a DiT of width {hidden} has cannot be read off its weights",
+            f"the number of attention heads of a DiT of width {hidden} does not follow from its weights",
             where=path,
-            mend=f'write {{"heads": N}} into {sidecar.name} beside it',
+            fix=f'write {{"heads": N}} into {sidecar.name} beside it',
         )
     return DiTConfig(**values, heads=heads), state
 
 
 def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
-    from ddsr_core.diffusion.dit import DiTConfig, position_table
-    from ddsr_core.diffusion.layouts import from_diffusers
-
     values = published.read_json(folder / published.CONFIG)
     weights = published.find_weights(folder)
-    # Published configs still name the class that diffusers had before it split DiT off.
-    known = values.get("_class_name") in ("DiTTransformer2DModel", "Transformer2DModel")
-    if not known or values.get("norm_type", "ada_norm_zero") != "ada_norm_zero" or weights is None:
-        raise InputError("not a DiT in diffusers' layout", where=folder / published.CONFIG, mend="name another base")
+    # Published configs still name the class from which diffusers split off DiT.
+    is_dit = values.get("_class_name") in ("DiTTransformer2DModel", "Transformer2DModel")
+    if not is_dit or values.get("norm_type", "ada_norm_zero") != "ada_norm_zero" or weights is None:
+        raise InputError("not a DiT in diffusers' layout", where=folder / published.CONFIG, fix="name another base")
     heads, channels = values["num_attention_heads"], values["in_channels"]
     hidden, patch, side = heads * values["attention_head_dim"], values["patch_size"], values["sample_size"]
     state = published.read_tensors(weights)
@@ -284,7 +278,7 @@ def _read_diffusers(folder: Path) -> tuple[DiTConfig, dict[str, Tensor]]:
         state = from_diffusers(state, position_table(hidden, side // patch))
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"the weights lack a part of the DiT: {error}", where=weights, mend="bring the file again"
+            f"the weights lack a part of the DiT: {error}", where=weights, fix="download the file again"
         ) from error
     config = DiTConfig(
         latent_px=side, patch=patch, in_channels=channels, hidden=hidden, heads=heads, depth=values["num_layers"],
@@ -303,24 +297,19 @@ def _class_names(path: Path) -> dict[int, str]:
 
 
 def read_info(folder: Path) -> BaseInfo:
-    """The facts of a base folder.
+    """The description of a base folder.
 
     Raises:
-        InputError: ``ddsr_base.json`` is not what it should be.
+        InputError: ``ddsr_base.json`` is missing or invalid.
     """
     try:
         return BaseInfo.model_validate(json.loads((folder / INFO).read_text()))
-    except (ValueError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError) as error:
         raise InputError(f"not a base model description: {error}", where=folder / INFO) from error
 
 
 def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
     """Write a base folder in half precision (`load_base` reads it back as float32)."""
-    import torch
-    from safetensors.torch import save_file
-
-    from ddsr_core.storage.store import write_json
-
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in dit.state_dict().items()}, folder / TRANSFORMER)
     vae.to(torch.float16).save_pretrained(folder / "vae")
@@ -329,9 +318,7 @@ def save_base(folder: Path, info: BaseInfo, dit: DiT, vae: Any) -> None:
 
 
 def tidy_vae_config(folder: Path) -> None:
-    """Take out of a saved VAE's config what diffusers warns of when loading, and the place on disk it once came from."""
-    from ddsr_core.storage.store import write_json
-
+    """Remove from a saved VAE's config what diffusers warns about when loading it, and the path it was loaded from."""
     settings = published.read_json(folder / published.CONFIG)
     if settings["_class_name"] == "AutoencoderTiny":  # its own constructor sets this; AutoencoderKL needs it
         settings.pop("block_out_channels", None)

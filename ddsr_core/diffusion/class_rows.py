@@ -1,8 +1,8 @@
-"""Where the pseudo-labels start in the base's class table: at the named classes nearest their clusters.
+"""Initial rows of the class table for the pseudo-labels: those of the named classes nearest to their clusters.
 
-A cluster's centroid lies in CLIP's image space, a class name ("a photo of a tench") in the text space beside it. The rows
-of the nearest classes, averaged, are a better first value than whatever stands in rows 0..k-1 (fishes, for ImageNet).
-Neither the paper nor its code does this; it is an option of ours (``finetune.row_start="clip_nearest"``).
+A cluster's centroid lies in CLIP's image space, a class name ("a photo of a tench") in the text space beside it. The
+average of the rows of the nearest classes is a better start than whatever stands in rows 0 to k-1 (fishes, for ImageNet).
+Neither the paper nor its code does this; it is our option (``finetune.class_row_init="clip_nearest"``).
 """
 
 from __future__ import annotations
@@ -10,39 +10,37 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
+import torch
 
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime
+from ddsr_core.diffusion.base import load_base_facts
+from ddsr_core.diffusion.config import ClassRowsConfig
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, load_embedder
-from ddsr_core.storage.store import Stage, StageResult, write_json
+from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder, load_embedder
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Stage, StageResult
 
-
-class ClassRowsConfig(StageConfig):
-    """How the classes nearest a cluster are found."""
-
-    nearest: int = Field(8, ge=1, le=1000, description="classes whose rows are averaged for a pseudo-label")
-    prompt: str = Field("a photo of a {}.", pattern=r"\{\}", description="text that a class name is put into")
-    embeddings: EmbeddingsConfig = Field(EmbeddingsConfig(), description="the clusters' feature network; filled in")
+#: Names embedded per forward pass.
+TEXT_BATCH = 100
 
 
 def run(
     config: ClassRowsConfig, *, clusters: Path, base: Path, out: Path, runtime: Runtime, weights: Path | None = None
 ) -> StageResult:
-    """Write ``rows.json``: for each pseudo-label the rows of the class table to average, and the classes' names.
+    """Write ``rows.json``: for each pseudo-label the rows of the class table to average, and the names of the classes.
 
     Args:
-        weights: open_clip weights file of the embeddings, where one is named.
+        weights: open_clip weights file of the embeddings, if one is named.
 
     Raises:
         ConfigError: the feature network has no text tower.
-        InputError: the base's classes have no names.
+        InputError: the classes of the base model have no names.
     """
     if config.embeddings.backend != "open_clip":
         raise ConfigError(
             f"{config.embeddings.backend} has no text tower to compare class names with",
-            where="finetune.row_start",
-            mend="set embeddings.backend=open_clip, or finetune.row_start=null",
+            where="finetune.class_row_init",
+            fix="set embeddings.backend=open_clip, or finetune.class_row_init=null",
         )
     names = class_names(base)
     texts = embed_names(config, list(names.values()), runtime.device, weights)
@@ -55,46 +53,41 @@ def run(
 
 
 def class_names(base: Path) -> dict[int, str]:
-    """Row of the class table -> name: the base's own, or ImageNet's for a table of 1000 classes.
+    """Row of the class table -> name: the base model's own names, or ImageNet's for a table of 1000 classes.
 
     Raises:
-        InputError: neither.
+        InputError: neither applies.
     """
-    from ddsr_core.diffusion.base import load_base_facts
-
     classes, names = load_base_facts(base)
     if names:
         return names
     if classes == 1000:
-        from torchvision.models import ResNet18_Weights
+        from torchvision.models import ResNet18_Weights  # a second to import, for names that few bases lack
 
         return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
     raise InputError(
         f"the {classes} classes of this base have no names",
         where=base,
-        mend="set finetune.row_start to null or imagenet_rows",
+        fix="set finetune.class_row_init to null or imagenet_rows",
     )
 
 
+@torch.inference_mode()
 def embed_names(config: ClassRowsConfig, names: list[str], device: str, weights: Path | None) -> np.ndarray:
-    """``float32 (len(names), d)``, of length 1."""
-    import torch
-
-    from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder
-
+    """Text embeddings ``float32 (len(names), d)``, of length 1."""
     embedder = load_embedder(config.embeddings, device, weights)
     assert isinstance(embedder, OpenClipEmbedder)
     texts = [config.prompt.format(name.partition(",")[0]) for name in names]  # "tench, Tinca tinca": the common name
-    with torch.inference_mode():
-        vectors = torch.cat([embedder.embed_texts(texts[start : start + 100]) for start in range(0, len(texts), 100)])
+    starts = range(0, len(texts), TEXT_BATCH)
+    vectors = torch.cat([embedder.embed_texts(texts[start : start + TEXT_BATCH]) for start in starts])
     return unit_rows(vectors.float().cpu().numpy())
 
 
 def nearest_rows(centroids: np.ndarray, texts: np.ndarray, count: int) -> np.ndarray:
-    """For each centroid ``(k, d)`` the indices ``(k, count)`` of the texts ``(n, d)`` with the highest cosine.
+    """For each centroid ``(k, d)`` the indices ``(k, count)`` of the texts ``(n, d)`` with the highest cosine similarity.
 
-    Both clouds are centred first: images and texts lie in two cones of CLIP's space, and what all of them share would
-    make the same few names nearest to every cluster.
+    Both sets are centered first: images and texts lie in two cones of CLIP's space, and what all vectors of a cone share
+    would make the same few names nearest to every cluster.
     """
     images, words = unit_rows(centroids) - unit_rows(centroids).mean(0), unit_rows(texts) - unit_rows(texts).mean(0)
     cosine = unit_rows(images) @ unit_rows(words).T
@@ -107,4 +100,4 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-STAGE = Stage("class-rows", version=1, run=run)
+STAGE = Stage("class_rows", version=1, run=run, config=ClassRowsConfig, section="II-B")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ddsr_core.diffusion import published
 from ddsr_core.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Codec:
 
     Attributes:
         vae: ``AutoencoderKL`` or ``AutoencoderTiny`` of diffusers, frozen, in evaluation mode, float32.
-        shift, scale: diffusion latent = (VAE latent - shift) * scale, a number a channel.
+        shift, scale: diffusion latent = (VAE latent - shift) * scale, one number per channel.
     """
 
     vae: Any
@@ -33,7 +33,7 @@ class Codec:
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The posterior of ``float (B, 3, H, W)`` in [-1, 1]: mean and log variance ``(B, C, h, w)``, diffusion units.
 
-        An ``AutoencoderTiny`` has no variance: None.
+        The log variance of an ``AutoencoderTiny`` is None.
         """
         if self.is_tiny:
             return self._scaled(self.vae.encoder(images)), None
@@ -54,20 +54,16 @@ class Codec:
         return (raw - self._per_channel(self.shift, raw)) * self._per_channel(self.scale, raw)
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        import torch
-
         return torch.tensor(values, device=like.device, dtype=like.dtype)[None, :, None, None]
 
     def pixels_per_latent(self) -> int:
         """Image pixels along one latent pixel: 8 for Stable Diffusion's VAE."""
-        import torch
-
         with torch.inference_mode():
             return int(self.decode(torch.zeros(1, len(self.scale), 4, 4)).shape[-1]) // 4
 
 
 def load_codec(folder: Path, device: str = "cpu") -> Codec:
-    """A published VAE (``AutoencoderKL`` or ``AutoencoderTiny``, diffusers' layout), frozen, float32.
+    """A published VAE (``AutoencoderKL`` or ``AutoencoderTiny``, diffusers' layout), frozen, float32, with its scale.
 
     Raises:
         MissingWeightsError, InputError: files are missing or damaged.
@@ -81,14 +77,19 @@ def load_codec(folder: Path, device: str = "cpu") -> Codec:
 
 
 def load_vae(folder: Path) -> Any:
-    import diffusers
+    """A VAE of diffusers, frozen, float32, in evaluation mode.
+
+    Raises:
+        InputError: another class, or damaged files.
+    """
+    import diffusers  # three seconds to import, and absent on machines that only time the DiT
 
     kind = published.read_json(folder / published.CONFIG).get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise InputError(
-            f"{kind!r} is no VAE that a base model can have",
+            f"{kind!r} is not a VAE that a base model can use",
             where=folder / published.CONFIG,
-            mend="bring an AutoencoderKL or an AutoencoderTiny",
+            fix="name the folder of an AutoencoderKL or an AutoencoderTiny",
         )
     weights = published.find_weights(folder)
     published.read_tensors(weights or folder)  # a damaged file fails here, with one message
@@ -97,5 +98,5 @@ def load_vae(folder: Path) -> Any:
             folder, local_files_only=True, use_safetensors=weights is not None and weights.suffix == ".safetensors"
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"the VAE cannot be loaded: {error}", where=folder, mend="bring its files again") from error
+        raise InputError(f"the VAE cannot be loaded: {error}", where=folder, fix="download its files again") from error
     return vae.float().requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""Latents to pixels: an image at a time, and in tiles where memory is short."""
+"""Latents to pixels: one image at a time, and in tiles if memory is short."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ddsr_core.imaging.tiling import enlarge
 
 
 def decode_pixels(model: Base, latents: Tensor, tile_px: int | None = None) -> np.ndarray:
-    """Decode ``(B, C, h, w)`` to ``uint8 (B, H, W, 3)``, one image after the other: a decoder's maps are large.
+    """Decode ``(B, C, h, w)`` to ``uint8 (B, H, W, 3)``, one image at a time, since a decoder's feature maps are large.
 
     Args:
         tile_px: see `decoder`.
@@ -25,12 +25,12 @@ def decode_pixels(model: Base, latents: Tensor, tile_px: int | None = None) -> n
 
 
 def decoder(model: Base, tile_px: int | None) -> Callable[[Tensor], Tensor]:
-    """The model's decoder, in tiles where an image is larger than ``tile_px`` (image pixels; None never tiles).
+    """The model's decoder, which works in tiles if an image is larger than ``tile_px`` (image pixels; None never tiles).
 
-    A tile's outer quarter is decoded and thrown away. That is exact for a convolutional decoder that sees no further
-    (TAESD's sees 18 latent pixels: tiles of 600 px), and near for smaller tiles. An ``AutoencoderKL`` has group norms
-    and an attention over all that it is given, so that a tile's contrast can differ from the whole image's. diffusers'
-    own tiles do the same, but end in a narrow strip of a tile: on a small random KL VAE they were off by twice as much.
+    The outer quarter of a tile is decoded and discarded. That is exact for a convolutional decoder whose receptive field
+    ends there (TAESD sees 18 latent pixels: tiles of 600 px), and close for smaller tiles. An ``AutoencoderKL`` has group
+    norms and attention over its whole input, so the contrast of a tile can differ from that of the whole image. The tiles
+    of diffusers do the same but may end in a narrow strip: on a small random KL VAE their error was twice as large.
 
     Raises:
         ConfigError: ``tile_px`` is not a whole number of latent pixels.
@@ -40,9 +40,9 @@ def decoder(model: Base, tile_px: int | None) -> Callable[[Tensor], Tensor]:
     factor = model.image_px // model.dit.config.latent_px
     if tile_px % factor:
         raise ConfigError(
-            f"tiles of {tile_px} px do not fit a VAE of {factor} px a latent pixel",
+            f"tiles of {tile_px} px do not fit a VAE of {factor} px per latent pixel",
             where="sample.decode_tile_px",
-            mend=f"choose a multiple of {factor}",
+            fix=f"choose a multiple of {factor}",
         )
     side = tile_px // factor
     return partial(enlarge, model.decode, scale=factor, tile_px=side, overlap_px=side // 4)

@@ -1,7 +1,7 @@
-"""DiffFit: fine-tune biases, scale vectors and the class table, and leave the rest alone (Xie et al., ICCV 2023).
+"""DiffFit: fine-tune biases, scale vectors and the class table, and freeze the rest (Xie et al., ICCV 2023).
 
-What is unfrozen is what the paper's authors unfroze: parameters whose name contains bias, norm, gamma or y_embed. An
-adapter holds only what can have changed: of the class table, the rows of the pseudo-labels and the null row.
+As in the authors' code, parameters are unfrozen whose name contains bias, norm, gamma or y_embed. An adapter holds only
+what can have changed: of the class table, the rows of the pseudo-labels and the null row.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ddsr_core.diffusion.config import ClassRowInit
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.errors import InputError
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
 
 UNFROZEN = ("bias", "norm", "gamma", "y_embed")
 TABLE = "y_embedder.embedding_table.weight"
@@ -52,29 +53,29 @@ def table_rows(label_map: Mapping[int, int], null_row: int) -> list[int]:
 
 @torch.no_grad()
 def initialize_rows(
-    model: DiT, label_map: Mapping[int, int], start: str, nearest: Mapping[int, Sequence[int]] | None = None
+    model: DiT, label_map: Mapping[int, int], init: ClassRowInit, nearest: Mapping[int, Sequence[int]] | None = None
 ) -> None:
-    """First values of the pseudo-labels' rows of the class table.
+    """Initialize the pseudo-labels' rows of the class table.
 
     Args:
-        start: ``imagenet_rows`` leaves them as they are; ``null`` copies the null row; ``clip_nearest`` takes the mean of
-            the rows that ``nearest`` names for each pseudo-label.
+        init: ``imagenet_rows`` leaves them unchanged; ``null`` copies the null row; ``clip_nearest`` takes the mean of the
+            rows that ``nearest`` names for each pseudo-label.
 
     Raises:
         InputError: ``clip_nearest`` without the nearest classes of a pseudo-label.
     """
     table = model.y_embedder.embedding_table.weight
-    if start == "imagenet_rows":
+    if init == "imagenet_rows":
         return
-    before = table.clone()  # a row that is written here may be one that another label starts from
+    before = table.clone()  # a row that is written here may be averaged for another label
     for label, row in label_map.items():
-        if start == "null":
+        if init == "null":
             table[row] = before[model.config.null_row]
         elif not nearest or not nearest.get(label):
             raise InputError(
                 f"no nearest classes for pseudo-label {label}",
-                where="finetune.row_start",
-                mend="give the class-rows artifact of these clusters, or set finetune.row_start=null",
+                where="finetune.class_row_init",
+                fix="give the class_rows artifact of these clusters, or set finetune.class_row_init=null",
             )
         else:
             table[row] = before[list(nearest[label])].mean(0)
@@ -87,8 +88,8 @@ class Adapter:
     Attributes:
         tensors: biases and gammas by name, and ``y_embedder.rows (k + 1, D)``.
         label_map: pseudo-label -> row of the class table.
-        base_digest: of the base model it belongs to.
-        gamma_blocks: how many blocks have scales.
+        base_digest: of the base model that it belongs to.
+        gamma_blocks: number of blocks with scales.
     """
 
     tensors: dict[str, Tensor]
@@ -97,27 +98,27 @@ class Adapter:
     gamma_blocks: int
 
     def apply(self, model: DiT, base_digest: str) -> None:
-        """Put the adapter on its base model, in place.
+        """Apply the adapter to its base model, in place.
 
         Raises:
-            InputError: the model is another base, or the tensors do not fit it.
+            InputError: it belongs to another base model, or its tensors do not fit.
         """
         if base_digest != self.base_digest:
             raise InputError(
                 f"the adapter belongs to another base model ({self.base_digest[:12]}, not {base_digest[:12]})",
-                mend="load the base that it was fine-tuned from, or fine-tune again",
+                fix="load the base that it was fine-tuned from, or fine-tune again",
             )
         model.enable_gammas(self.gamma_blocks)
         own = dict(model.named_parameters())
         rows = table_rows(self.label_map, model.config.null_row)
         expected = {name: p.shape for name, p in own.items() if name != TABLE and _is_unfrozen(name)}
         expected[ROWS] = own[TABLE][rows].shape
-        found = {name: value.shape for name, value in self.tensors.items()}
-        if found != expected:
-            wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+        shapes = {name: value.shape for name, value in self.tensors.items()}
+        if shapes != expected:
+            wrong = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
             raise InputError(
                 f"the adapter's tensors do not fit the base model: {', '.join(wrong[:4])}",
-                mend="fine-tune again",
+                fix="fine-tune again",
             )
         with torch.no_grad():
             own[TABLE][rows] = self.tensors[ROWS].to(own[TABLE])
@@ -127,7 +128,7 @@ class Adapter:
 
 
 def extract(trainable: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    """The adapter's tensors out of DiffFit's parameters (or their averages)."""
+    """The adapter's tensors, on the CPU, from DiffFit's parameters (or their averages)."""
     tensors = {name: value.detach().cpu().clone() for name, value in trainable.items() if name != TABLE}
     tensors[ROWS] = trainable[TABLE].detach()[rows].cpu().clone()
     return dict(sorted(tensors.items()))
@@ -151,27 +152,27 @@ def load_adapter(folder: Path, weights: str = "ema") -> Adapter:
     """Read an adapter; ``weights`` is ``ema`` or ``raw``.
 
     Raises:
-        InputError: no adapter in ``folder``, or a damaged one.
+        InputError: ``folder`` holds no adapter, or a damaged one.
     """
     path = folder / ("adapter_ema.safetensors" if weights == "ema" else "adapter.safetensors")
     if not path.is_file() or not (folder / "adapter.json").is_file():
-        raise InputError("no adapter here", where=folder, mend="name the folder of a finished `finetune` stage")
+        raise InputError("no adapter here", where=folder, fix="name the folder of a finished `finetune` stage")
     try:
         facts = json.loads((folder / "adapter.json").read_text())
         label_map = {int(label): int(row) for label, row in facts["label_map"]}
         return Adapter(load_file(path), label_map, facts["base_digest"], facts["gamma_blocks"])
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"the adapter is damaged: {error}", where=folder, mend="fine-tune again") from error
+        raise InputError(f"the adapter is damaged: {error}", where=folder, fix="fine-tune again") from error
 
 
 @torch.no_grad()
 def fold(model: DiT) -> None:
-    """Multiply every scale into the linear layer before it and remove it: a plain DiT with equal outputs."""
+    """Multiply every DiffFit scale into the linear layer before it and remove it: a plain DiT with equal outputs."""
     for block in model.layers:
         attn, mlp = block.attn, block.mlp
         if attn.gamma_qkv is None or attn.gamma_proj is None or block.gamma_attn is None or block.gamma_mlp is None:
             continue
-        # The block's scale acts after the gate, which is elementwise too: the two commute.
+        # The block's scale acts after the gate, which is elementwise too, so the two commute.
         for linear, gamma in (
             (attn.qkv, attn.gamma_qkv),
             (attn.proj, attn.gamma_proj * block.gamma_attn),

@@ -1,8 +1,8 @@
-"""Several processes share one fine-tuning step, one GPU each, through accelerate.
+"""Several processes share each fine-tuning step, one GPU per process, through accelerate.
 
-Every process draws the same batch and computes an equal part of it; predictions are gathered for the minimax losses, whose
-minima and maxima run over the whole batch, and gradients are averaged. So the loss curve is that of one process with the
-same batch.
+Every process draws the same batch and computes an equal part of it. Predictions are gathered for the minimax losses, whose
+minima and maxima run over the whole batch, and gradients are averaged. The loss curve is therefore that of one process
+with the same batch.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from ddsr_core import errors
 from ddsr_core.config import Runtime
 from ddsr_core.progress import Bar
-from ddsr_core.storage.store import RESUME, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import RESUME
 
 
-class Peers(Protocol):
-    """The processes that share a step; ``rank`` is this one's number, 0 … ``count`` - 1."""
+class ProcessGroup(Protocol):
+    """The processes that share a step; ``rank`` is the number of this one, 0 to ``count`` - 1."""
 
     rank: int
     count: int
@@ -37,7 +40,7 @@ class Peers(Protocol):
         """Replace each tensor by its mean over the processes."""
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank, count = 0, 1
@@ -61,33 +64,27 @@ class Accelerated:
         return gathered
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
-        import torch
-
-        # One message for all of them: an adapter is a few megabytes in hundreds of vectors.
+        # A single message: an adapter is a few megabytes in hundreds of vectors.
         flat = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="mean")
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
 
-#: What every process runs: ``work(peers, runtime)``; picklable, so a module's function or a `functools.partial` of one.
-Work = Callable[[Peers, Runtime], None]
+#: What every process runs: ``work(group, runtime)``. It is pickled: a function of a module, or a `functools.partial` of one.
+Work = Callable[[ProcessGroup, Runtime], None]
 
 
 def run_together(work: Work, count: int, out: Path, runtime: Runtime) -> None:
     """Run ``work`` in ``count`` processes and wait. Process 0 reports progress.
 
     Raises:
-        DdsrError: what a process raised; the others are stopped.
+        DdsrError: the error of a process; the others are stopped.
     """
-    from multiprocessing import get_context
-
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
-
     failure = out / RESUME / "failure.json"
     failure.unlink(missing_ok=True)
     messages: Any = get_context("spawn").SimpleQueue()
     address = f"127.0.0.1:{_free_port()}"
-    # A child of ours dies with us (a parent-death signal), so that a killed run leaves nobody behind who writes.
+    # The children get a parent-death signal, so that a killed run leaves no process behind that still writes.
     processes = start_processes(
         _child, (count, address, work, failure, runtime.device, messages), nprocs=count, join=False, start_method="spawn"
     )
@@ -97,7 +94,7 @@ def run_together(work: Work, count: int, out: Path, runtime: Runtime) -> None:
         if failure.exists():
             values = json.loads(failure.read_text())
             kind: type[errors.DdsrError] = getattr(errors, values["kind"])
-            raise kind(values["what"], where=values["where"], mend=values["mend"]) from error
+            raise kind(values["what"], where=values["where"], fix=values["fix"]) from error
         raise
 
 
@@ -107,7 +104,7 @@ def _child(rank: int, count: int, address: str, work: Work, failure: Path, devic
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR=host, MASTER_PORT=port,
     )  # fmt: skip
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # reads the environment that was set above
 
     on_cpu = device == "cpu"
     accelerator = Accelerator(cpu=on_cpu)
@@ -115,7 +112,7 @@ def _child(rank: int, count: int, address: str, work: Work, failure: Path, devic
     try:
         work(Accelerated(accelerator), own)
     except errors.DdsrError as error:
-        values = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
+        values = {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
         write_json(failure, values)
         raise
     finally:
@@ -123,7 +120,7 @@ def _child(rank: int, count: int, address: str, work: Work, failure: Path, devic
 
 
 def _show(processes: Any, messages: Any, runtime: Runtime) -> None:
-    """Pass on what process 0 reports until all have ended."""
+    """Forward the progress of process 0 until all processes have ended."""
     bar: Bar | None = None
     shown: Any = None
     try:
@@ -145,7 +142,7 @@ def _show(processes: Any, messages: Any, runtime: Runtime) -> None:
 
 
 def _reporting(messages: Any) -> Any:
-    """A `ProgressFactory` that sends what happens to the parent process."""
+    """A `ProgressFactory` that reports to the parent process."""
 
     class Sender:
         def advance(self, amount: int = 1) -> None:

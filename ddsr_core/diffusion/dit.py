@@ -1,7 +1,7 @@
 """Diffusion Transformer with adaLN-Zero (Peebles & Xie, "Scalable Diffusion Models with Transformers", ICCV 2023).
 
-Parameter names are those of the original DiT release, so its state dicts load as they are. DiffFit's scales
-(Xie et al., ICCV 2023) are off until `DiT.enable_gammas`.
+Parameter names are those of the original DiT release, so its state dicts load unchanged. DiffFit's scales
+(Xie et al., ICCV 2023) are added by `DiT.enable_gammas`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch.utils.checkpoint import checkpoint
 
 
 class DiTConfig(BaseModel):
-    """Shape of a DiT. ``DIT_XL_2_512`` is the paper's."""
+    """Shape of a DiT. `DIT_XL_2_512` is the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    latent_px: int = Field(ge=2, description="height and width of the latent")
-    patch: int = Field(2, ge=1, description="height and width of a token, in latent pixels")
-    in_channels: int = Field(4, ge=1, description="latent channels")
-    hidden: int = Field(ge=4, description="token width")
-    depth: int = Field(ge=1, description="transformer blocks")
-    heads: int = Field(ge=1, description="attention heads")
-    mlp_ratio: float = Field(4.0, gt=0, description="MLP width over token width")
-    classes: int = Field(1000, ge=1, description="rows of the class table, the null row not counted")
-    learn_sigma: bool = Field(True, description="predict the variance as well: twice the output channels")
+    latent_px: int = Field(ge=2, description="Height and width of the latent.")
+    patch: int = Field(2, ge=1, description="Height and width of a token, in latent pixels.")
+    in_channels: int = Field(4, ge=1, description="Latent channels.")
+    hidden: int = Field(ge=4, description="Token width.")
+    depth: int = Field(ge=1, description="Transformer blocks.")
+    heads: int = Field(ge=1, description="Attention heads.")
+    mlp_ratio: float = Field(4.0, gt=0, description="MLP width over token width.")
+    classes: int = Field(1000, ge=1, description="Rows of the class table, not counting the null row.")
+    learn_sigma: bool = Field(True, description="Predict the variance as well, with twice the output channels.")
 
     @property
     def null_row(self) -> int:
-        """Row of the class table that stands for "no label"."""
+        """Row of the class table for "no label"."""
         return self.classes
 
 
@@ -40,7 +40,7 @@ DIT_XL_2_512 = DiTConfig(latent_px=64, hidden=1152, depth=28, heads=16)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x (B, N, D)`` scaled and shifted per sample by ``(B, D)`` vectors."""
+    """Scale and shift ``x (B, N, D)`` by one ``(B, D)`` vector each per sample."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -84,7 +84,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """Class table with the null row last. Label dropout is the training step's business, not the model's."""
+    """Class table with the null row last. Labels are dropped by the training step, not here."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class DiTBlock(nn.Module):
         return x + (branch if self.gamma_mlp is None else self.gamma_mlp * branch)
 
     def enable_gammas(self) -> None:
-        """Add DiffFit's four scale vectors, as ones; where they are there, they stay."""
+        """Add DiffFit's four scale vectors, as ones, unless the block has them already."""
         if self.attn.gamma_qkv is not None:
             return
         weight = self.attn.qkv.weight
@@ -176,7 +176,7 @@ class DiT(nn.Module):
 
     Attributes:
         config: its shape.
-        checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
+        checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -196,7 +196,7 @@ class DiT(nn.Module):
 
         Args:
             x: ``(B, in_channels, latent_px, latent_px)``.
-            t: ``(B,)``, 0 … 999.
+            t: ``(B,)``, 0 to 999.
             y: ``(B,)`` int64 rows of the class table; ``config.null_row`` for no label.
 
         Returns:
@@ -230,7 +230,7 @@ class DiT(nn.Module):
             block.enable_gammas()
 
     def initialize(self, generator: torch.Generator) -> None:
-        """The paper's initialisation: Xavier linears, N(0, 0.02) embeddings, zero modulations and output."""
+        """The paper's initialization: Xavier linears, N(0, 0.02) embeddings, zero modulations and output."""
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -1,6 +1,6 @@
-"""A fine-tuned model for others to use: one file in the original DiT layout, or a folder for diffusers' ``DiTPipeline``.
+"""Export of a fine-tuned model: one file in the original DiT layout, or a folder for diffusers' ``DiTPipeline``.
 
-DiffFit's scales are folded into the weights, so that what comes out is a plain DiT.
+DiffFit's scales are folded into the weights, so the export is a plain DiT.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ddsr_core.diffusion.base import Base, tidy_vae_config
@@ -21,10 +22,10 @@ from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.layouts import to_diffusers
 from ddsr_core.errors import InputError
-from ddsr_core.storage.store import storage_errors, write_atomically, write_json
+from ddsr_core.storage.files import storage_errors, write_atomically, write_json
 
 Format = Literal["original", "diffusers"]
-#: ``DiTPipeline`` takes row 1000 for "no label" whatever the table's size.
+#: ``DiTPipeline`` uses row 1000 for "no label" regardless of the size of the table.
 PIPELINE_NULL_ROW = 1000
 TABLE = "y_embedder.embedding_table.weight"
 ORIGINAL = "dit.safetensors"
@@ -45,7 +46,7 @@ The loop sets the timestep frequencies as in the original DiT, which the weights
 
 
 def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> Path:
-    """Write ``model``, fine-tuned and folded, into the new folder ``out``: whole, or not at all.
+    """Write ``model``, fine-tuned and folded, into the new folder ``out``, completely or not at all.
 
     Args:
         label_map: pseudo-label -> row of the class table.
@@ -54,11 +55,11 @@ def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> P
         ``out``.
 
     Raises:
-        InputError: ``out`` is there already, a label has no row, or the model has no place in the format.
-        StorageError: it cannot be written.
+        InputError: ``out`` is not empty, a label has no row, or the format cannot represent the model.
+        StorageError: ``out`` cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("there is something already", where=out, mend="name a new folder with --out")
+        raise InputError("the folder is not empty", where=out, fix="name a new folder with --out")
     _check_labels(label_map, model.null_row)
     partial = out.with_name(f".{out.name}.ddsr-partial")
     write = {"original": write_original, "diffusers": write_pipeline}[kind]
@@ -77,7 +78,7 @@ def _check_labels(label_map: dict[int, int], null_row: int) -> None:
     if beyond:
         raise InputError(
             f"pseudo-label {beyond[0]} has row {label_map[beyond[0]]}, the class table has rows 0 to {null_row - 1}",
-            mend="fine-tune again",
+            fix="fine-tune again",
         )
 
 
@@ -92,9 +93,7 @@ def _write(
 
 
 def write_original(model: Base, label_map: dict[int, int], folder: Path) -> None:
-    """``dit.safetensors``: names of the original release, which its code and ours load; heads in a file beside it."""
-    from safetensors.torch import save
-
+    """``dit.safetensors`` with the names of the original release, and the number of heads in a JSON file beside it."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.dit.state_dict().items()}
     labels = json.dumps({str(label): row for label, row in sorted(label_map.items())})
     facts = {"label_map": labels, "base": model.info.name, "base_digest": model.digest}
@@ -105,7 +104,7 @@ def write_original(model: Base, label_map: dict[int, int], folder: Path) -> None
 
 def write_pipeline(model: Base, label_map: dict[int, int], folder: Path) -> None:
     """What ``DiTPipeline.from_pretrained`` loads: transformer, VAE, scheduler, and names of the pseudo-labels."""
-    from diffusers import DDIMScheduler, DiTPipeline
+    from diffusers import DDIMScheduler, DiTPipeline  # three seconds to import: only an export needs it
 
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
@@ -121,22 +120,22 @@ def write_pipeline(model: Base, label_map: dict[int, int], folder: Path) -> None
 
 
 def pipeline_transformer(dit: DiT) -> Any:
-    """diffusers' ``DiTTransformer2DModel`` with the weights of ``dit``; its class table is filled up to 1001 rows.
+    """diffusers' ``DiTTransformer2DModel`` with the weights of ``dit`` and a class table padded to 1001 rows.
 
-    Its layer norms get the original's epsilon. Its timestep frequencies cannot be set through its config: they stay those
+    Its layer norms get the original's epsilon. Its timestep frequencies cannot be set through its config: they remain those
     of diffusers' port, which divides by 127 where the original divides by 128.
 
     Raises:
-        InputError: the table has more classes than the pipeline can tell from its null row.
+        InputError: the class table is too large for the pipeline's null row.
     """
-    from diffusers import DiTTransformer2DModel
+    from diffusers import DiTTransformer2DModel  # three seconds to import: only an export needs it
 
     c = dit.config
     state = {name: value.detach().cpu() for name, value in dit.state_dict().items()}
     if any("gamma" in name for name in state):
-        raise InputError("the model still has DiffFit scales", mend="fold them first")
+        raise InputError("the model still has DiffFit scales", fix="fold them first")
     if int(c.hidden * c.mlp_ratio) != 4 * c.hidden:
-        raise InputError("diffusers' DiT has MLPs of four times its width", mend="export with --format original")
+        raise InputError("diffusers' DiT has MLPs of four times its width", fix="export with --format original")
     state[TABLE] = _fill_table(state[TABLE])
     transformer = DiTTransformer2DModel(
         num_attention_heads=c.heads, attention_head_dim=c.hidden // c.heads, in_channels=c.in_channels,
@@ -145,7 +144,7 @@ def pipeline_transformer(dit: DiT) -> Any:
     )  # fmt: skip
     missing, unexpected = transformer.load_state_dict(to_diffusers(state, c.depth), strict=False)
     if unexpected or any(name != "pos_embed.pos_embed" for name in missing):
-        raise InputError(f"the shape has no place in diffusers' DiT: {[*missing, *unexpected][:3]}")
+        raise InputError(f"diffusers' DiT cannot represent this shape: {[*missing, *unexpected][:3]}")
     return transformer.eval()
 
 
@@ -154,18 +153,18 @@ def _fill_table(table: Tensor) -> Tensor:
     if classes > PIPELINE_NULL_ROW:
         raise InputError(
             f"a class table of {classes} rows does not fit DiTPipeline, whose null row is {PIPELINE_NULL_ROW}",
-            mend="export with --format original",
+            fix="export with --format original",
         )
     filler = table.new_zeros(PIPELINE_NULL_ROW - classes, table.shape[1])
     return torch.cat([table[:classes], filler, table[classes:]])
 
 
 def pipeline_vae(codec: Codec) -> Any:
-    """The VAE such that ``decode(latents / scaling_factor)`` and ``encode(…) * scaling_factor`` do as the codec does.
+    """The VAE such that ``decode(latents / scaling_factor)`` and ``encode(…) * scaling_factor`` equal the codec's.
 
-    A single scale goes into ``scaling_factor``. Shifts and scales by channel, as ddsr-tiny has them, go into the encoder's
-    last and the decoder's first convolution: exactly in the encoder; in the decoder, whose soft clamp comes before, to the
-    first order.
+    A single scale becomes ``scaling_factor``. Shifts and scales per channel, as in ddsr-tiny, are folded into the last
+    convolution of the encoder, which is exact, and the first of the decoder, which is exact to first order because its
+    soft clamp comes before.
     """
     vae = copy.deepcopy(codec.vae).cpu()
     if not any(codec.shift) and len(set(codec.scale)) == 1:
@@ -173,12 +172,12 @@ def pipeline_vae(codec: Codec) -> Any:
         return vae
     if not codec.is_tiny:
         raise InputError(
-            "DiTPipeline cannot scale the latents of this VAE channel by channel", mend="export with --format original"
+            "DiTPipeline cannot scale the latents of this VAE channel by channel", fix="export with --format original"
         )
     shift, scale = torch.tensor(codec.shift), torch.tensor(codec.scale)
     last, first = vae.encoder.layers[-1], vae.decoder.layers[0]
     if not isinstance(last, nn.Conv2d) or not isinstance(first, nn.Conv2d) or last.bias is None or first.bias is None:
-        raise InputError("the VAE does not begin and end as an AutoencoderTiny does", mend="export with --format original")
+        raise InputError("the VAE does not begin and end as an AutoencoderTiny does", fix="export with --format original")
     with torch.no_grad():
         last.bias.sub_(shift).mul_(scale)
         last.weight.mul_(scale[:, None, None, None])
@@ -194,6 +193,6 @@ def _write_readme(model: Base, label_map: dict[int, int], folder: Path, use: str
         f"# {model.info.name}, fine-tuned by ddsr\n\n"
         f"A diffusion transformer for images of {model.image_px} px. Pseudo-label -> row of the class table: {labels}.\n\n"
         f"{use}\n"
-        f"Licence of the base: {model.info.licence or 'not known'}\n"
+        f"License of the base: {model.info.license or 'not known'}\n"
     )
     write_atomically(folder / "README.md", text.encode())

@@ -1,7 +1,7 @@
-"""Gaussian diffusion: the forward process, x0 from eps, and the loss with learned variance.
+"""Gaussian diffusion: the forward process, x0 from eps, and the loss with learned variance (paper, equation 2).
 
-Ho et al. 2020 (DDPM, equation numbers "D"), Nichol & Dhariwal 2021 (improved DDPM, "I"). Everything here is float32:
-at t = 999 an error of 2^-8 in eps is one of 0.6 sigma in x0.
+Equation numbers D are those of Ho et al. 2020 (DDPM), I those of Nichol & Dhariwal 2021 (improved DDPM). Everything here is
+float32: at t = 999 an error of 2^-8 in eps becomes one of 0.6 sigma in x0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STEPS = 1000
 
 
 class Schedule:
-    """Linear betas 1e-4 … 0.02 over 1000 steps (what DiT was trained with), computed in float64, kept as float32.
+    """Linear betas from 1e-4 to 0.02 over 1000 steps, as DiT was trained with; computed in float64, stored as float32.
 
     Attributes:
         beta, alpha_bar, alpha_bar_prev: ``(1000,)``.
@@ -56,7 +56,7 @@ def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor
 
 
 def predict_x0(schedule: Schedule, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """The x0 that ``eps`` stands for (D15): x_t / sqrt(abar) - sqrt(1/abar - 1) eps. Not clamped."""
+    """The x0 that follows from ``eps`` (D15): x_t / sqrt(abar) - sqrt(1/abar - 1) eps. Not clamped."""
     return at(schedule.sqrt_recip_alpha_bar, t) * x_t - at(schedule.sqrt_recip_alpha_bar_minus_one, t) * eps
 
 
@@ -85,13 +85,13 @@ def normal_kl(mean1: Tensor, logvar1: Tensor, mean2: Tensor, logvar2: Tensor) ->
 def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """-log probability in nats of ``x`` (bins of 2/255 in [-1, 1]) under a Gaussian (D13), elementwise."""
     inverse = (-log_scale).exp()
-    centred = x - mean
+    centered = x - mean
 
     def cdf(value: Tensor) -> Tensor:
-        # The tanh approximation, not erf: the published DiT weights were trained with it.
+        # The tanh approximation, not erf, because the published DiT weights were trained with it.
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)))
 
-    upper, lower = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    upper, lower = cdf(inverse * (centered + 1 / 255)), cdf(inverse * (centered - 1 / 255))
     inside = (upper - lower).clamp(min=1e-12).log()
     log_probability = torch.where(
         x < -0.999,

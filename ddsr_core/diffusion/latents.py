@@ -1,7 +1,7 @@
-"""Between clusters and fine-tuning: every accepted patch and its mirror image through the VAE's encoder, once.
+"""Stage 3, latents: every accepted patch and its mirror image through the VAE's encoder, once.
 
-What is kept is the posterior, not a sample of it: fine-tuning draws from it anew at every step, as the authors do, and
-never runs the encoder (which costs as much as the DiT's own forward pass).
+The posterior is stored, not a sample of it: fine-tuning samples from it anew in every step, as the authors do, and never
+runs the encoder (which costs as much as the DiT's own forward pass).
 """
 
 from __future__ import annotations
@@ -10,39 +10,38 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime
+from ddsr_core.diffusion.base import Base, load_base
+from ddsr_core.diffusion.config import LatentsConfig
 from ddsr_core.errors import InputError
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ddsr_core.diffusion.base import Base
+from ddsr_core.imaging.bicubic import psnr_bic
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.image_sets import read_image_parquet
+from ddsr_core.imaging.images import to_float, to_signed
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 MEAN, LOG_VARIANCE, PATCHES = "mean.npy", "log_variance.npy", "patches.parquet"
 
 
-class LatentsConfig(StageConfig):
-    """How patches are encoded. Float32 always: the moments are kept in float16, and training adds noise to them."""
-
-    batch_size: int = Field(16, ge=1, le=1024, description="patches in one pass of the encoder; lower it to save memory")
-
-
 @dataclass(frozen=True)
 class Latents:
-    """The posteriors of all patches, memory-mapped: nothing is read before it is asked for.
+    """The posteriors of all patches, memory-mapped: nothing is read before it is used.
 
     Attributes:
         patch_ids: in the order of the patches.
         psnr_bic: of the patches ``float32 (N,)``, dB, antialiased kernel.
         mean: ``float16 (2, N, C, h, w)``, diffusion units: as they are, then mirrored (the encoder does not commute with
             a flip).
-        log_variance: the same shape; None where the VAE is no variational one.
+        log_variance: the same shape; None for a VAE without variance.
     """
 
     patch_ids: list[str]
@@ -55,19 +54,17 @@ def open_latents(folder: Path) -> Latents:
     """The arrays of a `latents` artifact.
 
     Raises:
-        InputError: there are none.
+        InputError: ``folder`` holds none.
     """
-    import pyarrow.parquet as pq
-
     if not (folder / PATCHES).is_file() or not (folder / MEAN).is_file():
-        raise InputError("there are no latents", where=folder, mend="run the latents stage first")
+        raise InputError("there are no latents", where=folder, fix="run the latents stage first")
     table = pq.read_table(folder / PATCHES)
-    deviation = folder / LOG_VARIANCE
+    log_variance = folder / LOG_VARIANCE
     return Latents(
         patch_ids=table["patch_id"].to_pylist(),
-        psnr_bic=np.array(table["psnr_bic"].to_numpy()),  # a copy: torch wants what it may write to
+        psnr_bic=np.array(table["psnr_bic"].to_numpy()),  # a copy: torch wants writable memory
         mean=np.load(folder / MEAN, mmap_mode="r"),
-        log_variance=np.load(deviation, mmap_mode="r") if deviation.is_file() else None,
+        log_variance=np.load(log_variance, mmap_mode="r") if log_variance.is_file() else None,
     )
 
 
@@ -77,14 +74,12 @@ def run(
     """Encode the patches (layout: ``docs/artifacts.md``). Memory does not grow with their number.
 
     Args:
-        vae: folder of a VAE in place of the base's own.
+        vae: folder of a VAE that replaces the base model's own.
 
     Raises:
-        MissingWeightsError: the base or the VAE is not there.
-        InputError: no patches, or of another size than the base makes.
+        MissingWeightsError: the base model or the VAE is missing.
+        InputError: there are no patches, or their size is not that of the base model's images.
     """
-    from ddsr_core.diffusion.base import load_base
-
     total = count_patches(patches)
     resume = out / RESUME
     resume.mkdir(parents=True, exist_ok=True)
@@ -109,36 +104,37 @@ def run(
     return StageResult(counts)
 
 
+@torch.inference_mode()
 def encode_both(model: Base, images: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
-    """Posterior moments ``float16 (2, B, C, h, w)`` of ``uint8 (B, H, W, 3)`` and their mirror images, and PSNR_bic."""
-    import torch
+    """Encode ``uint8 (B, H, W, 3)`` and their mirror images.
 
-    from ddsr_core.imaging.bicubic import psnr_bic
-    from ddsr_core.imaging.images import to_float, to_signed
+    Returns:
+        Posterior mean and log variance ``float16 (2, B, C, h, w)`` (None for a VAE without variance), and PSNR_bic, dB.
+    """
+    x = to_float(images).to(device)
+    plain, mirrored = (model.codec.moments(to_signed(view)) for view in (x, x.flip(3)))
+    mean = _as_half(plain[0], mirrored[0])
+    log_variance = None
+    if plain[1] is not None and mirrored[1] is not None:
+        log_variance = _as_half(plain[1], mirrored[1])
+    return mean, log_variance, psnr_bic(x).cpu().tolist()
 
-    def half(values: Tensor) -> np.ndarray:
-        return np.asarray(values.half().cpu().numpy())
 
-    with torch.inference_mode():
-        x = to_float(images).to(device)
-        plain, mirrored = (model.codec.moments(to_signed(view)) for view in (x, x.flip(3)))
-        mean = np.stack([half(plain[0]), half(mirrored[0])])
-        known = plain[1] is not None and mirrored[1] is not None
-        log_variance = np.stack([half(plain[1]), half(mirrored[1])]) if known else None  # type: ignore[arg-type]
-        return mean, log_variance, psnr_bic(x).cpu().tolist()
+def _as_half(plain: Tensor, mirrored: Tensor) -> np.ndarray:
+    return np.stack([np.asarray(values.half().cpu().numpy()) for values in (plain, mirrored)])
 
 
 class _Journal:
-    """A line for each patch whose latents are on disk, written after them, so that a kill loses a batch and no more."""
+    """One line for each patch whose latents are on disk, written after them, so that a kill costs at most one batch."""
 
     def __init__(self, path: Path, batch_size: int, total: int) -> None:
         self.path = path
         text = path.read_text() if path.exists() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may have been cut
-        # Whole batches only: a batch of another size rounds differently in the last bit.
-        keep = len(lines) if len(lines) == total else len(lines) // batch_size * batch_size
-        write_atomically(path, "".join(f"{line}\n" for line in lines[:keep]).encode())
-        self.done = keep
+        # Complete batches only: a batch of another size rounds differently in the last bit.
+        complete = len(lines) if len(lines) == total else len(lines) // batch_size * batch_size
+        write_atomically(path, "".join(f"{line}\n" for line in lines[:complete]).encode())
+        self.done = complete
 
     def add(self, names: list[str], psnr: list[float]) -> None:
         with self.path.open("a") as file:
@@ -151,7 +147,7 @@ class _Journal:
 
 
 def _put(path: Path, values: np.ndarray, start: int, total: int) -> None:
-    """Write ``values (2, B, …)`` at patch ``start`` of the array file, which is made at its full size first."""
+    """Write ``values (2, B, …)`` at patch ``start`` of the array file, which is created at its full size."""
     shape = (2, total, *values.shape[2:])
     mode: Any = "r+" if path.exists() else "w+"
     array = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
@@ -160,9 +156,6 @@ def _put(path: Path, values: np.ndarray, start: int, total: int) -> None:
 
 
 def _write_patches(path: Path, names: list[str], psnr: list[float]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     buffer = io.BytesIO()
     pq.write_table(pa.table({"patch_id": names, "psnr_bic": np.array(psnr, np.float32)}), buffer)
     write_atomically(path, buffer.getvalue())
@@ -174,11 +167,9 @@ def count_patches(patches: Path) -> int:
     Raises:
         InputError: there are none.
     """
-    import pyarrow.parquet as pq
-
     total = sum(int(pq.ParquetFile(file).metadata.num_rows) for file in patches.glob("patches-*.parquet"))
     if not total:
-        raise InputError("there are no patches", where=patches, mend="run the patches stage first")
+        raise InputError("there are no patches", where=patches, fix="run the patches stage first")
     return total
 
 
@@ -188,10 +179,8 @@ def batches_of_patches(
     """Ids and pixels ``uint8 (n, H, W, 3)`` of the accepted patches from the ``start``-th on, ``size`` at a time.
 
     Raises:
-        InputError: a patch has another size than ``image_px``.
+        InputError: the size of a patch is not ``image_px``.
     """
-    from ddsr_core.imaging.images import decode_rgb, read_image_parquet
-
     names: list[str] = []
     images: list[np.ndarray] = []
     for position, row in enumerate(read_image_parquet(patches, ["image", "patch_id"])):
@@ -202,7 +191,7 @@ def batches_of_patches(
             raise InputError(
                 f"the base makes images of {image_px}x{image_px}, the patches are {image.shape[1]}x{image.shape[0]}",
                 where="patches.patch_px",
-                mend=f"set patches.patch_px={image_px}, or choose another base",
+                fix=f"set patches.patch_px={image_px}, or choose another base",
             )
         names.append(row["patch_id"])
         images.append(image)
@@ -213,4 +202,4 @@ def batches_of_patches(
         yield names, np.stack(images)
 
 
-STAGE = Stage("latents", version=1, run=run)
+STAGE = Stage("latents", version=1, run=run, config=LatentsConfig, section="II-B", on_gpu=True)

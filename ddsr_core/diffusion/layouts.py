@@ -1,6 +1,6 @@
 """The two layouts in which DiT weights are published: the original release's and diffusers'.
 
-Names on the left are the original's (and ours). diffusers keeps a copy of both embedders in every block, splits qkv in
+Names on the left are the original's (and ours). diffusers has a copy of both embedders in every block, splits qkv into
 three and does not store the position table.
 """
 
@@ -34,19 +34,14 @@ _EMBEDDERS = {
 }
 
 
-def is_diffusers_layout(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has diffusers' names."""
-    return "proj_out_1.weight" in state
-
-
 def to_diffusers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Original layout to diffusers'. Gammas must have been folded before.
+    """Original layout to diffusers'. DiffFit's scales must have been folded before.
 
     Raises:
         InputError: the state has DiffFit gammas.
     """
     if any("gamma" in name for name in state):
-        raise InputError("DiffFit scales have no place in diffusers' DiT", mend="fold them into the weights first")
+        raise InputError("diffusers' DiT has no DiffFit scales", fix="fold them into the weights first")
     result: dict[str, Tensor] = {}
     for ours, theirs in _pairs(depth):
         shared = len(theirs) > 1 or ours in _EMBEDDERS  # safetensors refuses tensors that share memory
@@ -59,7 +54,7 @@ def from_diffusers(state: Mapping[str, Tensor], position: Tensor) -> dict[str, T
     """diffusers' layout to the original's; ``position`` is the table that diffusers does not store.
 
     Raises:
-        InputError: the blocks' copies of an embedder differ, so that there is no single embedder to take.
+        InputError: the blocks' copies of an embedder differ.
     """
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
     result: dict[str, Tensor] = {"pos_embed": position}
@@ -72,7 +67,7 @@ def from_diffusers(state: Mapping[str, Tensor], position: Tensor) -> dict[str, T
 
 
 def _pairs(depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every tensor's name here and its names there: three parts for qkv, else one; an embedder comes once a block."""
+    """Name of every tensor in our layout, and its names in diffusers': three for qkv; embedders once per block."""
     for kind in ("weight", "bias"):
         for ours, theirs in _OUTER.items():
             yield f"{ours}.{kind}", (f"{theirs}.{kind}",)

@@ -1,6 +1,6 @@
-"""Where published weights come from: a hub id or a folder in diffusers' layout, or a single file of the original release.
+"""Published weights: a hub id or a folder in diffusers' layout, or a single file of the original release.
 
-Nothing is unpickled: ``.bin`` and ``.pt`` files are read as plain tensors (``weights_only``), which refuses any object.
+Nothing is unpickled: ``.bin`` and ``.pt`` files are read with ``weights_only``, which rejects anything but tensors.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ddsr_core.errors import InputError, MissingWeightsError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CONFIG = "config.json"
 #: In order of preference.
@@ -25,34 +27,34 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def locate(name_or_path: str, parts: Sequence[str], option: str) -> Path:
-    """The folder that holds a published model: as named, or downloaded once and from then on found in the hub's cache.
+    """The folder of a published model: as named, or downloaded once into the hub's cache.
 
     Args:
         name_or_path: a folder, or a hub id such as ``facebook/DiT-XL-2-512``.
         parts: sub-folders with one model each, such as ``transformer`` and ``vae``; ``"."`` for the folder itself.
-        option: the config field that names it, for the message.
+        option: the config field that names it, for error messages.
 
     Raises:
-        MissingWeightsError: files are missing and cannot be fetched; the message names them.
+        MissingWeightsError: files are missing and cannot be downloaded; the message names them.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if missing := missing_files(folder, parts):
             raise MissingWeightsError(
-                f"{name_or_path} is not a whole model in diffusers' layout: {', '.join(missing)} not found",
+                f"{name_or_path} is not a complete model in diffusers' layout: {', '.join(missing)} not found",
                 where=folder,
-                mend=f"bring the missing files, or point {option} at another folder",
+                fix=f"add the missing files, or set {option} to another folder",
             )
         return folder
     if not HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
-        shipped = " (ddsr-tiny is shipped)" if option == "base" else ""
-        mend = f"set {option} to a folder, a weights file, or a hub id{shipped}"
-        raise MissingWeightsError(f"there is no {name_or_path!r}", where=option, mend=mend)
+        shipped = " (ddsr-tiny ships with the package)" if option == "base" else ""
+        fix = f"set {option} to a folder, a weights file, or a hub id{shipped}"
+        raise MissingWeightsError(f"there is no {name_or_path!r}", where=option, fix=fix)
     return _from_hub(name_or_path, parts, option)
 
 
 def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
-    """What `locate` would miss in ``folder``."""
+    """Files that `locate` needs and ``folder`` lacks."""
     missing = []
     for part in parts:
         if not (folder / part / CONFIG).is_file():
@@ -68,11 +70,11 @@ def find_weights(folder: Path) -> Path | None:
 
 
 def _from_hub(repository: str, parts: Sequence[str], option: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # half a second to import: only a hub id needs it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     reason: Exception | None = None
-    # What is in the cache is asked first: a run that has its weights needs no network. Then one format, then the other.
+    # The cache comes first: a run that has its weights needs no network. Then one format, then the other.
     for local, name in ((True, "*"), (False, WEIGHTS[0]), (False, WEIGHTS[1])):
         wanted = [str(Path(part) / file) for part in parts for file in (CONFIG, name)] + ["model_index.json"]
         try:
@@ -84,39 +86,35 @@ def _from_hub(repository: str, parts: Sequence[str], option: str) -> Path:
             return folder
     files = [str(Path(part) / file) for part in parts for file in (CONFIG, WEIGHTS[1])]
     raise MissingWeightsError(
-        f"{repository} is not on this machine and cannot be fetched ({type(reason).__name__})",
+        f"{repository} is not on this machine and cannot be downloaded ({type(reason).__name__})",
         where=option,
-        mend=f"bring {', '.join(files)} (or .safetensors in place of .bin) in one folder and set {option}=/that/folder",
+        fix=f"put {', '.join(files)} (or .safetensors in place of .bin) into one folder and set {option}=/that/folder",
     ) from reason
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A config file.
+    """Read a config file.
 
     Raises:
-        InputError: it is not a JSON object.
+        InputError: it is not a readable JSON object.
     """
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"not readable as JSON: {error}", where=path, mend="bring the file again") from error
+        raise InputError(f"not readable as JSON: {error}", where=path, fix="download the file again") from error
     if not isinstance(values, dict):
-        raise InputError("not a JSON object", where=path, mend="bring the file again")
+        raise InputError("not a JSON object", where=path, fix="download the file again")
     return values
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors``, ``.bin`` or ``.pt`` file, memory-mapped where the format can be.
+    """The state dict in a ``.safetensors``, ``.bin`` or ``.pt`` file, memory-mapped if the format allows it.
 
-    A training checkpoint of the original code holds several; its average is taken (``ema``), as that code's loader does.
+    Of a training checkpoint of the original code, the averaged weights (``ema``) are taken, as that code's loader does.
 
     Raises:
         InputError: the file is damaged, or holds anything but tensors.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -126,16 +124,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"the weights cannot be read: {first}",
             where=path,
-            mend="bring the file again; a file with anything but tensors in it is refused on purpose",
+            fix="download the file again; a file that holds anything but tensors is rejected on purpose",
         ) from error
     if isinstance(state, dict):
         state = state.get("ema", state)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError("the file holds no state dict", where=path, mend="name a file with a model's weights")
+        raise InputError("the file holds no state dict", where=path, fix="name a file with a model's weights")
     return state
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether torch can map the file instead of reading it (its format since 1.6)."""
+    """Whether torch can memory-map the file (its format since 1.6)."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -1,7 +1,7 @@
 """Sampling latents: respaced ancestral DDPM with learned variance; DPM-Solver++ 2M and UniPC through diffusers.
 
-Every image has a generator of its own, so that what it looks like does not depend on the batch it is drawn in (but for
-the last bits, in which matrix products of different sizes differ).
+Every image has its own generator, so it does not depend on the batch that it is sampled in (except for the last bits, in
+which matrix products of different sizes differ).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 
 def noise_like(generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normal ``(B, *shape)``, row i drawn from ``generators[i]`` on the CPU (equal on every device)."""
+    """Standard normal ``(B, *shape)``; row i comes from ``generators[i]`` on the CPU, so it is equal on every device."""
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
 
 def guided(model: DiT, rows: Tensor, scale: float, channels: int, interval: tuple[float, float] = (0, STEPS - 1)) -> Predict:
     """Classifier-free guidance: eps = eps_null + scale (eps_class - eps_null) on the first ``channels`` channels.
 
-    ``scale`` 1 is the class prediction itself and costs a single forward pass; so does every t outside ``interval``
-    (both ends inside), where the class prediction is taken as it is (Kynkäänniemi et al. 2024). The authors guide 3 of
-    4 channels, everywhere.
+    ``scale`` 1 is the class prediction itself and costs a single forward pass. So does every t outside ``interval`` (which
+    includes both ends), where the class prediction is used unchanged (Kynkäänniemi et al. 2024). The released code guides
+    3 of 4 channels at every t.
     """
     null = torch.full_like(rows, model.config.null_row)
 
@@ -70,17 +70,17 @@ def ancestral(
     noise: Tensor,
     generators: list[torch.Generator],
     steps: int,
-    start: Tensor | None = None,
+    init: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
     """DDPM with the learned variance on a respaced schedule (Nichol & Dhariwal 2021, section 4).
 
     Args:
-        start: latents like ``noise`` to begin at, noised to the highest step below ``strength`` * 1000; None for pure
+        init: latents like ``noise`` to start from, noised to the highest step below ``strength`` * 1000; None for pure
             noise.
 
     Raises:
-        ConfigError: none of the steps is below ``strength`` * 1000.
+        ConfigError: no step is below ``strength`` * 1000.
     """
     used = [t for t in spaced_steps(steps) if t < strength * STEPS]
     if not used:
@@ -88,9 +88,9 @@ def ancestral(
     # float64: with many steps a beta is the small difference of two alpha_bars that are nearly one
     alpha_bar = (1 - Schedule().beta.double()).cumprod(0)
     x = noise
-    if start is not None:
+    if init is not None:
         abar = float(alpha_bar[used[-1]])
-        x = math.sqrt(abar) * start + math.sqrt(1 - abar) * noise
+        x = math.sqrt(abar) * init + math.sqrt(1 - abar) * noise
     for position in range(len(used) - 1, -1, -1):
         output = predict(x, used[position])
         eps, v = output.chunk(2, dim=1)
@@ -108,16 +108,17 @@ def ancestral(
 
 
 def by_scheduler(
-    predict: Predict, noise: Tensor, name: Sampler, steps: int, start: Tensor | None = None, strength: float = 1.0
+    predict: Predict, noise: Tensor, name: Sampler, steps: int, init: Tensor | None = None, strength: float = 1.0
 ) -> Tensor:
     """DPM-Solver++ 2M or UniPC of order 2, through diffusers' schedulers, on the eps half of the output.
 
     Args:
-        start: as in `ancestral`.
+        init: as in `ancestral`.
 
     Raises:
-        ConfigError: none of the steps is below ``strength`` * 1000.
+        ConfigError: no step is below ``strength`` * 1000.
     """
+    # Three seconds to import, and absent on machines that only time the ancestral sampler.
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     kind = DPMSolverMultistepScheduler if name == "dpmpp" else UniPCMultistepScheduler
@@ -130,9 +131,9 @@ def by_scheduler(
     if first == len(scheduler.timesteps):
         raise _no_step_left(steps, strength)
     x = noise
-    if start is not None:
-        scheduler.set_begin_index(first)  # else it would look t up and number its steps from the first of all
-        x = scheduler.add_noise(start, noise, scheduler.timesteps[first].expand(len(noise)))
+    if init is not None:
+        scheduler.set_begin_index(first)  # otherwise it counts its steps from the first of the schedule
+        x = scheduler.add_noise(init, noise, scheduler.timesteps[first].expand(len(noise)))
     for t in scheduler.timesteps[first:]:
         eps = predict(x, int(t)).chunk(2, dim=1)[0]
         x = scheduler.step(eps, t, x, return_dict=False)[0]
@@ -143,7 +144,7 @@ def _no_step_left(steps: int, strength: float) -> ConfigError:
     return ConfigError(
         f"none of the {steps} steps lies below t = {strength * STEPS:g}",
         where="sample.strength",
-        mend="raise sample.strength or sample.steps",
+        fix="raise sample.strength or sample.steps",
     )
 
 
@@ -159,33 +160,33 @@ def sample_latents(
     guidance_scale: float,
     guided_channels: int = 3,
     guidance_interval: tuple[float, float] = (0, STEPS - 1),
-    start: Tensor | None = None,
+    init: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """Draw one latent for each row of the class table.
+    """Sample one latent for each row of the class table.
 
     Args:
         rows: ``int64 (B,)`` on the model's device.
-        indices: number of each image in its run; with ``seed`` it decides the noise.
-        steps: network evaluations (pairs of them with guidance), before those are left out that ``strength`` saves.
-        guidance_scale: 1 for none; ``guidance_interval``: the t (0 … 999) that it holds for.
-        start: latents ``(B, C, h, w)`` in diffusion units that the images begin at (mode-guided start), noised to the
-            highest step below ``strength`` * 1000; only the steps from there on are run. None for pure noise.
-        strength: in (0, 1]; 1 exactly where there is no ``start``.
+        indices: number of each image in its run; with ``seed`` it determines the noise.
+        steps: network evaluations (pairs of them with guidance) from pure noise; a lower ``strength`` skips the first.
+        guidance_scale: 1 for none; ``guidance_interval``: lowest and highest t (0 to 999) that it applies to.
+        init: latents ``(B, C, h, w)`` in diffusion units to start from, noised to the highest step below
+            ``strength`` * 1000; only the steps from there on are run. None for pure noise.
+        strength: in (0, 1]; 1 exactly if ``init`` is None.
 
     Returns:
         ``float32 (B, C, h, w)``.
 
     Raises:
-        ValueError: a ``start`` with strength 1, or none with less.
+        ValueError: ``init`` with a strength of 1, or none with less.
         ConfigError: ``strength`` leaves no step.
     """
-    if (start is None) != (strength == 1.0):
-        raise ValueError("a start belongs to a strength below 1, and the other way round")
+    if (init is None) != (strength == 1.0):
+        raise ValueError("init requires a strength below 1, and a strength below 1 requires init")
     config = model.config
     generators = [image_generator(seed, index) for index in indices]
     noise = noise_like(generators, (config.in_channels, config.latent_px, config.latent_px), rows.device)
     predict = guided(model, rows, guidance_scale, guided_channels, guidance_interval)
     if sampler == "ancestral":
-        return ancestral(predict, noise, generators, steps, start, strength)
-    return by_scheduler(predict, noise, sampler, steps, start, strength)
+        return ancestral(predict, noise, generators, steps, init, strength)
+    return by_scheduler(predict, noise, sampler, steps, init, strength)

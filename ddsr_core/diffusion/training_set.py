@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ddsr_core.diffusion.gaussian import STEPS
 from ddsr_core.diffusion.latents import Latents, open_latents
 from ddsr_core.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from ddsr_core.pseudo_labels.clusters import read_labels
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's random choices, ``B`` samples.
+    """The random choices of one step, for ``B`` samples.
 
     Attributes:
         x0, noise: ``float32 (B, C, h, w)``.
-        t: 0 … 999; ``y``: rows of the class table, the null row where the label was dropped; ``labels``: pseudo-labels;
+        t: 0 to 999; ``y``: rows of the class table, the null row where the label was dropped; ``labels``: pseudo-labels;
             all ``int64 (B,)``.
         psnr_bic: of the patches ``(B,)``, dB.
-        corner: ``(B, 2)`` in [0, 1): where L_SR cuts its crop, if it cuts one.
+        corner: ``(B, 2)`` in [0, 1): where L_SR crops, if it does.
     """
 
     x0: Tensor
@@ -66,33 +66,51 @@ class Batch:
         return Batch(**{name: value[index * size : (index + 1) * size] for name, value in vars(self).items()})
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one process computes at a time: a part of a batch.
+
+    Attributes:
+        on_device: the samples, on the device of the network.
+        on_host: the same on the CPU, for decisions that must not wait for a GPU.
+        labels, t: of the parts of all processes, in order of rank, on the CPU.
+    """
+
+    on_device: Batch
+    on_host: Batch
+    labels: Tensor
+    t: Tensor
+
+
+def parts_of(batch: Batch, device: torch.device, rank: int, processes: int, accumulate: int) -> Iterator[Part]:
+    """Process ``rank``'s share of a batch on the CPU, in ``accumulate`` parts."""
+    shares = [batch.part(other, processes) for other in range(processes)]
+    own = shares[rank].to(device)
+    for index in range(accumulate):
+        beside = [share.part(index, accumulate) for share in shares]
+        labels, t = torch.cat([part.labels for part in beside]), torch.cat([part.t for part in beside])
+        yield Part(own.part(index, accumulate), beside[rank], labels, t)
+
+
 def load_training_set(latents: Path, clusters: Path, label_map: dict[int, int]) -> TrainingSet:
     """The patches of a `latents` artifact with the pseudo-labels of a `clusters` artifact.
 
     Raises:
         InputError: a patch was not clustered.
     """
-    import torch
-
-    from ddsr_core.pseudo_labels.clusters import read_labels
-
-    known, posteriors = read_labels(clusters), open_latents(latents)
-    labels = torch.tensor([label_of(known, name) for name in posteriors.patch_ids])
+    label_of_patch, posteriors = read_labels(clusters), open_latents(latents)
+    labels = torch.tensor([label_of(label_of_patch, name) for name in posteriors.patch_ids])
     return TrainingSet(posteriors, labels, torch.tensor([label_map[label] for label in sorted(label_map)]))
 
 
 def draw_batch(
     data: TrainingSet, *, step: int, size: int, null_row: int, label_dropout: float, flip: bool, seed: int
 ) -> Batch:
-    """Batch ``step`` of the run ``seed``, whatever was drawn before it: a resumed run needs no generator's state.
+    """Batch ``step`` of the run ``seed``. It depends on nothing drawn before, so resuming needs no generator state.
 
-    Latents are drawn from their posteriors. The label is dropped here, once a sample, and not inside the network; the
-    pseudo-label stays known to the minimax memories. Random numbers come from the CPU and so are equal on every device.
+    Latents are sampled from their posteriors. The label is dropped here, once per sample, and not inside the network; the
+    minimax memories still see the pseudo-label. Random numbers come from the CPU and so are equal on every device.
     """
-    import torch
-
-    from ddsr_core.diffusion.gaussian import STEPS
-
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     chosen = patches_of_step(len(data), step, size, seed)
     mirrored = torch.randint(2, (size,), generator=generator) * int(flip)
@@ -107,9 +125,7 @@ def draw_batch(
 
 
 def draw_latents(latents: Latents, mirrored: np.ndarray, chosen: np.ndarray, generator: torch.Generator) -> Tensor:
-    """Samples ``float32 (B, C, h, w)`` of the chosen posteriors; their means where the VAE has no variance."""
-    import torch
-
+    """Samples ``float32 (B, C, h, w)`` of the chosen posteriors; their means if the VAE has no variance."""
     mean = torch.from_numpy(np.asarray(latents.mean[mirrored, chosen])).float()
     if latents.log_variance is None:
         return mean
@@ -118,9 +134,7 @@ def draw_latents(latents: Latents, mirrored: np.ndarray, chosen: np.ndarray, gen
 
 
 def patches_of_step(count: int, step: int, size: int, seed: int) -> Tensor:
-    """Indices ``int64 (size,)`` of step's patches: each of ``count`` once an epoch; a batch may reach into the next."""
-    import torch
-
+    """Indices ``int64 (size,)`` of a step's patches: each of ``count`` once per epoch; a batch may span two epochs."""
     first, last = step * size, (step + 1) * size - 1
     epochs = range(first // count, last // count + 1)
     seeds = (seed * 1_000_003 + 500_000 + epoch for epoch in epochs)
@@ -133,12 +147,12 @@ def label_of(labels: dict[str, int], patch_id: str) -> int:
     """Pseudo-label of a patch.
 
     Raises:
-        InputError: it was not clustered.
+        InputError: the patch was not clustered.
     """
     if patch_id not in labels:
         raise InputError(
             f"patch {patch_id!r} has no pseudo-label",
             where="clusters",
-            mend="give the clusters that were made from these patches",
+            fix="give the clusters that were made from these patches",
         )
     return labels[patch_id]

@@ -24,7 +24,8 @@ from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import InputError
 from ddsr_core.evaluation.test_sets import HrImage, find_pairs
 from ddsr_core.imaging.images import save_png, to_uint8
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ class ImageScores:
 
 
 def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out: Path, runtime: Runtime) -> StageResult:
-    """Measure ``weights`` (a ``train-sr`` folder or a weights file; None: bicubic) on the images of ``test``.
+    """Measure ``weights`` (a ``train_sr`` folder or a weights file; None: bicubic) on the images of ``test``.
 
     ``test`` is any photo source, or a folder of pairs (`find_pairs`). Continues image by image after a kill. Images
     that cannot be read or are too small are counted as skipped.
@@ -112,14 +113,14 @@ def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out:
                 write_atomically(files[index], json.dumps(row).encode())  # no write_json: a PSNR may be inf
                 bar.advance()
     rows = [json.loads(file.read_bytes()) for file in files]
-    summary = _summarise(name, config, rows, test, lr_given=images[0].lr is not None)
+    summary = _summarize(name, config, rows, test, lr_given=images[0].lr is not None)
     _write_rows(out / "per_image.parquet", [row["scores"] for row in rows if "scores" in row])
     write_json(out / "summary.json", summary)
     return StageResult({key: summary[key] for key in ("network", "scale", "images", "identical", "metrics")}
                        | {"skipped": len(summary["skipped"])})  # fmt: skip
 
 
-STAGE = Stage("evaluate", version=2, run=run)
+STAGE = Stage("evaluate", version=2, run=run, config=EvaluateConfig, section="III", on_gpu=True)
 
 
 def evaluate_network(
@@ -215,7 +216,7 @@ def _load(config: EvaluateConfig, weights: Path | None, device: str) -> tuple[Ne
         raise InputError(
             f"the weights enlarge x{scale}, the evaluation is for x{config.scale}",
             where=weights,
-            mend=f"set evaluate.scale={scale}, or use x{config.scale} weights",
+            fix=f"set evaluate.scale={scale}, or use x{config.scale} weights",
         )
     return network.to(device).eval(), name
 
@@ -236,7 +237,7 @@ def _spread(count: int, wanted: int) -> frozenset[int]:
     return frozenset((2 * i + 1) * count // (2 * wanted) for i in range(wanted))
 
 
-def _summarise(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], test: Path, lr_given: bool) -> dict[str, Any]:
+def _summarize(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], test: Path, lr_given: bool) -> dict[str, Any]:
     scores = [ImageScores(**row["scores"]) for row in rows if "scores" in row]
     skipped = [row["skipped"] for row in rows if "skipped" in row]
     if not scores:
@@ -244,7 +245,7 @@ def _summarise(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], te
         raise InputError(
             f"none of {len(skipped)} test images could be measured; {first['file']}: {first['reason']}",
             where=test,
-            mend=f"name a folder of readable HR images with sides of at least {MIN_SIDE_PX} px",
+            fix=f"name a folder of readable HR images with sides of at least {MIN_SIDE_PX} px",
         )
     return {
         "network": name,

@@ -148,7 +148,7 @@ class Evaluator:
             raise InputError(
                 f"too small: {width}x{height}",
                 where=name,
-                mend=f"sides of at least {MIN_SIDE_PX} px are needed",
+                fix=f"sides of at least {MIN_SIDE_PX} px are needed",
             )
         return hr[: height - spare_y, : width - spare_x]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import Photo, iter_photos
+from ddsr_core.imaging.photos import Photo, iter_photos
 
 #: Folders of HR images, and of LR images beside them ({scale} is filled in); glob patterns, the first that is there.
 HR_FOLDERS = ("HR", "GT", "GTmod*", "*_HR")
@@ -61,7 +61,7 @@ def find_pairs(test: Path | str, scale: int = 4, mod_crop: int = 0) -> list[HrIm
     else:
         pairs = [HrImage(photo) for photo in iter_photos(test)]
     if not pairs:
-        raise InputError("the test set has no images", where=test, mend="name a folder of HR images")
+        raise InputError("the test set has no images", where=test, fix="name a folder of HR images")
     for pair in pairs:
         _check_sizes(pair, scale, mod_crop)
     return pairs
@@ -77,7 +77,7 @@ def spare_px(hr: tuple[int, int], lr: tuple[int, int], scale: int, mod_crop: int
     if min(spare) < 0 or max(spare) >= max(mod_crop, scale):
         raise InputError(
             f"LR {lr[0]}x{lr[1]} is not HR {hr[0]}x{hr[1]} divided by {scale}",
-            mend=f"give LR images of 1/{scale} the size",
+            fix=f"give LR images of 1/{scale} the size",
         )
     return spare
 
@@ -93,7 +93,7 @@ def _srf_pairs(folder: Path, scale: int) -> list[HrImage]:
             kinds[match["kind"]][match["name"]] = photo
     if not kinds["HR"]:
         scales = ", ".join(sorted({f"x{match['scale']}" for match, _ in named}))
-        raise InputError(f"the pairs are for {scales}, not x{scale}", where=folder, mend="name another folder or scale")
+        raise InputError(f"the pairs are for {scales}, not x{scale}", where=folder, fix="name another folder or scale")
     return _matched(kinds["HR"], kinds["LR"], folder) if kinds["LR"] else [HrImage(hr) for hr in kinds["HR"].values()]
 
 
@@ -117,7 +117,7 @@ def _matched(hr: dict[str, Photo], lr: dict[str, Photo], folder: Path) -> list[H
     lonely = {"LR": sorted(hr.keys() - lr.keys()), "HR": sorted(lr.keys() - hr.keys())}
     if any(lonely.values()):
         said = [f"no {kind} partner for {_some(names)}" for kind, names in lonely.items() if names]
-        raise InputError("; ".join(said), where=folder, mend="give both images of a pair the same name")
+        raise InputError("; ".join(said), where=folder, fix="give both images of a pair the same name")
     return [HrImage(photo, lr[name]) for name, photo in hr.items()]
 
 
@@ -141,7 +141,7 @@ def _check_sizes(pair: HrImage, scale: int, mod_crop: int) -> None:
     try:
         spare_px(hr, lr, scale, mod_crop)
     except InputError as error:
-        raise InputError(error.what, where=pair.hr.name, mend=error.mend) from error
+        raise InputError(error.what, where=pair.hr.name, fix=error.fix) from error
 
 
 def _size(photo: Photo) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 A variant changes a few fields and nothing else, so that all of them share the stages before the change. Within a column
 every training set has as many images (but for the whole data), and each network the same recipe and iterations on them; a
-seed means the same fine-tuning noise, sampling noise, crops and SR initialisation in every variant, so that differences can
+seed means the same fine-tuning noise, sampling noise, crops and SR initialization in every variant, so that differences can
 be taken seed by seed.
 """
 
@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ddsr_core.pipeline.config import PipelineConfig, SourceName, merge
+from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.pipeline.config import PipelineConfig, merge
 from ddsr_core.sr.train import TrainSRConfig
 
 #: What every variant is compared with, seed by seed.
@@ -41,7 +42,7 @@ class Variant:
     name: str
     meaning: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    source: SourceName = "distilled"
+    source: TrainingSetName = "distilled"
     images: int | None = None
 
     def config(self, base: PipelineConfig, seed: int) -> PipelineConfig:
@@ -65,7 +66,7 @@ class Network:
         return TrainSRConfig.model_validate(merge(base.sr.recipe(self.arch, seed).model_dump(), self.recipe))
 
 
-_AS_DRAWN = {"oversample": 1, "max_cosine": 1.0, "restored_share": 0.0}
+_AS_DRAWN = {"oversample": 1, "max_cosine": 1.0, "detail_restoration": 0.0}
 _BARE = {"lambda_r": 0.0, "lambda_d": 0.0, "lsr_mode": "off"}
 
 #: The parts of the method, added one by one.
@@ -73,15 +74,17 @@ ABLATION = (
     Variant("base", "the base model as it is", {"finetune": {"steps": 0, "epochs": None}, "sample": _AS_DRAWN}),
     Variant("difffit", "fine-tuned by DiffFit with L_simple alone", {"finetune": _BARE, "sample": _AS_DRAWN}),
     Variant("minimax", "+ L_r and L_d", {"finetune": {"lsr_mode": "off"}, "sample": _AS_DRAWN}),
-    Variant("lsr-paper", "+ L_SR as the paper words it", {"finetune": {"lsr_mode": "paper"}, "sample": _AS_DRAWN}),
+    Variant("lsr-paper", "+ L_SR as the paper words it", {"finetune": {"lsr_mode": "pixels"}, "sample": _AS_DRAWN}),
     Variant("lsr-target", "+ L_SR `target` instead", {"finetune": {"lsr_mode": "target"}, "sample": _AS_DRAWN}),
     Variant(
         "select",
         "`lsr-target`, over-sampled and selected",
-        {"finetune": {"lsr_mode": "target"}, "sample": {"restored_share": 0.0}},
+        {"finetune": {"lsr_mode": "target"}, "sample": {"detail_restoration": 0.0}},
     ),
     Variant(
-        "restored", "`select`, its detail restored", {"finetune": {"lsr_mode": "target"}, "sample": {"restored_share": 1.0}}
+        "restored",
+        "`select`, its detail restored",
+        {"finetune": {"lsr_mode": "target"}, "sample": {"detail_restoration": 1.0}},
     ),
 )
 #: What the variants are measured against: other training sets for the same networks.

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import ConfigError
 from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant
-from ddsr_core.pipeline.config import SourceName, merge
+from ddsr_core.pipeline.config import Preset, merge
 
 Scale = Literal["mini", "paper"]
 ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"]
 
 #: The preset that a scale is laid over where none is named.
-DEFAULT_PRESET: Mapping[Scale, str] = {"mini": "demo", "paper": "best"}
+DEFAULT_PRESET: Mapping[Scale, Preset] = {"mini": "demo", "paper": "best"}
 
 #: Numbers of training images; Table III's are the larger ones.
 COUNTS: Mapping[Scale, tuple[int, ...]] = {"mini": (7, 70), "paper": (7, 35, 70, 140, 280, 420)}
@@ -29,29 +30,29 @@ _BY_GAIN = {"oversample": 10, "sr_gain_share": 0.2, "allocation": "proportional"
 #: Every one as it is drawn, begun at patches that are spread over their cluster; copies are not refused, as a weak start
 #: gives hardly anything else.
 _BEGUN = {
-    "start": "k-centre", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
-    "max_cosine": 1.0, "restored_share": 0.0,
+    "init": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
+    "max_cosine": 1.0, "detail_restoration": 0.0,
 }  # fmt: skip
 #: Images as the diffusion model draws them, chosen, with nothing done to them: as near to the paper as ddsr-tiny allows.
 DRAWN: Mapping[Scale, Mapping[str, Any]] = {
-    "mini": {"finetune": {"lsr_mode": "off"}, "sample": {**_BY_GAIN, "restored_share": 0.0}},
-    "paper": {"sample": {"restored_share": 0.0}},
+    "mini": {"finetune": {"lsr_mode": "off"}, "sample": {**_BY_GAIN, "detail_restoration": 0.0}},
+    "paper": {"sample": {"detail_restoration": 0.0}},
 }
 #: The same with detail restored.
 DISTILLED: Mapping[Scale, Mapping[str, Any]] = {
-    scale: merge(changes, {"sample": {"restored_share": 1.0}}) for scale, changes in DRAWN.items()
+    scale: merge(changes, {"sample": {"detail_restoration": 1.0}}) for scale, changes in DRAWN.items()
 }
 NEAR: Mapping[Scale, Mapping[str, Any]] = {
     scale: merge(changes, {"sample": {**_BEGUN, "strength": 0.1}}) for scale, changes in DRAWN.items()
 }
 
-MEANINGS: Mapping[SourceName, str] = {
+MEANINGS: Mapping[TrainingSetName, str] = {
     "distilled": "images drawn by this method from pure noise, their detail restored from their own LR images",
     "gsdd": "inverted from an SR-GAN's generator, our reading of GSDD",
     "base": "images of the base model as it is",
     "threshold": "accepted patches, drawn at random",
     "random": "random crops of the photos",
-    "k-centre": "crops that cover the embedding space",
+    "k-center": "crops that cover the embedding space",
     "hdc": "crops with many edges, from every cluster of texture",
     "loss-ranked": "crops that a small network finds hard, without the hardest",
     "full": "all photos, as many iterations",
@@ -59,7 +60,7 @@ MEANINGS: Mapping[SourceName, str] = {
 }
 DRAWN_MEANING = "the same images as they were drawn"
 NEAR_MEANING = "drawn from patches noised to t = 100: nearly copies of them"
-WHOLE: tuple[SourceName, ...] = ("full", "full-thresholded")
+WHOLE: tuple[TrainingSetName, ...] = ("full", "full-thresholded")
 
 #: In miniature one convolutional network and one transformer (half the iterations: a step takes it longer).
 _PSNR_NETWORKS: Mapping[Scale, tuple[Network, ...]] = {
@@ -112,11 +113,11 @@ def design_of(name: ExperimentName, scale: Scale) -> Design:
             return _starts(scale)
         case "shares":
             return _shares(scale)
-    raise ConfigError(f"no experiment {name!r}", where="experiment", mend="`ddsr reproduce --help` names them")
+    raise ConfigError(f"no experiment {name!r}", where="experiment", fix="`ddsr reproduce --help` names them")
 
 
 def _grid(
-    name: str, title: str, scale: Scale, sources: Sequence[SourceName], counts: Mapping[Scale, tuple[int, ...]],
+    name: str, title: str, scale: Scale, sources: Sequence[TrainingSetName], counts: Mapping[Scale, tuple[int, ...]],
     networks: tuple[Network, ...], metrics: tuple[str, ...],
 ) -> Design:  # fmt: skip
     """Every source at every number of images; the whole data once."""
@@ -150,7 +151,7 @@ def _budget(scale: Scale) -> Design:
     """One network and number of images at several numbers of iterations: where does data become the limit?"""
     first = _PSNR_NETWORKS[scale][0]
     networks = tuple(Network(first.name, first.arch, {"iterations": count}) for count in BUDGETS[scale])
-    sources: tuple[SourceName, ...] = ("threshold", "random", *WHOLE)
+    sources: tuple[TrainingSetName, ...] = ("threshold", "random", *WHOLE)
     return Design(
         "budget",
         (Variant("distilled", MEANINGS["distilled"], DISTILLED[scale]), Variant("drawn", DRAWN_MEANING, DRAWN[scale])),
@@ -164,11 +165,13 @@ def _budget(scale: Scale) -> Design:
 
 def _sources(scale: Scale) -> Design:
     """Every source of training images at one number of images."""
-    sources: tuple[SourceName, ...] = ("random", "threshold", "k-centre", "hdc", "loss-ranked", "gsdd", *WHOLE)
+    sources: tuple[TrainingSetName, ...] = ("random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", *WHOLE)
     return Design(
         "sources",
         (
-            Variant("base", MEANINGS["base"], {"finetune": {"steps": 0, "epochs": None}, "sample": {"restored_share": 0.0}}),
+            Variant(
+                "base", MEANINGS["base"], {"finetune": {"steps": 0, "epochs": None}, "sample": {"detail_restoration": 0.0}}
+            ),
             Variant("distilled", MEANINGS["distilled"], DISTILLED[scale]),
             Variant("drawn", DRAWN_MEANING, DRAWN[scale]),
             Variant("near", NEAR_MEANING, NEAR[scale]),
@@ -209,7 +212,7 @@ def _shares(scale: Scale) -> Design:
             Variant(
                 f"share-{share}",
                 f"{share:.0%} of the images' detail restored, the rest as it was drawn",
-                merge(DRAWN[scale], {"sample": {"restored_share": share}}),
+                merge(DRAWN[scale], {"sample": {"detail_restoration": share}}),
             )
             for share in SHARES
         ),
@@ -229,7 +232,7 @@ NOTES: Mapping[str, tuple[str, ...]] = {
         "other tables, where networks trained on L1 reach .73 to .75; it is probably GSDD's figure.",
     ),
     "table2": (
-        "*paper*: its rows of EDSR and RCAN fit RGB, those of SRFormer and HiT-SR fit Y (the two are 1.32 dB apart on grey "
+        "*paper*: its rows of EDSR and RCAN fit RGB, those of SRFormer and HiT-SR fit Y (the two are 1.32 dB apart on gray "
         "images); each stands under that metric. Iterations are not given there.",
     ),
     "table3": (

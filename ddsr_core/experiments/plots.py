@@ -37,7 +37,7 @@ def plot_metric(cells: Sequence[Cell], bicubic: Mapping[str, float], design: Des
                 panel.errorbar(x, y, yerr=bars, marker="o", markersize=4, capsize=3, color=f"C{number}", label=row.variant)
             elif whole:
                 panel.axhline(whole.mean, linestyle="--", color=f"C{number}", label=row.variant)
-        panel.axhline(bicubic[metric], linestyle=":", color="grey", label="bicubic")
+        panel.axhline(bicubic[metric], linestyle=":", color="gray", label="bicubic")
         panel.set_title(network)
         panel.set_xlabel("iterations" if design.columns == "iterations" else "training images")
         panel.set_xscale("log")

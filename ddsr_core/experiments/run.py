@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.experiments.markdown import tables_markdown
 from ddsr_core.experiments.paper_tables import WHOLE
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
-from ddsr_core.imaging.images import photo_source, read_image_set, read_rgb, save_png
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
+from ddsr_core.imaging.images import save_png
 from ddsr_core.pipeline.config import PipelineConfig
-from ddsr_core.pipeline.fan_out import Begun, FanOut, Work
-from ddsr_core.pipeline.pins import Claim, Claims
-from ddsr_core.pipeline.runs import complete_run, run_folder, start_run
-from ddsr_core.pipeline.stages import Build, Built, Chain, data_source, distill
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
-from ddsr_core.storage.store import Artifact, InputRef, StageInput, Store, storage_errors, write_atomically
+from ddsr_core.pipeline.distill import distill, training_set
+from ddsr_core.pipeline.networks import NetworkJob, network_job, network_of, prefetched
+from ddsr_core.pipeline.run import Run
+from ddsr_core.pipeline.run_folder import run_folder
+from ddsr_core.pipeline.run_state import complete_run
+from ddsr_core.pipeline.stages import Stages
+from ddsr_core.storage.files import storage_errors, write_atomically
+from ddsr_core.storage.stage import Artifact, Source, StageInput
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
@@ -36,7 +37,6 @@ class Experiment:
 
     Attributes:
         total: cells that it will have.
-        stages: what has been built for it; ``claims``: their keys, until it is finished.
     """
 
     design: Design
@@ -44,8 +44,6 @@ class Experiment:
     about: str
     total: int
     bicubic: dict[str, float]
-    stages: list[Built]
-    claims: Claims
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, cell: Cell) -> None:
@@ -77,105 +75,53 @@ class TrainingSet:
     facts: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A cell that is on its way, or not begun."""
-
-    trained_on: TrainingSet
-    network: Network
-    recipe: TrainSRConfig
-    inputs: dict[str, StageInput]
-    label: str
-    begun: Begun | None
-
-
-def measure(
-    design: Design, config: PipelineConfig, photos: Path, test: Path, seeds: int, store: Store, name: str, build: Build,
-    log: Callable[[str], None], command: str, ahead: FanOut, device: str = "auto",
-) -> Experiment:  # fmt: skip
+def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
     """Measure every training set of a design (`ddsr_core.experiments.design`) with the same networks and iterations.
 
     Args:
+        run: with test photos; its config is what the design's variants change.
         seeds: number of seeds, 0 … seeds - 1.
-        log: takes a line when a stage begins and ends, and a line a finished cell.
         command: how the table was made; stands above it.
-        ahead: where networks are trained at once (`ddsr_core.pipeline.fan_out`).
-        device: there.
     """
-    start_run(store, name, config, photos, test)
-    claims = Claims(store, name)
-    chain = Chain(claims.building(build), log)
-    tests = photo_source(test)
-    bicubic = metrics_of(chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests))
-    folder, networks = run_folder(store, name), design.networks_of(config)
-    total = len(design.variants) * len(networks) * seeds
-    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic, chain.stages, claims)
-    waiting: deque[Pending] = deque()
-    for seed in range(seeds):
-        for trained_on in training_sets(chain, design, config, photos, seed):
-            if seed == 0 and trained_on.variant.source not in WHOLE:
-                write_sheet(trained_on.data.path, folder / f"sheet-{sheet_name(trained_on)}.png")
-            for network in networks:
-                waiting.append(begin(ahead, store, device, config, trained_on, network, seed, tests, claims.add))
-            while waiting and is_ready(waiting[0]):
-                finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
-    while waiting:
-        finish_cell(experiment, chain, waiting.popleft(), config, tests, log)
+    stages, tests = run.stages, run.test_photos
+    config, folder = stages.config, run_folder(run.store, run.name)
+    bicubic = metrics_of(stages.evaluate(tests))
+    total = len(design.variants) * len(design.networks_of(config)) * seeds
+    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic)
+    for job, (trained_on, network) in prefetched(stages, jobs_of(design, run, tests, seeds)):
+        _, measured = network_of(stages, job, trained_on.data, tests)
+        done = Cell(
+            trained_on.variant.name, network.name, job.recipe.seed, metrics_of(measured), trained_on.facts,
+            trained_on.images, job.recipe.iterations,
+        )  # fmt: skip
+        experiment.add(done)
+        stages.log(f"cell {len(experiment.cells)} of {total}: {job.label}: {done.metrics['psnr_y']:.3f} dB")
     return experiment
 
 
-def is_ready(cell: Pending) -> bool:
-    """Whether a cell need not be waited for: it is done, or nobody else has begun it."""
-    return cell.begun is None or cell.begun.done()
+def jobs_of(design: Design, run: Run, tests: Source, seeds: int) -> Iterator[tuple[NetworkJob, tuple[TrainingSet, Network]]]:
+    """The networks of an experiment, seed by seed; training sets are made as their turn comes."""
+    config = run.stages.config
+    for seed in range(seeds):
+        for trained_on in training_sets(run.stages, design, run.photos, seed):
+            if seed == 0 and trained_on.variant.source not in WHOLE:
+                write_sheet(trained_on.data.path, run_folder(run.store, run.name) / f"sheet-{sheet_name(trained_on)}.png")
+            count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
+            for network in design.networks_of(config):
+                label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
+                recipe = network.config(config, seed)
+                yield network_job(run.stages, recipe, trained_on.data, tests, label), (trained_on, network)
 
 
-def begin(
-    ahead: FanOut, store: Store, device: str, config: PipelineConfig, trained_on: TrainingSet, network: Network,
-    seed: int, tests: StageInput, claim: Claim,
-) -> Pending:  # fmt: skip
-    """Send a cell to a worker, where there are workers."""
-    recipe = network.config(config, seed)
-    inputs = {"data": trained_on.data, **train.trunk_input(recipe)}
-    claim(train.STAGE.key(recipe, inputs))
-    count = "" if trained_on.variant.images is None else f" {trained_on.variant.images}"
-    label = f"{network.name} {trained_on.variant.name}{count} seed {seed}"
-    sources = {name: InputRef.of(item) for name, item in inputs.items()}
-    work = Work(
-        label=label, home=store.url, device=device, recipe=recipe, inputs=sources, evaluate=config.evaluate,
-        tests=InputRef.of(tests),
-    )  # fmt: skip
-    return Pending(trained_on, network, recipe, inputs, label, ahead.begin(work))
-
-
-def finish_cell(
-    experiment: Experiment,
-    chain: Chain,
-    cell: Pending,
-    config: PipelineConfig,
-    tests: StageInput,
-    log: Callable[[str], None],
-) -> None:
-    """Wait for a cell, or build it, and take it into the tables."""
-    if cell.begun:
-        cell.begun.result()  # what went wrong in a worker goes wrong here
-    weights = chain.add(train.STAGE, cell.recipe, cell.label, **cell.inputs)
-    measured = chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
-    variant, recipe = cell.trained_on.variant, cell.recipe
-    facts, images = cell.trained_on.facts, cell.trained_on.images
-    done = Cell(variant.name, cell.network.name, recipe.seed, metrics_of(measured), facts, images, recipe.iterations)
-    experiment.add(done)
-    log(f"cell {len(experiment.cells)} of {experiment.total}: {cell.label}: {done.metrics['psnr_y']:.3f} dB")
-
-
-def training_sets(chain: Chain, design: Design, config: PipelineConfig, photos: Path, seed: int) -> Iterator[TrainingSet]:
+def training_sets(stages: Stages, design: Design, photos: Source, seed: int) -> Iterator[TrainingSet]:
     """Every training set of one seed."""
     for variant in design.distilled:
-        seeded = variant.config(config, seed)
-        distilled, accepted = distill(chain, seeded, photos)
-        yield TrainingSet(variant, distilled, seeded.sample.count, facts_of(distilled))
+        seeded = variant.config(stages.config, seed)
+        distilled = distill(stages.with_config(seeded), photos)
+        yield TrainingSet(variant, distilled.images, seeded.sample.count, facts_of(distilled.images))
     for variant in design.baselines:
-        seeded = variant.config(config, seed)
-        data = data_source(chain, variant.source, seeded, photos, distilled, accepted)
+        seeded = variant.config(stages.config, seed)
+        data = training_set(stages.with_config(seeded), variant.source, distilled)
         images = None if variant.source in WHOLE else seeded.sample.count
         yield TrainingSet(variant, data, images, facts_of(data) if isinstance(data, Artifact) else {})
 
@@ -220,8 +166,8 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
     )
 
 
-def finish(store: Store, name: str, experiment: Experiment) -> dict[str, Any]:
+def finish(run: Run, experiment: Experiment) -> dict[str, Any]:
     """Mark the run completed, and return what the command prints as JSON."""
-    complete_run(store, name, experiment.stages)
-    experiment.claims.drop()
+    complete_run(run.store, run.name, run.stages.runs)
+    run.pins.drop()
     return dict(json.loads(experiment.json()))

@@ -1,8 +1,8 @@
-"""Bicubic x4 resampling in the two kernels that the field mixes up, and PSNR_bic (paper, equation 1).
+"""Bicubic x4 resampling with the two kernels that the literature confuses, and PSNR_bic (paper, equation 1).
 
-``matlab``: antialiased, a = -0.5, symmetric borders: MATLAB's ``imresize`` and the SR community's LR images.
-``opencv``: no antialiasing, a = -0.75, replicated borders: what the authors' code scores patches with. Its PSNR_bic
-is lower by 1.0 to 1.8 dB.
+``matlab``: antialiased, a = -0.5, symmetric borders, as MATLAB's ``imresize`` and the LR images of SR benchmarks.
+``opencv``: not antialiased, a = -0.75, replicated borders, as the authors' code that scores patches. Its PSNR_bic is 1.0
+to 1.8 dB lower.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 from ddsr_core.imaging.kernel import Kernel
 
 SCALE = 4
-#: LR pixels beside a cut-out that see beyond its border (the kernel's support is 4 LR pixels).
+#: LR pixels inside a crop whose value depends on pixels outside it (the kernel's support is 4 LR pixels).
 LR_MARGIN_PX = 2
 
 
 def downsample(x: Tensor, scale: int = SCALE, kernel: Kernel = "matlab") -> Tensor:
-    """Bicubic reduction of ``float (B, C, H, W)`` in any range to ``(B, C, H/scale, W/scale)``; not rounded or clamped.
+    """Reduce ``float (B, C, H, W)``, of any range, to ``(B, C, H/scale, W/scale)``, without rounding or clamping.
 
-    Differentiable. H and W must be multiples of ``scale``.
+    Differentiable.
 
     Raises:
         ValueError: a side is not a multiple of ``scale``.
@@ -39,7 +39,10 @@ def downsample(x: Tensor, scale: int = SCALE, kernel: Kernel = "matlab") -> Tens
 
 
 def upsample(x: Tensor, scale: int = SCALE, kernel: Kernel = "matlab") -> Tensor:
-    """Bicubic enlargement of ``float (B, C, h, w)`` to ``(B, C, h * scale, w * scale)``; not rounded or clamped."""
+    """Enlarge ``float (B, C, h, w)``, of any range, to ``(B, C, h * scale, w * scale)``, without rounding or clamping.
+
+    Differentiable.
+    """
     size = (x.shape[-2] * scale, x.shape[-1] * scale)
     if kernel == "opencv":
         return F.interpolate(x, size=size, mode="bicubic", align_corners=False)
@@ -56,7 +59,7 @@ def upsample(x: Tensor, scale: int = SCALE, kernel: Kernel = "matlab") -> Tensor
 
 
 def symmetric_pad(x: Tensor, margin: int) -> Tensor:
-    """Mirror ``(B, C, H, W)`` at its borders, the border pixel repeated (NumPy's ``symmetric``)."""
+    """Mirror ``(B, C, H, W)`` at its borders and repeat the border pixel (NumPy's ``symmetric``)."""
     rows = _mirrored(x.shape[-2], margin, x.device)
     columns = _mirrored(x.shape[-1], margin, x.device)
     return x.index_select(-2, rows).index_select(-1, columns)
@@ -68,7 +71,7 @@ def _mirrored(size: int, margin: int, device: torch.device) -> Tensor:
 
 
 def make_lr(hr: Tensor, scale: int = SCALE) -> Tensor:
-    """LR images as the field makes them: ``matlab`` kernel, rounded to 8 bits.
+    """LR images as SR benchmarks define them: ``matlab`` kernel, rounded to 8 bits.
 
     Args:
         hr: ``float (B, C, H, W)`` in [0, 1].
@@ -79,21 +82,24 @@ def make_lr(hr: Tensor, scale: int = SCALE) -> Tensor:
     return downsample(hr, scale).mul(255).round().clamp(0, 255).div(255)
 
 
-def grey(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
     """Luma ``(B, 1, H, W)`` of RGB ``(B, 3, H, W)``, with the weights of Pillow's mode "L" (BT.601, full range)."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=x.device, dtype=x.dtype)
     return (x * weights[None, :, None, None]).sum(1, keepdim=True)
 
 
 def psnr_bic(x: Tensor, kernel: Kernel = "matlab") -> Tensor:
-    """PSNR_bic (paper, equation 1): how well bicubic x4 and back reproduces an image. Low means much texture.
+    """PSNR_bic (paper, equation 1): how well an image survives bicubic x4 reduction and enlargement.
+
+    Low values mean much texture. Differentiable.
 
     Args:
-        x: ``float (B, 3, H, W)`` in [0, 1], sides multiples of 4.
+        x: ``float (B, 3, H, W)`` in [0, 1]; sides are multiples of 4.
+        kernel: of both resamplings.
 
     Returns:
-        ``(B,)`` in dB, at most 120; differentiable.
+        ``(B,)`` in dB, at most 120.
     """
-    luma = grey(x)
+    luma = gray(x)
     error = (luma - upsample(downsample(luma, kernel=kernel), kernel=kernel)).square().mean((1, 2, 3))
     return -10 * torch.log10(error + 1e-12)

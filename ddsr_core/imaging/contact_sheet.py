@@ -1,4 +1,4 @@
-"""Contact sheets: many images in one."""
+"""Contact sheets: many images on one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ GAP_PX = 2
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, px: int) -> np.ndarray:
-    """Images in rows of ``columns``, each cropped to its centre square and scaled to ``px``, on white.
+    """Arrange images in rows on white, each cropped to its center square and scaled to ``px``.
 
     Args:
         images: at least one, ``uint8 (H, W, 3)``, of any size.
-        columns: images in a row; fewer where there are fewer images.
-        px: height and width of one image on the sheet, pixels.
+        columns: images per row; the sheet is no wider than its images.
+        px: height and width of each image on the sheet, in pixels.
 
     Returns:
         ``uint8 (rows * (px + GAP_PX) - GAP_PX, columns * (px + GAP_PX) - GAP_PX, 3)``.

@@ -1,6 +1,6 @@
-"""The demo's photographs: those that the packages scikit-image and scikit-learn carry. None is kept in this project.
+"""The demo's photographs, which come with the packages scikit-image and scikit-learn. This project contains none of them.
 
-Graphics, microscopy, astronomy and second views of a scene are left out; one photo is held out as the test set.
+Graphics, microscopy, astronomy and second views of a scene are left out. One photo is held out as the test set.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from ddsr_core.errors import InputError
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
 
 TRAIN = (
     ("skimage", "data/astronaut.png"),
@@ -23,10 +23,13 @@ TEST = (("sklearn", "datasets/images/china.jpg"),)
 
 
 def write_demo_photos(folder: Path) -> tuple[Path, Path]:
-    """Copy the photos to ``folder/train`` and ``folder/test`` and return both.
+    """Copy the photos to ``folder/train`` and ``folder/test``.
+
+    Returns:
+        Both folders.
 
     Raises:
-        InputError: a package does not carry its photo any more.
+        InputError: a package does not contain its photo.
     """
     for name, photos in (("train", TRAIN), ("test", TEST)):
         for package, path in photos:
@@ -39,10 +42,10 @@ def write_demo_photos(folder: Path) -> tuple[Path, Path]:
 
 def _photo(package: str, path: str) -> Path:
     spec = importlib.util.find_spec(package)  # finds the folder without importing the package
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(place) / path).is_file():
-            return Path(place) / path
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(root) / path).is_file():
+            return Path(root) / path
     raise InputError(
-        f"the package {package} does not carry {path}",
-        mend="run `make setup`, or name photos of your own with --images",
+        f"the package {package} does not contain {path}",
+        fix="run `make setup`, or name your own photos with --images",
     )

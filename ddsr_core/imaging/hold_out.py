@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
+from ddsr_core.config import digest_of
 from ddsr_core.errors import ConfigError
-from ddsr_core.imaging.images import find_images, photo_source
-from ddsr_core.storage.store import storage_errors
+from ddsr_core.imaging.photos import find_images, photo_digests
+from ddsr_core.storage.files import storage_errors
+from ddsr_core.storage.stage import Source
 
 TEST_SHARE = 10
 
 
-def hold_out(photos: Path, home: Path) -> tuple[Path, Path]:
+def hold_out(photos: Path, home: Path) -> tuple[Source, Source]:
     """Split a folder of photos into folders of links below ``home/splits``: one photo in ten (at least one) is for testing.
 
-    The choice depends on the photos' content alone; copies of a photo land on the same side.
+    The choice depends on the photos' content alone; copies of a photo land on the same side. Each photo is read once.
 
     Returns:
         ``(train, test)``.
@@ -28,22 +29,28 @@ def hold_out(photos: Path, home: Path) -> tuple[Path, Path]:
     if not photos.is_dir() or not find_images(photos):
         raise ConfigError(
             "only a folder of image files can be split into training and test photos", where=photos,
-            mend="name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
+            fix="name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
         )  # fmt: skip
-    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in find_images(photos)}
-    contents = sorted(set(digests.values()))
+    digests = photo_digests(photos)
+    contents = sorted({digest for _, digest in digests})
     if len(contents) < 2:
         raise ConfigError(
             "a single photo cannot be both training and test data", where=photos,
-            mend="add photos, name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
+            fix="add photos, name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
         )  # fmt: skip
     held = set(contents[: max(1, len(contents) // TEST_SHARE)])
-    root = home / "splits" / photo_source(photos).digest[:32]
+    root = home / "splits" / digest_of(sorted(digests))[:32]
+    sides = {side: [pair for pair in digests if (pair[1] in held) == (side == "test")] for side in ("train", "test")}
     with storage_errors(home):
-        for path, digest in digests.items():
-            link = root / ("test" if digest in held else "train") / path.relative_to(photos)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.unlink(missing_ok=True)
-                os.symlink(path.resolve(), link)
-    return root / "train", root / "test"
+        for side, pairs in sides.items():
+            for name, _ in pairs:
+                _link(root / side / name, photos / name)
+    train, test = (Source(root / side, digest_of(sorted(pairs))) for side, pairs in sides.items())
+    return train, test
+
+
+def _link(link: Path, photo: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        os.symlink(photo.resolve(), link)

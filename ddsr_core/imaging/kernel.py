@@ -1,4 +1,4 @@
-"""Names of the bicubic kernels, importable without torch (configs need no more)."""
+"""Names of the bicubic kernels. Importable without torch, as configs need them."""
 
 from typing import Literal
 

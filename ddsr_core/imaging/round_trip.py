@@ -1,7 +1,8 @@
-"""Squared error of bicubic x4 down and up over a whole photo, in NumPy: what the patches stage scores windows from.
+"""Squared error of bicubic x4 reduction and enlargement over a photo, in NumPy. The patches stage scores windows with it.
 
-The same arithmetic as ``ddsr_core.imaging.bicubic`` (to rounding) on one grey image. Each resampling is a product with a banded
-Toeplitz matrix; cut into blocks of `LR_BLOCK` it becomes small dense products, which keep to the processor's cache.
+The arithmetic is that of ``ddsr_core.imaging.bicubic``, up to rounding, on one gray image. Each resampling is a product
+with a banded Toeplitz matrix. Cut into blocks of `LR_BLOCK`, it becomes small dense products that stay in the processor's
+cache.
 """
 
 from __future__ import annotations
@@ -10,30 +11,32 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 
+import cv2
 import numpy as np
 
 from ddsr_core.imaging.kernel import Kernel
 
 SCALE = 4
-#: LR rows or columns that one matrix product makes. Larger blocks multiply more zeros, smaller ones call more often.
+#: LR rows or columns per matrix product. Larger blocks multiply more zeros; smaller ones need more calls.
 LR_BLOCK = 8
 STRIP_PX = SCALE * LR_BLOCK
-#: Pixels beside an image that the kernels reach: half of 16 HR taps, less the half step; half of 4 LR taps.
+#: Pixels outside an image that the kernels reach: half of 16 HR taps, minus the half step; half of 4 LR taps.
 HR_MARGIN_PX = 6
 LR_MARGIN_PX = 2
-_kept = threading.local()
+_buffers = threading.local()
 
 
 def squared_error_sums(image: np.ndarray, kernel: Kernel, cell_px: int) -> np.ndarray:
-    """Sums of the squared round-trip error of the luma over a lattice of square cells.
+    """Sums of the squared round-trip error of the luma over a grid of square cells.
 
     Args:
         image: ``uint8 (H, W, 3)``, H and W multiples of 4.
-        cell_px: side of a cell, a divisor of `STRIP_PX` and a multiple of 4.
+        kernel: of both resamplings.
+        cell_px: side of a cell; a divisor of `STRIP_PX` and a multiple of 4.
 
     Returns:
-        ``float64 (H // cell_px, W // cell_px)``, of pixels in [0, 1]; what is left over on the right and below is
-        left out.
+        ``float64 (H // cell_px, W // cell_px)``, for pixels in [0, 1]. Incomplete cells on the right and at the bottom
+        are left out.
     """
     height, width = image.shape[:2]
     luma = _padded_luma(image, kernel)
@@ -54,18 +57,16 @@ def squared_error_sums(image: np.ndarray, kernel: Kernel, cell_px: int) -> np.nd
 
 
 def _buffer(name: str, rows: int, columns: int) -> np.ndarray:
-    """An array that a thread keeps from photo to photo: pages fresh from the system would cost a tenth of the time."""
-    kept: np.ndarray | None = getattr(_kept, name, None)
-    if kept is None or kept.size < rows * columns:
-        kept = np.empty(rows * columns, np.float32)
-        setattr(_kept, name, kept)
-    return kept[: rows * columns].reshape(rows, columns)
+    """An array that a thread reuses for the next photo. Memory fresh from the system would cost a tenth of the time."""
+    buffer: np.ndarray | None = getattr(_buffers, name, None)
+    if buffer is None or buffer.size < rows * columns:
+        buffer = np.empty(rows * columns, np.float32)
+        setattr(_buffers, name, buffer)
+    return buffer[: rows * columns].reshape(rows, columns)
 
 
 def _padded_luma(image: np.ndarray, kernel: Kernel) -> np.ndarray:
-    """Luma in [0, 255], ``float32 (H + 12, W + 12)``, with the margins that the kernel sees beyond the borders."""
-    import cv2
-
+    """Luma in [0, 255], ``float32 (H + 12, W + 12)``, with the margins that the kernel reaches outside the image."""
     height, width = image.shape[:2]
     luma = _buffer("luma", height + 2 * HR_MARGIN_PX, width + 2 * HR_MARGIN_PX)
     inside = luma[HR_MARGIN_PX:-HR_MARGIN_PX, HR_MARGIN_PX:-HR_MARGIN_PX]
@@ -77,7 +78,7 @@ def _padded_luma(image: np.ndarray, kernel: Kernel) -> np.ndarray:
 
 
 def _down(luma: np.ndarray, kernel: Kernel) -> np.ndarray:
-    """``(H + 12, W + 12)`` to the LR image with margins, ``(H/4 + 4, W/4 + 4)``."""
+    """Reduce ``(H + 12, W + 12)`` to the LR image with margins, ``(H/4 + 4, W/4 + 4)``."""
     down = _matrices(kernel)[0]
     height, width = ((side - 2 * HR_MARGIN_PX) // SCALE for side in luma.shape)
     short = _buffer("short", height, luma.shape[1])
@@ -94,7 +95,7 @@ def _down(luma: np.ndarray, kernel: Kernel) -> np.ndarray:
 
 
 def _widen(low: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """``(h + 4, w + 4)`` enlarged along its rows to ``(h + 4, 4 * w)``."""
+    """Enlarge ``(h + 4, w + 4)`` along its rows to ``(h + 4, 4 * w)``."""
     width = low.shape[1] - 2 * LR_MARGIN_PX
     wide = _buffer("wide", len(low), width * SCALE)
     for start, count in _blocks(width):
@@ -110,17 +111,17 @@ def _blocks(side: int) -> Iterator[tuple[int, int]]:
 
 
 def _part(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The matrix of a smaller block: a Toeplitz matrix's corner is the same matrix."""
+    """The matrix of a smaller block, which is a corner of the Toeplitz matrix."""
     return matrix[:rows, :columns]
 
 
 @cache
 def _matrices(kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
-    """One block down ``(16, 76)`` and up ``(64, 20)``, both float32, margins included on the input's side."""
+    """The float32 matrices of one block with its margins: reduction ``(8, 44)`` and enlargement ``(32, 12)``."""
     hr = np.arange(-HR_MARGIN_PX, STRIP_PX + HR_MARGIN_PX)
     lr = np.arange(-LR_MARGIN_PX, LR_BLOCK + LR_MARGIN_PX)
-    centres = SCALE * np.arange(LR_BLOCK) + (SCALE - 1) / 2
-    distance = hr[None] - centres[:, None]
+    centers = SCALE * np.arange(LR_BLOCK) + (SCALE - 1) / 2
+    distance = hr[None] - centers[:, None]
     down = _cubic(distance / SCALE, -0.5) / SCALE if kernel == "matlab" else _cubic(distance, -0.75)
     places = (np.arange(STRIP_PX) - (SCALE - 1) / 2) / SCALE
     up = _cubic(lr[None] - places[:, None], -0.5 if kernel == "matlab" else -0.75)
@@ -128,7 +129,7 @@ def _matrices(kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel (1981), support [-2, 2]."""
+    """Cubic convolution kernel of Keys (1981), support [-2, 2]."""
     x = np.abs(x)
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)
@@ -136,6 +137,6 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def _fill_margins(padded: np.ndarray, margin: int, kernel: Kernel) -> None:
-    """Fill the outermost ``margin`` rows and columns: mirrored (matlab) or the border repeated (opencv)."""
+    """Fill the outermost ``margin`` rows and columns by mirroring (matlab) or repeating the border (opencv)."""
     for view in (padded, padded[::-1], padded.T, padded.T[::-1]):
         view[:margin] = view[margin : 2 * margin][::-1] if kernel == "matlab" else view[margin]

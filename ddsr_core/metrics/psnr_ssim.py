@@ -1,13 +1,13 @@
-"""PSNR and SSIM on Y and RGB, as the SR literature reports them; equal to BasicSR's functions.
+"""PSNR and SSIM on Y and RGB, as the SR literature reports them. The values equal those of BasicSR's functions.
 
-The SR image is clamped and rounded to 8 bits, ``crop_border`` pixels (normally the scale) are cut off each
-edge, Y is that of MATLAB's ``rgb2ycbcr`` on floats (BT.601, 16 to 235, not rounded), SSIM is that of Wang et
-al. 2004 with an 11x11 Gaussian window of sigma 1.5 on the valid region, RGB SSIM the mean over channels.
+The SR image is clamped and rounded to 8 bits, and ``crop_border`` pixels (normally the scale) are cut off each edge. Y is
+that of MATLAB's ``rgb2ycbcr`` on floats (BT.601, 16 to 235, not rounded). SSIM is that of Wang et al. (2004) with an 11x11
+Gaussian window of sigma 1.5 on the valid region; SSIM on RGB is the mean over channels.
 
-MATLAB's ``rgb2ycbcr`` on 8-bit images rounds Y to whole levels, and so did the scripts behind many published
-tables: ``round_y`` does that. It moves PSNR by less than .02 dB and costs about .001 of SSIM: bicubic x4 on B100
-is .6682 by BasicSR's functions, .6674 with Y rounded, .6675 in print. (The bicubic rows that papers copy from each
-other had Y alone enlarged, and rounded before and after.)
+On 8-bit images, MATLAB's ``rgb2ycbcr`` rounds Y to integers, and so did the scripts behind many published tables;
+``round_y`` does the same. Rounding moves PSNR by less than 0.02 dB and lowers SSIM by about 0.001: bicubic x4 on B100 has
+0.6682 by BasicSR's functions, 0.6674 with Y rounded, and 0.6675 in print. (For the bicubic rows that papers copy from each
+other, Y alone was enlarged, and rounded before and after.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Y_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 Y_OFFSET = 16.0
 SSIM_WINDOW = 11
 _SIGMA = 1.5
-#: SSIM is taken of strips of about so many pixels: on a CPU what stays in the cache is twice as fast.
+#: SSIM is computed in strips of about this many pixels, which stay in a CPU's cache: twice as fast.
 _STRIP_PX = 1 << 16
 _C1 = (0.01 * 255) ** 2
 _C2 = (0.03 * 255) ** 2
@@ -45,7 +45,7 @@ class Fidelity(NamedTuple):
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32 on a GPU inside: its 10-bit mantissa moves PSNR and SSIM in the third digit."""
+    """Turn TF32 off on GPUs: its 10-bit mantissa changes the third digit of PSNR and SSIM."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -55,7 +55,7 @@ def full_precision() -> Iterator[None]:
 
 
 def to_levels(image: Tensor) -> Tensor:
-    """What an 8-bit file would hold: floats in [0, 1] are clamped and rounded to 0, 1, … 255; uint8 stays.
+    """The levels that an 8-bit file would hold: floats in [0, 1] are clamped and rounded to 0, 1, … 255.
 
     Returns:
         float32 tensor of the same shape.
@@ -76,17 +76,17 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int, round_y: bool = False)
     Args:
         sr: (B, 3, H, W), float in [0, 1] (clamped and rounded to 8 bits first) or uint8.
         hr: same shape, float in [0, 1] or uint8.
-        crop_border: pixels cut off each edge before anything is measured; the field uses the scale.
-        round_y: round Y to whole levels, as MATLAB does with 8-bit images; BasicSR does not.
+        crop_border: pixels cut off each edge before anything is measured; by convention the scale.
+        round_y: round Y to integers, as MATLAB does with 8-bit images and BasicSR does not.
 
     Raises:
-        InputError: shapes differ, are not (B, 3, H, W), or less than the SSIM window (11x11) is left.
+        InputError: the shapes differ or are not (B, 3, H, W), or the border leaves less than the SSIM window (11x11).
 
     Example:
         >>> import torch
         >>> hr = torch.full((1, 3, 24, 24), 100, dtype=torch.uint8)
-        >>> grey_error = fidelity(hr + 5, hr, crop_border=4)  # on Y the error is 219/255 of it
-        >>> round(grey_error.psnr_rgb.item(), 2), round(grey_error.psnr_y.item(), 2)
+        >>> gray_error = fidelity(hr + 5, hr, crop_border=4)  # on Y, the error is 219/255 of that on RGB
+        >>> round(gray_error.psnr_rgb.item(), 2), round(gray_error.psnr_y.item(), 2)
         (34.15, 35.47)
     """
     sr, hr = _prepare(sr, hr, crop_border)
@@ -103,9 +103,9 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int, round_y: bool = False)
 
 
 def mean_psnr(values: Iterable[float]) -> float | None:
-    """Mean over images, in dB, of the finite values; None where there is none.
+    """Mean of the finite values, in dB; None if there are none.
 
-    An SR image that equals its HR image has infinite PSNR. One such image (a black frame, say) would make the
+    An SR image that equals its HR image has infinite PSNR. One such image (a black frame, for example) would make the
     mean of a test set infinite, so it is left out; `ddsr_core.evaluation.evaluate` counts it as ``identical``.
 
     Example:
@@ -120,13 +120,13 @@ def _prepare(sr: Tensor, hr: Tensor, crop_border: int) -> tuple[Tensor, Tensor]:
     if sr.shape != hr.shape or sr.ndim != 4 or sr.shape[1] != 3:
         raise InputError(
             f"cannot compare images of shape {tuple(sr.shape)} and {tuple(hr.shape)}",
-            mend="give two tensors of one shape (B, 3, H, W)",
+            fix="pass two tensors of the same shape (B, 3, H, W)",
         )
     height, width = sr.shape[-2:]
     if min(height, width) - 2 * crop_border < SSIM_WINDOW:
         raise InputError(
-            f"{height}x{width} px is too small to measure: SSIM needs {SSIM_WINDOW} px inside the cut border",
-            mend=f"use images of at least {SSIM_WINDOW + 2 * crop_border} px a side",
+            f"{height}x{width} px is too small to measure: SSIM needs {SSIM_WINDOW} px inside the border",
+            fix=f"use images of at least {SSIM_WINDOW + 2 * crop_border} px per side",
         )
     inside = (..., slice(crop_border, height - crop_border), slice(crop_border, width - crop_border))
     return to_levels(sr)[inside], to_levels(hr)[inside]
@@ -148,12 +148,12 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
 def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
     """SSIM under each window: levels (B, C, H, W) twice -> (B, C, H - 10, W - 10). Wang et al. 2004, equation 13.
 
-    The index needs only mu_x mu_y, mu_x^2 + mu_y^2 and likewise for the variances, and all four follow from
-    the first two moments of x + y and x - y: four filtered planes a channel instead of five.
+    The index needs mu_x mu_y, mu_x^2 + mu_y^2 and the same two terms of the variances. All four follow from the first two
+    moments of x + y and x - y, so that four planes per channel are filtered instead of five.
     """
-    mean_total, var_total = _moments(x + y - 255)  # centred: float32 squares of 0..510 would lose digits
+    mean_total, var_total = _moments(x + y - 255)  # centered: float32 squares of 0..510 would lose digits
     mean_delta, var_delta = _moments(x - y)
-    # in place from here: on a CPU fresh memory costs more than the arithmetic
+    # in place from here: on a CPU, allocating memory costs more than the arithmetic
     mean_total_sq = mean_total.add_(255).square_()
     mean_delta_sq = mean_delta.square_()
     luminance = (mean_total_sq - mean_delta_sq).add_(2 * _C1)

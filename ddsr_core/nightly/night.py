@@ -1,4 +1,4 @@
-"""A night's work: look what has changed, distil again, and let the result challenge the champion."""
+"""A night's work: look what has changed, distill again, and let the result challenge the champion."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from statistics import mean
 from typing import Any
 
 from ddsr_core.config import digest_of
-from ddsr_core.diffusion import finetune, latents
+from ddsr_core.diffusion import finetune
 from ddsr_core.errors import ConfigError, InputError, StorageError
-from ddsr_core.evaluation import evaluate as evaluation
-from ddsr_core.imaging.images import photo_digests, photo_source
+from ddsr_core.imaging.photos import photo_digests, photo_source
 from ddsr_core.nightly.registry import (
     Metric,
     Registry,
     Version,
     changing,
     folder_of,
-    judge,
     night_lock,
     read_photos,
     read_registry,
+    should_promote,
     write_photos,
     write_registry,
 )
 from ddsr_core.pipeline.config import PipelineConfig
-from ddsr_core.pipeline.pins import Claims
-from ddsr_core.pipeline.runs import failure_noted, finish_run, publish_distilled, run_log, start_run
-from ddsr_core.pipeline.stages import Build, Chain, base_model, clip_weights, distill, lsr_decoder, train_networks
+from ddsr_core.pipeline.distill import compare as compare_training_sets
+from ddsr_core.pipeline.distill import distill
+from ddsr_core.pipeline.model_files import ModelFiles
+from ddsr_core.pipeline.pins import Pins
+from ddsr_core.pipeline.run_state import failure_noted, finish_run, publish_distilled, run_log, start_run
+from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sr import train
-from ddsr_core.storage.store import Artifact, StageInput, Store, now, storage_errors
+from ddsr_core.stages import STAGES
+from ddsr_core.storage.files import now, storage_errors
+from ddsr_core.storage.stage import Artifact, Source, StageInput
+from ddsr_core.storage.store import Store
 
-#: Stages whose code decides what is distilled.
-MAKING = (patches.STAGE, embeddings.STAGE, clusters.STAGE, latents.STAGE, finetune.STAGE, sampling.STAGE)
+#: Sections of the paper whose stages decide what is distilled.
+DISTILLING = ("II-A", "II-B", "II-C")
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Night:
     """What is distilled and what for.
 
     Attributes:
-        name: of the succession, ``nightly/<name>`` in the home.
+        name: of the series, ``nightly/<name>`` in the home.
         margin: how much worse than the champion a challenger may be, in the metric's unit.
-        warm_steps: optimiser steps of a fine-tuning that goes on from the last adapter; none: as many as from the base.
+        warm_steps: optimizer steps of a fine-tuning that goes on from the last adapter; none: as many as from the base.
         warm: go on from the last adapter; else always from the base.
     """
 
@@ -83,18 +87,18 @@ class Seen:
         return digest_of(sorted(set(self.photos.values()))), digest_of(sorted(set(self.test.values()))), self.config
 
 
-def memo_of(name: str) -> str:
-    """The memo of a succession, relative to the home."""
-    return f"{folder_of(name)}/memo"
+def photo_cache_of(name: str) -> str:
+    """The photo_cache of a series, relative to the home."""
+    return f"{folder_of(name)}/photo_cache"
 
 
-def challenge(night: Night, store: Store, build: Build, log: Callable[[str], None] | None = None) -> Outcome:
-    """Distil again if photos, test photos or settings have changed since the last version, and judge the result.
+def challenge(night: Night, store: Store, backend: Backend, log: Callable[[str], None] | None = None) -> Outcome:
+    """Distill again if photos, test photos or settings have changed, and decide whether the result is promoted.
 
     One night of a name at a time: another one waits, and then finds what the first has made.
 
     Args:
-        build: with the memo of `memo_of`, so that known photos and patches are not scored and embedded again.
+        backend: with the photo cache of `photo_cache_of`: known photos and patches are not scored and embedded again.
         log: takes a line when a stage begins and ends; none: the log of the version's run.
 
     Raises:
@@ -106,14 +110,14 @@ def challenge(night: Night, store: Store, build: Build, log: Callable[[str], Non
     with store.locked(night_lock(night.name), night.name, f"a night of {night.name!r}, begun"):
         registry, seen = read_registry(store, night.name), look(night)
         if is_unchanged(registry, seen):
-            mend_current(store, night.name)
+            repair_current(store, night.name)
             return Outcome(None, registry, registry)
         run = f"{night.name}-{registry.next_number:04d}"
         log = log or run_log(store, run)
         with failure_noted(store, run):
-            claims = Claims(store, run)
-            outcome = distil_and_judge(night, store, Chain(claims.building(build), log), registry, seen, run)
-        claims.drop()
+            pins = Pins(store, run)
+            outcome = distill_and_compare(night, store, Stages(night.config, pins.over(backend), log), registry, seen, run)
+        pins.drop()
         return outcome
 
 
@@ -127,7 +131,7 @@ def unchanged(night: Night, store: Store) -> Outcome | None:
     registry = read_registry(store, night.name)
     if not is_unchanged(registry, look(night)):
         return None
-    mend_current(store, night.name)
+    repair_current(store, night.name)
     return Outcome(None, registry, registry)
 
 
@@ -143,10 +147,10 @@ def require_measurable(night: Night) -> None:
         ConfigError: no SR network, or a metric that is left out.
     """
     if not night.config.sr.archs:
-        raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", mend="name at least one")
+        raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", fix="name at least one")
     if night.metric == "lpips" and not night.config.evaluate.lpips:
-        mend = "set evaluate.lpips=true, or choose another metric"
-        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", mend=mend)
+        fix = "set evaluate.lpips=true, or choose another metric"
+        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", fix=fix)
 
 
 def look(night: Night) -> Seen:
@@ -158,44 +162,43 @@ def look(night: Night) -> Seen:
     return Seen(dict(photo_digests(night.images)), dict(photo_digests(night.test)), settings_of(night))
 
 
-def distil_and_judge(night: Night, store: Store, chain: Chain, registry: Registry, seen: Seen, run: str) -> Outcome:
+def distill_and_compare(night: Night, store: Store, stages: Stages, registry: Registry, seen: Seen, run: str) -> Outcome:
     """A whole night, from the photos to the new registry."""
     last, number = registry.last, registry.next_number
-    config, earlier = warm_start(night, store, registry.current, chain.log)
+    config, earlier = warm_start(night, store, registry.current, stages)
+    stages, tests = stages.with_config(config), photo_source(night.test)
     start_run(store, run, config, night.images, night.test)
-    distilled, accepted = distill(chain, config, night.images, earlier)
-    require_same_photos(store, accepted, seen)
-    train_networks(chain, config, night.images, night.test, distilled, accepted)
-    score = score_of(chain, config, night, distilled, "challenger")
-    against = champions_score(chain, config, night, store, registry)
-    finish_run(store, run, config, chain)
+    distilled = distill(stages, photo_source(night.images), earlier)
+    require_same_photos(store, distilled.labels.patches, seen)
+    comparison = compare_training_sets(stages, distilled, tests)
+    score = score_of(stages, tests, night.metric, distilled.images, "challenger")
+    against = champions_score(stages, tests, night.metric, store, registry)
+    finish_run(store, run, stages, distilled, comparison)
     photos, test, settings = seen.facts
     version = Version(
         number=number, run=run, made=now(), photos=photos, test=test, config=settings,
-        changes=changes_since(store, night.name, last, seen, labels_of(chain)), keys=keys_of(chain),
-        anew=made_anew(chain, len(set(seen.photos.values()))),
+        changes=changes_since(store, night.name, last, seen, distilled.labels.clusters), keys=keys_of(stages, distilled),
+        anew=made_anew(stages, len(set(seen.photos.values()))),
         warm_from=registry.champion if earlier else None, metric=night.metric, score=score, against=against,
-        promoted=False, reason="not judged yet",
+        promoted=False, reason="not compared yet",
     )  # fmt: skip
     write_photos(store, night.name, number, seen.photos)
     while True:
         with changing(store, night.name) as newest:
             if newest == registry:
-                return enthrone(night, store, registry, version, distilled, chain.log)
+                return promote(night, store, registry, version, distilled.images, stages.log)
         if newest.versions != registry.versions:
             what = f"another night has made version {number} meanwhile"
-            raise StorageError(
-                what, where=f"{store.url}/{folder_of(night.name)}", mend="run again: finished stages are kept"
-            )
+            raise StorageError(what, where=f"{store.url}/{folder_of(night.name)}", fix="run again: finished stages are kept")
         registry = newest  # rolled back meanwhile: another champion is to be beaten
-        version = version.model_copy(update={"against": champions_score(chain, config, night, store, registry)})
+        version = version.model_copy(update={"against": champions_score(stages, tests, night.metric, store, registry)})
 
 
-def enthrone(
+def promote(
     night: Night, store: Store, registry: Registry, version: Version, distilled: Artifact, log: Callable[[str], None]
 ) -> Outcome:
     """Judge a version, put it into the registry, and its set into use if it is promoted."""
-    promoted, reason = judge(night.metric, version.score, version.against, night.margin)
+    promoted, reason = should_promote(night.metric, version.score, version.against, night.margin)
     version = version.model_copy(update={"promoted": promoted, "reason": reason})
     log(f"version {version.number}: {'promoted' if promoted else 'not promoted'}: {reason}")
     after = registry.with_version(version)
@@ -205,29 +208,29 @@ def enthrone(
     return Outcome(version, registry, after)
 
 
-def settings_of(night: Night) -> str:
+def settings_of(night: Night, files: ModelFiles | None = None) -> str:
     """Digest of what a night's result depends on besides the photos: config, code of the stages, weights it starts from."""
-    weights = {**base_model(night.config), **lsr_decoder(night.config), **clip_weights(night.config.embeddings)}
-    versions = {stage.name: stage.version for stage in MAKING}
+    weights = (files or ModelFiles()).all_of(night.config)
+    versions = {stage.name: stage.version for stage in STAGES.values() if stage.section in DISTILLING}
     digests = {name: source.digest for name, source in weights.items()}
     return digest_of([night.config.model_dump(mode="json"), night.warm_steps, night.metric, versions, digests])
 
 
 def warm_start(
-    night: Night, store: Store, champion: Version | None, log: Callable[[str], None]
+    night: Night, store: Store, champion: Version | None, stages: Stages
 ) -> tuple[PipelineConfig, Mapping[str, StageInput] | None]:
     """The night's config and the adapter to go on from: that of the champion, if it was made with the same settings."""
     config = night.config
-    if not night.warm or champion is None or champion.config != settings_of(night):
-        log("fine-tuning starts from the base")
+    if not night.warm or champion is None or champion.config != settings_of(night, stages.files):
+        stages.log("fine-tuning starts from the base")
         return config, None
     if night.warm_steps is not None:
         shorter = config.finetune.model_copy(update={"steps": night.warm_steps, "epochs": None})
         config = config.model_copy(update={"finetune": shorter})
-    log(f"fine-tuning goes on from version {champion.number}")
+    stages.log(f"fine-tuning goes on from version {champion.number}")
     return config, {
-        "start": kept(store, finetune.STAGE.name, champion),
-        "start_clusters": kept(store, clusters.STAGE.name, champion),
+        "from_adapter": kept(store, finetune.STAGE.name, champion),
+        "from_clusters": kept(store, clusters.STAGE.name, champion),
     }
 
 
@@ -242,8 +245,8 @@ def require_same_photos(store: Store, accepted: Artifact, seen: Seen) -> None:
     column = pq.read_table(accepted.path / "scores.parquet", columns=["photo_digest"])["photo_digest"]
     if not set(column.unique().to_pylist()) <= set(seen.photos.values()):
         store.forget(accepted)
-        mend = "start the night when nobody writes to the photos; finished stages are kept"
-        raise InputError("photos were changed while they were read", where=accepted.path.name, mend=mend)
+        fix = "start the night when nobody writes to the photos; finished stages are kept"
+        raise InputError("photos were changed while they were read", where=accepted.path.name, fix=fix)
 
 
 def kept(store: Store, stage: str, version: Version) -> Artifact:
@@ -257,52 +260,45 @@ def kept(store: Store, stage: str, version: Version) -> Artifact:
         raise StorageError(
             f"version {version.number} has lost its {stage} artifact",
             where=store.folder(stage, version.keys[stage]),
-            mend="bring it back from a back-up; or fine-tune from the base (--cold)"
+            fix="bring it back from a back-up; or fine-tune from the base (--cold)"
             if stage != sampling.STAGE.name
             else "bring it back from a back-up; or put another version in use: `ddsr versions`, `ddsr rollback`",
         )
     return found
 
 
-def score_of(chain: Chain, config: PipelineConfig, night: Night, images: Artifact, whose: str) -> float:
+def score_of(stages: Stages, tests: Source, metric: Metric, images: Artifact, whose: str) -> float:
     """Mean over networks and seeds of the metric, for SR networks trained on a set by the night's recipe."""
-    tests, values = photo_source(night.test), []
-    for arch in config.sr.archs:
-        for seed in config.sr.seeds:
-            recipe = config.sr.recipe(arch, seed)
-            weights = chain.add(train.STAGE, recipe, f"{arch} {whose}", data=images, **train.trunk_input(recipe))
-            measured = chain.add(evaluation.STAGE, config.evaluate, f"{arch} {whose}", weights=weights, test=tests)
-            values.append(measured.manifest.counts["metrics"][night.metric])
+    values, recipes = [], stages.config.sr
+    for arch in recipes.archs:
+        for seed in recipes.seeds:
+            label = f"{arch} {whose}"
+            weights = stages.train_sr(recipes.recipe(arch, seed), images, label)
+            values.append(stages.evaluate(tests, weights, label).manifest.counts["metrics"][metric])
     return mean(values)
 
 
-def champions_score(chain: Chain, config: PipelineConfig, night: Night, store: Store, registry: Registry) -> float | None:
+def champions_score(stages: Stages, tests: Source, metric: Metric, store: Store, registry: Registry) -> float | None:
     """Of the champion's set, measured anew where test photos or recipe have changed, else from the cache."""
     if registry.current is None:
         return None
-    return score_of(chain, config, night, kept(store, sampling.STAGE.name, registry.current), "champion")
+    return score_of(stages, tests, metric, kept(store, sampling.STAGE.name, registry.current), "champion")
 
 
-def keys_of(chain: Chain) -> dict[str, str]:
+def keys_of(stages: Stages, distilled: Distilled) -> dict[str, str]:
     """Keys of the artifacts that later nights go on from."""
-    stages = (clusters.STAGE.name, finetune.STAGE.name, sampling.STAGE.name)
-    return {name: found.key for name in stages if (found := chain.named(name)) is not None}
+    adapter = stages.run_of(finetune.STAGE).artifact
+    artifacts = (distilled.labels.clusters, adapter, distilled.images)
+    return {artifact.manifest.stage: artifact.key for artifact in artifacts}
 
 
-def labels_of(chain: Chain) -> Artifact:
-    """The night's clusters."""
-    labels = chain.named(clusters.STAGE.name)
-    assert labels is not None  # nothing is distilled without
-    return labels
-
-
-def made_anew(chain: Chain, photos: int) -> dict[str, int]:
+def made_anew(stages: Stages, photos: int) -> dict[str, int]:
     """Of how many of the night's photos and patches scores and vectors were not known yet."""
-    scored, embedded = (next(b for b in chain.stages if b.artifact.manifest.stage == s.name) for s in MAKING[:2])
+    scored, embedded = (stages.run_of(stage) for stage in (patches.STAGE, embeddings.STAGE))
     vectors = embedded.artifact.manifest.counts
     return {
-        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_memo"],
-        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_memo"],
+        "photos": 0 if scored.cached else photos - scored.artifact.manifest.counts["from_photo_cache"],
+        "patches": 0 if embedded.cached else vectors["patches"] - vectors["from_photo_cache"],
     }
 
 
@@ -337,7 +333,7 @@ def publish_current(store: Store, name: str, distilled: Artifact) -> None:
     store.push(f"{folder_of(name)}/current", mirror=True)
 
 
-def mend_current(store: Store, name: str) -> None:
+def repair_current(store: Store, name: str) -> None:
     """Put the champion's set in its place where something else lies there, or nothing, as after a kill."""
     with changing(store, name) as registry:
         if registry.current is None:

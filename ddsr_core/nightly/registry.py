@@ -1,4 +1,4 @@
-"""Distilled sets in succession: which one is in use (the champion), what came before it, and why each was taken or not.
+"""Distilled sets in series: which one is in use (the champion), what came before it, and why each was taken or not.
 
 ``<home>/nightly/<name>/registry.json`` is the history, ``current/`` beside it the champion's set, to be trained on, and
 ``photos/0001.json`` … say which photos a version was made from. Whoever changes the registry holds its lock (`changing`).
@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.storage.store import Store, now
+from ddsr_core.storage.files import now
+from ddsr_core.storage.store import Store
 
 Metric = Literal["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "lpips"]
 #: Of these, less is better.
@@ -55,7 +56,7 @@ class Version(BaseModel):
     reason: str
 
 
-class Reign(BaseModel):
+class ActivePeriod(BaseModel):
     """A time in which one version is in use; it ends where the next one begins.
 
     Attributes:
@@ -74,7 +75,7 @@ class Registry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     versions: tuple[Version, ...] = ()
-    reigns: tuple[Reign, ...] = ()
+    reigns: tuple[ActivePeriod, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -127,13 +128,15 @@ class Registry(BaseModel):
         found = next((item for item in self.versions if item.number == number), None)
         if found is None:
             known = ", ".join(str(item.number) for item in self.versions) or "none yet"
-            raise InputError(f"there is no version {number}", mend=f"versions here: {known}")
+            raise InputError(f"there is no version {number}", fix=f"versions here: {known}")
         return found
 
     def with_version(self, version: Version) -> Registry:
         """The registry with a new version, which is the champion if it was promoted."""
         reigns = (
-            (*self.reigns, Reign(version=version.number, since=now(), why="promoted")) if version.promoted else self.reigns
+            (*self.reigns, ActivePeriod(version=version.number, since=now(), why="promoted"))
+            if version.promoted
+            else self.reigns
         )
         return Registry(versions=(*self.versions, version), reigns=reigns)
 
@@ -151,24 +154,24 @@ class Registry(BaseModel):
                 raise InputError(
                     "there is no earlier champion to go back to",
                     where=f"champion: {self.champion or 'none'}",
-                    mend="name a version: `ddsr versions` lists them",
+                    fix="name a version: `ddsr versions` lists them",
                 )
             to = self.line[-2]
         if self.version(to).number == self.champion:
             return self
-        reign = Reign(version=to, since=now(), why=f"put back in place of version {self.champion}")
+        reign = ActivePeriod(version=to, since=now(), why=f"put back in place of version {self.champion}")
         return Registry(versions=self.versions, reigns=(*self.reigns, reign))
 
 
-def judge(metric: Metric, challenger: float, champion: float | None, margin: float) -> tuple[bool, str]:
+def should_promote(metric: Metric, challenger: float, champion: float | None, margin: float) -> tuple[bool, str]:
     """Whether a challenger takes the champion's place, and why.
 
     Args:
         margin: how much worse it may be, in the metric's unit.
 
-    >>> judge("psnr_y", 26.40, 26.45, margin=0.1)
+    >>> should_promote("psnr_y", 26.40, 26.45, margin=0.1)
     (True, 'psnr_y 26.4000 is not worse than 26.4500 by more than 0.1')
-    >>> judge("lpips", 0.46, 0.45, margin=0.0)
+    >>> should_promote("lpips", 0.46, 0.45, margin=0.0)
     (False, 'lpips 0.4600 is worse than 0.4500 by more than 0.0')
     """
     if champion is None:
@@ -192,8 +195,8 @@ def read_registry(store: Store, name: str) -> Registry:
     try:
         return Registry.model_validate_json(data)
     except ValueError as error:
-        mend = "bring it back from a back-up"
-        raise InputError(f"the registry is damaged: {error}", where=f"{store.url}/{path}", mend=mend) from error
+        fix = "bring it back from a back-up"
+        raise InputError(f"the registry is damaged: {error}", where=f"{store.url}/{path}", fix=fix) from error
 
 
 @contextmanager
@@ -209,7 +212,7 @@ def write_registry(store: Store, name: str, registry: Registry) -> None:
 
 
 def registry_names(store: Store) -> list[str]:
-    """The successions of a home, those included whose first night is going on."""
+    """The series of a home, those included whose first night is going on."""
     return sorted({path.split("/")[0] for path in store.sizes(FOLDER) if "/" in path})
 
 
@@ -239,8 +242,8 @@ def folder_of(name: str) -> str:
         ConfigError: the name has signs that a folder, or a key of Prefect's artifacts, should not have.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        mend = "use letters, digits, - and _, and begin with a letter or a digit"
-        raise ConfigError(f"{name!r} cannot be a name", where="name", mend=mend)
+        fix = "use letters, digits, - and _, and begin with a letter or a digit"
+        raise ConfigError(f"{name!r} cannot be a name", where="name", fix=fix)
     return f"{FOLDER}/{name}"
 
 

@@ -6,39 +6,33 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ddsr_core.baselines.gsdd import GSDDConfig
+from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.config import StageConfig
-from ddsr_core.diffusion.class_rows import ClassRowsConfig
-from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.latents import LatentsConfig
+from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation.evaluate import EvaluateConfig
-from ddsr_core.pseudo_labels.clusters import ClustersConfig
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig
-from ddsr_core.sampling.sample import SampleConfig
+from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
+from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.gan import GanConfig
 from ddsr_core.sr.train import TrainSRConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-SCALES = Path(__file__).resolve().parents[1] / "scales"
+PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"
 Preset = Literal["demo", "released", "paper", "best"]
-SourceName = Literal[
-    "distilled", "random", "threshold", "k-centre", "hdc", "loss-ranked", "gsdd", "base", "full", "full-thresholded"
-]
 
 
 class SRConfig(StageConfig):
     """Which SR networks are trained, on which data, by which recipe. Every source gets the same number of iterations."""
 
     archs: tuple[str, ...] = Field(("edsr", "srformer-light"), description="networks; none to stop after sampling")
-    sources: tuple[SourceName, ...] = Field(
+    training_sets: tuple[TrainingSetName, ...] = Field(
         ("distilled", "random", "threshold", "full"), description="data sets that each network is trained on"
     )
     seeds: tuple[int, ...] = Field((42,), min_length=1, description="one training a seed")
@@ -74,13 +68,13 @@ class PipelineConfig(StageConfig):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     clusters: ClustersConfig = ClustersConfig()
     latents: LatentsConfig = LatentsConfig()
-    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="only for finetune.row_start=clip_nearest")
+    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="only for finetune.class_row_init=clip_nearest")
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
-    judge: TrainSRConfig = Field(
+    teacher: TrainSRConfig = Field(
         TrainSRConfig(arch="edsr-small", iterations=1500, batch_size=16, lr_patch_px=16),
-        description="only for sample.sr_gain_share < 1 or sample.restored_share > 0: the SR network that candidates are "
-        "judged by and detail is restored by",
+        description="only for sample.sr_gain_share < 1 or sample.detail_restoration > 0: the SR network that candidates are "
+        "compared by and detail is restored by",
     )
     gsdd: GSDDConfig = Field(GSDDConfig(), description="the rival's recipe; count and seed are filled in")
     gsdd_generator: TrainSRConfig = Field(
@@ -90,7 +84,7 @@ class PipelineConfig(StageConfig):
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
-    @field_validator("judge", "gsdd_generator", mode="before")
+    @field_validator("teacher", "gsdd_generator", mode="before")
     @classmethod
     def _rest_stays(cls, value: Any, info: ValidationInfo) -> Any:
         """Who names single fields of a recipe changes those, and does not get another network for it."""
@@ -101,10 +95,10 @@ class PipelineConfig(StageConfig):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
-        if self.finetune.row_start == "clip_nearest" and self.embeddings.backend != "open_clip":
+        if self.finetune.class_row_init == "clip_nearest" and self.embeddings.backend != "open_clip":
             raise ValueError(
-                "finetune.row_start=clip_nearest compares clusters with class names and needs embeddings.backend=open_clip; "
-                "set finetune.row_start=null"
+                "finetune.class_row_init=clip_nearest compares clusters with class names and needs "
+                "embeddings.backend=open_clip; set finetune.class_row_init=null"
             )
         return self
 
@@ -126,10 +120,10 @@ def load_config(
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
     """
     if preset not in preset_names():
-        raise ConfigError(f"no preset {preset!r}", where="--preset", mend=f"choose one of: {', '.join(preset_names())}")
+        raise ConfigError(f"no preset {preset!r}", where="--preset", fix=f"choose one of: {', '.join(preset_names())}")
     values = _read_toml(PRESETS / f"{preset}.toml")
     if scale is not None:
-        values = merge(values, _read_toml(SCALES / f"{scale}.toml"))
+        values = merge(values, _read_toml(PROTOCOLS / f"{scale}.toml"))
     if file is not None:
         values = merge(values, _read_toml(file))
     return _checked({"preset": preset, **values}, overrides)
@@ -147,22 +141,19 @@ def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConf
 def chosen_config(
     preset: str, config: PipelineConfig | None, overrides: Iterable[str], scale: str | None = None
 ) -> PipelineConfig:
-    """What a flow's parameters come to: the config, or else the preset, with the overrides over it.
-
-    A config whose fields are all as they are by default counts as none: the form of the Prefect UI sends one that nobody
-    has touched.
+    """A config that is given, used as it is, or else the preset; with the overrides over it.
 
     Raises:
         ConfigError: as `load_config`.
     """
-    if config is None or config == PipelineConfig():
+    if config is None:
         return load_config(preset, overrides=overrides, scale=scale)
     return overridden(config, overrides)
 
 
 def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineConfig:
     for text in overrides:
-        values = merge(values, parse_override(text))
+        values = merge(values, parse_override(text, PipelineConfig))
     try:
         config = PipelineConfig.model_validate(values)
     except ValidationError as error:
@@ -172,8 +163,10 @@ def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineCon
     return config
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """``a.b=value`` to nested dictionaries; the value is TOML where it reads as TOML, else a string; ``null`` is None.
+def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """``a.b=value`` to nested dictionaries; the value is TOML if it reads as TOML, else a string; ``null`` is None.
+
+    ``none`` is None, too, unless it is one of the texts that the field of ``model`` takes, as in ``sample.select=none``.
 
     >>> parse_override("finetune.learning_rate=5e-4")
     {'finetune': {'learning_rate': 0.0005}}
@@ -186,15 +179,30 @@ def parse_override(text: str) -> dict[str, Any]:
     path, equals, raw = text.partition("=")
     names = [name.strip() for name in path.split(".")]
     if not equals or not all(names):
-        raise ConfigError(f"cannot read the override {text!r}", where="--set", mend="write --set stage.field=value")
+        raise ConfigError(f"cannot read the override {text!r}", where="--set", fix="write --set stage.field=value")
     value: Any
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
-        value = None if raw.strip() in ("null", "none") else raw.strip()
+        value = raw.strip()
+        if value == "null" or (value == "none" and value not in _texts(model, names)):
+            value = None
     for name in reversed(names):
         value = {name: value}
     return dict(value)
+
+
+def _texts(model: type[BaseModel] | None, names: list[str]) -> set[str]:
+    """The texts that a field takes which has a choice of them."""
+    annotation: Any = model
+    for name in names:
+        options = [annotation, *get_args(annotation)]  # "X | None" has two
+        holder = next((option for option in options if hasattr(option, "model_fields")), None)
+        if holder is None or name not in holder.model_fields:
+            return set()
+        annotation = holder.model_fields[name].annotation
+    literals = [option for option in (annotation, *get_args(annotation)) if get_origin(option) is Literal]
+    return {str(text) for literal in literals for text in get_args(literal)}
 
 
 def to_toml(config: BaseModel) -> str:
@@ -250,13 +258,13 @@ def _explain(error: ValidationError) -> ConfigError:
     place = [str(part) for part in first["loc"]]
     field = ".".join(place)
     if first["type"] == "value_error":  # a rule between fields: its text names them and says what to do
-        return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", mend="correct the values")
+        return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", fix="correct the values")
     if first["type"] != "extra_forbidden":
-        return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, mend="correct the value")
+        return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, fix="correct the value")
     model: Any = PipelineConfig
     for part in place[:-1]:
         model = model.model_fields[part].annotation
         model = next((option for option in get_args(model) if hasattr(option, "model_fields")), model)  # "X | None"
     close = difflib.get_close_matches(place[-1], model.model_fields, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"fields here: {', '.join(model.model_fields)}"
-    return ConfigError(f"unknown field {field!r}", where=field, mend=hint)
+    return ConfigError(f"unknown field {field!r}", where=field, fix=hint)

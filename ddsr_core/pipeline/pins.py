@@ -1,30 +1,33 @@
-"""Keys of a run that is not finished, noted before their artifacts are built or used: `ddsr gc` spares them.
+"""Keys of a run that is not finished, noted before their artifacts are built or used, so that `ddsr gc` spares them.
 
-Every execution of a run has a file of its own, ``claims/<run>/<any name>.json``: two runs of one name do not take away each
-other's. One that is finished removes its file, as run.json names its stages; one that has failed leaves it, so that the next
-one can go on where it stood.
+Every execution of a run has a file of its own, ``pins/<run>/<id>.json``, so that two executions of one run do not remove
+each other's pins. An execution that finishes removes its file, because run.json then names its stages. One that fails leaves
+it, so that the next execution can continue from there.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from ddsr_core.config import StageConfig
-from ddsr_core.pipeline.stages import Build
-from ddsr_core.storage.remote_store import through_silence
-from ddsr_core.storage.store import Artifact, Stage, StageInput, Store, now
+from ddsr_core.parallel import RunParts
+from ddsr_core.pipeline.networks import NetworkJob
+from ddsr_core.pipeline.stages import Backend
+from ddsr_core.storage.files import now
+from ddsr_core.storage.remote_store import retry_while_unreachable
+from ddsr_core.storage.stage import Artifact, Stage, StageInput
+from ddsr_core.storage.store import Store
 
-FOLDER = "claims"
-#: Notes keys, before the artifacts are built or used.
-Claim = Callable[..., None]
-#: What an execution has claimed that died in a run which was finished later counts for so long: it may be alive.
+FOLDER = "pins"
+#: Pins that an execution left behind, in a run that another execution has finished, count for so long: it may be alive.
 MEMORY = timedelta(days=14)
 
 
-class Claims:
+class Pins:
     """The keys of one execution of a run.
 
     Args:
@@ -45,34 +48,41 @@ class Claims:
         if new:
             self.keys += new
             text = json.dumps({"written": now(), "keys": self.keys})
-            through_silence(lambda: self.store.write_file(self.name, text.encode()))
+            retry_while_unreachable(lambda: self.store.write_file(self.name, text.encode()))
 
-    def building(self, build: Build) -> Build:
-        """The same way to build a stage, with its key noted first."""
+    def over(self, backend: Backend) -> Backend:
+        """The same backend, with every key noted before it is built."""
 
-        def build_claimed(
+        def build(
             stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
         ) -> tuple[Artifact, bool]:
             self.add(stage.key(config, inputs))
-            return build(stage, config, inputs, label)
+            return backend.build(stage, config, inputs, label)
 
-        return build_claimed
+        return replace(backend, build=build, networks=backend.networks and self._over_networks(backend.networks))
+
+    def _over_networks(self, networks: RunParts) -> RunParts:
+        def train(do: Callable[[NetworkJob], None], parts: Sequence[NetworkJob]) -> Iterator[None]:
+            self.add(*(job.key for job in parts))
+            return networks(do, parts)
+
+        return train
 
     def drop(self) -> None:
         """Forget them: run.json names the stages now."""
         self.store.remove_file(self.name)
 
 
-def claimed_keys(store: Store) -> set[str]:
-    """Keys that executions have noted which are not finished, as far as their run's folder is there."""
+def pinned_keys(store: Store) -> set[str]:
+    """Keys noted by executions that have not finished and whose run folder exists."""
     keys: set[str] = set()
     for name in store.sizes(FOLDER):
         run = name.rpartition("/")[0]
-        claimed, state = store.read_file(f"{FOLDER}/{name}"), store.read_file(f"runs/{run}/run.json")
-        if claimed is None or state is None:  # just finished; or the run was removed by hand
+        pinned, state = store.read_file(f"{FOLDER}/{name}"), store.read_file(f"runs/{run}/run.json")
+        if pinned is None or state is None:  # just finished, or the user has removed the run
             continue
-        facts = json.loads(claimed)
-        age = datetime.now(UTC) - datetime.fromisoformat(facts["written"])
+        noted = json.loads(pinned)
+        age = datetime.now(UTC) - datetime.fromisoformat(noted["written"])
         if age < MEMORY or json.loads(state)["status"] != "completed":
-            keys.update(facts["keys"])
+            keys.update(noted["keys"])
     return keys

@@ -1,33 +1,32 @@
-"""The pipeline, stage by stage, for any way of building a stage: as Prefect tasks or directly. Same keys, same bytes."""
+"""The stages of the paper as methods, for one run. They are built as Prefect tasks or directly: same keys, same bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ddsr_core.baselines import crops as sources
-from ddsr_core.baselines import gsdd
-from ddsr_core.baselines import subset as subsets
+from ddsr_core.baselines import crops, gsdd, subset
+from ddsr_core.baselines.crops import CropsConfig
+from ddsr_core.baselines.subset import SubsetConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
-from ddsr_core.diffusion.base import base_source, vae_source
-from ddsr_core.errors import ConfigError
-from ddsr_core.evaluation import evaluate as evaluation
-from ddsr_core.imaging.images import photo_source
+from ddsr_core.evaluation import evaluate
+from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.config import PipelineConfig
+from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
-from ddsr_core.sampling import sample as sampling
+from ddsr_core.sampling import sample
 from ddsr_core.sr import train
-from ddsr_core.storage.store import Artifact, Stage, StageInput
+from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.storage.stage import Artifact, Source, Stage, StageInput
 
-#: Random crops that k-centre, HDC and loss ranking choose from, for each image that they choose.
+#: Random crops that k-center, HDC and loss ranking choose from, for each image that they choose.
 POOL_FACTOR = 20
 
 
 class Build(Protocol):
-    """Builds a stage, or finds it built: ``(artifact, was it there)``."""
+    """Builds a stage, or finds it built: ``(artifact, whether it was already there)``."""
 
     def __call__(
         self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
@@ -35,8 +34,25 @@ class Build(Protocol):
 
 
 @dataclass(frozen=True)
-class Built:
-    """One stage of a run."""
+class Backend:
+    """How the stages of a run are built: directly (`ddsr_core.pipeline.plain`) or as Prefect tasks (`tasks.backend`).
+
+    Attributes:
+        build: builds one stage.
+        home: what another process opens the run's store by.
+        device: torch device, or auto.
+        networks: trains many SR networks at once (`ddsr_core.pipeline.networks`); None: one after another.
+    """
+
+    build: Build
+    home: str
+    device: str = "auto"
+    networks: RunParts | None = None
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage of a run: what the run calls it, its artifact, and whether it was already there."""
 
     label: str
     artifact: Artifact
@@ -44,219 +60,169 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One SR network of a run: what it was trained on, and its two artifacts."""
+class PseudoLabels:
+    """The accepted patches of a photo source, their embeddings and their clusters (section II-A)."""
 
-    arch: str
-    source: str
-    seed: int
-    training: Built
-    evaluation: Built
+    patches: Artifact
+    embeddings: Artifact
+    clusters: Artifact
 
 
 @dataclass(frozen=True)
-class NetworkToTrain:
-    """One SR network that a run will have, and its training images."""
+class Distilled:
+    """A distilled set, and what it was distilled from."""
 
-    arch: str
-    source: str
-    seed: int
-    recipe: train.TrainSRConfig
-    images: StageInput
-    label: str
+    photos: Source
+    labels: PseudoLabels
+    images: Artifact
 
 
-#: Builds networks side by side before the chain asks for them one by one.
-Ahead = Callable[[list[NetworkToTrain], StageInput], None]
+@dataclass(frozen=True)
+class Stages:
+    """The stages with the config of one run. Each method builds one artifact, or finds it, and notes it in ``runs``.
 
+    Attributes:
+        log: takes a line when a stage begins and when it is done.
+        runs: what has been built so far, in order; shared with the copies of `with_config`.
+    """
 
-@dataclass
-class Chain:
-    """What a run has built so far, in order."""
+    config: PipelineConfig
+    backend: Backend
+    log: Callable[[str], None] = lambda line: None
+    files: ModelFiles = field(default_factory=ModelFiles)
+    runs: list[StageRun] = field(default_factory=list)
 
-    build: Build
-    log: Callable[[str], None]
-    stages: list[Built] = field(default_factory=list)
-    networks: list[Trained] = field(default_factory=list)
-    bicubic: Built | None = None
+    def with_config(self, config: PipelineConfig) -> Stages:
+        """The same run with another config, such as another seed."""
+        return replace(self, config=config)
 
-    def add(self, stage: Stage, config: StageConfig, label: str = "", **inputs: StageInput) -> Artifact:
-        """Build a stage and note it."""
+    # II-A: pseudo labels
+
+    def patches(self, photos: Source) -> Artifact:
+        """The patches of the photos that bicubic upscaling restores badly."""
+        return self.build(patches.STAGE, self.config.patches, {"photos": photos})
+
+    def embeddings(self, accepted: Artifact) -> Artifact:
+        """A feature vector for each accepted patch."""
+        return self.build(embeddings.STAGE, self.config.embeddings, {"patches": accepted, **self._clip()})
+
+    def clusters(self, embedded: Artifact) -> Artifact:
+        """The pseudo label of each patch: its k-means cluster."""
+        return self.build(clusters.STAGE, self.config.clusters, {"embeddings": embedded})
+
+    # II-B: fine-tuning the diffusion transformer
+
+    def latents(self, accepted: Artifact) -> Artifact:
+        """The patches, encoded by the VAE of the base model."""
+        return self.build(latents.STAGE, self.config.latents, {"patches": accepted, **self.files.base(self.config)})
+
+    def class_rows(self, labels: Artifact) -> Artifact | None:
+        """The ImageNet classes nearest to the clusters; None unless fine-tuning starts from their rows."""
+        if self.config.finetune.class_row_init != "clip_nearest":
+            return None
+        settings = self.config.class_rows.model_copy(update={"embeddings": self.config.embeddings})
+        base = self.files.base(self.config)["base"]
+        return self.build(class_rows.STAGE, settings, {"clusters": labels, "base": base, **self._clip()})
+
+    def finetune(
+        self,
+        encoded: Artifact,
+        labels: Artifact,
+        rows: Artifact | None = None,
+        earlier: Mapping[str, StageInput] | None = None,
+    ) -> Artifact:
+        """The adapter of the base model: DiffFit, minimax losses and L_SR.
+
+        Args:
+            earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters. None: from the base.
+        """
+        models = {**self.files.base(self.config), **self.files.lsr_decoder(self.config)}
+        learned: dict[str, StageInput] = {"latents": encoded, "clusters": labels, **models, **_given(rows=rows)}
+        inputs = {**learned, **(earlier or {})}
+        return self.build(finetune.STAGE, self.config.finetune, inputs)
+
+    # II-C: sampling
+
+    def teacher(self, accepted: Artifact) -> Artifact | None:
+        """The SR network that candidates are ranked by and detail is restored by; None if the config needs none."""
+        if not self.config.sample.needs_teacher:
+            return None
+        return self.train_sr(self.config.teacher, accepted, "teacher")
+
+    def sample(
+        self, adapter: Artifact, labels: PseudoLabels, encoded: Artifact, teacher: Artifact | None = None
+    ) -> Artifact:
+        """The distilled set: images sampled from the fine-tuned model and selected."""
+        start = {"latents": encoded} if self.config.sample.strength < 1 else {}
+        inputs: dict[str, StageInput] = {
+            "adapter": adapter, "clusters": labels.clusters, "embeddings": labels.embeddings, "patches": labels.patches,
+            **self._clip(), **self.files.base(self.config), **start, **_given(teacher=teacher),
+        }  # fmt: skip
+        return self.build(sample.STAGE, self.config.sample, inputs)
+
+    # III: training sets to compare with, and SR networks
+
+    def crops(self, photos: Source) -> Artifact:
+        """As many random crops of the photos as there are distilled images."""
+        return self.build(crops.STAGE, self._crops("random", self.config.sample.count), {"photos": photos}, "random crops")
+
+    def accepted_crops(self, accepted: Artifact) -> Artifact:
+        """As many accepted patches, chosen at random, as there are distilled images."""
+        config = self._crops("threshold", self.config.sample.count)
+        return self.build(crops.STAGE, config, {"patches": accepted}, "threshold crops")
+
+    def subset(self, kind: str, photos: Source) -> Artifact:
+        """A choice by k-center, HDC or loss ranking among `POOL_FACTOR` times as many random crops."""
+        count, seed = self.config.sample.count, self.config.sr.seeds[0]
+        pool = self.build(crops.STAGE, self._crops("random", count * POOL_FACTOR), {"photos": photos}, "pool of crops")
+        values = {"kind": kind, "count": count, "seed": seed, "embeddings": self.config.embeddings}
+        chosen = SubsetConfig.model_validate(values)
+        inputs: dict[str, StageInput] = {"pool": pool, **self._clip()}
+        return self.build(subset.STAGE, chosen, inputs, f"{kind} crops")
+
+    def gsdd(self, labels: PseudoLabels) -> Artifact:
+        """GSDD with the pseudo labels as its classes, and a generator trained on the accepted patches."""
+        generator = self.train_sr(self.config.gsdd_generator, labels.patches, "generator of gsdd")
+        update = {"count": self.config.sample.count, "seed": self.config.sr.seeds[0]}
+        settings = self.config.gsdd.model_copy(update=update)
+        inputs: dict[str, StageInput] = {"patches": labels.patches, "clusters": labels.clusters, "generator": generator}
+        return self.build(gsdd.STAGE, settings, inputs, "gsdd")
+
+    def train_sr(self, recipe: TrainSRConfig, images: StageInput, label: str) -> Artifact:
+        """An SR network trained on ``images``."""
+        return self.build(train.STAGE, recipe, self.training_inputs(recipe, images), label)
+
+    def training_inputs(self, recipe: TrainSRConfig, images: StageInput) -> dict[str, StageInput]:
+        """The inputs of `train_sr`."""
+        return {"data": images, **self.files.trunk(recipe)}
+
+    def evaluate(self, tests: StageInput, weights: StageInput | None = None, label: str = "bicubic") -> Artifact:
+        """PSNR, SSIM and LPIPS of a network on the test photos, or of bicubic upscaling."""
+        return self.build(evaluate.STAGE, self.config.evaluate, {"test": tests, **_given(weights=weights)}, label)
+
+    # what they share
+
+    def build(self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> Artifact:
+        """Build one stage, or find it, and note it."""
         self.log(f"{stage.name} {label}: begins, key {stage.key(config, inputs)}")
-        artifact, cached = self.build(stage, config, inputs, label)
+        artifact, cached = self.backend.build(stage, config, inputs, label)
         self.log(f"{stage.name} {label}: {'from cache' if cached else 'built'}, {artifact.manifest.bytes} bytes")
-        self.stages.append(Built(label or stage.name, artifact, cached))
+        self.runs.append(StageRun(label or stage.name, artifact, cached))
         return artifact
 
-    def named(self, stage: str) -> Artifact | None:
-        """The first artifact of a stage, None if the run has not built one."""
-        return next((item.artifact for item in self.stages if item.artifact.manifest.stage == stage), None)
+    def run_of(self, stage: Stage) -> StageRun:
+        """What the run has built first of a stage that it has come past."""
+        return next(run for run in self.runs if run.artifact.manifest.stage == stage.name)
+
+    def _clip(self) -> dict[str, Source]:
+        return self.files.clip(self.config.embeddings)
+
+    def _crops(self, kind: str, count: int) -> CropsConfig:
+        cut = self.config.patches
+        values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel}
+        return CropsConfig.model_validate({**values, "seed": self.config.sr.seeds[0]})
 
 
-def distill_and_train(
-    config: PipelineConfig,
-    photos: Path,
-    test: Path | None,
-    build: Build,
-    log: Callable[[str], None],
-    ahead: Ahead | None = None,
-) -> Chain:
-    """The whole method: a folder of photos in, a distilled set and measured SR networks out.
-
-    Args:
-        photos: training photos.
-        test: test photos; None if no SR network is to be trained.
-        build: how a stage is built.
-        log: takes a line when a stage begins and when it is there.
-        ahead: trains the networks side by side; none: one by one.
-    """
-    chain = Chain(build, log)
-    distilled, accepted = distill(chain, config, photos)
-    if config.sr.archs:
-        if test is None:
-            raise ConfigError("SR networks need test photos", where="--test", mend="name a folder with --test")
-        train_networks(chain, config, photos, test, distilled, accepted, ahead)
-    return chain
-
-
-def distill(
-    chain: Chain, config: PipelineConfig, photos: Path, earlier: Mapping[str, StageInput] | None = None
-) -> tuple[Artifact, Artifact]:
-    """Photos -> patches -> embeddings -> clusters -> adapter -> distilled set. Returns the set and the patches.
-
-    Args:
-        earlier: ``start`` and ``start_clusters``, an adapter that fine-tuning goes on from; none: from the base.
-    """
-    model, decoder = base_model(config), lsr_decoder(config)  # weights first: if they are missing, nothing has been done yet
-    accepted = chain.add(patches.STAGE, config.patches, photos=photo_source(photos))
-    described = {"patches": accepted, **clip_weights(config.embeddings)}
-    vectors = chain.add(embeddings.STAGE, config.embeddings, "", **described)
-    labels = chain.add(clusters.STAGE, config.clusters, embeddings=vectors)
-    encoded = chain.add(latents.STAGE, config.latents, "", patches=accepted, **model)
-    rows = first_rows(chain, config, labels, model["base"])
-    learned = {"latents": encoded, "clusters": labels, **model, **rows, **decoder, **(earlier or {})}
-    adapter = chain.add(finetune.STAGE, config.finetune, "", **learned)
-    start = {"latents": encoded} if config.sample.strength < 1 else {}
-    judge = {"judge": judge_of(chain, config, accepted)} if config.sample.wants_judge else {}
-    drawn = {"adapter": adapter, "clusters": labels, "embeddings": vectors, **described, **model, **start, **judge}
-    return chain.add(sampling.STAGE, config.sample, "", **drawn), accepted
-
-
-def judge_of(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
-    """The SR network that candidates are judged by and detail is restored by, trained on the accepted patches."""
-    return chain.add(train.STAGE, config.judge, "judge", data=accepted, **train.trunk_input(config.judge))
-
-
-def base_model(config: PipelineConfig) -> dict[str, StageInput]:
-    """The base, and its VAE where the config names another."""
-    base = base_source(config.base)
-    return {"base": base, "vae": vae_source(config.vae)} if config.vae else {"base": base}
-
-
-def lsr_decoder(config: PipelineConfig) -> dict[str, StageInput]:
-    """What L_SR decodes with, where the config names it and fine-tuning needs it."""
-    if config.lsr_decoder is None or config.finetune.lsr_mode == "off":
-        return {}
-    return {"decoder": vae_source(config.lsr_decoder, "lsr_decoder")}
-
-
-def first_rows(chain: Chain, config: PipelineConfig, labels: Artifact, base: StageInput) -> dict[str, StageInput]:
-    """The classes nearest the clusters, where fine-tuning starts from them."""
-    if config.finetune.row_start != "clip_nearest":
-        return {}
-    settings = config.class_rows.model_copy(update={"embeddings": config.embeddings})
-    inputs = {"clusters": labels, "base": base, **clip_weights(config.embeddings)}
-    return {"rows": chain.add(class_rows.STAGE, settings, "", **inputs)}
-
-
-def clip_weights(config: embeddings.EmbeddingsConfig) -> dict[str, StageInput]:
-    """The open_clip weights file as an input, where the config names one: its content belongs into the key."""
-    file = embeddings.weights_source(config)
-    return {"weights": file} if file else {}
-
-
-def train_networks(
-    chain: Chain,
-    config: PipelineConfig,
-    photos: Path,
-    test: Path,
-    distilled: Artifact,
-    accepted: Artifact,
-    ahead: Ahead | None = None,
-) -> None:
-    """Every network on every data source, at equal iterations, and bicubic beside them."""
-    tests = photo_source(test)
-    chain.add(evaluation.STAGE, config.evaluate, "bicubic", test=tests)
-    chain.bicubic = chain.stages[-1]
-    data = {name: data_source(chain, name, config, photos, distilled, accepted) for name in config.sr.sources}
-    cells = [
-        NetworkToTrain(arch, name, seed, config.sr.recipe(arch, seed), images, arch_label(config, arch, name, seed))
-        for arch in config.sr.archs
-        for name, images in data.items()
-        for seed in config.sr.seeds
-    ]
-    if ahead is not None:
-        ahead(cells, tests)
-    for cell in cells:
-        weights = chain.add(train.STAGE, cell.recipe, cell.label, data=cell.images, **train.trunk_input(cell.recipe))
-        training = chain.stages[-1]
-        chain.add(evaluation.STAGE, config.evaluate, cell.label, weights=weights, test=tests)
-        chain.networks.append(Trained(cell.arch, cell.source, cell.seed, training, chain.stages[-1]))
-
-
-def arch_label(config: PipelineConfig, arch: str, source: str, seed: int) -> str:
-    """What a network's stages are called in a run."""
-    return f"{arch} {source}" + (f" seed {seed}" if len(config.sr.seeds) > 1 else "")
-
-
-def data_source(
-    chain: Chain, name: str, config: PipelineConfig, photos: Path, distilled: Artifact, accepted: Artifact
-) -> StageInput:
-    """The training images of one source: as many crops as there are distilled images, or all photos."""
-    if name == "distilled":
-        return distilled
-    if name == "full":
-        return photo_source(photos)
-    if name == "full-thresholded":
-        return accepted
-    if name == "base":
-        untuned = config.finetune.model_copy(update={"steps": 0, "epochs": None})
-        as_drawn = config.sample.model_copy(update={"restored_share": 0.0})
-        return distill(chain, config.model_copy(update={"finetune": untuned, "sample": as_drawn}), photos)[0]
-    if name == "gsdd":
-        return rival(chain, config, accepted)
-    if name in ("k-centre", "hdc", "loss-ranked"):
-        return subset(chain, name, config, photos)
-    crops = sources.CropsConfig(
-        kind="random" if name == "random" else "threshold",
-        count=config.sample.count,
-        patch_px=config.patches.patch_px,
-        kernel=config.patches.kernel,
-        seed=config.sr.seeds[0],
-    )
-    if name == "random":
-        return chain.add(sources.STAGE, crops, "random crops", photos=photo_source(photos))
-    return chain.add(sources.STAGE, crops, "threshold crops", patches=accepted)
-
-
-def rival(chain: Chain, config: PipelineConfig, accepted: Artifact) -> Artifact:
-    """GSDD with the run's pseudo-labels for classes, and a generator trained on its accepted patches."""
-    labels = chain.named(clusters.STAGE.name)
-    assert labels is not None  # distilled sets come first
-    recipe = config.gsdd_generator
-    generator = chain.add(train.STAGE, recipe, "generator of gsdd", data=accepted, **train.trunk_input(recipe))
-    settings = config.gsdd.model_copy(update={"count": config.sample.count, "seed": config.sr.seeds[0]})
-    return chain.add(gsdd.STAGE, settings, "gsdd", patches=accepted, clusters=labels, generator=generator)
-
-
-def subset(chain: Chain, kind: str, config: PipelineConfig, photos: Path) -> Artifact:
-    """A choice among `POOL_FACTOR` times as many random crops."""
-    size = config.sample.count * POOL_FACTOR
-    crops = sources.CropsConfig(
-        count=size, patch_px=config.patches.patch_px, kernel=config.patches.kernel, seed=config.sr.seeds[0]
-    )
-    pool = chain.add(sources.STAGE, crops, "pool of crops", photos=photo_source(photos))
-    chosen = subsets.SubsetConfig.model_validate(
-        {"kind": kind, "count": config.sample.count, "seed": config.sr.seeds[0], "embeddings": config.embeddings}
-    )
-    return chain.add(subsets.STAGE, chosen, f"{kind} crops", **{"pool": pool, **clip_weights(config.embeddings)})
+def _given(**inputs: StageInput | None) -> dict[str, StageInput]:
+    """The inputs that there are."""
+    return {name: item for name, item in inputs.items() if item is not None}

@@ -143,7 +143,7 @@ class AutoencoderTrainer:
             if not torch.isfinite(term):
                 raise TrainingError(
                     f"the term {name!r} of the autoencoder's loss is not finite",
-                    mend="lower the learning rate",
+                    fix="lower the learning rate",
                 )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ddsr_core.errors import ConfigError, StorageError
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
 
 SETTINGS = "settings.json"
 
@@ -40,7 +40,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         raise StorageError(
             f"the checkpoint cannot be read: {str(error).splitlines()[0]}",
             where=path,
-            mend="delete this file: its phase then starts again from its beginning",
+            fix="delete this file: its phase then starts again from its beginning",
         ) from error
     return state
 
@@ -64,7 +64,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise ConfigError(
             f"this run was begun with {name} = {begun.get(name)}, and now it is {now.get(name)}",
             where=folder,
-            mend=f"use the old settings, another --out, or delete {folder} and what later phases made from it",
+            fix=f"use the old settings, another --out, or delete {folder} and what later phases made from it",
         )
 
 

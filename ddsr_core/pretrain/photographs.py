@@ -17,9 +17,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import IMAGE_SUFFIXES, decode_rgb, encode_png
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.images import encode_png
+from ddsr_core.imaging.photos import IMAGE_SUFFIXES
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.storage.store import sha256_of, write_atomically
+from ddsr_core.storage.files import sha256_of, write_atomically
 
 LIST = Path(__file__).with_name("photographs.csv")
 #: Between the path of an archive in the package and the path of a file in the archive.
@@ -92,7 +94,7 @@ def _changed(row: dict[str, str], what: str) -> InputError:
     return InputError(
         what,
         where=f"{row['package']}: {row['path']}",
-        mend="the package has changed: use the packages of Debian 12, or train on photos of your own with --photos",
+        fix="the package has changed: use the packages of Debian 12, or train on photos of your own with --photos",
     )
 
 
@@ -128,7 +130,7 @@ def unpack(package: str, folder: Path) -> None:
         raise InputError(
             "the photographs come out of Debian packages, through apt-get and dpkg-deb, which are not on this machine",
             where=package,
-            mend="run on Debian or a relative of it, or train on photos of your own with --photos",
+            fix="run on Debian or a relative of it, or train on photos of your own with --photos",
         )
     _call(["apt-get", "download", package], folder, package)
     archive = next(iter(folder.glob("*.deb")))
@@ -142,7 +144,7 @@ def _call(command: list[str], folder: Path, package: str) -> None:
         raise InputError(
             f"`{' '.join(command)}` failed: {done.stderr.strip()}",
             where=f"package {package}",
-            mend="run `apt-get update`, check network and disk space, and run again: finished packages are kept",
+            fix="run `apt-get update`, check network and disk space, and run again: finished packages are kept",
         )
 
 

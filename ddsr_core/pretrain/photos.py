@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import find_images, read_rgb
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.photos import find_images
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.pseudo_labels.patches import PatchesConfig, score_windows
+from ddsr_core.pseudo_labels.config import PatchesConfig
+from ddsr_core.pseudo_labels.windows import score_windows
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
         raise InputError(
             f"none of {len(photos)} photos is large enough",
             where=folder,
-            mend=f"bring photos of at least {config.smallest_short_side_px * config.least_reduction:.0f} px on their short "
+            fix=f"bring photos of at least {config.smallest_short_side_px * config.least_reduction:.0f} px on their short "
             "side, or lower smallest_short_side_px",
         )
     threshold = float(np.quantile(scores, config.keep_share))
@@ -92,7 +94,7 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
             raise InputError(
                 f"the {what} photos have no window with a PSNR_bic below {threshold:.1f} dB",
                 where=folder,
-                mend="bring more photos, raise keep_share, or change held_out_share",
+                fix="bring more photos, raise keep_share, or change held_out_share",
             )
     counts = tuple(
         sum(windows.held_out == held and bool((windows.psnr_bic <= threshold).any()) for windows in cut)

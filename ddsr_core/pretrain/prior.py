@@ -185,7 +185,7 @@ class PriorTrainer:
             raise TrainingError(
                 "the loss of the diffusion prior is not finite",
                 where=f"step {self.step}",
-                mend="lower prior_learning_rate",
+                fix="lower prior_learning_rate",
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

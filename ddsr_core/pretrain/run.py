@@ -31,7 +31,8 @@ from ddsr_core.pretrain.features import PatchFeatures, batches, describe, make_c
 from ddsr_core.pretrain.photos import cut_patches
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, encode_all, train_prior
 from ddsr_core.pretrain.score import Reference, score
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_json
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 STAGE_NAME = "pretrain"
 PROGRESS = "progress"
@@ -116,7 +117,7 @@ def _patches(config: PretrainConfig, photos: Path, place: Place) -> Patches:
             raise InputError(
                 f"the photos are not those that this run was begun with: {json.loads(facts.read_text())} then, {found} now",
                 where=photos,
-                mend="bring the same photos, or start again with another --out",
+                fix="bring the same photos, or start again with another --out",
             )
         for path, pixels in ((held_out, cut.held_out), (train, cut.train)):
             np.save(path.with_suffix(".tmp.npy"), pixels)
@@ -223,4 +224,4 @@ def _prior(
     return trainer.ema, trainer.scores
 
 
-STAGE = Stage(STAGE_NAME, version=2, run=run)
+STAGE = Stage(STAGE_NAME, version=2, run=run, config=PretrainConfig)

@@ -1,7 +1,7 @@
-"""The networks that describe an image by a vector: open_clip's models, and the VGG16 of `ddsr_core.metrics.trunks`.
+"""Networks that turn an image into a feature vector: the models of open_clip, and VGG16 (`ddsr_core.metrics.trunks`).
 
-Each takes ``float32 (B, 3, H, W)`` in [0, 1] of any size, crops what is not square to its centre, and gives ``float32
-(B, d)``, not normalised. On a GPU they compute in bfloat16, elsewhere in float32.
+Each takes ``float32 (B, 3, H, W)`` in [0, 1] of any size, crops it to its center square, and returns ``float32 (B, d)``,
+not normalized. On a GPU they compute in bfloat16, elsewhere in float32.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import open_clip
 import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import vgg16
 
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
+from ddsr_core.imaging.images import to_float
 from ddsr_core.metrics.trunks import load_trunk
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-OFFLINE = "or set embeddings.backend=vgg16, which needs no model hub"
+OFFLINE = "or set embeddings.backend=vgg16, which needs no download"
 
 
 def prepare(images: Tensor, side_px: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Centre crop to a square, scale to ``side_px`` (bicubic, antialiased), standardise each channel."""
+    """Center crop to a square, scale to ``side_px`` (bicubic, antialiased), standardize each channel."""
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -40,15 +46,13 @@ class Vgg16Embedder(nn.Module):
     """Average-pooled conv5_3 of VGG16, after its ReLU: d = 512.
 
     Args:
-        image_px: height and width that images are scaled to; 224 is what the network was trained on.
+        image_px: height and width that images are scaled to; the network was trained on 224.
 
     Raises:
         MissingWeightsError: the trunk is not installed.
     """
 
     def __init__(self, image_px: int = 224) -> None:
-        from torchvision.models import vgg16
-
         super().__init__()
         self.image_px = image_px
         with torch.device("meta"):
@@ -64,16 +68,16 @@ class Vgg16Embedder(nn.Module):
 
 
 class OpenClipEmbedder(nn.Module):
-    """Projected image embedding of an open_clip model, with the text tower beside it.
+    """The image embedding of an open_clip model, and its text embedding.
 
     Args:
-        name: architecture that open_clip knows.
-        weights: a tag that open_clip knows for it, or the path of a file.
+        name: architecture, by its name in open_clip.
+        weights: a tag that open_clip has for the architecture, or the path of a file.
 
     Raises:
         ConfigError: open_clip has no such architecture.
-        MissingWeightsError: neither such a tag nor such a file, or the tag's file cannot be fetched.
-        InputError: the file does not hold that architecture's weights.
+        MissingWeightsError: there is neither such a tag nor such a file, or the file of the tag cannot be downloaded.
+        InputError: the file does not contain weights of the architecture.
     """
 
     def __init__(self, name: str, weights: str) -> None:
@@ -92,20 +96,18 @@ class OpenClipEmbedder(nn.Module):
         return vectors.float()
 
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """``float32 (len(texts), d)`` in the space of the images.
+        """Embed texts: ``float32 (len(texts), d)``, comparable with the vectors of images.
 
         Raises:
-            MissingWeightsError: the model's tokenizer has to be fetched and cannot be.
+            MissingWeightsError: the model's tokenizer cannot be downloaded.
         """
-        import open_clip
-
         try:
             tokens = open_clip.get_tokenizer(self.name)(texts)
         except (OSError, RuntimeError) as error:
             raise MissingWeightsError(
-                f"the tokenizer of {self.name} cannot be fetched: {_first_line(error)}",
+                f"the tokenizer of {self.name} cannot be downloaded: {_first_line(error)}",
                 where="embeddings.model",
-                mend="run once with a network, or use a model with open_clip's own tokenizer, such as ViT-B-32",
+                fix="run once with network access, or use a model with open_clip's own tokenizer, such as ViT-B-32",
             ) from error
         tokens = tokens.to(next(self.model.parameters()).device)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
@@ -114,14 +116,12 @@ class OpenClipEmbedder(nn.Module):
 
 
 def _create(name: str, weights: str) -> Any:
-    import open_clip
-
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
         raise ConfigError(
             f"open_clip has no model {name!r}",
             where="embeddings.model",
-            mend=f"such as: {', '.join(near or ['ViT-B-32', 'ViT-L-14'])}",
+            fix=f"use for example {', '.join(near or ['ViT-B-32', 'ViT-L-14'])}",
         )
     file = Path(weights).expanduser()
     if file.is_file():
@@ -130,21 +130,19 @@ def _create(name: str, weights: str) -> Any:
     if not published:
         tags = sorted(tag for model, tag in open_clip.list_pretrained() if model == name)
         raise MissingWeightsError(
-            f"there is no file {weights!r}, and open_clip knows no such weights of {name}",
+            f"{weights!r} is neither a file nor a tag of open_clip for {name}",
             where="embeddings.weights",
-            mend=f"give the path of a weights file, or one of: {', '.join(tags) or 'none is published'}",
+            fix=f"give the path of a weights file, or one of the tags: {', '.join(tags) or 'none is published'}",
         )
-    try:  # models of the first CLIP release were trained with QuickGELU; with plain GELU their features are wrong
+    try:  # the models of the first CLIP release were trained with QuickGELU; with GELU their features are wrong
         return open_clip.create_model(
             name, weights, force_quick_gelu=bool(published.get("quick_gelu")), require_pretrained=True
         )
     except (OSError, RuntimeError) as error:
-        raise _cannot_fetch(name, weights, published, error) from error
+        raise _cannot_download(name, weights, published, error) from error
 
 
 def _from_file(name: str, file: Path) -> Any:
-    import open_clip
-
     try:
         return open_clip.create_model(name, str(file), require_pretrained=True, weights_only=True)
     except (OSError, RuntimeError, ValueError, LookupError, EOFError, AttributeError,
@@ -152,22 +150,96 @@ def _from_file(name: str, file: Path) -> Any:
         raise InputError(
             f"the file cannot be loaded as weights of {name}: {_first_line(error)}",
             where=file,
-            mend="set embeddings.model to the architecture that the file belongs to",
+            fix="set embeddings.model to the architecture of the file",
         ) from error
 
 
-def _cannot_fetch(name: str, tag: str, published: dict[str, Any], error: Exception) -> MissingWeightsError:
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME
-
+def _cannot_download(name: str, tag: str, published: dict[str, Any], error: Exception) -> MissingWeightsError:
     folder, _, file = (published.get("hf_hub") or published.get("url") or "").rpartition("/")
-    bring = f"bring {file or HF_SAFE_WEIGHTS_NAME} of {folder}" if published.get("hf_hub") else f"bring {file}"
+    download = f"download {file or HF_SAFE_WEIGHTS_NAME} of {folder}" if published.get("hf_hub") else f"download {file}"
     model = f"{name}-quickgelu" if published.get("quick_gelu") and not name.endswith("-quickgelu") else name
     return MissingWeightsError(
-        f"the weights {tag!r} of {name} are not on this machine and cannot be fetched: {_first_line(error)}",
+        f"the weights {tag!r} of {name} are not on this machine and cannot be downloaded: {_first_line(error)}",
         where="embeddings.weights",
-        mend=f"{bring} and set embeddings.weights=/path/to/it embeddings.model={model}, {OFFLINE}",
+        fix=f"{download} and set embeddings.weights=/path/to/it embeddings.model={model}, {OFFLINE}",
     )
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+Embedder = OpenClipEmbedder | Vgg16Embedder
+
+
+def load_embedder(config: EmbeddingsConfig, device: str = "cpu", weights: Path | None = None) -> Embedder:
+    """The network of a config, ready for inference.
+
+    Args:
+        config: names the network.
+        device: torch device.
+        weights: an open_clip weights file to use in place of ``config.weights``.
+
+    Raises:
+        ConfigError: the architecture is unknown.
+        MissingWeightsError: the weights are neither on this machine nor downloadable; the message says what to download.
+        InputError: the weights belong to another architecture.
+    """
+    embedder: Embedder
+    if config.backend == "vgg16":
+        embedder = Vgg16Embedder(config.image_px)
+    else:
+        embedder = OpenClipEmbedder(config.model, str(weights or config.weights))
+    embedder.eval().requires_grad_(False).to(device)
+    embedder.to(memory_format=torch.channels_last)  # faster convolutions on CPUs and GPUs
+    return embedder
+
+
+def embed_images(images: np.ndarray, embedder: Embedder, config: EmbeddingsConfig, names: Sequence[str]) -> np.ndarray:
+    """Embed a batch of images.
+
+    Args:
+        images: ``uint8 (B, H, W, 3)``.
+        embedder: the network.
+        config: whether to normalize.
+        names: of the images, for messages.
+
+    Returns:
+        ``float32 (B, d)``, of length 1 if ``config.normalize``.
+
+    Raises:
+        InputError: a vector is zero or not finite; the image is named.
+    """
+    with torch.inference_mode():
+        device = next(embedder.parameters()).device
+        vectors = embedder(to_float(images, device)).cpu().numpy()
+    return finish_vectors(vectors, config.normalize, names)
+
+
+def finish_vectors(vectors: np.ndarray, normalize: bool, names: Sequence[str]) -> np.ndarray:
+    """Check vectors ``(B, d)`` and scale them to length 1 if ``normalize``.
+
+    Raises:
+        InputError: a vector is zero or not finite.
+    """
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
+    if len(bad):
+        kind = "a zero vector" if lengths[bad[0], 0] == 0 else "a vector that is not finite"
+        raise InputError(
+            f"the feature network returns {kind} for {len(bad)} of {len(vectors)} images of a batch",
+            where=names[int(bad[0])],
+            fix="check that embeddings.weights belongs to embeddings.model, or set embeddings.backend=vgg16",
+        )
+    return np.ascontiguousarray(vectors / lengths if normalize else vectors, dtype=np.float32)
+
+
+def embed_batch(images: np.ndarray, embedder: Embedder, config: EmbeddingsConfig, names: Sequence[str]) -> np.ndarray:
+    """`embed_images` in a batch that is padded to the size in the config.
+
+    Kernels depend on the batch size, and the last bits of a vector must not depend on how many patches are embedded with
+    it.
+    """
+    padding = config.batch_size - len(images)
+    padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
+    return embed_images(padded, embedder, config, [*names, *[names[-1]] * padding])[: len(images)]

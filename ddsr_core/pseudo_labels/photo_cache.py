@@ -1,7 +1,7 @@
-"""What is known of single photos and patches, so that a source which has grown is not scored and embedded all over again.
+"""Scores of photos and embeddings of patches, kept so that only new photos of a growing source are scored and embedded.
 
-A memo changes nothing of what a stage writes, only how long it takes; it may be removed at any time. It belongs to one
-photo source: what the source has lost is dropped from it.
+A photo cache has no influence on what a stage writes, only on how long it takes, and may be deleted at any time. It belongs
+to one photo source: entries of photos that the source has lost are removed.
 """
 
 from __future__ import annotations
@@ -10,49 +10,47 @@ import shutil
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from ddsr_core.storage.store import LOG, write_atomically
+from ddsr_core.storage.files import write_atomically
+from ddsr_core.storage.store import LOG
+from ddsr_core.storage.vector_table import TABLE, merge_table, read_table
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-#: The stages that use one.
-STAGES = frozenset({"patches", "embeddings"})
-#: Older versions of the table are of no use; a reader of the last one may still be at it.
+#: Older versions of the table are not needed, but another process may still read the previous one.
 KEEP_VERSIONS = timedelta(minutes=10)
 
 
-class ScoreMemo:
-    """Scores of photos by the digest of their content: one small file each.
+class ScoreCache:
+    """Scores by the digest of the photo's content, one small file per photo.
 
     Args:
-        memo: the memo's folder; ``None`` knows nothing and keeps nothing.
-        config: digest of what the scores depend on besides the photo.
+        photo_cache: folder of the photo cache; with None the cache stays empty.
+        config: digest of everything but the photo that the scores depend on.
     """
 
-    def __init__(self, memo: Path | None, config: str) -> None:
-        self.folder = None if memo is None else _only(memo / "scores", config)
+    def __init__(self, photo_cache: Path | None, config: str) -> None:
+        self.folder = None if photo_cache is None else _folder_of(photo_cache / "scores", config)
 
     def get(self, digest: str) -> bytes | None:
-        """What `put` was given, or None."""
+        """The scores given to `put`, or None."""
         path = self._path(digest)
         return path.read_bytes() if path is not None and path.is_file() else None
 
     def put(self, digest: str, scores: bytes) -> None:
+        """Store the scores of a photo."""
         path = self._path(digest)
         if path is not None:
             write_atomically(path, scores)
 
     def known(self) -> set[str]:
-        """Digests of the photos that are in it."""
+        """Digests of the photos in the cache."""
         return set() if self.folder is None else {path.stem for path in self.folder.glob("*.json")}
 
-    def finish(self, now: set[str]) -> None:
-        """Drop what the source has lost."""
-        for digest in self.known() - now:
+    def finish(self, current: set[str]) -> None:
+        """Remove all photos but those with these digests."""
+        for digest in self.known() - current:
             path = self._path(digest)
             if path is not None:
                 path.unlink()
@@ -61,41 +59,37 @@ class ScoreMemo:
         return None if self.folder is None else self.folder / f"{digest}.json"
 
 
-class VectorMemo:
+class VectorCache:
     """Embeddings by patch id, in a LanceDB table.
 
     Args:
-        memo: the memo's folder; ``None`` knows nothing and keeps nothing.
-        config: digest of what a vector depends on besides the patch.
+        photo_cache: folder of the photo cache; with None the cache stays empty.
+        config: digest of everything but the patch that a vector depends on.
     """
 
-    def __init__(self, memo: Path | None, config: str) -> None:
-        self.folder = None if memo is None else _only(memo / "embeddings", config)
+    def __init__(self, photo_cache: Path | None, config: str) -> None:
+        self.folder = None if photo_cache is None else _folder_of(photo_cache / "embeddings", config)
 
     def read(self) -> dict[str, np.ndarray]:
-        """Patch id -> ``float32 (d,)``. A table that cannot be read, as one cut off while it was made, is removed."""
-        from ddsr_core.storage.vector_table import TABLE, read_table
-
+        """All vectors: patch id -> ``float32 (d,)``. A damaged table (its creation may have been interrupted) is removed."""
         if self.folder is None or not (self.folder / "lancedb" / f"{TABLE}.lance").is_dir():
             return {}
         try:
             columns, vectors = read_table(self.folder)
-        except (OSError, RuntimeError, ValueError) as error:  # what LanceDB raises
-            LOG.warning("%s: damaged; every patch is embedded anew (%s)", self.folder, error)
+        except (OSError, RuntimeError, ValueError) as error:  # the exceptions of LanceDB
+            LOG.warning("%s: damaged; all patches are embedded again (%s)", self.folder, error)
             shutil.rmtree(self.folder / "lancedb")
             return {}
         return dict(zip(columns["patch_id"].to_pylist(), vectors, strict=True))
 
     def finish(self, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
-        """Take the whole table of embeddings: new rows are inserted, those that are not in it removed, the rest stays."""
-        from ddsr_core.storage.vector_table import merge_table
-
+        """Make the cache equal to this table of embeddings: insert new rows, delete missing ones, keep the rest."""
         if self.folder is not None:
             merge_table(self.folder, parts, KEEP_VERSIONS)
 
 
-def _only(folder: Path, config: str) -> Path:
-    """The subfolder of a config; those of other configs go."""
+def _folder_of(folder: Path, config: str) -> Path:
+    """The subfolder for a config. Those of other configs are removed."""
     wanted = folder / config[:16]
     for other in folder.glob("*"):
         if other != wanted:

@@ -12,9 +12,10 @@ from typing import Any, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import read_image_set, read_rgb
-from ddsr_core.pipeline.config import SourceName
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
 
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips")
 FULL, RANDOM, DISTILLED = "full", "random", "distilled"
@@ -24,7 +25,7 @@ _FIRST = (RANDOM, "threshold")
 #: Rows of a table stand in this order: the baselines, ours, the whole sets. A source of none of these names is a baseline.
 SOURCE_ORDER = (
     *_FIRST,
-    *(name for name in get_args(SourceName) if name not in (*_FIRST, DISTILLED, *WHOLE)),
+    *(name for name in get_args(TrainingSetName) if name not in (*_FIRST, DISTILLED, *WHOLE)),
     DISTILLED,
     *WHOLE,
 )
@@ -50,8 +51,8 @@ class StageRecord(Frozen):
 class SrRecord(Frozen):
     """One SR network that was trained and measured.
 
-    ``source`` is one of `ddsr_core.pipeline.config.SourceName` or another data source; ``budget`` is the number of training
-    images (None: all). ``evaluate_path`` is an `evaluate` artifact, ``train_path`` a `train-sr` one.
+    ``source`` is one of `TrainingSetName` or another data source; ``budget`` is the number of training images
+    (None: all). ``evaluate_path`` is an `evaluate` artifact, ``train_path`` a `train_sr` one.
     """
 
     arch: str
@@ -220,7 +221,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"not a readable summary: {error}", where=path, mend="run the stage again") from error
+        raise InputError(f"not a readable summary: {error}", where=path, fix="run the stage again") from error
     return content
 
 
@@ -256,7 +257,7 @@ def _clusters(folder: Path) -> Clusters:
 def _distilled(folder: Path) -> Distilled:
     rows, summary = read_image_set(folder), _json(folder / "summary.json")
     if not rows:
-        raise InputError("the distilled set is empty", where=folder, mend="run the sample stage again")
+        raise InputError("the distilled set is empty", where=folder, fix="run the sample stage again")
     images = tuple(
         DistilledImage(
             path=folder / row["file_name"],
@@ -336,7 +337,7 @@ def read_curves(path: Path, title: str) -> Curves | None:
         columns = {name: tuple(float(row[name]) for row in rows) for name in (rows[0] if rows else {})}
         return Curves(title=title, steps=columns.pop("step"), terms=columns) if columns else None
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not a table of curves: {error}", where=path, mend="run the stage again") from error
+        raise InputError(f"not a table of curves: {error}", where=path, fix="run the stage again") from error
 
 
 def psnr_bic_groups(report: Report) -> dict[str, np.ndarray]:

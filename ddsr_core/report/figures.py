@@ -1,4 +1,4 @@
-"""Pictures of the report: curves and histograms as inline SVG (coloured by the page's CSS), images as data URIs."""
+"""Pictures of the report: curves and histograms as inline SVG (colored by the page's CSS), images as data URIs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddsr_core.imaging.images import decode_rgb, encode_png, read_rgb, save_png
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
+from ddsr_core.imaging.images import encode_png, save_png
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsr_core.imaging.images import decode_rgb, read_rgb
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.report import figures
 from ddsr_core.report.data import (
     DISTILLED,
@@ -24,7 +24,7 @@ from ddsr_core.report.data import (
     real_patches,
 )
 from ddsr_core.report.table import as_csv, as_markdown, number, plain_table, table_rows
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
 
 TEMPLATE = "report.html.j2"
 HEADINGS = {
@@ -109,7 +109,7 @@ def render(report: Report) -> str:
         sr_charts=_sr_charts(report),
         total_seconds=sum(stage.seconds for stage in report.run.stages),
         config=json.dumps(report.run.config, indent=2, ensure_ascii=False, default=str),
-        licence=licence_note(_base_name(report.run.config)),
+        license=license_note(_base_name(report.run.config)),
     )
 
 
@@ -209,7 +209,7 @@ def _finetune_charts(report: Report) -> list[tuple[str, str]]:
 
 
 def _sr_charts(report: Report) -> list[tuple[str, list[str], str]]:
-    """(architecture, sources in the order of their colours, SVG); the first seed of each source."""
+    """(architecture, sources in the order of their colors, SVG); the first seed of each source."""
     found: dict[str, dict[str, tuple[Curves, str]]] = {}
     for result in report.sr:
         folder, record = result.record.train_path, result.record
@@ -261,10 +261,10 @@ def _base_name(config: dict[str, Any]) -> str | None:
     return None
 
 
-def licence_note(base: str | None) -> str:
-    """What the licence of the base model's weights means for the images made with it."""
+def license_note(base: str | None) -> str:
+    """What the license of the base model's weights means for the images made with it."""
     if base is None:
-        return "The run does not name its base model; see the licence of its weights before you share the images."
+        return "The run does not name its base model; see the license of its weights before you share the images."
     if "dit-xl" in base.lower():
         return (
             f"The base model {base} is under CC-BY-NC-4.0: non-commercial use only. Whether images made with it carry "
@@ -273,6 +273,6 @@ def licence_note(base: str | None) -> str:
     if base.rstrip("/").endswith("ddsr-tiny"):
         return (
             "The base model ddsr-tiny was trained for this project on freely licensed photographs; its model card "
-            "names them. The distilled set also rests on your photos: their licences apply to it."
+            "names them. The distilled set also rests on your photos: their licenses apply to it."
         )
-    return f"The base model is {base}; see its licence before you share its weights or images made with it."
+    return f"The base model is {base}; see its license before you share its weights or images made with it."

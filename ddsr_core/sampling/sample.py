@@ -1,128 +1,93 @@
-"""Stage 5, sampling: draw the distilled data set from the fine-tuned model (paper, II-C).
+"""Stage 6, sampling: the distilled data set from the fine-tuned model (paper, II-C).
 
-Over-sample and select: `draw_candidates` makes ``oversample`` candidates an image, `ddsr_core.sampling.selection` compares them
-with the real patches, and of each pseudo-label those are kept that stand for its patches and copy none of them.
+Over-sample and select: `sample_candidates` makes ``oversample`` candidates per image, `ddsr_core.sampling.selection`
+compares them with the real patches, and for each pseudo-label those are selected that represent its patches and copy none
+of them.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+import pyarrow as pa
+import torch
+from torch import Tensor
 
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.config import Runtime
+from ddsr_core.diffusion.base import Base, load_base
+from ddsr_core.diffusion.decoding import decode_pixels
+from ddsr_core.diffusion.difffit import fold, load_adapter
+from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name
-from ddsr_core.sampling.real_starts import StartLatents, StartOrder, starting_patches
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name
+from ddsr_core.imaging.images import encode_png
+from ddsr_core.sampling.allocation import images_per_label
+from ddsr_core.sampling.config import SampleConfig
+from ddsr_core.sampling.init_patches import InitLatents, init_patches
 from ddsr_core.sampling.restoration import restored_files
-from ddsr_core.sampling.selection import Comparison, Scores, Select, choose, compare, random_score, score
-from ddsr_core.sampling.sr_gain import gains_of_files, most_learnable
-from ddsr_core.storage.store import RESUME, Stage, StageResult, write_atomically, write_json
+from ddsr_core.sampling.selection import Comparison, References, Scores, choose, compare, random_score, score
+from ddsr_core.sampling.sr_gain import gains_of_files, highest_gain
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
-if TYPE_CHECKING:
-    from torch import Tensor
+#: Numbers of the summary that go into the artifact's manifest.
+COUNTED = ("count", "height", "width", "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
+#: Columns that a distilled set has beside its images.
+FIELDS = {
+    "pseudo_label": pa.int32(), "seed": pa.int64(), "index": pa.int64(), "init_patch_id": pa.string(),
+    "psnr_bic": pa.float64(), "nearest_patch_id": pa.string(), "max_cosine_to_train": pa.float64(),
+    "nearest_patch_id_by_embedding": pa.string(), "max_embedding_cosine_to_train": pa.float64(),
+    "sr_gain_db": pa.float64(),
+}  # fmt: skip
 
-    from ddsr_core.diffusion.base import Base
 
-Timestep = Annotated[float, Field(ge=0, le=999)]
+@dataclass(frozen=True)
+class ModelFiles:
+    """What the tuned model is loaded from: adapter, base model, and a VAE that replaces the base model's own."""
+
+    adapter: Path
+    base: Path
+    vae: Path | None = None
 
 
-class SampleConfig(StageConfig):
-    """How many images, and how they are drawn and chosen."""
+@dataclass(frozen=True)
+class Candidates:
+    """The images to sample.
 
-    count: int = Field(70, ge=1, le=100_000, description="images of the distilled set")
-    allocation: Literal["equal", "proportional"] = Field(
-        "equal", description="images of each pseudo-label: equal shares, or proportional to its patches"
-    )
-    sampler: Literal["ancestral", "dpmpp", "unipc"] = Field("dpmpp", description="ancestral is what was released")
-    steps: int = Field(25, ge=2, le=1000, description="sampling steps")
-    guidance_scale: float = Field(1.0, ge=0, le=20, description="classifier-free guidance; more of it smooths texture away")
-    guided_channels: Literal[3, 4] = Field(3, description="latent channels under guidance; 3 as released")
-    guidance_interval: tuple[Timestep, Timestep] = Field(
-        (0, 999), description="guidance only from the first to the second t (0 is clean); elsewhere half the cost"
-    )
-    strength: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="1 begins at pure noise; less begins at real patches, noised to strength * 1000: nearer to the data, "
-        "and nearer to copies of it",
-    )
-    start: StartOrder = Field(
-        "medoids",
-        description="which patches of a cluster a strength below 1 begins at: those nearest to its centroid, or those "
-        "spread over it (k-centre)",
-    )
-    weights: Literal["ema", "raw"] = Field("ema", description="averaged or last adapter weights")
-    oversample: int = Field(4, ge=1, le=64, description="candidates an image; 1 keeps every sample")
-    select: Select = Field(
-        "psnr_bic_and_coverage",
-        description="what the choice among candidates follows: nothing, the PSNR_bic of the real patches, or that and "
-        "how well the chosen cover the real patches in embedding space",
-    )
-    sr_gain_share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of the candidates that is left to choose from: those whose detail a small SR network, trained on "
-        "the accepted patches, restores best; 1: off",
-    )
-    restored_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the chosen images' detail that is replaced by what the same network restores from their LR "
-        "images: 1 leaves only detail that can be learned; 0: off",
-    )
-    max_cosine: float = Field(
-        0.98, gt=0, le=1, description="candidates more similar than this to a training patch, by pixels, are refused; 1: off"
-    )
-    max_embedding_cosine: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="the same by embedding; 1: off, as what is usual depends on the network and the patches (vgg16 at "
-        "64 px: different real patches reach 0.95 among themselves)",
-    )
-    batch_size: int = Field(16, ge=1, le=4096, description="images a forward pass")
-    decode_tile_px: int | None = Field(
-        None, ge=32, description="decode in tiles of this side, approximately, to save memory; null: whole images"
-    )
-    precision: Literal["bf16", "fp32"] = Field("fp32", description="of the networks; the solver's steps are float32")
-    seed: int = Field(0, ge=0, description="of the noise")
+    Attributes:
+        folder: where they are written as PNG files.
+        labels: pseudo-labels ``(n,)``.
+        init_ids: patch that each starts from; None for pure noise.
+    """
 
-    @model_validator(mode="after")
-    def _interval_rises(self) -> SampleConfig:
-        if self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError("guidance_interval must be (lowest t, highest t)")
-        return self
+    folder: Path
+    labels: np.ndarray
+    init_ids: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"{index:08d}.png"
 
     @property
-    def wants_judge(self) -> bool:
-        """Whether an SR network trained on the accepted patches takes part."""
-        return self.sr_gain_share < 1 or self.restored_share > 0
+    def paths(self) -> list[Path]:
+        return [self.path(index) for index in range(len(self))]
 
 
-def images_per_label(count: int, sizes: list[int], allocation: Literal["equal", "proportional"] = "equal") -> list[int]:
-    """Shares, equal or proportional to ``sizes`` (rounded down); what is left over goes to the largest clusters.
+@dataclass(frozen=True)
+class Selected:
+    """The selection for one pseudo-label: indices of candidates, their scores, and those of random selections."""
 
-    Of equally large clusters the lower label comes first.
-
-    >>> images_per_label(10, [5, 9, 9])
-    [3, 4, 3]
-    >>> images_per_label(10, [30, 60, 10], "proportional")
-    [3, 6, 1]
-    """
-    parts = [1] * len(sizes) if allocation == "equal" else sizes
-    shares = [count * part // sum(parts) for part in parts]
-    for label in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))[: count - sum(shares)]:
-        shares[label] += 1
-    return shares
+    indices: list[int]
+    scores: Scores
+    random: Scores
 
 
 def run(
@@ -138,111 +103,120 @@ def run(
     weights: Path | None = None,
     vae: Path | None = None,
     latents: Path | None = None,
-    judge: Path | None = None,
+    teacher: Path | None = None,
 ) -> StageResult:
-    """Draw the candidates, choose among them and write the distilled set.
+    """Sample the candidates, select from them, and write the distilled set.
 
     Args:
-        weights: open_clip weights file, where the embeddings were made with one.
-        vae: VAE to use in place of the base's own.
-        latents: artifact of the latents stage, wanted where ``strength`` is below 1.
-        judge: artifact of the train-sr stage, wanted where ``sr_gain_share`` is below 1 or ``restored_share`` above 0.
+        weights: open_clip weights file, if the embeddings were made with one.
+        vae: VAE that replaces the base model's own.
+        latents: artifact of the latents stage, required if ``strength`` is below 1.
+        teacher: artifact of the train_sr stage, required if ``sr_gain_share`` is below 1 or ``detail_restoration`` above 0.
 
     Raises:
-        ConfigError: ``judge`` is wanted and not given.
-        InputError: the artifacts do not belong together; or too many candidates copy training patches.
+        ConfigError: ``teacher`` is required and missing.
+        InputError: the artifacts do not belong together, or too many candidates copy training patches.
     """
-    sizes = json.loads((clusters / "summary.json").read_text())["sizes"]
-    shares = images_per_label(config.count, sizes, config.allocation)
-    labels = np.repeat(np.arange(len(shares)), [share * config.oversample for share in shares])
-    check_judge(config, judge)
-    starts = starting_patches(labels, clusters, config.start) if config.strength < 1 else None
-    draw_candidates(config, labels, starts, adapter, base, vae, latents, out, runtime)
-    paths = [_candidate(out, index) for index in range(len(labels))]
-    compared = compare(paths, patches, clusters, embeddings, weights, runtime)
-    gains = gains_of_files(judge, paths, runtime) if judge and config.sr_gain_share < 1 else None
-    chosen: list[int] = []
-    scores: list[tuple[int, Scores, Scores]] = []
-    for label, share in enumerate(shares):
-        if share:
-            candidates = np.flatnonzero(labels == label)
-            kept, reached, by_chance = _choose_of_label(config, label, candidates, share, compared, gains)
-            chosen += kept
-            scores.append((share, reached, by_chance))
-    written = write_chosen(config, [paths[index] for index in chosen], judge, out, runtime)
-    of_row = list(chosen)
-    final = compared
-    if config.restored_share > 0:  # they are no longer what was drawn
-        final, of_row = compare(written, patches, clusters, embeddings, weights, runtime), list(range(len(written)))
-    rows = [
-        _row(config, index, int(labels[index]), starts, final, place, gains)
-        for index, place in zip(chosen, of_row, strict=True)
+    require_teacher(config, teacher)
+    references = References(patches, clusters, embeddings, weights)
+    shares = images_per_label(config.count, _cluster_sizes(clusters), config.allocation)
+    candidates = plan_candidates(config, shares, clusters, out)
+    sample_candidates(config, candidates, ModelFiles(adapter, base, vae), latents, runtime)
+    compared = compare(candidates.paths, references, runtime)
+    gains = gains_of_files(teacher, candidates.paths, runtime) if teacher and config.sr_gain_share < 1 else None
+    selected = [
+        select_for_label(config, label, np.flatnonzero(candidates.labels == label), share, compared, gains)
+        for label, share in enumerate(shares)
+        if share
     ]
-    _write_set(out, rows)
-    summary = _summary(config, rows, compared, scores, out)
+    chosen = [index for part in selected for index in part.indices]
+    written = write_images(config, [candidates.path(index) for index in chosen], teacher, out, runtime)
+    described, places = compared, chosen
+    if config.detail_restoration > 0:  # the images are no longer those that were compared
+        described, places = compare(written, references, runtime), list(range(len(written)))
+    rows = [_row(config, candidates, index, gains) | _facts(described, place)
+            for index, place in zip(chosen, places, strict=True)]  # fmt: skip
+    finish_image_set(out, rows, FIELDS)
+    summary = _summary(config, rows, compared, selected, out)
     write_json(out / "summary.json", summary)
-    counted = ("count", "height", "width", "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
-    return StageResult({name: summary[name] for name in counted})
+    return StageResult({name: summary[name] for name in COUNTED})
 
 
-def draw_candidates(
-    config: SampleConfig,
-    labels: np.ndarray,
-    starts: list[str] | None,
-    adapter: Path,
-    base: Path,
-    vae: Path | None,
-    latents: Path | None,
-    out: Path,
-    runtime: Runtime,
+def require_teacher(config: SampleConfig, teacher: Path | None) -> None:
+    """Check, before anything is sampled, that the SR network is given if selection or restoration needs it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if config.needs_teacher and teacher is None:
+        raise ConfigError(
+            "selection by SR gain and detail restoration need an SR network",
+            where="sample.sr_gain_share, sample.detail_restoration",
+            fix="give an artifact of the train_sr stage as input `teacher`, or set sr_gain_share=1 and detail_restoration=0",
+        )
+
+
+def _cluster_sizes(clusters: Path) -> list[int]:
+    sizes: list[int] = json.loads((clusters / "summary.json").read_text())["sizes"]
+    return sizes
+
+
+def plan_candidates(config: SampleConfig, shares: Sequence[int], clusters: Path, out: Path) -> Candidates:
+    """``oversample`` candidates for each of the ``shares[label]`` images of every pseudo-label."""
+    labels = np.repeat(np.arange(len(shares)), [share * config.oversample for share in shares])
+    init_ids = init_patches(labels, clusters, config.init) if config.strength < 1 else None
+    return Candidates(out / RESUME / "candidates", labels, init_ids)
+
+
+def sample_candidates(
+    config: SampleConfig, candidates: Candidates, files: ModelFiles, latents: Path | None, runtime: Runtime
 ) -> None:
-    """Write candidate ``i`` of pseudo-label ``labels[i]`` to ``out/resume/candidates``; those that are there stay.
-
-    Args:
-        starts: patch that each candidate begins at; None for pure noise.
+    """Sample the candidates and write them to their folder; those that exist are kept.
 
     Raises:
         InputError: adapter, base, clusters and latents do not belong together.
     """
-    (out / RESUME / "candidates").mkdir(parents=True, exist_ok=True)
-    # Whole batches, always the same ones: a batch of another size rounds differently in the last bit. A run that was
-    # cut off draws the batch again that it was in, and writes only the images of it that were missing.
-    batches = [
-        list(range(start, min(start + config.batch_size, len(labels)))) for start in range(0, len(labels), config.batch_size)
-    ]
-    todo = [batch for batch in batches if not all(_candidate(out, index).exists() for index in batch)]
+    candidates.folder.mkdir(parents=True, exist_ok=True)
+    # Always the same batches: a batch of another size rounds differently in the last bit. An interrupted run samples its
+    # last batch again and writes only the images that are missing.
+    starts = range(0, len(candidates), config.batch_size)
+    batches = [list(range(start, min(start + config.batch_size, len(candidates)))) for start in starts]
+    todo = [batch for batch in batches if not all(candidates.path(index).exists() for index in batch)]
     if not todo:
         return
-    model, label_map = load_tuned(adapter, base, config.weights, runtime.device, vae)
-    if unknown := sorted(set(labels.tolist()) - set(label_map)):
+    model, label_map = load_tuned(files.adapter, files.base, config.weights, runtime.device, files.vae)
+    if unknown := sorted(set(candidates.labels.tolist()) - set(label_map)):
         raise InputError(
             f"the adapter does not know the pseudo-labels {unknown}",
-            where=adapter,
-            mend="give the clusters that it was fine-tuned on",
+            where=files.adapter,
+            fix="give the clusters that it was fine-tuned on",
         )
-    begin = StartLatents(model, latents) if starts else None
-    done = len(labels) - sum(map(len, todo))
-    with runtime.progress("Sampling", total=len(labels), unit="images", done=done) as bar:
+    init_latents = InitLatents(model, latents) if candidates.init_ids else None
+    done = len(candidates) - sum(map(len, todo))
+    with runtime.progress("Sampling", total=len(candidates), unit="images", done=done) as bar:
         for batch in todo:
-            start = begin.of([starts[index] for index in batch]) if begin and starts else None
-            images = _draw(config, model, [label_map[int(labels[index])] for index in batch], batch, start)
+            init = None
+            if init_latents and candidates.init_ids:
+                init = init_latents.of([candidates.init_ids[index] for index in batch])
+            rows = [label_map[int(candidates.labels[index])] for index in batch]
+            images = _sample_batch(config, model, rows, batch, init)
             for index, image in zip(batch, images, strict=True):
-                if not _candidate(out, index).exists():
-                    write_atomically(_candidate(out, index), encode_png(image))
+                if not candidates.path(index).exists():
+                    write_atomically(candidates.path(index), encode_png(image))
             bar.advance(len(batch))
 
 
 def load_tuned(
     adapter: Path, base: Path, weights: Literal["ema", "raw"], device: str, vae: Path | None = None
 ) -> tuple[Base, dict[int, int]]:
-    """The base with the adapter folded into it, and pseudo-label -> row of the class table.
+    """The base model with the adapter folded into it, and pseudo-label -> row of the class table.
 
     Args:
-        vae: VAE to use in place of the base's own.
-    """
-    from ddsr_core.diffusion.base import load_base
-    from ddsr_core.diffusion.difffit import fold, load_adapter
+        vae: VAE that replaces the base model's own.
 
+    Raises:
+        InputError: the adapter belongs to another base model, or is damaged.
+    """
     model = load_base(str(base), device, vae)
     tuned = load_adapter(adapter, weights)
     tuned.apply(model.dit, model.digest)
@@ -251,29 +225,57 @@ def load_tuned(
     return model, tuned.label_map
 
 
-def _draw(config: SampleConfig, model: Base, rows: list[int], indices: list[int], start: Tensor | None) -> np.ndarray:
-    import torch
-
-    from ddsr_core.diffusion.decoding import decode_pixels
-    from ddsr_core.diffusion.samplers import sample_latents
-
+def _sample_batch(config: SampleConfig, model: Base, rows: list[int], indices: list[int], init: Tensor | None) -> np.ndarray:
+    """Pixels ``uint8 (B, H, W, 3)``."""
     device = next(model.dit.parameters()).device
     half = config.precision == "bf16"
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
         latents = sample_latents(
             model.dit, torch.tensor(rows, device=device), indices, seed=config.seed, sampler=config.sampler,
             steps=config.steps, guidance_scale=config.guidance_scale, guided_channels=config.guided_channels,
-            guidance_interval=config.guidance_interval, start=start, strength=config.strength,
+            guidance_interval=config.guidance_interval, init=init, strength=config.strength,
         )  # fmt: skip
         return decode_pixels(model, latents, config.decode_tile_px)
 
 
-def write_chosen(config: SampleConfig, chosen: list[Path], judge: Path | None, out: Path, runtime: Runtime) -> list[Path]:
-    """Write the images of the set, in order, as they were drawn or with restored detail; returns their files."""
+def select_for_label(
+    config: SampleConfig, label: int, members: np.ndarray, share: int, compared: Comparison, gains: np.ndarray | None
+) -> Selected:
+    """Select ``share`` of the candidates ``members`` of a pseudo-label.
+
+    Raises:
+        InputError: too many candidates copy training patches.
+    """
+    allowed = members[~rejected(config, compared)[members]]
+    if len(allowed) < share:
+        raise InputError(
+            f"{len(members) - len(allowed)} of {len(members)} samples of pseudo-label {label} copy training patches "
+            f"(cosine above {config.max_cosine} by pixels or {config.max_embedding_cosine} by embedding)",
+            where="sample.max_cosine, sample.max_embedding_cosine",
+            fix="raise sample.oversample or sample.strength, fine-tune for fewer steps, or raise the limit",
+        )
+    if gains is not None:
+        allowed = allowed[highest_gain(gains[allowed], config.sr_gain_share, share)]
+    psnr = compared.psnr_bic[allowed]
+    target = compared.real_psnr_bic[compared.real_labels == label]
+    similarity = compared.real_vectors[label] @ compared.vectors[allowed].T
+    chosen = choose(config.select, psnr, target, similarity, share)
+    random = random_score(share, psnr, target, similarity, config.seed)
+    return Selected([int(index) for index in allowed[chosen]], score(chosen, psnr, target, similarity), random)
+
+
+def rejected(config: SampleConfig, compared: Comparison) -> np.ndarray:
+    """Candidates that are too similar to a training patch, ``bool (n,)``; a limit of 1 rejects not even copies."""
+    by_pixels = (compared.by_pixels.cosine > config.max_cosine) & (config.max_cosine < 1)
+    return by_pixels | ((compared.by_embedding.cosine > config.max_embedding_cosine) & (config.max_embedding_cosine < 1))
+
+
+def write_images(config: SampleConfig, chosen: list[Path], teacher: Path | None, out: Path, runtime: Runtime) -> list[Path]:
+    """Write the images of the set, in order, as sampled or with restored detail; returns their files."""
     files = [out / image_set_name(position) for position in range(len(chosen))]
     images: Iterator[bytes]
-    if judge and config.restored_share > 0:
-        images = map(encode_png, restored_files(judge, chosen, config.restored_share, runtime))
+    if teacher and config.detail_restoration > 0:
+        images = map(encode_png, restored_files(teacher, chosen, config.detail_restoration, runtime))
     else:
         images = (path.read_bytes() for path in chosen)
     for path, data in zip(files, images, strict=True):
@@ -281,111 +283,56 @@ def write_chosen(config: SampleConfig, chosen: list[Path], judge: Path | None, o
     return files
 
 
-def check_judge(config: SampleConfig, judge: Path | None) -> None:
-    """A choice by SR gain and restored detail need the network, before anything is drawn."""
-    if config.wants_judge and judge is None:
-        raise ConfigError(
-            "a choice by SR gain and restored detail need an SR network",
-            where="sample.sr_gain_share, sample.restored_share",
-            mend="give an artifact of the train-sr stage as input `judge`, or set sr_gain_share=1 and restored_share=0",
-        )
-
-
-def _candidate(out: Path, index: int) -> Path:
-    return out / RESUME / "candidates" / f"{index:08d}.png"
-
-
-def _choose_of_label(
-    config: SampleConfig, label: int, candidates: np.ndarray, share: int, compared: Comparison, gains: np.ndarray | None
-) -> tuple[list[int], Scores, Scores]:
-    """The candidates to keep, their scores, and those of a random choice among the same."""
-    allowed = candidates[~refused(config, compared)[candidates]]
-    if len(allowed) < share:
-        raise InputError(
-            f"{len(candidates) - len(allowed)} of {len(candidates)} samples of pseudo-label {label} copy training patches "
-            f"(cosine above {config.max_cosine} by pixels or {config.max_embedding_cosine} by embedding)",
-            where="sample.max_cosine, sample.max_embedding_cosine",
-            mend="raise sample.oversample or sample.strength, fine-tune for fewer steps, or raise the limit",
-        )
-    if gains is not None:
-        allowed = allowed[most_learnable(gains[allowed], config.sr_gain_share, share)]
-    psnr = compared.psnr_bic[allowed]
-    target = compared.real_psnr_bic[compared.real_labels == label]
-    similarity = compared.real_vectors[label] @ compared.vectors[allowed].T
-    kept = choose(config.select, psnr, target, similarity, share)
-    by_chance = random_score(share, psnr, target, similarity, config.seed)
-    return [int(index) for index in allowed[kept]], score(kept, psnr, target, similarity), by_chance
-
-
-def refused(config: SampleConfig, compared: Comparison) -> np.ndarray:
-    """Candidates too similar to a training patch, ``bool (n,)``; a limit of 1 refuses not even copies."""
-    by_pixels = (compared.by_pixels.cosine > config.max_cosine) & (config.max_cosine < 1)
-    return by_pixels | ((compared.by_embedding.cosine > config.max_embedding_cosine) & (config.max_embedding_cosine < 1))
-
-
-def _row(
-    config: SampleConfig, index: int, label: int, starts: list[str] | None, final: Comparison, place: int,
-    gains: np.ndarray | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Of the candidate ``index``; ``final`` describes the images as they are written, this one at ``place``."""
+def _row(config: SampleConfig, candidates: Candidates, index: int, gains: np.ndarray | None) -> dict[str, Any]:
+    """Where an image came from."""
     return {
-        "pseudo_label": label, "seed": config.seed, "index": index, "start_patch_id": starts[index] if starts else None,
-        "psnr_bic": round(float(final.psnr_bic[place]), 4),
-        "nearest_patch_id": final.by_pixels.patch_id[place],
-        "max_cosine_to_train": round(float(final.by_pixels.cosine[place]), 5),
-        "nearest_patch_id_by_embedding": final.by_embedding.patch_id[place],
-        "max_embedding_cosine_to_train": round(float(final.by_embedding.cosine[place]), 5),
+        "pseudo_label": int(candidates.labels[index]),
+        "seed": config.seed,
+        "index": index,
+        "init_patch_id": candidates.init_ids[index] if candidates.init_ids else None,
         "sr_gain_db": None if gains is None else round(float(gains[index]), 4),
-    }  # fmt: skip
+    }
 
 
-def _write_set(out: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa
-
-    fields = {
-        "pseudo_label": pa.int32(), "seed": pa.int64(), "index": pa.int64(), "start_patch_id": pa.string(),
-        "psnr_bic": pa.float64(), "nearest_patch_id": pa.string(), "max_cosine_to_train": pa.float64(),
-        "nearest_patch_id_by_embedding": pa.string(), "max_embedding_cosine_to_train": pa.float64(),
-        "sr_gain_db": pa.float64(),
-    }  # fmt: skip
-    finish_image_set(out, rows, fields)
+def _facts(described: Comparison, place: int) -> dict[str, Any]:
+    """What was measured of an image as it is written."""
+    return {
+        "psnr_bic": round(float(described.psnr_bic[place]), 4),
+        "nearest_patch_id": described.by_pixels.patch_id[place],
+        "max_cosine_to_train": round(float(described.by_pixels.cosine[place]), 5),
+        "nearest_patch_id_by_embedding": described.by_embedding.patch_id[place],
+        "max_embedding_cosine_to_train": round(float(described.by_embedding.cosine[place]), 5),
+    }
 
 
 def _summary(
-    config: SampleConfig,
-    rows: list[dict[str, Any]],
-    compared: Comparison,
-    scores: list[tuple[int, Scores, Scores]],
-    out: Path,
+    config: SampleConfig, rows: list[dict[str, Any]], compared: Comparison, selected: list[Selected], out: Path
 ) -> dict[str, Any]:
-    from PIL import Image
-
     psnr = np.array([row["psnr_bic"] for row in rows])
     labels = np.array([row["pseudo_label"] for row in rows])
-    with Image.open(io.BytesIO((out / image_set_name(0)).read_bytes())) as first:
-        width, height = first.size
+    height, width, _ = read_rgb(out / image_set_name(0)).shape
     return {
         "count": len(rows),
         "height": height,
         "width": width,
         "candidates": len(compared.psnr_bic),
-        "refused": int(refused(config, compared).sum()),
+        "refused": int(rejected(config, compared).sum()),
         "psnr_bic_mean": round(float(psnr.mean()), 4),
         "psnr_bic_real_mean": round(float(compared.real_psnr_bic.mean()), 4),
         "psnr_bic_by_label": {str(label): round(float(psnr[labels == label].mean()), 4) for label in np.unique(labels)},
         "max_cosine_to_train": max(row["max_cosine_to_train"] for row in rows),
         "max_embedding_cosine_to_train": max(row["max_embedding_cosine_to_train"] for row in rows),
-        **_mean_scores([(share, reached) for share, reached, _ in scores], ""),
-        **_mean_scores([(share, by_chance) for share, _, by_chance in scores], "_random"),
+        **_mean_scores([(len(part.indices), part.scores) for part in selected], ""),
+        **_mean_scores([(len(part.indices), part.random) for part in selected], "_random"),
     }
 
 
 def _mean_scores(scores: list[tuple[int, Scores]], suffix: str) -> dict[str, float]:
-    """Means over the pseudo-labels, weighted by their shares."""
+    """Means over the pseudo-labels, weighted by their images."""
     total = sum(share for share, _ in scores)
     distance = sum(share * item.psnr_bic_wasserstein_db for share, item in scores) / total
     coverage = sum(share * item.coverage for share, item in scores) / total
     return {f"psnr_bic_wasserstein_db{suffix}": round(distance, 4), f"coverage{suffix}": round(coverage, 5)}
 
 
-STAGE = Stage("sample", version=3, run=run)
+STAGE = Stage("sample", version=3, run=run, config=SampleConfig, section="II-C", on_gpu=True)

@@ -1,37 +1,59 @@
-"""Comparing samples with the accepted patches, and choosing among them.
+"""Selection: compare samples with the accepted patches, and choose among them.
 
-What is kept should be distributed as the real accepted patches of its pseudo-label are: the same histogram of PSNR_bic,
-and the same region of the embedding space. Never the lowest PSNR_bic: those are the artefacts.
+The images selected should be distributed as the accepted patches of their pseudo-label are: the same histogram of PSNR_bic
+and the same region of embedding space. Selecting the lowest PSNR_bic would collect the artifacts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import wasserstein_distance
+from torch import Tensor
 
 from ddsr_core.config import Runtime
+from ddsr_core.diffusion.latents import batches_of_patches
+from ddsr_core.diffusion.training_set import label_of
 from ddsr_core.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Select = Literal["none", "psnr_bic", "psnr_bic_and_coverage"]
+from ddsr_core.imaging.bicubic import psnr_bic
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float
+from ddsr_core.pseudo_labels.clusters import read_labels
+from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
+from ddsr_core.pseudo_labels.embeddings import read_config
+from ddsr_core.sampling.config import Select
+from ddsr_core.storage.vector_table import open_table
 
 THUMBNAIL_PX = 32
 COMPARE_BATCH = 32
 VECTOR_BATCH = 1024
-#: Real vectors of a pseudo-label that coverage is measured on: a random subset of so many where there are more.
+#: Real vectors per pseudo-label that coverage is measured on; a random subset if there are more.
 COVERAGE_SAMPLE = 2000
-#: Random choices of the same size that a choice is compared with.
+#: Random selections of the same size that a selection is compared with.
 RANDOM_DRAWS = 20
 
 
+@dataclass(frozen=True)
+class References:
+    """Artifacts of the real patches that samples are compared with.
+
+    Attributes:
+        weights: open_clip weights file, if the embeddings were made with one.
+    """
+
+    patches: Path
+    clusters: Path
+    embeddings: Path
+    weights: Path | None = None
+
+
 class Nearest:
-    """For each of ``count`` candidates the most similar training patch of those shown so far.
+    """For each of ``count`` candidates the most similar training patch so far.
 
     Attributes:
         cosine: similarity to it ``(count,)``, at most 1; ``patch_id``: its id.
@@ -41,8 +63,8 @@ class Nearest:
         self.cosine = np.full(count, -np.inf, np.float32)
         self.patch_id = [""] * count
 
-    def show(self, cosine: np.ndarray, names: Sequence[str]) -> None:
-        """Take notice of further patches: ``cosine (count, len(names))``."""
+    def update(self, cosine: np.ndarray, names: Sequence[str]) -> None:
+        """Take further patches into account: ``cosine (count, len(names))``."""
         winner = cosine.argmax(1)
         best = np.minimum(cosine.max(1), 1)  # rounding: a copy must not be more than a copy
         for index in np.flatnonzero(best > self.cosine):
@@ -71,11 +93,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a choice stands for a pseudo-label's real patches.
+    """How well a selection represents a pseudo-label's real patches.
 
     Attributes:
         psnr_bic_wasserstein_db: Wasserstein-1 distance between the PSNR_bic of the two, dB; 0 is best.
-        coverage: mean over the real vectors of the largest cosine to a chosen one; 1 is best.
+        coverage: mean over the real vectors of the largest cosine to a selected one; 1 is best.
     """
 
     psnr_bic_wasserstein_db: float
@@ -83,7 +105,7 @@ class Scores:
 
 
 def thumbnail_vectors(images: Tensor) -> np.ndarray:
-    """What similarity by pixels is measured on: 32-px thumbnails, mean removed, of length 1.
+    """Vectors for similarity by pixels: 32-px thumbnails, without their mean, of length 1.
 
     Args:
         images: ``float (B, 3, H, W)`` in [0, 1].
@@ -91,70 +113,69 @@ def thumbnail_vectors(images: Tensor) -> np.ndarray:
     Returns:
         ``float32 (B, 3072)``; the dot product of two is their cosine similarity, 1 for a copy.
     """
-    import torch.nn.functional as F
-
     small = F.interpolate(images, size=(THUMBNAIL_PX, THUMBNAIL_PX), mode="area").flatten(1)
     return F.normalize(small - small.mean(1, keepdim=True), dim=1).cpu().numpy()
 
 
-def compare(
-    candidates: list[Path], patches: Path, clusters: Path, embeddings: Path, weights: Path | None, runtime: Runtime
-) -> Comparison:
+def compare(candidates: list[Path], references: References, runtime: Runtime) -> Comparison:
     """Describe candidates and patches alike, and find each candidate's nearest patch by pixels and by embedding.
 
-    Patches and their vectors pass by a batch at a time: of a patch no more stays than its id, pseudo-label and
-    PSNR_bic, and of each pseudo-label `COVERAGE_SAMPLE` vectors.
+    Patches and their vectors are read one batch at a time. What stays in memory is the id, pseudo-label and PSNR_bic of each
+    patch, and `COVERAGE_SAMPLE` vectors per pseudo-label.
 
     Args:
         candidates: PNG files, all of one size.
-        weights: open_clip weights file, where the embeddings were made with one.
 
     Raises:
         InputError: the artifacts do not belong together.
     """
-    from ddsr_core.diffusion.latents import batches_of_patches
-    from ddsr_core.diffusion.training_set import label_of
-    from ddsr_core.imaging.bicubic import psnr_bic
-    from ddsr_core.imaging.images import to_float
-    from ddsr_core.pseudo_labels.clusters import read_labels
-
-    of_patch = read_labels(clusters)
-    psnr, thumbnails, vectors, side = _describe(candidates, embeddings, weights, runtime)
-    by_pixels, by_embedding = Nearest(len(candidates)), Nearest(len(candidates))
+    of_patch = read_labels(references.clusters)
+    samples = _describe(candidates, references, runtime)
+    by_pixels = Nearest(len(candidates))
     real_psnr: list[float] = []
     real_labels: list[int] = []
     with runtime.progress("Comparing with real patches", total=len(of_patch), unit="patches") as bar:
-        for names, pixels in batches_of_patches(patches, side):
+        for names, pixels in batches_of_patches(references.patches, samples.side_px):
             real = to_float(pixels)
             real_psnr += psnr_bic(real).tolist()
             real_labels += [label_of(of_patch, name) for name in names]
-            by_pixels.show((thumbnails @ thumbnail_vectors(real).T).max(0), names)
+            by_pixels.update((samples.thumbnails @ thumbnail_vectors(real).T).max(0), names)
             bar.advance(len(names))
-    kept = _sampled(of_patch)
-    real_vectors: dict[int, list[np.ndarray]] = {label: [] for label in kept.values()}
-    for names, real_batch in _stored_vectors(embeddings):
-        by_embedding.show(vectors @ real_batch.T, names)
-        for name, vector in zip(names, real_batch, strict=True):
-            if name in kept:
-                real_vectors[kept[name]].append(vector)
-    if sum(map(len, real_vectors.values())) != len(kept):
+    by_embedding, real_vectors = _compare_vectors(samples.vectors, references.embeddings, of_patch)
+    return Comparison(
+        samples.psnr_bic, samples.vectors, by_pixels, by_embedding, np.array(real_psnr), np.array(real_labels), real_vectors
+    )
+
+
+def _compare_vectors(vectors: np.ndarray, embeddings: Path, of_patch: Mapping[str, int]) -> tuple[Nearest, list[np.ndarray]]:
+    """The nearest patch of each of ``vectors (n, d)``; for each pseudo-label the vectors that coverage is measured on."""
+    nearest, measured = Nearest(len(vectors)), _coverage_patches(of_patch)
+    of_label: dict[int, list[np.ndarray]] = {label: [] for label in measured.values()}
+    for names, batch in _stored_vectors(embeddings):
+        nearest.update(vectors @ batch.T, names)
+        for name, vector in zip(names, batch, strict=True):
+            if name in measured:
+                of_label[measured[name]].append(vector)
+    if sum(map(len, of_label.values())) != len(measured):
         raise InputError(
-            "patches of the clusters have no embedding", where=embeddings, mend="give the embeddings that were clustered"
+            "patches of the clusters have no embedding", where=embeddings, fix="give the embeddings that were clustered"
         )
-    stacked = [np.stack(real_vectors[label]) for label in sorted(real_vectors)]
-    return Comparison(psnr, vectors, by_pixels, by_embedding, np.array(real_psnr), np.array(real_labels), stacked)
+    return nearest, [np.stack(of_label[label]) for label in sorted(of_label)]
 
 
-def _describe(
-    candidates: list[Path], embeddings: Path, weights: Path | None, runtime: Runtime
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+@dataclass(frozen=True)
+class _Samples:
     """PSNR_bic ``(n,)``, thumbnails as they are and mirrored ``(2, n, 3072)``, embeddings ``(n, d)``, side in pixels."""
-    from ddsr_core.imaging.bicubic import psnr_bic
-    from ddsr_core.imaging.images import read_rgb, to_float
-    from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder, read_config
 
-    config = read_config(embeddings)
-    embedder = load_embedder(config, runtime.device, weights)
+    psnr_bic: np.ndarray
+    thumbnails: np.ndarray
+    vectors: np.ndarray
+    side_px: int
+
+
+def _describe(candidates: list[Path], references: References, runtime: Runtime) -> _Samples:
+    config = read_config(references.embeddings)
+    embedder = load_embedder(config, runtime.device, references.weights)
     psnr: list[float] = []
     thumbnails, vectors = [], []
     with runtime.progress("Describing the samples", total=len(candidates), unit="images") as bar:
@@ -166,11 +187,11 @@ def _describe(
             thumbnails.append(np.stack([thumbnail_vectors(images), thumbnail_vectors(images.flip(3))]))
             vectors.append(unit_length(embed_images(pixels, embedder, config, [path.name for path in paths])))
             bar.advance(len(paths))
-    return np.array(psnr), np.concatenate(thumbnails, axis=1), np.concatenate(vectors), pixels.shape[1]
+    return _Samples(np.array(psnr), np.concatenate(thumbnails, axis=1), np.concatenate(vectors), pixels.shape[1])
 
 
-def _sampled(of_patch: dict[str, int]) -> dict[str, int]:
-    """Ids and pseudo-labels of the patches that coverage is measured on; the same ones whatever is sampled."""
+def _coverage_patches(of_patch: Mapping[str, int]) -> dict[str, int]:
+    """Ids and pseudo-labels of the patches that coverage is measured on; the same ones for every set of samples."""
     ids, labels = np.array(list(of_patch)), np.array(list(of_patch.values()))
     random = np.random.default_rng(0)
     chosen = [random.permutation(np.flatnonzero(labels == label))[:COVERAGE_SAMPLE] for label in np.unique(labels)]
@@ -179,17 +200,15 @@ def _sampled(of_patch: dict[str, int]) -> dict[str, int]:
 
 def _stored_vectors(embeddings: Path) -> Iterator[tuple[list[str], np.ndarray]]:
     """Patch ids and unit vectors ``float32 (n, d)`` of an embeddings artifact, `VECTOR_BATCH` at a time."""
-    from ddsr_core.storage.vector_table import open_table
-
     for batch in open_table(embeddings).search().select(["patch_id", "vector"]).to_batches(VECTOR_BATCH):
         vectors = batch["vector"].flatten().to_numpy().reshape(batch.num_rows, -1)
         yield batch["patch_id"].to_pylist(), unit_length(vectors)
 
 
 def farthest_first(vectors: np.ndarray, count: int, first: int) -> list[int]:
-    """Indices of ``count`` rows of ``(n, d)``: ``first``, then again and again the one farthest from all before.
+    """Indices of ``count`` rows of ``(n, d)``: ``first``, then repeatedly the one farthest from all before.
 
-    The greedy choice of k-centre (Gonzalez 1985).
+    The greedy choice of k-center (Gonzalez 1985).
     """
     chosen = [first]
     distance = np.full(len(vectors), np.inf)
@@ -206,11 +225,11 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 
 
 def choose(select: Select, psnr: np.ndarray, target: np.ndarray, similarity: np.ndarray, count: int) -> np.ndarray:
-    """Pick ``count`` of n candidates of a pseudo-label.
+    """Select ``count`` of n candidates of a pseudo-label.
 
     ``none`` takes the first. ``psnr_bic`` takes one for each of ``count`` evenly spaced quantiles of ``target``.
-    ``psnr_bic_and_coverage`` first brings together several candidates for each quantile, sqrt(n / count) of them, so
-    that half of the choice (in bits) is left to coverage, and of each such group keeps the one that adds most of it.
+    ``psnr_bic_and_coverage`` first groups sqrt(n / count) candidates for each quantile, so that half of the choice (in bits)
+    is left to coverage, and takes from each group the candidate that adds most coverage.
 
     Args:
         psnr: PSNR_bic of the candidates, dB ``(n,)``, n >= count; ``target``: of the real patches ``(m,)``.
@@ -218,42 +237,45 @@ def choose(select: Select, psnr: np.ndarray, target: np.ndarray, similarity: np.
 
     Returns:
         Indices of candidates, ascending ``(count,)``.
+
+    Raises:
+        ValueError: unknown ``select``.
     """
     if select == "none":
         return np.arange(count)
     if select == "psnr_bic":
         return np.sort(quantile_groups(psnr, target, count, 1)[:, 0])
+    if select != "psnr_bic_and_coverage":
+        raise ValueError(f"unknown selection: {select}")
     groups = quantile_groups(psnr, target, count, max(1, round((len(psnr) / count) ** 0.5)))
     return np.sort(most_covering(similarity, groups))
 
 
 def quantile_groups(psnr: np.ndarray, target: np.ndarray, count: int, size: int) -> np.ndarray:
-    """For each of ``count`` quantiles (i + 1/2) / count of ``target`` the ``size`` candidates that stand for it.
+    """For each of ``count`` quantiles (i + 1/2) / count of ``target`` the ``size`` candidates that represent it.
 
-    Candidates and quantiles (each of them ``size`` times) are matched one to one at the least total distance.
+    Candidates and quantiles (each repeated ``size`` times) are matched one to one with the smallest total distance.
 
     Returns:
-        Indices ``int (count, size)``, none twice, of rising PSNR_bic.
+        Indices ``int (count, size)`` without repetition, in order of PSNR_bic.
     """
-    from scipy.optimize import linear_sum_assignment
-
     wanted = np.quantile(target, (np.arange(count) + 0.5) / count).repeat(size)
     matched = linear_sum_assignment(np.abs(wanted[:, None] - psnr[None, :]))[1]
-    # Many matchings are equally near where all candidates lie on one side; the one in order of size is among the best.
+    # Many matchings are equally close if all candidates lie on one side; the one in order of size is among the best.
     return np.asarray(matched[np.argsort(psnr[matched], kind="stable")].reshape(count, size))
 
 
 def most_covering(similarity: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """One candidate of each group, greedily by facility location: whichever raises coverage most comes next.
+    """One candidate of each group, greedily by facility location: the one that raises coverage most comes next.
 
-    Greedy choice under such a constraint reaches at least half of the best coverage (Fisher, Nemhauser & Wolsey 1978).
-    Where two add the same, the one that is more like some real patch is taken.
+    Greedy selection under such a constraint reaches at least half of the best coverage (Fisher, Nemhauser & Wolsey 1978).
+    If two add the same, the one that is more similar to some real patch is taken.
 
     Args:
         similarity: cosines of real embeddings to the candidates' ``(R, n)``; ``groups``: candidates ``(g, size)``.
 
     Returns:
-        Indices of candidates, in the order of choice ``(g,)``.
+        Indices of candidates, in the order of selection ``(g,)``.
     """
     pool = groups.ravel()
     group_of = np.arange(len(groups)).repeat(groups.shape[1])
@@ -272,15 +294,13 @@ def most_covering(similarity: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def score(chosen: np.ndarray, psnr: np.ndarray, target: np.ndarray, similarity: np.ndarray) -> Scores:
-    """Of the candidates ``chosen``; the rest as in `choose`."""
-    from scipy.stats import wasserstein_distance
-
+    """Scores of the candidates ``chosen``; the other arguments as in `choose`."""
     coverage = float(similarity[:, chosen].max(1).mean())
     return Scores(float(wasserstein_distance(psnr[chosen], target)), coverage)
 
 
 def random_score(count: int, psnr: np.ndarray, target: np.ndarray, similarity: np.ndarray, seed: int) -> Scores:
-    """What ``count`` candidates picked at random score, on average."""
+    """Mean scores of `RANDOM_DRAWS` random selections of ``count`` candidates."""
     random = np.random.default_rng(seed)
     draws = [score(random.permutation(len(psnr))[:count], psnr, target, similarity) for _ in range(RANDOM_DRAWS)]
     return Scores(

@@ -92,7 +92,7 @@ def find_architecture(name: str) -> Architecture:
     raise ConfigError(
         f"unknown architecture {name!r}",
         where="arch",
-        mend=f"one of {', '.join(ARCHITECTURES)}, or module:Class of a network of your own",
+        fix=f"one of {', '.join(ARCHITECTURES)}, or module:Class of a network of your own",
     )
 
 
@@ -111,7 +111,7 @@ def build_network(arch: str, kwargs: Mapping[str, Any] | None = None) -> nn.Modu
     architecture = find_architecture(arch)
     network_class = _load(architecture.factory)
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise ConfigError(f"{arch} is not a torch.nn.Module", where="arch", mend="name a module class as module:Class")
+        raise ConfigError(f"{arch} is not a torch.nn.Module", where="arch", fix="name a module class as module:Class")
     arguments = {**architecture.kwargs, **(kwargs or {})}
     try:
         return network_class(**arguments)
@@ -119,7 +119,7 @@ def build_network(arch: str, kwargs: Mapping[str, Any] | None = None) -> nn.Modu
         raise ConfigError(f"{arch} does not take {arguments}: {error}", where="arch_kwargs") from error
 
 
-def recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
+def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
     """Name and arguments of the network that a bare state dict belongs to, told by its keys and shapes.
 
     The name is the one in `ARCHITECTURES` that is closest: arguments are complete, whatever name they come with.
@@ -158,6 +158,6 @@ def _load(place: str) -> Any:
         raise ConfigError(
             f"cannot import {attribute} from {module}: {error}",
             where="arch",
-            mend="check the spelling of module:Class and that the module is on the Python path, "
+            fix="check the spelling of module:Class and that the module is on the Python path, "
             "for example PYTHONPATH=. for one in this folder",
         ) from error

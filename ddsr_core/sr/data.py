@@ -20,7 +20,7 @@ import numpy as np
 from ddsr_core.errors import InputError
 from ddsr_core.imaging import images
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -219,7 +219,7 @@ def count_images(data: Path) -> int:
     try:
         readers = [pq.ParquetFile(shard) for shard in shards if shard.suffix == ".parquet"]
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError("not a readable Parquet file", where=data, mend=str(error)) from error
+        raise InputError("not a readable Parquet file", where=data, fix=str(error)) from error
     return sum(reader.metadata.num_rows for reader in readers if "image" in reader.schema_arrow.names)
 
 
@@ -259,7 +259,7 @@ def _pack(
         raise InputError(
             f"nothing to train on: {reasons}",
             where=data,
-            mend=f"bring images of at least {lr_patch_px * scale} px, or lower lr_patch_px",
+            fix=f"bring images of at least {lr_patch_px * scale} px, or lower lr_patch_px",
         )
     return sizes, dict(skipped)
 

@@ -17,7 +17,8 @@ from ddsr_core.config import StageConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.sr.optim import descend, new_adam
 from ddsr_core.sr.recipes import GAN_RECIPES, GanName, GanRecipe
-from ddsr_core.storage.store import Source, sha256_of
+from ddsr_core.storage.files import sha256_of
+from ddsr_core.storage.stage import Source
 
 if TYPE_CHECKING:
     import torch
@@ -65,18 +66,18 @@ class GanConfig(StageConfig):
 
 @dataclass
 class Adversary:
-    """What judges the generator.
+    """What teachers the generator.
 
     Attributes:
         discriminator: ``(B, 3, H, W)`` to logits, one a pixel or one an image.
-        optimiser: of the discriminator.
+        optimizer: of the discriminator.
         perceptual: frozen; None where the config leaves it out.
         recipe: losses and weights.
         facts: which perceptual trunk it is, for ``model.json``.
     """
 
     discriminator: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     perceptual: Perceptual | None
     recipe: GanRecipe
     facts: dict[str, str]
@@ -116,8 +117,8 @@ def new_adversary(config: GanConfig, hr_px: int, trunk: Path | None, device: str
         weights = load_trunk(trunk or find_trunk(config.trunk, given), config.trunk)
         perceptual = Perceptual(weights, recipe.blocks).to(device).to(memory_format=torch.channels_last)
         facts = {"trunk": weights.name, "source": weights.source}
-    optimiser = new_adam(discriminator, recipe.adversarial.learning_rate, recipe.beta2)
-    return Adversary(discriminator, optimiser, perceptual, recipe, facts)
+    optimizer = new_adam(discriminator, recipe.adversarial.learning_rate, recipe.beta2)
+    return Adversary(discriminator, optimizer, perceptual, recipe, facts)
 
 
 def new_discriminator(kind: Literal["unet", "vgg"], channels: int, hr_px: int) -> nn.Module:
@@ -133,7 +134,7 @@ def new_discriminator(kind: Literal["unet", "vgg"], channels: int, hr_px: int) -
     if not fitting:
         sizes = "a multiple of 2" if kind == "unet" else "32 or 64"
         raise ConfigError(
-            f"the discriminator cannot take crops of {hr_px} px", where="lr_patch_px", mend=f"set lr_patch_px to {sizes}"
+            f"the discriminator cannot take crops of {hr_px} px", where="lr_patch_px", fix=f"set lr_patch_px to {sizes}"
         )
     if kind == "unet":
         unet: nn.Module = networks.UNetDiscriminatorSN(3, channels)
@@ -146,7 +147,7 @@ def new_discriminator(kind: Literal["unet", "vgg"], channels: int, hr_px: int) -
 
 def adversarial_step(
     network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     adversary: Adversary,
     lr: Tensor,
     hr: Tensor,
@@ -158,8 +159,8 @@ def adversarial_step(
 
     Args:
         network: the generator.
-        optimiser: of the generator.
-        adversary: discriminator, its optimiser, and the losses.
+        optimizer: of the generator.
+        adversary: discriminator, its optimizer, and the losses.
         lr, hr: float32 ``(B, 3, p, p)`` and ``(B, 3, 4p, 4p)`` in [0, 1].
         rate: learning rate of both.
         grad_clip: largest norm of either gradient.
@@ -185,14 +186,14 @@ def adversarial_step(
         recipe.gan * generator_loss(fake, real),
     ]
     loss = torch.stack(terms).sum()
-    norm = descend(loss, network, optimiser, rate, grad_clip)
+    norm = descend(loss, network, optimizer, rate, grad_clip)
 
     discriminator.requires_grad_(True)
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
         real, fake = discriminator(hr).float(), discriminator(sr.detach()).float()
-    judged = discriminator_loss(fake, real, recipe.relativistic)
-    judged_norm = descend(judged, discriminator, adversary.optimiser, rate, grad_clip)
-    return torch.stack([loss, *terms, judged, norm, judged_norm]).detach()
+    compared = discriminator_loss(fake, real, recipe.relativistic)
+    judged_norm = descend(compared, discriminator, adversary.optimizer, rate, grad_clip)
+    return torch.stack([loss, *terms, compared, norm, judged_norm]).detach()
 
 
 def generator_loss(fake: Tensor, real: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ def export_onnx(network: nn.Module, path: Path) -> dict[tuple[int, int], float]:
         raise ConfigError(
             f"{type(network).__name__} cannot be written as ONNX: {str(error).splitlines()[0]}",
             where=path,
-            mend="its forward must not decide by the size of the image",
+            fix="its forward must not decide by the size of the image",
         ) from error
     assert program is not None  # what dynamo=True returns
     for node in program.model.graph.all_nodes():
@@ -89,7 +89,7 @@ def _differences(module: nn.Module, content: bytes, path: Path) -> dict[tuple[in
                 f"as ONNX, {type(module).__name__} gives other images of {height}x{width} px than PyTorch: "
                 f"largest difference {difference:.2g}",
                 where=path,
-                mend="its forward must not decide by the size of the image, and its outputs must be finite",
+                fix="its forward must not decide by the size of the image, and its outputs must be finite",
             )
     return found
 
@@ -103,5 +103,5 @@ def _need_packages() -> None:
         raise ConfigError(
             f"ONNX files need {' and '.join(missing)}, not installed",
             where="export_onnx",
-            mend=f"pip install {' '.join(missing)}",
+            fix=f"pip install {' '.join(missing)}",
         )

@@ -16,13 +16,13 @@ def new_adam(network: nn.Module, learning_rate: float, beta2: float = 0.99) -> t
     return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, beta2), fused=True)
 
 
-def descend(loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, rate: float, grad_clip: float) -> Tensor:
+def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float) -> Tensor:
     """Backward, clip, step.
 
     Args:
         loss: scalar.
-        network: whose weights ``optimiser`` holds.
-        optimiser: its learning rate is set to ``rate``.
+        network: whose weights ``optimizer`` holds.
+        optimizer: its learning rate is set to ``rate``.
         rate: learning rate of this step.
         grad_clip: largest norm of the gradient.
 
@@ -31,12 +31,12 @@ def descend(loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, 
     """
     import torch
 
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
-    optimiser.step()
+    optimizer.step()
     return norm
 
 

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
 from ddsr_core.metrics import trunks as lpips_weights
-from ddsr_core.sr.weights import readable
+from ddsr_core.storage.weights_file import readable
 
 TrunkName = Literal["vgg16", "vgg19"]
 #: Convolutions in each block, and their widths.
 DEPTHS: Mapping[TrunkName, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
 TORCHVISION_FILE = "vgg19-dcbb9e9d.pth"
-MEND = (
+FIX = (
     f"bring torchvision's {TORCHVISION_FILE} (gan.trunk_file, or its cache folder), "
-    f"or `{lpips_weights.MEND}` for VGG16, or set gan.trunk=none"
+    f"or `{lpips_weights.FIX}` for VGG16, or set gan.trunk=none"
 )
 
 
@@ -114,17 +114,17 @@ def find_trunk(wanted: Literal["any", "vgg16", "vgg19"], file: Path | None = Non
     """
     if file is not None:
         if not file.is_file():
-            raise MissingWeightsError("the perceptual trunk is not there", where=file, mend=MEND)
+            raise MissingWeightsError("the perceptual trunk is not there", where=file, fix=FIX)
         return file
     cached = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILE
     if wanted != "vgg16" and cached.is_file():
         return cached
     if wanted == "vgg19":
-        raise MissingWeightsError("the config demands VGG19, which is not on this machine", where="gan.trunk", mend=MEND)
+        raise MissingWeightsError("the config demands VGG19, which is not on this machine", where="gan.trunk", fix=FIX)
     try:
         return lpips_weights.weights_file("vgg16")
     except MissingWeightsError as error:
-        raise MissingWeightsError("no perceptual trunk on this machine", where="gan.trunk", mend=MEND) from error
+        raise MissingWeightsError("no perceptual trunk on this machine", where="gan.trunk", fix=FIX) from error
 
 
 def load_trunk(file: Path, wanted: Literal["any", "vgg16", "vgg19"] = "any") -> Trunk:
@@ -137,11 +137,11 @@ def load_trunk(file: Path, wanted: Literal["any", "vgg16", "vgg19"] = "any") -> 
     if file.name == "vgg16.ckpt":
         state = lpips_weights.load_trunk("vgg16")
     else:
-        with readable(file, mend=MEND):
+        with readable(file, fix=FIX):
             state = _read(file)
-    name = _recognised(state, file)
+    name = _recognized(state, file)
     if wanted not in ("any", name):
-        raise ConfigError(f"the config demands {wanted}, the file is {name}", where=file, mend="correct gan.trunk")
+        raise ConfigError(f"the config demands {wanted}, the file is {name}", where=file, fix="correct gan.trunk")
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return Trunk(name, f"{file.name} (sha256 {digest[:16]})", state)
@@ -156,7 +156,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in content.items() if name.startswith("features.")}
 
 
-def _recognised(state: Mapping[str, Tensor], file: Path) -> TrunkName:
+def _recognized(state: Mapping[str, Tensor], file: Path) -> TrunkName:
     for name, depths in DEPTHS.items():
         widths = [width for width, depth in zip(WIDTHS, depths, strict=True) for _ in range(depth)]
         shapes = [(after, before, 3, 3) for before, after in zip([3, *widths], widths, strict=False)]
@@ -167,4 +167,4 @@ def _recognised(state: Mapping[str, Tensor], file: Path) -> TrunkName:
             for index, shape in zip(indices, shapes, strict=True)
         ):
             return name
-    raise InputError("the perceptual trunk is neither VGG16 nor VGG19 of torchvision's names", where=file, mend=MEND)
+    raise InputError("the perceptual trunk is neither VGG16 nor VGG19 of torchvision's names", where=file, fix=FIX)

@@ -15,8 +15,8 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.gan import Adversary, new_adversary
 from ddsr_core.sr.optim import new_adam
-from ddsr_core.sr.weights import readable
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.storage.files import write_atomically
+from ddsr_core.storage.weights_file import readable
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class State:
     Attributes:
         network: in training mode, channels-last.
         ema: its moving average, in evaluation mode.
-        optimiser: of the network.
+        optimizer: of the network.
         adversary: discriminator and losses of an adversarial training.
         step: steps done.
         curve: (step, mean of each term since the row before, learning rate).
@@ -41,7 +41,7 @@ class State:
 
     network: nn.Module
     ema: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     adversary: Adversary | None = None
     step: int = 0
     curve: list[tuple[int, list[float], float]] = field(default_factory=list)
@@ -75,9 +75,9 @@ def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None) -> 
 
 
 def join_adversary(state: State, adversary: Adversary) -> None:
-    """The second phase starts from the averaged weights of the first, with a fresh optimiser."""
+    """The second phase starts from the averaged weights of the first, with a fresh optimizer."""
     state.network.load_state_dict(state.ema.state_dict())
-    state.optimiser = new_adam(state.network, adversary.recipe.adversarial.learning_rate, adversary.recipe.beta2)
+    state.optimizer = new_adam(state.network, adversary.recipe.adversarial.learning_rate, adversary.recipe.beta2)
 
 
 def save_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
@@ -88,14 +88,14 @@ def save_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
         "config": canonical_json(config),
         "network": state.network.state_dict(),
         "ema": state.ema.state_dict(),
-        "optimiser": state.optimiser.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
         "step": state.step,
         "curve": state.curve,
         "losses": state.losses,
     }
     if state.adversary:
         content["discriminator"] = state.adversary.discriminator.state_dict()
-        content["discriminator_optimiser"] = state.adversary.optimiser.state_dict()
+        content["discriminator_optimizer"] = state.adversary.optimizer.state_dict()
         content["perceptual"] = state.adversary.facts
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -110,23 +110,23 @@ def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
     """
     import torch
 
-    mend = f"remove {path.parent} to train from the start"
-    with readable(path, mend):
+    fix = f"remove {path.parent} to train from the start"
+    with readable(path, fix):
         content = torch.load(path, map_location="cpu", weights_only=True)
     if content["config"] != canonical_json(config):
-        raise InputError("the checkpoint belongs to a run with another config", where=path, mend=mend)
+        raise InputError("the checkpoint belongs to a run with another config", where=path, fix=fix)
     adversary = state.adversary
     if adversary and content["perceptual"] != adversary.facts:
         before = content["perceptual"]["source"]
-        raise InputError(f"the checkpoint belongs to a run with another trunk: {before}", where=path, mend=mend)
+        raise InputError(f"the checkpoint belongs to a run with another trunk: {before}", where=path, fix=fix)
     if adversary and content["step"] > config.plan.switch:
-        join_adversary(state, adversary)  # for the optimiser: the weights follow
+        join_adversary(state, adversary)  # for the optimizer: the weights follow
     state.network.load_state_dict(content["network"])
     state.ema.load_state_dict(content["ema"])
-    state.optimiser.load_state_dict(content["optimiser"])
+    state.optimizer.load_state_dict(content["optimizer"])
     if adversary:
         adversary.discriminator.load_state_dict(content["discriminator"])
-        adversary.optimiser.load_state_dict(content["discriminator_optimiser"])
+        adversary.optimizer.load_state_dict(content["discriminator_optimizer"])
     state.step, state.curve, state.losses = content["step"], content["curve"], content["losses"]
 
 
@@ -142,7 +142,7 @@ def check_scale(network: nn.Module, config: TrainSRConfig, device: str) -> None:
         raise ConfigError(
             f"{config.arch} turns 1x3x{px}x{px} into {'x'.join(map(str, shape))}, not {'x'.join(map(str, wanted))}",
             where="arch",
-            mend=f"name a network that upscales by {config.scale}",
+            fix=f"name a network that upscales by {config.scale}",
         )
 
 

@@ -31,7 +31,8 @@ from ddsr_core.sr.state import (
     save_checkpoint,
 )
 from ddsr_core.sr.weights import save_weights
-from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, write_atomically, write_json
+from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class TrainSRConfig(StageConfig):
     arch_kwargs: dict[str, JsonValue] = Field({}, description="arguments of the network that replace its own")
     scale: Literal[4] = Field(4, description="upsampling factor")
     gan: GanConfig | None = Field(None, description="train against a discriminator; None: L1 alone")
-    iterations: int = Field(100_000, ge=1, description="optimiser steps, equal for every data source")
+    iterations: int = Field(100_000, ge=1, description="optimizer steps, equal for every data source")
     batch_size: int | None = Field(None, ge=1, le=1024, description="crops a step")
     lr_patch_px: int | None = Field(None, ge=4, le=512, description="height and width of the LR crops")
     learning_rate: float | None = Field(None, gt=0, le=1, description="of Adam on L1, at its highest")
@@ -197,14 +198,14 @@ def train_step(config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, bf16
 
     plan, rate = config.plan, config.plan.learning_rate_at(state.step)
     if state.adversary and state.step >= plan.switch:
-        networks = state.network, state.optimiser, state.adversary
+        networks = state.network, state.optimizer, state.adversary
         watched = adversarial_step(*networks, lr, hr, rate, config.grad_clip, bf16)
         update_ema(state.ema, state.network, ema_decay_at(config.ema_decay, state.step - plan.switch))
         return watched
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
         sr = state.network(lr)
     loss = F.l1_loss(sr.float(), hr)
-    norm = descend(loss, state.network, state.optimiser, rate, config.grad_clip)
+    norm = descend(loss, state.network, state.optimizer, rate, config.grad_clip)
     update_ema(state.ema, state.network, ema_decay_at(config.ema_decay, state.step))
     if state.adversary is None:
         return torch.stack([loss, norm]).detach()
@@ -228,7 +229,7 @@ def look(config: TrainSRConfig, state: State, unseen: list[Tensor], checkpoint: 
                 raise TrainingError(
                     f"{name} is {value} at step {first + offset + 1} of {config.arch}",
                     where=f"last good checkpoint: {checkpoint if checkpoint.exists() else 'none yet'}",
-                    mend="lower learning_rate, or set precision to fp32",
+                    fix="lower learning_rate, or set precision to fp32",
                 )
         state.losses.append(numbers[: len(columns(state))])
     unseen.clear()
@@ -247,4 +248,4 @@ def write_curves(path: Path, state: State) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-STAGE = Stage("train-sr", version=2, run=run)
+STAGE = Stage("train_sr", version=2, run=run, config=TrainSRConfig, section="III", on_gpu=True)

@@ -16,8 +16,10 @@ from PIL import Image, ImageOps
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_rgb, encode_png, find_images, to_float, to_uint8
-from ddsr_core.storage.store import write_atomically
+from ddsr_core.imaging.decode import MAX_PIXELS, decode_rgb
+from ddsr_core.imaging.images import encode_png, to_float, to_uint8
+from ddsr_core.imaging.photos import IMAGE_SUFFIXES, find_images
+from ddsr_core.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,13 +62,13 @@ def upscale(
 
     One image goes to ``output`` where that ends in ``.png``; else ``output`` is a folder, which gets
     ``<name>.png`` for each image, in the subfolders of the input folder. What lies below ``output`` is never
-    taken as input. Transparency is enlarged bicubically, EXIF orientation applied, an RGB colour profile kept;
+    taken as input. Transparency is enlarged bicubically, EXIF orientation applied, an RGB color profile kept;
     the output has 8 bits a channel, whatever the input has.
 
     Args:
         inputs: an image, a folder, or several of either.
         output: a ``.png`` file or a folder.
-        weights: a ``train-sr`` folder, our weights file, or any file of a network that spandrel reads.
+        weights: a ``train_sr`` folder, our weights file, or any file of a network that spandrel reads.
         scale: what the weights are expected to enlarge by; None: whatever they do.
         tile_px: side of the tiles that an image of more pixels is cut into, in input pixels; 0 never tiles.
         existing: what becomes of outputs that are already there.
@@ -92,7 +94,7 @@ def upscale(
             try:
                 picture = read_picture(source)
                 if picture.rgb.shape[0] * picture.rgb.shape[1] * factor**2 > MAX_PIXELS:
-                    raise InputError("too large to enlarge", where=source, mend="cut it into pieces first")
+                    raise InputError("too large to enlarge", where=source, fix="cut it into pieces first")
                 sr = _enlarge(network, picture, device, factor, tile_px, overlap_px, bar.advance)
             except InputError as error:
                 if len(jobs) == 1:
@@ -103,7 +105,7 @@ def upscale(
             done.written.append(target)
     if jobs and not done.written:
         source, reason = next(iter(done.skipped.items()))
-        raise InputError(f"none of {len(jobs)} images could be enlarged: {reason}", where=source, mend="see the reason")
+        raise InputError(f"none of {len(jobs)} images could be enlarged: {reason}", where=source, fix="see the reason")
     return done
 
 
@@ -113,7 +115,7 @@ class Picture(NamedTuple):
     Attributes:
         rgb: uint8 (H, W, 3).
         alpha: uint8 (H, W) where the image has transparency.
-        icc_profile: colour profile, where it is one for RGB.
+        icc_profile: color profile, where it is one for RGB.
     """
 
     rgb: np.ndarray
@@ -130,7 +132,7 @@ def read_picture(path: Path) -> Picture:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise InputError("cannot be read", where=path, mend=str(error)) from error
+        raise InputError("cannot be read", where=path, fix=str(error)) from error
     rgb = decode_rgb(data, str(path))  # checks it in every way, and lays transparency on white
     image = Image.open(io.BytesIO(data))
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
@@ -142,27 +144,27 @@ def read_picture(path: Path) -> Picture:
 
 def _check_scale(scale: int, expected: int | None, name: str, weights: Path) -> None:
     if scale == 1:
-        raise InputError(f"{name} keeps the size (x1)", where=weights, mend="name weights of a network that enlarges")
+        raise InputError(f"{name} keeps the size (x1)", where=weights, fix="name weights of a network that enlarges")
     if expected not in (None, scale):
-        raise InputError(f"the weights enlarge x{scale}, not x{expected}", where=weights, mend=f"name x{expected} weights")
+        raise InputError(f"the weights enlarge x{scale}, not x{expected}", where=weights, fix=f"name x{expected} weights")
 
 
 def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Path, Path], list[Path]]:
     """Input -> output of what is to be made, and the outputs that are kept."""
     suffix = output.suffix.lower()
     if suffix in IMAGE_SUFFIXES - {".png"} and not output.is_dir():
-        raise InputError(f"{suffix} files are not written", where=output, mend="name a .png file or a folder")
+        raise InputError(f"{suffix} files are not written", where=output, fix="name a .png file or a folder")
     single_file = suffix == ".png" and not output.is_dir()
     named = [(path, target) for item in inputs for path, target in _targets(Path(item).expanduser(), output)]
     if not named:
         raise InputError(
             "no images to enlarge",
             where=", ".join(map(str, inputs)),
-            mend="name an image or a folder",
+            fix="name an image or a folder",
         )
     if single_file:
         if len(named) > 1:
-            raise InputError("many images cannot go to one file", where=output, mend="name a folder as output")
+            raise InputError("many images cannot go to one file", where=output, fix="name a folder as output")
         named = [(named[0][0], output)]
     sources = {path.resolve() for path, _ in named}
     jobs: dict[Path, Path] = {}
@@ -170,16 +172,16 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
     taken: dict[Path, Path] = {}
     for path, target in named:
         if target.resolve() in sources:
-            raise InputError("the output would replace an input image", where=target, mend="name another output")
+            raise InputError("the output would replace an input image", where=target, fix="name another output")
         if target in taken:
             raise InputError(
                 f"{taken[target].name} and {path.name} would both become {target.name}",
                 where=path,
-                mend="rename one of them",
+                fix="rename one of them",
             )
         taken[target] = path
         if target.exists() and existing == "refuse":
-            raise InputError("the output is already there", where=target, mend="name another output, or overwrite")
+            raise InputError("the output is already there", where=target, fix="name another output, or overwrite")
         if target.exists() and existing == "skip":
             kept.append(target)
         else:
@@ -190,12 +192,12 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
 def _targets(source: Path, output: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if source.resolve() == output.resolve():
-            raise InputError("input and output are the same folder", where=output, mend="name another output folder")
+            raise InputError("input and output are the same folder", where=output, fix="name another output folder")
         made_before = output.resolve()
         images = [path for path in find_images(source) if not path.resolve().is_relative_to(made_before)]
         return [(path, output / path.relative_to(source).with_suffix(".png")) for path in images]
     if not source.is_file():
-        raise InputError("there is no such image or folder", where=source, mend="check the path")
+        raise InputError("there is no such image or folder", where=source, fix="check the path")
     return [(source, output / f"{source.stem}.png")]
 
 

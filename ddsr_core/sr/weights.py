@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.sr.architectures import build_network, own_names, public_names, recognise
+from ddsr_core.sr.architectures import build_network, own_names, public_names, recognize
+from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
-from ddsr_core.storage.store import write_atomically, write_json
+from ddsr_core.storage.weights_file import readable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,7 +70,7 @@ def save_weights(
 
 
 def load_network(path: Path) -> LoadedNetwork:
-    """Rebuild a network from a ``train-sr`` folder, one of its files, or a file of a network that spandrel knows.
+    """Rebuild a network from a ``train_sr`` folder, one of its files, or a file of a network that spandrel knows.
 
     Files are read as safetensors or with ``weights_only``: nothing in them is run. Only a file that says that its
     network is ``module:Class`` has that module imported, if it is installed.
@@ -81,9 +81,9 @@ def load_network(path: Path) -> LoadedNetwork:
     path = Path(path)
     file = path / SAFETENSORS if path.is_dir() else path
     if not file.is_file():
-        raise InputError("no weights there", where=file, mend="name a train-sr folder or a .safetensors or .pth file")
+        raise InputError("no weights there", where=file, fix="name a train_sr folder or a .safetensors or .pth file")
     state, identity = _read(file)
-    identity = identity or _recognised(state)
+    identity = identity or _recognized(state)
     if identity is None:
         return _through_spandrel(file, state)
     arch, kwargs, scale = identity
@@ -92,7 +92,7 @@ def load_network(path: Path) -> LoadedNetwork:
         network.load_state_dict(dict(own_names(arch, state)))
     except (ConfigError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"weights do not fit {arch}: {reason}", where=file, mend="bring a whole file") from error
+        raise InputError(f"weights do not fit {arch}: {reason}", where=file, fix="bring a whole file") from error
     return LoadedNetwork(network.eval(), scale, arch)
 
 
@@ -104,8 +104,8 @@ class _Identity(NamedTuple):
     scale: int
 
 
-def _recognised(state: Mapping[str, Tensor]) -> _Identity | None:
-    found = recognise(state)
+def _recognized(state: Mapping[str, Tensor]) -> _Identity | None:
+    found = recognize(state)
     return found and _Identity(*found, scale=found[1]["scale"])
 
 
@@ -125,24 +125,11 @@ def _read(file: Path) -> tuple[dict[str, Tensor], _Identity | None]:
         raise InputError(
             f"{file.suffix or 'a file without suffix'} is not a kind of weights file",
             where=file,
-            mend=f"one of {', '.join(SUFFIXES)}",
+            fix=f"one of {', '.join(SUFFIXES)}",
         )
-    with readable(file, mend="bring a whole file of plain tensors"):
+    with readable(file, fix="bring a whole file of plain tensors"):
         state, said = _safetensors(file) if file.suffix == ".safetensors" else _pth(file)
         return state, _identity(said)
-
-
-@contextmanager
-def readable(file: Path, mend: str) -> Iterator[None]:
-    """Turn what the readers of safetensors and ``.pth`` raise into an InputError.
-
-    The interpreter of ``.pth`` files raises whatever the bytes make it stumble over: struct.error, KeyError, …
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read weights: {reason}", where=file, mend=mend) from error
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:
@@ -185,17 +172,17 @@ def _through_spandrel(file: Path, state: dict[str, Tensor]) -> LoadedNetwork:
         raise InputError(
             "a network that is not known here",
             where=file,
-            mend="bring weights of ddsr or of a network spandrel loads",
+            fix="bring weights of ddsr or of a network spandrel loads",
         ) from error
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"damaged weights: {reason}", where=file, mend="bring a whole file") from error
+        raise InputError(f"damaged weights: {reason}", where=file, fix="bring a whole file") from error
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose not in ("SR", "FaceSR"):
         raise InputError(
             f"{descriptor.architecture.name} is not a super-resolution network",
             where=file,
-            mend="bring weights of one",
+            fix="bring weights of one",
         )
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
-        raise InputError("not a network for RGB images", where=file, mend="bring weights of one that is")
+        raise InputError("not a network for RGB images", where=file, fix="bring weights of one that is")
     return LoadedNetwork(Spandrel(descriptor).eval(), descriptor.scale, descriptor.architecture.name)

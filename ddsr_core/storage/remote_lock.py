@@ -1,8 +1,8 @@
-"""A lock as an object on S3: taken by writing it where none is, kept by a heartbeat, lost when the heart has stopped.
+"""A lock as an object on S3: created by its holder, renewed by a heartbeat, taken over when the heartbeat stops.
 
-S3 frees no lock when a process dies, so whoever holds one writes it anew every `HEARTBEAT_SECONDS`. A process that waits
-takes over a lock that it has not seen change for `STALE_SECONDS`: by its own clock, so that clocks need not agree. Every
-write is conditional (``If-None-Match``, ``If-Match``), so that of two that want the lock one gets it.
+S3 releases no lock when a process dies, so the holder rewrites the object every `HEARTBEAT_SECONDS`. A process that waits
+takes over a lock that it has not seen change for `STALE_SECONDS`, measured by its own clock, so that clocks need not
+agree. Every write is conditional (``If-None-Match``, ``If-Match``), so that only one of two contenders gets the lock.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from threading import Event, Thread
 from pydantic import Field
 
 from ddsr_core.errors import StorageError
+from ddsr_core.storage.files import now
 from ddsr_core.storage.s3 import Bucket
-from ddsr_core.storage.store import LOG, Owner, held_by_another, now
+from ddsr_core.storage.store import LOG, Owner, held_by_another
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
@@ -28,9 +29,10 @@ class RemoteOwner(Owner):
     """The content of a lock.
 
     Attributes:
-        cache: names the cache folder of the holder; who holds the same artifact's local lock there knows that it is dead.
-        token: of this very lock, so that its holder knows it again.
-        beat: when it was last written.
+        cache: id of the holder's cache folder. A process that has the local lock of the same artifact in that folder
+            knows that the holder is dead.
+        token: random, by which the holder recognizes its own lock.
+        beat: time of the last heartbeat.
     """
 
     cache: str
@@ -38,19 +40,21 @@ class RemoteOwner(Owner):
     beat: str = ""
 
     def beating(self) -> bytes:
-        """The lock as it is written now."""
+        """The content of the lock with the current time."""
         return self.model_copy(update={"beat": now("microseconds")}).model_dump_json().encode()
 
 
 @contextmanager
 def remote_lock(bucket: Bucket, name: str, owner: RemoteOwner, what: str | None = None, wait: bool = True) -> Iterator[None]:
-    """Hold the lock ``name``; waits while another holds it.
+    """Hold the lock ``name``; wait while another process holds it.
 
     Args:
-        what: for the message of those who wait: what is done under the lock.
+        what: what is done under the lock, shown to processes that wait.
+        wait: False raises an error instead of waiting for a live holder.
 
     Raises:
-        StorageError: S3 refuses or cannot be reached when the lock is taken; or another holds it, and ``wait`` is False.
+        StorageError: S3 refuses or cannot be reached while the lock is taken, or another process holds the lock and
+            ``wait`` is False.
     """
     held = _Held(bucket, name, owner, _take(bucket, name, owner, what or name.removesuffix(".lock"), wait))
     held.heart.start()
@@ -81,7 +85,9 @@ def _take(bucket: Bucket, name: str, owner: RemoteOwner, what: str, wait: bool) 
         if is_own or time.monotonic() - since >= STALE_SECONDS:
             taken = bucket.replace(name, owner.beating(), etag)
             if taken is not None:
-                LOG.warning("%s: its builder (%s) has died; going on in its place", name.removesuffix(".lock"), holder)
+                LOG.warning(
+                    "%s: its builder (%s) has died; this process continues the build", name.removesuffix(".lock"), holder
+                )
                 return taken
             continue
         time.sleep(min(POLL_SECONDS, STALE_SECONDS))
@@ -90,12 +96,12 @@ def _take(bucket: Bucket, name: str, owner: RemoteOwner, what: str, wait: bool) 
 def _parse(data: bytes) -> RemoteOwner | None:
     try:
         return RemoteOwner.model_validate_json(data)
-    except ValueError:  # not written by us: it becomes stale like any other
+    except ValueError:  # not written by ddsr: it becomes stale like any other
         return None
 
 
 class _Held:
-    """A lock that is held: a thread writes it anew until it is released."""
+    """A lock that this process holds. A thread renews it until it is released."""
 
     def __init__(self, bucket: Bucket, name: str, owner: RemoteOwner, etag: str) -> None:
         self.bucket, self.name, self.owner = bucket, name, owner
@@ -107,16 +113,16 @@ class _Held:
         while self.etag is not None and not self.done.wait(HEARTBEAT_SECONDS):
             try:
                 self.etag = self.bucket.replace(self.name, self.owner.beating(), self.etag) or self._own_etag()
-            except StorageError as error:  # the network may be back at the next beat
+            except StorageError as error:  # the network may be back at the next heartbeat
                 LOG.warning("%s: no heartbeat: %s", self.name, error.what)
         if self.etag is None:
-            LOG.warning("%s: taken over by another builder; the first to publish wins", self.name)
+            LOG.warning("%s: taken over by another builder; the one that publishes first wins", self.name)
 
     def _own_etag(self) -> str | None:
-        """The lock's ETag if it is still ours: an answer that was lost has left it changed by ourselves."""
-        there = self.bucket.read(self.name)
-        holder = None if there is None else _parse(there[0])
-        return there[1] if there and holder and holder.token == self.owner.token else None
+        """The lock's ETag if it is still ours. It may have changed by our own write, if S3's answer to that was lost."""
+        current = self.bucket.read(self.name)
+        holder = None if current is None else _parse(current[0])
+        return current[1] if current and holder and holder.token == self.owner.token else None
 
     def release(self) -> None:
         self.done.set()
@@ -124,5 +130,5 @@ class _Held:
         try:
             if self._own_etag() is not None:
                 self.bucket.remove([self.name])
-        except StorageError as error:  # it becomes stale
+        except StorageError as error:  # it becomes stale and is taken over
             LOG.warning("%s: not removed: %s", self.name, error.what)

@@ -1,8 +1,8 @@
-"""A home on S3: artifacts are built in a cache folder on this machine, published whole, and brought from there by others.
+"""A home on S3: artifacts are built in a cache folder on this machine, uploaded when complete, and downloaded by others.
 
-``<url>/artifacts/<stage>/<key>/manifest.json`` is written last, and only where there is none: its presence says that the
-artifact is whole. Its files lie beside it below a folder named by their content, so that two builders which publish at
-once never mix. Unfinished builds stay in the cache folder of the machine that began them.
+``<url>/artifacts/<stage>/<key>/manifest.json`` is written last, and only if there is none: its presence says that the
+artifact is complete. The artifact's files lie beside it in a folder named by their content, so that two builders which
+publish at the same time never mix their files. Unfinished builds stay in the cache folder of the machine that began them.
 """
 
 from __future__ import annotations
@@ -24,31 +24,19 @@ from pydantic import BeforeValidator
 
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
+from ddsr_core.storage.files import sha256_of, storage_errors, write_atomically, write_json
 from ddsr_core.storage.remote_lock import RemoteOwner, remote_lock
 from ddsr_core.storage.s3 import SCHEME, Bucket
-from ddsr_core.storage.store import (
-    LOG,
-    MANIFEST,
-    Artifact,
-    FileEntry,
-    Manifest,
-    Owner,
-    Stage,
-    StageInput,
-    Store,
-    is_whole,
-    sha256_of,
-    storage_errors,
-    write_atomically,
-    write_json,
-)
+from ddsr_core.storage.stage import MANIFEST, Artifact, Manifest, Stage, StageInput, has_content, is_whole
+from ddsr_core.storage.store import LOG, Owner, Store
 
-#: A home as a parameter of a flow: a folder or ``s3://bucket/prefix``. Text, as a Path would swallow a slash of the URL.
+#: A home as a parameter of a flow: a folder or ``s3://bucket/prefix``. A string, as a Path would drop a slash of the URL.
 Home = Annotated[str, BeforeValidator(str)]
-#: Clocks of this machine and of S3 differ by less than 15 minutes, or S3 would refuse every request.
+#: A lock without a heartbeat for this long is abandoned. The clocks of this machine and of S3 differ by less than 15
+#: minutes, or S3 would refuse every request.
 ABANDONED = timedelta(hours=1)
-#: Pauses before what S3 did not answer is asked again.
-SILENCE_SECONDS = (5.0, 30.0)
+#: Pauses before a request that S3 did not answer is repeated.
+RETRY_SECONDS = (5.0, 30.0)
 T = TypeVar("T")
 
 
@@ -59,25 +47,25 @@ def open_store(home: str | Path) -> Store:
         home: a folder, or ``s3://bucket/prefix``.
 
     Raises:
-        ConfigError: an URL that is not on S3, or without a bucket.
+        ConfigError: a URL that is not on S3, or without a bucket.
         StorageError: s3fs is not installed.
     """
     text = str(home)
     if text.startswith(SCHEME):
         return RemoteStore(text)
     if "://" in text:
-        raise ConfigError("a home is a folder or an URL on S3", where=text, mend="name a folder or s3://bucket/prefix")
+        raise ConfigError("a home is a folder or a URL on S3", where=text, fix="name a folder or s3://bucket/prefix")
     return Store(Path(home))
 
 
 def cache_folder(url: str) -> Path:
-    """Where this machine keeps its copy of a home on S3: below $DDSR_CACHE, else ~/.cache/ddsr."""
+    """The folder of this machine's copy of a home on S3: below $DDSR_CACHE, by default ~/.cache/ddsr."""
     root = Path(os.environ.get("DDSR_CACHE") or "~/.cache/ddsr").expanduser().absolute()
     return root / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 class RemoteStore(Store):
-    """The artifacts below an URL on S3, with a copy of those that were built or asked for here.
+    """The artifacts below a URL on S3, with local copies of those that were built or used on this machine.
 
     Args:
         url: ``s3://bucket/prefix``.
@@ -89,7 +77,7 @@ class RemoteStore(Store):
         self.url = self.bucket.url
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """The artifact if it is published and whole, brought into the cache folder; None if it is missing or damaged.
+        """The artifact, downloaded to the cache folder, if it is published and complete; None if missing or damaged.
 
         Raises:
             StorageError: S3 refuses or cannot be reached, or the cache folder cannot be written.
@@ -100,17 +88,17 @@ class RemoteStore(Store):
     def build(
         self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime | None = None
     ) -> tuple[Artifact, bool]:
-        """As `Store.build`, for all machines together; what is there is found without a lock.
+        """As `Store.build`, across all machines. An existing artifact is found without taking the lock.
 
         Raises:
-            StorageError: also where S3 refuses or cannot be reached.
+            StorageError: also if S3 refuses or cannot be reached.
         """
-        found = self.find(stage.name, stage.key(config, inputs))
-        return (found, True) if found is not None else super().build(stage, config, inputs, runtime)
+        existing = self.find(stage.name, stage.key(config, inputs))
+        return (existing, True) if existing is not None else super().build(stage, config, inputs, runtime)
 
     @contextmanager
     def locked(self, name: str, run: str = "", what: str | None = None, wait: bool = True) -> Iterator[None]:
-        """As `Store.locked`, for all machines together."""
+        """As `Store.locked`, across all machines."""
         with super().locked(name, run, what, wait):
             owner = RemoteOwner(**Owner.here(run).model_dump(), cache=self._cache_id())
             with remote_lock(self.bucket, f"{name}.lock", owner, what or name, wait):
@@ -119,26 +107,26 @@ class RemoteStore(Store):
     def _build_locked(
         self, stage: Stage, key: str, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime
     ) -> Artifact:
-        if self.bucket.read(_manifest_name(stage.name, key)) is not None:  # damaged, or it would have been found
+        if self.bucket.read(_manifest_name(stage.name, key)) is not None:  # damaged, or `find` would have returned it
             self.unpublish(stage.name, key)
-        built = super().find(stage.name, key)  # a build that was cut off while it was published
+        built = super().find(stage.name, key)  # a build that was interrupted while it was published
         if built is None:
-            with self._shared(runtime.memo):
+            with self._shared_photo_cache(runtime.photo_cache):
                 built = super()._build_locked(stage, key, config, inputs, runtime)
         return self._publish(built)
 
     @contextmanager
-    def _shared(self, folder: Path | None) -> Iterator[None]:
-        """Bring a memo before it is used, and publish it afterwards.
+    def _shared_photo_cache(self, folder: Path | None) -> Iterator[None]:
+        """Download a photo cache before it is used, and publish it afterwards.
 
-        On S3 it is an index, relative path -> SHA-256, and one object a content below ``files/``: the index is written
-        last, so that whoever reads it finds what it names.
+        On S3 it consists of an index, relative path -> SHA-256, and one object per content below ``files/``. The index is
+        written last, so that everything it names exists.
         """
         if folder is None:
             yield
             return
         name = folder.relative_to(self.home).as_posix()
-        before = self._bring_memo(name, folder)
+        before = self._download_photo_cache(name, folder)
         yield
         index = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
         fresh = {digest: folder / path for path, digest in index.items() if digest not in set(before.values())}
@@ -147,46 +135,46 @@ class RemoteStore(Store):
         gone = set(before.values()) - set(index.values())
         self.bucket.remove([f"{name}/files/{digest}" for digest in gone])
 
-    def _bring_memo(self, name: str, folder: Path) -> dict[str, str]:
-        """Make the folder what is published; its index. A memo that has lost something on S3 is as good as none."""
-        there = self.bucket.read(f"{name}/index.json")
-        index: dict[str, str] = {} if there is None else json.loads(there[0])
+    def _download_photo_cache(self, name: str, folder: Path) -> dict[str, str]:
+        """Make the folder equal to what is published, and return its index. An incomplete photo cache is discarded."""
+        published = self.bucket.read(f"{name}/index.json")
+        index: dict[str, str] = {} if published is None else json.loads(published[0])
         with storage_errors(self.home):
             for file in [file for file in folder.rglob("*") if file.is_file()]:
                 if file.relative_to(folder).as_posix() not in index:
                     file.unlink()
-            lacking = {p: d for p, d in index.items() if not (folder / p).is_file() or sha256_of(folder / p) != d}
-            first = {digest: folder / path for path, digest in lacking.items()}
+            missing = {p: d for p, d in index.items() if not (folder / p).is_file() or sha256_of(folder / p) != d}
+            first = {digest: folder / path for path, digest in missing.items()}
             if not self.bucket.download({f"{name}/files/{digest}": path for digest, path in first.items()}):
-                LOG.warning("%s: incomplete in %s; it begins anew", name, self.url)
+                LOG.warning("%s: incomplete in %s; it is discarded", name, self.url)
                 shutil.rmtree(folder)
                 return {}
-            for path, digest in lacking.items():
+            for path, digest in missing.items():
                 if folder / path != first[digest]:
                     write_atomically(folder / path, first[digest].read_bytes())
         return index
 
     def _published(self, stage: str, key: str) -> Manifest | None:
-        there = self.bucket.read(_manifest_name(stage, key))
+        published = self.bucket.read(_manifest_name(stage, key))
         try:
-            return None if there is None else Manifest.model_validate_json(there[0])
+            return None if published is None else Manifest.model_validate_json(published[0])
         except ValueError:
-            LOG.warning("%s: its manifest cannot be read; it will be built again", _base(stage, key))
+            LOG.warning("%s: its manifest cannot be read; it will be rebuilt", _base(stage, key))
             return None
 
     def _fetch(self, manifest: Manifest) -> Artifact | None:
-        """The copy in the cache folder, brought there first where it is missing or another one; None if S3's is damaged."""
+        """The local copy, downloaded if it is missing or differs; None if the artifact on S3 is damaged."""
         stage, key = manifest.stage, manifest.key
         folder = self.folder(stage, key)
         with storage_errors(self.home):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(key + ".fetch.lock")):
-                here = super().find(stage, key)
-                if here is not None and here.manifest.files == manifest.files:
+                local = super().find(stage, key)
+                if local is not None and local.manifest.files == manifest.files:
                     return Artifact(manifest, folder)
                 fresh = folder.with_name(key + ".fetch")
                 if not self._download(manifest, fresh):
-                    LOG.warning("%s: damaged in %s; it will be built again", _base(stage, key), self.url)
+                    LOG.warning("%s: damaged in %s; it will be rebuilt", _base(stage, key), self.url)
                     shutil.rmtree(fresh, ignore_errors=True)
                     return None
                 write_json(fresh / MANIFEST, manifest.model_dump(mode="json"))
@@ -195,14 +183,15 @@ class RemoteStore(Store):
                 return Artifact(manifest, folder)
 
     def _download(self, manifest: Manifest, fresh: Path) -> bool:
-        """Bring the files that a cut-off download has not brought yet. Whether all have the manifest's digests now."""
+        """Download the files that an interrupted download lacks. Returns whether all now have the manifest's digests."""
         place = _files_name(manifest)
-        lacking = {f"{place}/{n}": fresh / n for n, entry in manifest.files.items() if not _has(fresh / n, entry)}
+        entries = manifest.files.items()
+        missing = {f"{place}/{name}": fresh / name for name, entry in entries if not has_content(fresh / name, entry)}
         fresh.mkdir(exist_ok=True)
-        return self.bucket.download(lacking) and is_whole(fresh, manifest)
+        return self.bucket.download(missing) and is_whole(fresh, manifest)
 
     def _publish(self, built: Artifact) -> Artifact:
-        """Upload the files, then the manifest. Where another has published meanwhile, its artifact counts."""
+        """Upload the files, then the manifest. If another builder has published meanwhile, its artifact is used."""
         manifest, place = built.manifest, _files_name(built.manifest)
         files = {f"{place}/{name}": built.path / name for name in manifest.files}
         self.bucket.upload(files)
@@ -212,19 +201,19 @@ class RemoteStore(Store):
         first = self._published(manifest.stage, manifest.key)
         if first is None or first.files != manifest.files:
             self.bucket.remove(files)
-        found = None if first is None else self._fetch(first)
-        if found is None:
+        fetched = None if first is None else self._fetch(first)
+        if fetched is None:
             base = f"{self.url}/{_base(manifest.stage, manifest.key)}"
-            raise StorageError("another builder has published it, but damaged", where=base, mend="run again")
-        return found
+            raise StorageError("another builder has published a damaged artifact", where=base, fix="run again")
+        return fetched
 
     def unpublish(self, stage: str, key: str) -> None:
-        """Remove an artifact from S3; a copy on this machine stays."""
-        self.bucket.remove([_manifest_name(stage, key)])  # first: from here on nobody finds it
+        """Remove an artifact from S3; the local copy stays."""
+        self.bucket.remove([_manifest_name(stage, key)])  # first, so that nobody finds an incomplete artifact
         self.bucket.remove(self.bucket.list(_base(stage, key) + "/"))
 
     def _cache_id(self) -> str:
-        """A name for this cache folder that no other machine's has, whatever it is called."""
+        """An id of this cache folder that is unique across machines."""
         path = self.home / "cache-id"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
@@ -244,18 +233,18 @@ class RemoteStore(Store):
         """As `Store.bring`.
 
         Raises:
-            StorageError: the artifact is not in this home any more.
+            StorageError: the artifact is missing or damaged.
         """
         stage, key = path.parts[-2:]
-        found = self.find(stage, key)
-        if found is None:
+        artifact = self.find(stage, key)
+        if artifact is None:
             where = f"{self.url}/{_base(stage, key)}"
-            raise StorageError("the artifact is missing or damaged", where=where, mend="run again: it is rebuilt")
-        return found.path
+            raise StorageError("the artifact is missing or damaged", where=where, fix="run again: it is rebuilt")
+        return artifact.path
 
     def read_file(self, name: str) -> bytes | None:
-        there = self.bucket.read(name)
-        return None if there is None else there[0]
+        current = self.bucket.read(name)
+        return None if current is None else current[0]
 
     def write_file(self, name: str, data: bytes) -> None:
         self.bucket.write(name, data)
@@ -280,9 +269,9 @@ class RemoteStore(Store):
                 super().write_file(name, data)
 
     def published(self) -> dict[str, int]:
-        """Published artifacts, ``artifacts/<stage>/<key>``, and files without a manifest there, with their sizes.
+        """Sizes in bytes of published artifacts, ``artifacts/<stage>/<key>``, including those without a manifest.
 
-        What another builder has locked is left out, unless its heart has not beaten for an hour.
+        Artifacts that another builder has locked are left out, unless its lock has had no heartbeat for an hour.
         """
         listed = self.bucket.list("artifacts/")
         young = datetime.now(UTC) - ABANDONED
@@ -295,14 +284,14 @@ class RemoteStore(Store):
         return dict(sorted(sizes.items()))
 
 
-def through_silence(call: Callable[[], T]) -> T:
-    """Call; where S3 does not answer, call again after 5 and after 30 seconds, as Prefect does with a task.
+def retry_while_unreachable(call: Callable[[], T]) -> T:
+    """Call a function; if S3 does not answer, call it again after 5 and after 30 seconds, as Prefect does with a task.
 
     Raises:
-        UnreachableError: it does not answer then either.
+        UnreachableError: S3 does not answer the third time either.
         Exception: whatever else ``call`` raises.
     """
-    for seconds in SILENCE_SECONDS:
+    for seconds in RETRY_SECONDS:
         try:
             return call()
         except UnreachableError as error:
@@ -323,7 +312,3 @@ def _files_name(manifest: Manifest) -> str:
     """The folder of an artifact's files, named by their content."""
     content = digest_of({name: entry.sha256 for name, entry in manifest.files.items()})[:16]
     return f"{_base(manifest.stage, manifest.key)}/{content}"
-
-
-def _has(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256

@@ -1,7 +1,7 @@
-"""Objects below ``s3://bucket/prefix``: the few operations that a home on S3 needs, and what S3's refusals mean.
+"""Objects below ``s3://bucket/prefix``: the operations that a home on S3 needs, and messages for S3's errors.
 
-Credentials, region and endpoint come from where every S3 client takes them: ``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``,
-``AWS_ENDPOINT_URL`` and so on, or the machine's role.
+Credentials, region and endpoint come from the usual places: ``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``
+and so on, or the machine's role.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 
 CONNECT_SECONDS = 10
-#: Files on their way at once; a large one is held in memory in parts of 50 MB.
+#: Files transferred at once. A large file is held in memory in parts of 50 MB.
 TRANSFERS = 8
-#: Objects that S3 removes in one request.
-MOST_REMOVED = 1000
+#: Objects that S3 deletes in one request, at most.
+MAX_DELETED = 1000
 SCHEME = "s3://"
 
 ABSENT = frozenset({"NoSuchKey", "404"})
@@ -29,27 +29,27 @@ BUSY = frozenset({"SlowDown", "InternalError", "ServiceUnavailable", "RequestTim
 REFUSED = frozenset(
     {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccountProblem"}
 )
-CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and see that the bucket's policy allows it"
+CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and check the bucket's policy"
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One object of a listing: its size, and when the server last saw it written."""
+    """Size and time of last modification of one object, as S3 lists it."""
 
     bytes: int
     modified: datetime
 
 
 class Bucket:
-    """The objects below an URL. Names are relative to it.
+    """The objects below a URL. Names are relative to it.
 
     Args:
         url: ``s3://bucket`` or ``s3://bucket/prefix``.
 
     Raises:
         ConfigError: no bucket in the URL.
-        StorageError: s3fs is not installed. Every method: the bucket is missing, S3 refuses, or (`UnreachableError`)
-            cannot be reached.
+        StorageError: s3fs is not installed. Every method raises it if the bucket is missing or S3 refuses, and its
+            subclass `UnreachableError` if S3 cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
@@ -57,17 +57,17 @@ class Bucket:
         parts = urlsplit(self.url)
         self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
         if not self.bucket:
-            raise ConfigError("no bucket in the URL", where=url, mend="write s3://bucket or s3://bucket/prefix")
+            raise ConfigError("no bucket in the URL", where=url, fix="write s3://bucket or s3://bucket/prefix")
         try:
-            import s3fs
+            import s3fs  # an optional extra
         except ImportError as error:
-            raise StorageError("a home on S3 needs s3fs", where=url, mend="pip install 'ddsr[s3]'") from error
+            raise StorageError("a home on S3 needs s3fs", where=url, fix="pip install 'ddsr[s3]'") from error
         settings = {"connect_timeout": CONNECT_SECONDS}
         self._fs = s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=settings)
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """An object's bytes and ETag; None if there is none."""
-        from fsspec.asyn import sync
+        from fsspec.asyn import sync  # comes with the optional extra s3fs
 
         with self._errors():
             try:
@@ -79,15 +79,15 @@ class Bucket:
                 raise
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object, whether it is there or not."""
+        """Write an object; an existing one is replaced."""
         self._put(name, data)
 
     def create(self, name: str, data: bytes) -> str | None:
-        """Write an object that is not there yet (``If-None-Match: *``): its ETag, or None if it is there."""
+        """Write an object that does not exist yet (``If-None-Match: *``). Returns its ETag, or None if it exists."""
         return self._put(name, data, IfNoneMatch="*")
 
     def replace(self, name: str, data: bytes, etag: str) -> str | None:
-        """Write an object that still has this ETag (``If-Match``): its new ETag, or None if another has changed it."""
+        """Replace an object that still has this ETag (``If-Match``). Returns its new ETag, or None if it has changed."""
         return self._put(name, data, IfMatch=etag)
 
     def _put(self, name: str, data: bytes, **condition: str) -> str | None:
@@ -103,19 +103,19 @@ class Bucket:
     def list(self, prefix: str) -> dict[str, Listed]:
         """Every object whose name begins with the folder ``prefix``."""
         with self._errors():
-            found: dict[str, Any] = self._fs.find(self._path(prefix), detail=True)
+            listing: dict[str, Any] = self._fs.find(self._path(prefix), detail=True)
         skip = len(self._path("")) + (1 if self.prefix else 0)
-        return {path[skip:]: Listed(int(item["size"]), item["LastModified"]) for path, item in found.items()}
+        return {path[skip:]: Listed(int(item["size"]), item["LastModified"]) for path, item in listing.items()}
 
     def upload(self, files: Mapping[str, Path]) -> None:
-        """Write local files, several at once."""
+        """Upload local files, several at once."""
         if not files:
             return
         with self._errors():
             self._fs.put([str(path) for path in files.values()], [self._path(n) for n in files], batch_size=TRANSFERS)
 
     def download(self, files: Mapping[str, Path]) -> bool:
-        """Bring objects into local files, several at once. False if one of them is missing."""
+        """Download objects to local files, several at once. Returns False if one of them is missing."""
         if not files:
             return True
         for path in files.values():
@@ -130,12 +130,12 @@ class Bucket:
         return True
 
     def remove(self, names: Collection[str]) -> None:
-        """Remove objects, whether they are there or not."""
+        """Delete objects; names that do not exist are ignored."""
         if names:
             with self._errors():
                 objects = [{"Key": self._key(name)} for name in names]
-                for at in range(0, len(objects), MOST_REMOVED):  # s3fs' own way takes [ and * in a name for a pattern
-                    chunk = {"Objects": objects[at : at + MOST_REMOVED], "Quiet": True}
+                for at in range(0, len(objects), MAX_DELETED):  # s3fs's own method treats [ and * in a name as a pattern
+                    chunk = {"Objects": objects[at : at + MAX_DELETED], "Quiet": True}
                     self._fs.call_s3("delete_objects", Bucket=self.bucket, Delete=chunk)
 
     def _key(self, name: str) -> str:
@@ -146,8 +146,8 @@ class Bucket:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn what S3 answers, or that it does not, into a `StorageError`; local errors pass."""
-        from botocore.exceptions import BotoCoreError
+        """Turn S3's errors, or its silence, into a `StorageError`; errors of local files pass."""
+        from botocore.exceptions import BotoCoreError  # comes with the optional extra s3fs
 
         try:
             yield
@@ -158,26 +158,26 @@ class Bucket:
             raise explained from error
 
     def _explain(self, error: Exception) -> StorageError | None:
-        from botocore import exceptions as boto
+        from botocore import exceptions as boto  # comes with the optional extra s3fs
 
         code = _code(error)
         if code == "NoSuchBucket":
-            return StorageError(f"there is no bucket {self.bucket!r}", where=self.url, mend="create it, or correct --home")
+            return StorageError(f"there is no bucket {self.bucket!r}", where=self.url, fix="create it, or correct --home")
         if code in REFUSED:
-            return StorageError(f"S3 refuses access ({code}: {error})", where=self.url, mend=CREDENTIALS)
+            return StorageError(f"S3 refuses access ({code}: {error})", where=self.url, fix=CREDENTIALS)
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
-            return StorageError(f"no S3 credentials: {error}", where=self.url, mend=CREDENTIALS)
+            return StorageError(f"no S3 credentials: {error}", where=self.url, fix=CREDENTIALS)
         unreachable = boto.ConnectionError | boto.HTTPClientError | TimeoutError
         if code in BUSY or isinstance(error, unreachable):
-            mend = "check the network and AWS_ENDPOINT_URL, and run again: finished stages are kept"
-            return UnreachableError(f"S3 does not answer: {error}", where=self.url, mend=mend)
+            fix = "check the network and AWS_ENDPOINT_URL, and run again: finished stages are kept"
+            return UnreachableError(f"S3 does not answer: {error}", where=self.url, fix=fix)
         if code is not None or isinstance(error, boto.BotoCoreError):
-            mend = "check the URL in --home; the server must know conditional writes (If-None-Match, If-Match)"
-            return StorageError(f"S3 refuses: {code or type(error).__name__}: {error}", where=self.url, mend=mend)
+            fix = "check the URL in --home; the server must support conditional writes (If-None-Match, If-Match)"
+            return StorageError(f"S3 refuses: {code or type(error).__name__}: {error}", where=self.url, fix=fix)
         return None
 
 
 def _code(error: Exception) -> str | None:
-    """S3's error code behind what s3fs raises."""
+    """S3's error code behind an exception of s3fs."""
     response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
     return str(response["Error"].get("Code")) if response else None

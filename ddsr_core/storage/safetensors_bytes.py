@@ -1,22 +1,23 @@
-"""Safetensors files whose bytes depend on their content alone."""
+"""Safetensors files whose bytes depend on nothing but their content."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file: ``safetensors.torch.save`` with the metadata in alphabetical order.
+    """The bytes of a safetensors file, with the metadata in alphabetical order.
 
-    The library writes metadata in the order of a hash table that is seeded anew in each process.
+    ``safetensors.torch.save`` writes metadata in the order of a hash table, which differs from process to process.
+
+    Args:
+        tensors: moved to the CPU and made contiguous.
+        metadata: of the whole file.
     """
-    from safetensors.torch import save
-
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save(contiguous, metadata=dict(metadata))
     length = int.from_bytes(data[:8], "little")

@@ -1,6 +1,7 @@
-"""The LanceDB table of vectors that embeddings and clusters write, and that search reads.
+"""The LanceDB table of vectors that the stages embeddings and clusters write and that search reads.
 
-A table here is a pair: the columns without the vectors (`pyarrow.Table`) and the vectors, ``float32 (N, d)``, row by row.
+Functions here pass a table as a pair: the columns without the vectors (`pyarrow.Table`), and the vectors, ``float32
+(N, d)``, one row per row of the table.
 """
 
 from __future__ import annotations
@@ -11,26 +12,23 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 
 from ddsr_core.errors import InputError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 TABLE = "patches"
 
 
 def write_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
-    """Write ``out/lancedb`` part by part, in the order given; one left by a killed run is replaced.
+    """Write ``out/lancedb`` one part after the other. A table left by a killed run is replaced.
 
     Args:
-        parts: at least one (columns, vectors), all of the same columns and the same d.
+        parts: (columns, vectors), at least one, all with the same columns and the same d.
     """
-    import lancedb
-
     shutil.rmtree(out / "lancedb", ignore_errors=True)
     batches = chain.from_iterable(_joined(columns, vectors).to_batches() for columns, vectors in parts)
     first = next(batches)
@@ -38,35 +36,30 @@ def write_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None
 
 
 def merge_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]], keep_versions: timedelta) -> None:
-    """Make ``out/lancedb`` hold these patches: new ones are inserted, others removed, what is there stays as it is.
+    """Make ``out/lancedb`` hold exactly these patches: new rows are inserted, missing ones deleted, the rest is not touched.
 
     Args:
         parts: as in `write_table`, with a column ``patch_id``.
-        keep_versions: older states of the table are kept so long.
+        keep_versions: how long older versions of the table are kept.
     """
-    import lancedb
-    import pyarrow as pa
-
-    whole = pa.concat_tables([_joined(columns, vectors) for columns, vectors in parts])
+    rows = pa.concat_tables([_joined(columns, vectors) for columns, vectors in parts])
     database = lancedb.connect(str(out / "lancedb"))
     if (out / "lancedb" / f"{TABLE}.lance").is_dir():
         table = database.open_table(TABLE)
         merge = table.merge_insert("patch_id").when_not_matched_insert_all().when_not_matched_by_source_delete()
-        merge.execute(whole)
+        merge.execute(rows)
         table.optimize(cleanup_older_than=keep_versions)
     else:
-        database.create_table(TABLE, whole)
+        database.create_table(TABLE, rows)
 
 
 def _joined(columns: pa.Table, vectors: np.ndarray) -> pa.Table:
-    import pyarrow as pa
-
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
     return columns.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])).combine_chunks()
 
 
 def read_table(folder: Path) -> tuple[pa.Table, np.ndarray]:
-    """The whole table of an embeddings or clusters artifact: columns without ``vector``, and ``float32 (N, d)``.
+    """The complete table of an embeddings or clusters artifact: columns without ``vector``, and ``float32 (N, d)``.
 
     Raises:
         InputError: there is no such table.
@@ -83,16 +76,14 @@ def open_table(folder: Path) -> Any:
     Raises:
         InputError: there is no such table.
     """
-    import lancedb
-
     path = Path(folder) / "lancedb"
     if not (path / f"{TABLE}.lance").is_dir():
-        raise InputError("there is no table of embeddings", where=path, mend="run the embeddings stage first")
+        raise InputError("there is no table of embeddings", where=path, fix="run the embeddings stage first")
     return lancedb.connect(str(path)).open_table(TABLE)
 
 
 def content_digest(ids: Iterable[str], vectors: Iterable[np.ndarray]) -> str:
-    """SHA-256 over patch ids and vectors: LanceDB names its files at random, so the files' own digests say nothing."""
+    """SHA-256 of patch ids and vectors. The digests of the files would not do, as LanceDB gives its files random names."""
     digest = hashlib.sha256("\n".join(ids).encode())
     for part in vectors:
         digest.update(np.ascontiguousarray(part, dtype=np.float32).data)

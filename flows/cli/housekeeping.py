@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ddsr_core.errors import DdsrError
 from ddsr_core.nightly.registry import night_lock, read_registry, registry_names
-from ddsr_core.pipeline.pins import claimed_keys
-from ddsr_core.pipeline.runs import list_runs
+from ddsr_core.pipeline.pins import pinned_keys
+from ddsr_core.pipeline.run_folder import list_runs
 from ddsr_core.storage.remote_store import RemoteStore, open_store
 from ddsr_core.storage.store import Store
 
@@ -24,12 +24,13 @@ LEAST_FREE_BYTES = 5_000_000_000
 def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> list[tuple[Path | str, int]]:
     """Unfinished artifacts, and whole ones that no run and no version names, with their sizes; removed if ``delete``.
 
-    A run that goes on or has failed names what it has built and used so far (`ddsr_core.pipeline.pins`). Artifacts that another
-    process is building now (their lock is held) are left alone. Of a home on S3, both this machine's copy and what is
+    A run that goes on or has failed names what it has built and used so far (`ddsr_core.pipeline.pins`). Artifacts that
+    another process is building now (their lock is held) are
+    left alone. Of a home on S3, both this machine's copy and what is
     published are looked at.
 
     Args:
-        nights: of every succession of `ddsr nightly`, only so many last versions count, and so many steps of going back.
+        nights: of every series of `ddsr nightly`, only so many last versions count, and so many steps of going back.
 
     Raises:
         StorageError: a night is going on.
@@ -56,7 +57,7 @@ def _collect_here(store: Store, folders: list[Path], used: set[str], delete: boo
             continue
         try:
             with FileLock(folder.with_name(key + ".lock"), timeout=0):
-                if delete and not superseded and key in claimed_keys(store):  # a run has begun meanwhile
+                if delete and not superseded and key in pinned_keys(store):  # a run has begun meanwhile
                     continue
                 result.append((folder, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())))
                 if delete:
@@ -72,7 +73,7 @@ def _collect_published(
     result: list[tuple[Path | str, int]] = []
     for base, size in published.items():
         _, stage, key = base.split("/")
-        if key in used or (delete and key in claimed_keys(store)):
+        if key in used or (delete and key in pinned_keys(store)):
             continue
         result.append((f"{store.url}/{base}", size))
         if delete:
@@ -82,7 +83,7 @@ def _collect_published(
 
 def used_keys(store: Store, nights: int | None = None) -> set[str]:
     """Keys of the artifacts that runs name or have claimed, and of those that `ddsr nightly` goes back to or on from."""
-    claimed = claimed_keys(store)  # before run.json is read: a run that is finished meanwhile is then named there
+    claimed = pinned_keys(store)  # before run.json is read: a run that is finished meanwhile is then named there
     registries = [read_registry(store, name) for name in registry_names(store)]
     versions = [(item, registry.recent(nights)) for registry in registries for item in registry.versions]
     old = {item.run for item, recent in versions if item.number not in recent}
@@ -90,17 +91,17 @@ def used_keys(store: Store, nights: int | None = None) -> set[str]:
     named = {stage["key"] for state in runs for stage in state.get("stages", [])}
     kept = {key for state in runs for key in state.get("kept", [])}
     recently = (item.keys.values() for item, recent in versions if item.number in recent)
-    return claimed.union(named, kept, claimed_keys(store), *recently)
+    return claimed.union(named, kept, pinned_keys(store), *recently)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor: verdict (ok, warn, FAIL), what was looked at, what was found, how to mend."""
+    """One line of the doctor: verdict (ok, warn, FAIL), what was looked at, what was found, how to fix it."""
 
     verdict: str
     subject: str
     finding: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(home: str | Path) -> list[Check]:
@@ -136,18 +137,18 @@ def _packages() -> list[Check]:
 
 def _weights() -> list[Check]:
     from ddsr_core.diffusion.base import TINY, locate_base
-    from ddsr_core.metrics.trunks import MEND, weights_file
+    from ddsr_core.metrics.trunks import FIX, weights_file
 
     checks = []
     try:
         checks.append(Check("ok", f"base model {TINY}", str(locate_base(TINY))))
     except DdsrError as error:
-        checks.append(Check("FAIL", f"base model {TINY}", error.what, error.mend or ""))
+        checks.append(Check("FAIL", f"base model {TINY}", error.what, error.fix or ""))
     for net, use in (("alex", "LPIPS"), ("vgg16", "embeddings without a hub")):
         try:
             checks.append(Check("ok", f"{net} trunk ({use})", str(weights_file(net))))  # type: ignore[arg-type]
         except DdsrError as error:
-            checks.append(Check("FAIL", f"{net} trunk ({use})", error.what, MEND))
+            checks.append(Check("FAIL", f"{net} trunk ({use})", error.what, FIX))
     return checks
 
 
@@ -169,7 +170,7 @@ def _home(home: str | Path) -> list[Check]:
             return [_disk(store.home)]
         store.check()
     except DdsrError as error:
-        return [Check("FAIL", "home", f"{home}: {error.what}", error.mend or "")]
+        return [Check("FAIL", "home", f"{home}: {error.what}", error.fix or "")]
     return [Check("ok", "home", f"{home}, can be written"), _disk(store.home)]
 
 
@@ -179,8 +180,8 @@ def _disk(home: Path) -> Check:
     if not os.access(place, os.W_OK):
         return Check("FAIL", "home", f"{home} cannot be written", "choose another folder with --home")
     verdict = "ok" if free >= LEAST_FREE_BYTES else "warn"
-    mend = "" if verdict == "ok" else "free some space: ddsr gc --delete"
-    return Check(verdict, "home", f"{home}, {free / 1e9:.0f} GB free", mend)
+    fix = "" if verdict == "ok" else "free some space: ddsr gc --delete"
+    return Check(verdict, "home", f"{home}, {free / 1e9:.0f} GB free", fix)
 
 
 def _prefect() -> Check:
@@ -194,5 +195,5 @@ def _prefect() -> Check:
         answer = httpx.get(f"{url.rstrip('/')}/hello", auth=(user, password), timeout=5)
     except httpx.HTTPError as error:
         return Check("FAIL", "Prefect", f"{url}: {error}", "start it (prefect server start) or unset PREFECT_API_URL")
-    mend = "set PREFECT_API_AUTH_STRING to the server's" if answer.status_code == 401 else ""
-    return Check("ok" if answer.is_success else "FAIL", "Prefect", f"{url}: HTTP {answer.status_code}", mend)
+    fix = "set PREFECT_API_AUTH_STRING to the server's" if answer.status_code == 401 else ""
+    return Check("ok" if answer.is_success else "FAIL", "Prefect", f"{url}: HTTP {answer.status_code}", fix)

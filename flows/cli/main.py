@@ -1,4 +1,4 @@
-"""The command ``ddsr``. Exit codes: 0 done, 1 failed (what, where, how to mend), 2 wrong usage."""
+"""The command ``ddsr``. Exit codes: 0 done, 1 failed (what, where, how to fix), 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddsr_core import __version__
 from ddsr_core.errors import StorageError
 from flows.cli.networks import networks
 from flows.cli.nights import nights
-from flows.cli.options import Group, home_option, json_option, run_options
+from flows.cli.options import Group, home_option, json_option, parallel_options, run_options
 from flows.cli.running import home_of, run_experiment, run_pipeline
 from flows.cli.runs import finished
 
@@ -40,19 +40,20 @@ def demo(**options: Any) -> None:
     Example: ddsr demo --home /tmp/ddsr
     """
     from ddsr_core.imaging.demo_photos import write_demo_photos
+    from ddsr_core.storage.files import storage_errors
     from ddsr_core.storage.remote_store import open_store
-    from ddsr_core.storage.store import storage_errors
 
     home = open_store(home_of(options["home"])).home
     with storage_errors(home):
         images, test = write_demo_photos(home / "demo-photos")
-    run_pipeline(images=images, test=test, preset="demo", **options)
+    run_pipeline(images=images, test=test, preset="demo", runner=None, workers=1, **options)
 
 
 @cli.command()
 @click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
 @click.option("--test", default=None, help="test photos; without it one photo in ten is held out")
 @click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
+@parallel_options
 @run_options
 def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
     """Distill a folder of photos, train SR networks on the result and compare.
@@ -72,7 +73,7 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
 @click.option("--scale", type=click.Choice(["mini", "paper"]), default="mini", show_default=True,
               help="mini: small networks and few images, for two cores; paper: the paper's")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="how many seeds, from 0")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="networks that are trained at once")
+@parallel_options
 @run_options
 def reproduce(experiment: Any, images: str, test: str, **options: Any) -> None:
     """Fill the paper's tables, or measure what each part of the method is worth.
@@ -139,8 +140,8 @@ def doctor(home: str | None, as_json: bool) -> None:
     else:
         for check in checks:
             click.echo(f"{check.verdict:<5} {check.subject}: {check.finding}")
-            if check.mend:
-                click.echo(f"      mend: {check.mend}")
+            if check.fix:
+                click.echo(f"      fix: {check.fix}")
     if any(check.verdict == "FAIL" for check in checks):
         sys.exit(1)
 

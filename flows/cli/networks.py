@@ -18,7 +18,7 @@ def networks() -> None:
 
 
 class SourceType(click.ParamType):
-    """A `ddsr_core.pipeline.config.SourceName`; the names are looked up when they are needed, as that import takes a second."""
+    """A `ddsr_core.baselines.names.TrainingSetName`."""
 
     name = "source"
 
@@ -32,35 +32,36 @@ class SourceType(click.ParamType):
 
     @staticmethod
     def names() -> tuple[str, ...]:
-        from ddsr_core.pipeline.config import SourceName
+        from ddsr_core.baselines.names import TrainingSetName
 
-        return get_args(SourceName)
+        return get_args(TrainingSetName)
 
 
 @networks.command("train-sr")
 @click.option("--data", required=True, help="folder of HR images, an image set, a patches artifact, or Parquet")
 @click.option("--arch", default="edsr-small", show_default=True, help="network; an unknown name lists them all")
 @click.option("--source", type=SourceType(), default="full", show_default=True,
-              help="random, threshold, k-centre, hdc, loss-ranked and full-thresholded cut crops out of DATA; "
+              help="random, threshold, k-center, hdc, loss-ranked and full-thresholded cut crops out of DATA; "
                    "the others train on DATA as it is")  # fmt: skip
 @click.option("--budget", type=click.IntRange(1), default=70, show_default=True, help="crops that are chosen")
 @click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True, help="size of those crops")
 @click.option("--embeddings", type=click.Choice(["vgg16", "open_clip"]), default="vgg16", show_default=True,
-              help="features that k-centre and hdc compare crops by")  # fmt: skip
-@click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="optimiser steps")
+              help="features that k-center and hdc compare crops by")  # fmt: skip
+@click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="optimizer steps")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. batch_size=8")
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embeddings: str, iterations: int,
+def train_sr(data: str, arch: str, source: Any, budget: int, patch_px: int, embeddings: str, iterations: int,
              overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on any folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    from ddsr_core.imaging.images import photo_source
+    from ddsr_core.imaging.photos import photo_source
+    from ddsr_core.pipeline.steps import Crops
     from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import Crops, train_one
+    from flows.cli.single_steps import train_one
 
     store = open_store(home_of(home))
     store.check()
@@ -76,7 +77,7 @@ def train_sr(data: str, arch: str, source: str, budget: int, patch_px: int, embe
 
 
 @networks.command()
-@click.option("--weights", required=True, multiple=True, help="weights file, train-sr folder, or bicubic; may be repeated")
+@click.option("--weights", required=True, multiple=True, help="weights file, train_sr folder, or bicubic; may be repeated")
 @click.option("--test", required=True, help="folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …)")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=None,
               help="write the metrics to this file; a list where several weights are named")  # fmt: skip
@@ -96,10 +97,11 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     Example: ddsr evaluate --weights bicubic --test B100/
     """
     from ddsr_core.evaluation.evaluate import EvaluateConfig
+    from ddsr_core.pipeline.steps import with_overrides
+    from ddsr_core.storage.files import write_json
     from ddsr_core.storage.remote_store import open_store
-    from ddsr_core.storage.store import write_json
     from flows.cli.console import print_results
-    from flows.cli.single_steps import evaluate_networks, with_overrides
+    from flows.cli.single_steps import evaluate_networks
 
     store = open_store(home_of(home))
     store.check()
@@ -151,12 +153,12 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 def export_sr(weights: Path, output: Path) -> None:
     """Write an SR network as ONNX, for images of any size, and compare its images with PyTorch's.
 
-    WEIGHTS is a train-sr folder or a weights file. For programs that read PyTorch's files nothing is to be exported:
+    WEIGHTS is a train_sr folder or a weights file. For programs that read PyTorch's files nothing is to be exported:
     weights.pth and weights.safetensors in the folder have the names of the networks' authors.
 
-    Example: ddsr export-sr ddsr-home/artifacts/train-sr/KEY x4.onnx
+    Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """
-    from flows.cli.single_steps import export_network
+    from ddsr_core.pipeline.steps import export_network
 
     network, differences = export_network(weights, output)
     click.echo(f"{network.name} x{network.scale}: {output}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.cli.options import Group, device_option, home_option, json_option
+from flows.cli.options import Group, device_option, home_option, json_option, parallel_options
 from flows.cli.running import home_of, run_night
 
 
@@ -20,7 +20,7 @@ def nights() -> None:
 @click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
 @click.option("--test", required=True, help="photos that SR networks trained on the old and the new set are measured on")
 @click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
-@click.option("--name", default="nightly", show_default=True, help="of the succession, HOME/nightly/NAME")
+@click.option("--name", default="nightly", show_default=True, help="of the series, HOME/nightly/NAME")
 @click.option("--metric", type=click.Choice(["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "lpips"]), default="psnr_y",
               show_default=True, help="what both sets are compared by")  # fmt: skip
 @click.option("--margin", type=click.FloatRange(0), default=0.0, show_default=True,
@@ -30,6 +30,7 @@ def nights() -> None:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file laid over the preset")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="one field; may be repeated")
 @click.option("--no-prefect", is_flag=True, help="run the stages directly: same keys, same bytes")
+@parallel_options
 @home_option
 @device_option
 @json_option
@@ -44,7 +45,7 @@ def nightly(images: str, test: str, cold: bool, **options: Any) -> None:
 
 
 @nights.command()
-@click.option("--name", default="nightly", show_default=True, help="of the succession")
+@click.option("--name", default="nightly", show_default=True, help="of the series")
 @home_option
 @json_option
 def versions(name: str, home: str | None, as_json: bool) -> None:
@@ -71,7 +72,7 @@ def versions(name: str, home: str | None, as_json: bool) -> None:
 
 @nights.command()
 @click.argument("to", type=int, required=False)
-@click.option("--name", default="nightly", show_default=True, help="of the succession")
+@click.option("--name", default="nightly", show_default=True, help="of the series")
 @home_option
 def rollback(to: int | None, name: str, home: str | None) -> None:
     """Put an earlier distilled set in use again: version TO, or the champion before this one.

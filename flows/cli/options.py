@@ -42,6 +42,21 @@ def device_option(function: F) -> F:
     return click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")(function)
 
 
+def parallel_options(function: F) -> F:
+    """Where the work of a run is done, for commands that run the pipeline."""
+    for option in (
+        click.option("--gpu", type=click.Choice(["local", "pool"]), default="local", show_default=True,
+                     help="Where GPU stages run: on this machine, or on the GPU work pool."),
+        click.option("--runner", type=click.Choice(["sequential", "threads", "processes", "ray"]), default=None,
+                     help="Where photos are scored, patches embedded and networks trained. "
+                          "[default: processes with several workers, else sequential]"),
+        click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+                     help="How many of them at once. Raise it if cores or GPUs stand idle."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def run_options(function: F) -> F:
     """The options of commands that run the pipeline."""
     for option in (

@@ -1,4 +1,4 @@
-"""A whole run as the command line starts it: config, run folder, chain, and what is printed at the end."""
+"""Runs as the command line starts them: the request, with or without Prefect, and what is printed at the end."""
 
 from __future__ import annotations
 
@@ -9,55 +9,113 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from ddsr_core.experiments.paper_tables import ExperimentName, Scale
-    from ddsr_core.nightly.night import Outcome
-    from ddsr_core.nightly.registry import Metric
+if TYPE_CHECKING:  # for a command line that answers at once: what a run needs takes seconds to import
+    from ddsr_core.pipeline.request import RunRequest
 
 DEFAULT_HOME = "ddsr-home"
+R = TypeVar("R", bound="RunRequest")
 
 
 def home_of(home: str | None) -> str:
-    """The home, a folder or an URL on S3: the option, $DDSR_HOME, or ./ddsr-home."""
+    """The home, a folder or a URL on S3: the option, $DDSR_HOME, or ./ddsr-home."""
     named = home or os.environ.get("DDSR_HOME", DEFAULT_HOME)
     return named if "://" in named else str(Path(named).expanduser().absolute())
 
 
-def run_pipeline(
-    *,
-    images: Path,
-    test: Path | None,
-    preset: str,
-    file: Path | None,
-    overrides: tuple[str, ...],
-    name: str | None,
-    no_prefect: bool,
-    home: str | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Load the config, run the chain with or without Prefect, print the table and where the report is."""
-    from ddsr_core.imaging.hold_out import hold_out
+def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: str | None, workers: int, **fields: Any) -> R:
+    """The request that the options of a command make.
+
+    Args:
+        file: a TOML file that is laid over the preset.
+        runner: None for processes where there are several workers.
+        fields: of the request.
+
+    Raises:
+        ConfigError: the file cannot be read, or has an unknown field or a value out of range.
+    """
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import check_run_name, failure_noted
+
+    request = kind(
+        home=home_of(home), runner=runner or ("processes" if workers > 1 else "sequential"), workers=workers, **fields
+    )
+    if file is None:
+        return request
+    return request.model_copy(
+        update={"config": load_config(request.base_preset, file, scale=getattr(request, "scale", None))}
+    )
+
+
+def check(request: RunRequest) -> None:
+    """Find what is wrong with a request before Prefect is started for it.
+
+    Raises:
+        DdsrError: a wrong config or name, or a home that cannot be written.
+    """
+    from ddsr_core.pipeline.run_folder import check_run_name
     from ddsr_core.storage.remote_store import open_store
+
+    request.resolved_config()
+    check_run_name(request.run_name)
+    open_store(request.home).check()
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Ctrl-C ends the command with 130 and says how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("ddsr: stopped. Run the same command again to continue.", err=True)
+        sys.exit(130)
+
+
+def call_flow(entry: str, name: str, request: RunRequest) -> Any:
+    """Import the flow ``module:name`` after Prefect's defaults are set, and run it in this process.
+
+    Args:
+        name: of the flow run.
+        request: its fields are the flow's parameters.
+
+    Raises:
+        DdsrError: Prefect's temporary server did not start.
+    """
+    from ddsr_core.storage.remote_store import open_store
+    from flows.cli.console import progress_for
+    from flows.cli.prefect_settings import apply_defaults
+    from flows.cli.temporary_server import begin_server, wait_for_server
+
+    apply_defaults(open_store(request.home).home)
+    begun = begin_server()
+    from tasks import progress as shown  # after the defaults are set, as it imports Prefect
+
+    shown.current.set(progress_for())
+    module, _, function = entry.partition(":")
+    flow = getattr(importlib.import_module(module), function)
+    if begun:
+        wait_for_server()
+    fields = {name: value for name, value in request if name in flow.parameters.properties}
+    return flow.with_options(flow_run_name=name)(**fields)
+
+
+def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:
+    """Distill with or without Prefect; prints the table and where the report is."""
+    from ddsr_core.pipeline.request import RunRequest
+    from ddsr_core.pipeline.run import run_plainly
     from flows.cli.console import print_results, progress_for
 
-    config = load_config(preset, file, overrides)
-    store, run = open_store(home_of(home)), name or preset
-    check_run_name(run)
-    store.check()
-    if config.sr.archs and test is None:
-        images, test = hold_out(images, store.home)
-    with stopping(), failure_noted(store, run):
-        arguments = (config, images, test, store, run, device, progress_for())
-        outcome = run_plainly(*arguments) if no_prefect else run_with_prefect(*arguments)
+    request = request_of(RunRequest, run=name, **options)
+    with stopping():
+        check(request)
+        if no_prefect:
+            outcome = run_plainly(request, progress_for())
+        else:
+            outcome = call_flow("flows.distill:distill", request.run_name, request)
     if as_json:
-        facts = {"run": run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
+        facts = {"run": outcome.run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
         click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
         return
     print_results(outcome.table)
@@ -66,153 +124,50 @@ def run_pipeline(
     click.echo(f"Report: {outcome.report}")
 
 
-@contextmanager
-def stopping() -> Iterator[None]:
-    """Ctrl-C ends the command with 130 and says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("ddsr: stopped. Run the same command again to go on where it stood.", err=True)
-        sys.exit(130)
-
-
-def run_plainly(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
-    """The chain without Prefect."""
-    from ddsr_core.pipeline.pins import Claims
-    from ddsr_core.pipeline.runs import finish_run, run_log, start_run
-    from ddsr_core.pipeline.stages import distill_and_train
-    from flows.building import plain_builder
-
-    start_run(store, run, config, images, test)
-    claims = Claims(store, run)
-    chain = distill_and_train(
-        config, images, test, claims.building(plain_builder(store, device, progress, run)), run_log(store, run)
-    )
-    outcome = finish_run(store, run, config, chain)
-    claims.drop()
-    return outcome
-
-
-def run_with_prefect(config: Any, images: Path, test: Path | None, store: Any, run: str, device: str, progress: Any) -> Any:
-    """The flow, on the server that Prefect is set up for or on an ephemeral one."""
-    arguments = {"images": images, "test": test, "config": config, "home": store.url, "run": run, "device": device}
-    return call_flow("flows.distill:distill", run, store.home, progress, arguments)
-
-
-def call_flow(entry: str, run: str, home: Path, progress: Any, arguments: dict[str, Any]) -> Any:
-    """Import the flow ``module:name`` after Prefect's defaults are set, and run it in this process.
-
-    Raises:
-        DdsrError: Prefect's temporary server did not start.
-    """
-    from flows.cli.prefect_settings import apply_defaults
-    from flows.cli.temporary_server import begin_server, wait_for_server
-
-    apply_defaults(home)
-    begun = begin_server()
-    from tasks import progress as shown
-
-    shown.current.set(progress)
-    module, _, name = entry.partition(":")
-    flow = getattr(importlib.import_module(module), name)
-    if begun:
-        wait_for_server()
-    return flow.with_options(flow_run_name=run)(**arguments)
-
-
-def run_night(
-    *,
-    images: Path,
-    test: Path,
-    preset: str,
-    name: str,
-    metric: Metric,
-    margin: float,
-    warm: bool,
-    warm_steps: int | None,
-    file: Path | None,
-    overrides: tuple[str, ...],
-    no_prefect: bool,
-    home: str | None,
-    device: str,
-    as_json: bool,
-) -> None:
+def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
     """A night with or without Prefect; prints what has changed, before and after.
 
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
-    from ddsr_core.nightly.night import Night, challenge, facts_of, memo_of, unchanged
-    from ddsr_core.pipeline.config import load_config
+    from ddsr_core.nightly.night import challenge, facts_of, photo_cache_of, unchanged
+    from ddsr_core.nightly.request import NightRequest
+    from ddsr_core.pipeline.plain import plain_backend
     from ddsr_core.storage.remote_store import open_store
-    from flows.building import plain_builder
     from flows.cli.console import progress_for
 
-    store = open_store(home_of(home))
-    night = Night(name, images, test, load_config(preset, file, overrides), metric, margin, warm, warm_steps)
-    store.check()
+    request = request_of(NightRequest, **options)
     with stopping():
-        outcome: Outcome | None
+        check(request)
+        store, night = open_store(request.home), request.night()
+        outcome = None if no_prefect or os.environ.get("PREFECT_API_URL") else unchanged(night, store)
         if no_prefect:
-            outcome = challenge(night, store, plain_builder(store, device, progress_for(), name, memo_of(name)))
-        else:
-            outcome = None if os.environ.get("PREFECT_API_URL") else unchanged(night, store)
+            cache = photo_cache_of(request.name)
+            outcome = challenge(night, store, plain_backend(request, store, progress_for(), request.name, cache))
         if outcome is not None:
-            facts = facts_of(outcome, name)
+            facts = facts_of(outcome, request.name)
         else:
-            arguments = {**vars(night), "home": store.url, "device": device}
-            facts = call_flow("flows.nightly:nightly", name, store.home, progress_for(), arguments)
+            facts = call_flow("flows.nightly:nightly", request.name, request)
     text = facts.pop("text")
     click.echo(json.dumps(facts, indent=2) if as_json else text)
 
 
-def run_experiment(
-    *,
-    experiment: ExperimentName,
-    images: Path,
-    test: Path,
-    preset: str | None,
-    scale: Scale,
-    seeds: int,
-    workers: int,
-    file: Path | None,
-    overrides: tuple[str, ...],
-    name: str | None,
-    no_prefect: bool,
-    home: str | None,
-    device: str,
-    as_json: bool,
-    command: str,
-) -> None:
+def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
-    from ddsr_core.experiments.paper_tables import DEFAULT_PRESET, design_of
-    from ddsr_core.experiments.run import finish, measure
-    from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.fan_out import fan_out
-    from ddsr_core.pipeline.runs import check_run_name, failure_noted, run_folder, run_log
+    from ddsr_core.experiments.request import ExperimentRequest, run_experiment_plainly
+    from ddsr_core.pipeline.run_folder import run_folder
     from ddsr_core.storage.remote_store import open_store
-    from flows.building import plain_builder
     from flows.cli.console import progress_for
 
-    config = load_config(preset or DEFAULT_PRESET[scale], file, overrides, scale=scale)
-    store, run = open_store(home_of(home)), name or experiment
-    check_run_name(run)
-    store.check()
-    with stopping(), failure_noted(store, run):
+    request = request_of(ExperimentRequest, run=name, **options)
+    with stopping():
+        check(request)
         if no_prefect:
-            build = plain_builder(store, device, progress_for(), run)
-            design, log = design_of(experiment, scale), run_log(store, run)
-            with fan_out(workers) as ahead:
-                done = measure(design, config, images, test, seeds, store, run, build, log, command, ahead, device)
-            facts = finish(store, run, done)
+            measured = run_experiment_plainly(request, progress_for())
         else:
-            runner = "processes" if workers > 1 else "one by one"
-            arguments = {
-                "images": images, "test": test, "experiment": experiment, "scale": scale, "config": config,
-                "seeds": seeds, "runner": runner, "workers": workers, "home": store.url, "run": run, "device": device,
-                "command": command,
-            }  # fmt: skip
-            facts = call_flow("flows.reproduce:reproduce", run, store.home, progress_for(), arguments)
-    folder = run_folder(store, run)
-    click.echo(json.dumps(facts, indent=2) if as_json else (folder / f"{experiment}.md").read_text())
-    if not as_json:
-        click.echo(f"Tables: {folder / experiment}.md, .csv and .json; contact sheets beside them")
+            measured = call_flow("flows.reproduce:reproduce", request.run_name, request)
+    folder = run_folder(open_store(request.home), request.run_name)
+    if as_json:
+        click.echo(json.dumps(measured, indent=2))
+        return
+    click.echo((folder / f"{request.experiment}.md").read_text())
+    click.echo(f"Tables: {folder / request.experiment}.md, .csv and .json; contact sheets beside them")

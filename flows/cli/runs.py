@@ -24,7 +24,7 @@ def runs(home: str | None, as_json: bool) -> None:
 
     Example: ddsr runs
     """
-    from ddsr_core.pipeline.runs import list_runs
+    from ddsr_core.pipeline.run_folder import list_runs
     from ddsr_core.storage.remote_store import open_store
 
     states = list_runs(open_store(home_of(home)))
@@ -46,7 +46,7 @@ def show(run: str, home: str | None, as_json: bool) -> None:
 
     Example: ddsr show demo
     """
-    from ddsr_core.pipeline.runs import read_run
+    from ddsr_core.pipeline.run_folder import read_run
     from ddsr_core.storage.remote_store import open_store
 
     state = read_run(open_store(home_of(home)), run)
@@ -70,8 +70,9 @@ def report(run: str, picture: Path | None, home: str | None) -> None:
 
     Example: ddsr report demo --picture overview.png
     """
-    from ddsr_core.pipeline.runs import read_record, run_folder
-    from ddsr_core.report import overview_figure, write_report
+    from ddsr_core.pipeline.run_folder import run_folder
+    from ddsr_core.pipeline.run_state import read_record
+    from ddsr_core.report.html import overview_figure, write_report
     from ddsr_core.storage.remote_store import open_store
 
     store = open_store(home_of(home))
@@ -96,12 +97,12 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
+    from ddsr_core.pipeline.steps import search_run
     from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import search_run
 
     if (text is None) == (image is None):
         raise click.UsageError("give either a text or --image FILE")
-    rows = search_run(open_store(home_of(home)), name, text, image, count, sheet)
+    rows = search_run(open_store(home_of(home)), name, image or text or "", count, sheet)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -133,7 +134,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
     folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
     click.echo(f"Model: {folder}")
     if kind == "diffusers":
-        click.echo("Timestep frequencies are diffusers', a little off the original's: two lines in README.md mend them.")
+        click.echo("Timestep frequencies are diffusers', a little off the original's: two lines in README.md correct them.")
     click.echo((folder / "README.md").read_text().splitlines()[-1])
 
 

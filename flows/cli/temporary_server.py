@@ -77,7 +77,7 @@ def wait_for_server() -> None:
     except OSError as error:
         raise DdsrError(
             f"Prefect's temporary server did not start: {error}",
-            mend="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
+            fix="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
             "or pass --no-prefect",
         ) from error
 

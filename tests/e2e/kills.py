@@ -4,7 +4,7 @@
 
 Victims: the process of the flow; the worker, whose flow goes on alone; worker and flow at once, as when a machine dies;
 the server. Worker and server are started again after some seconds, as an init system would. To save time, a run counts as
-silent after 75 s instead of 120, and the keeper wakes every minute instead of every five. ``kills.jsonl`` in the folder
+silent after 75 s instead of 120, and restart-crashed runs every minute instead of every five. ``kills.jsonl`` in the folder
 has a line for each kill. Exit code 1 if a run ended otherwise or with other bytes.
 """
 
@@ -146,7 +146,7 @@ def kill_often(options: Any) -> bool:
     try:
         stack.start_server()
         stack.ddsr("deploy", "--silence", str(SILENCE_S))
-        stack.wake_keeper_every_minute()
+        stack.restart_every_minute()
         stack.start_worker("cpu")
         killer = Killer(stack, photos, test, options.seed)
         number = 0

@@ -108,12 +108,12 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def wake_keeper_every_minute(self) -> None:
+    def restart_every_minute(self) -> None:
         """Crashes whose news get lost are found after a minute then, not after five."""
-        keeper = self.answer("GET", "deployments/name/keeper/keeper")
-        (schedule,) = keeper["schedules"]
+        deployed = self.answer("GET", "deployments/name/restart-crashed/restart-crashed")
+        (schedule,) = deployed["schedules"]
         body = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}}
-        self.answer("PATCH", f"deployments/{keeper['id']}/schedules/{schedule['id']}", body)
+        self.answer("PATCH", f"deployments/{deployed['id']}/schedules/{schedule['id']}", body)
 
     def begin(self, deployment: str, parameters: dict[str, Any]) -> str:
         """Schedule a run of ``flow/deployment`` now; its id."""

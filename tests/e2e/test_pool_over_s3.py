@@ -51,7 +51,7 @@ def stack(bucket: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     try:
         stack.start_server()
         stack.ddsr("deploy", "--silence", str(SILENCE_S))
-        stack.wake_keeper_every_minute()
+        stack.restart_every_minute()
         stack.start_worker("cpu", DDSR_CACHE=cache(stack, "cpu"))
         stack.start_worker("cuda", "--limit", "1", DDSR_CACHE=cache(stack, "cuda"))
         yield stack
@@ -100,10 +100,11 @@ def test_machine_of_the_gpu_stages_dies_while_a_flow_waits_and_goes_on_when_it_i
     assert stack.run(run)["run_count"] == 1  # it has waited
 
     sent = {item["name"]: item["id"] for item in stack.filter("flow_runs") if item["parent_task_run_id"]}
-    assert set(sent) == {"embeddings", "latents", "finetune", "train-sr judge", "sample"}
+    assert set(sent) == {"embeddings", "latents", "finetune", "train_sr teacher", "sample"}
     assert "Crashed" in stack.states(sent["finetune"])
-    kept = stack.filter("flow_runs", flows={"name": {"any_": ["keeper"]}}, flow_runs={"state": {"type": {"any_": [*FINAL]}}})
-    assert {item["state_type"] for item in kept} == {"COMPLETED"}
+    ended = {"state": {"type": {"any_": [*FINAL]}}}
+    restarts = stack.filter("flow_runs", flows={"name": {"any_": ["restart-crashed"]}}, flow_runs=ended)
+    assert {item["state_type"] for item in restarts} == {"COMPLETED"}
     assert min(partial.with_suffix("").glob("samples/*.png")).stat().st_mtime_ns == begun  # it went on inside the stage
     assert not [*Path(cache(stack, "cpu")).glob("*/artifacts/finetune/*/resume")]
 

@@ -103,7 +103,7 @@ def test_gpu_stages_run_on_the_pool_and_a_cancelled_run_goes_on_inside_the_stage
     assert stack.wait(run, "COMPLETED", "FAILED")["state_type"] == "COMPLETED", stack.log("worker-cpu")
     assert first_sheet(partial.with_suffix("")) == begun
     names = [item["name"] for item in stack.filter("flow_runs") if item["parent_task_run_id"]]
-    assert sorted(names) == ["embeddings", "finetune", "finetune", "latents", "sample", "train-sr judge"]
+    assert sorted(names) == ["embeddings", "finetune", "finetune", "latents", "sample", "train_sr teacher"]
     tasks = stack.filter("task_runs", flow_runs={"id": {"any_": [run]}})
     assert "Cached" in {item["state_name"] for item in tasks if item["name"] == "patches"}
 

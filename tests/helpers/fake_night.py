@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.nightly import night as nights
-from ddsr_core.nightly.night import Night, Outcome, challenge, memo_of
+from ddsr_core.nightly.night import Night, Outcome, challenge, photo_cache_of
 from ddsr_core.pipeline.config import load_config
-from ddsr_core.pseudo_labels.photo_cache import STAGES as MEMO_STAGES
-from ddsr_core.storage.store import Artifact, Stage, StageResult, Store
+from ddsr_core.pipeline.stages import Backend
+from ddsr_core.storage.stage import Artifact, Stage, StageResult
+from ddsr_core.storage.store import Store
 
-QUICK = ("sr.archs=['edsr-small']", "sr.sources=['distilled']", "sample.restored_share=0", "evaluate.lpips=false")
+QUICK = ("sr.archs=['edsr-small']", "sr.training_sets=['distilled']", "sample.detail_restoration=0", "evaluate.lpips=false")
 NAME = "n"
 
 
@@ -43,17 +45,17 @@ class Fakes:
                  "warm": True, "warm_steps": 1, **changes}  # fmt: skip
 
         def build(stage: Stage, config: Any, inputs: Any, label: str = "") -> tuple[Artifact, bool]:
-            memo = store.home / memo_of(NAME) if stage.name in MEMO_STAGES else None
-            return store.build(Stage(stage.name, stage.version, self._run(stage.name)), config, inputs, Runtime(memo=memo))
+            photo_cache = store.home / photo_cache_of(NAME) if stage.photo_cache else None
+            return store.build(replace(stage, run=self._run(stage.name)), config, inputs, Runtime(photo_cache=photo_cache))
 
-        return challenge(Night(**facts), store, build)
+        return challenge(Night(**facts), store, Backend(build, store.url))
 
     def _run(self, stage: str) -> Callable[..., StageResult]:
         def run(config: Any, *, out: Path, runtime: Runtime, **inputs: Path) -> StageResult:
             self.before.get(stage, lambda: None)()
             self.ran.append(stage)
             write = {"patches": self._cut, "embeddings": self._embed, "clusters": self._label, "sample": self._draw,
-                     "train-sr": self._train, "evaluate": self._measure}.get(stage)  # fmt: skip
+                     "train_sr": self._train, "evaluate": self._measure}.get(stage)  # fmt: skip
             return StageResult(write(inputs, out, runtime) if write else {})
 
         return run
@@ -61,17 +63,17 @@ class Fakes:
     def _cut(self, inputs: dict[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
         digests = sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs["photos"].iterdir()})
         pq.write_table(pa.table({"photo_digest": digests}), out / "scores.parquet")
-        known = [digest for digest in digests if runtime.memo and (runtime.memo / digest).exists()]
-        if runtime.memo:
-            runtime.memo.mkdir(parents=True, exist_ok=True)
+        known = [digest for digest in digests if runtime.photo_cache and (runtime.photo_cache / digest).exists()]
+        if runtime.photo_cache:
+            runtime.photo_cache.mkdir(parents=True, exist_ok=True)
             for digest in digests:
-                (runtime.memo / digest).write_text("scored")
-        return {"photos": len(digests), "from_memo": len(known)}
+                (runtime.photo_cache / digest).write_text("scored")
+        return {"photos": len(digests), "from_photo_cache": len(known)}
 
     def _embed(self, inputs: dict[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
         ids = pq.read_table(inputs["patches"] / "scores.parquet")["photo_digest"]
         pq.write_table(pa.table({"patch_id": ids}), out / "labels.parquet")
-        return {"patches": len(ids), "from_memo": 0}
+        return {"patches": len(ids), "from_photo_cache": 0}
 
     def _label(self, inputs: dict[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
         (out / "labels.parquet").write_bytes((inputs["embeddings"] / "labels.parquet").read_bytes())

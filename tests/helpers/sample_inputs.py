@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddsr_core.imaging.images import decode_rgb
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, embed_images, load_embedder
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 from ddsr_core.storage.vector_table import write_table
 from tests.helpers.tiny_base import SHAPE, write_clusters
 

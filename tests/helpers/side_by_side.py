@@ -21,12 +21,12 @@ from torch import nn
 
 from ddsr_core.config import Runtime
 from ddsr_core.evaluation.evaluate import EvaluateConfig
-from ddsr_core.imaging.images import photo_source
-from ddsr_core.pipeline.fan_out import Work, train_and_measure
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.pipeline.networks import NetworkJob, train_and_measure
+from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Build
-from ddsr_core.pseudo_labels import embeddings, patches
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig
+from ddsr_core.pseudo_labels import embeddings, patches, scoring
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
 from ddsr_core.sr.train import TrainSRConfig
 from ddsr_core.storage.store import InputRef, Store
 from tests.helpers.commands import ROOT, digests
@@ -57,10 +57,10 @@ def meet(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def works_of(photos: Path, home: Path) -> list[Work]:
+def jobs_of(photos: Path, home: Path) -> list[NetworkJob]:
     source = InputRef.of(photo_source(photos))
     return [
-        Work(
+        NetworkJob(
             label=f"seed {seed}", home=str(home), device="cpu", inputs={"data": source}, tests=source,
             recipe=TrainSRConfig(
                 arch="tests.helpers.side_by_side:MeetingNet", iterations=2, batch_size=2, lr_patch_px=8, seed=seed
@@ -82,8 +82,8 @@ def build_here(photos: Path, home: Path) -> dict[str, str]:
     torch.set_num_threads(1)
     try:
         build_stages(lambda stage, config, inputs, label="": store.build(stage, config, inputs, Runtime()), photos)
-        for work in works_of(photos, home):
-            train_and_measure(work)
+        for job in jobs_of(photos, home):
+            train_and_measure(job)
     finally:
         torch.set_num_threads(threads)
     return digests(home)
@@ -109,25 +109,24 @@ def main(photos: Path, home: Path, *runners: str) -> None:
         wait_for_server()
     from prefect import flow
 
-    from flows.building import prefect_builder
-    from flows.train_networks import prefect_fan_out
     from tasks import progress
+    from tasks.backend import prefect_backend
 
-    patches.PHOTOS_PER_PART, embeddings.PATCHES_PER_PART = 2, 16
+    scoring.PHOTOS_PER_PART, embeddings.PATCHES_PER_PART = 2, 16
     steps: dict[str, list[int]] = {}
     progress.current.set(partial(noted, steps))
 
     @flow
     def run(runner: Any) -> None:
         store = Store(home / runner)
-        build_stages(prefect_builder(store, "cpu", runner=runner, workers=2), photos)
-        ahead = prefect_fan_out(runner, 2)
-        begun = [(work, ahead.begin(work)) for work in works_of(photos, store.home)]
-        for work, on_its_way in begun:
-            if on_its_way is None:
-                train_and_measure(work)
-            else:
-                on_its_way.result()
+        backend = prefect_backend(Execution(home=str(store.home), device="cpu", runner=runner, workers=2), store)
+        build_stages(backend.build, photos)
+        jobs = jobs_of(photos, store.home)
+        if backend.networks is None:
+            for job in jobs:
+                train_and_measure(job)
+        else:
+            assert len(list(backend.networks(train_and_measure, jobs))) == len(jobs)
 
     for runner in runners:
         steps.clear()

@@ -1,4 +1,4 @@
-"""A base model of 16-pixel images with random weights, and patches and clusters to go with it: milliseconds a step."""
+"""A base model of 16-pixel images with random weights, and patches and clusters to go with it: milliseconds per step."""
 
 import io
 import json
@@ -13,9 +13,10 @@ from diffusers import AutoencoderTiny
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import latents
 from ddsr_core.diffusion.base import BaseInfo, save_base
+from ddsr_core.diffusion.config import LatentsConfig
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.diffusion.latents import LatentsConfig
-from ddsr_core.imaging.images import encode_png, write_image_parquet
+from ddsr_core.imaging.image_sets import write_image_parquet
+from ddsr_core.imaging.images import encode_png
 
 IMAGE_PX = 16
 SHAPE = DiTConfig(latent_px=4, hidden=16, depth=3, heads=2, classes=12)

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from ddsr_core.config import Runtime, StageConfig
-from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, write_atomically
+from ddsr_core.storage.files import write_atomically
+from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
 
 
 class CountConfig(StageConfig):
@@ -35,7 +36,7 @@ def count_up(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) 
     return StageResult({"files": config.files})
 
 
-TOY = Stage("toy", 1, count_up)
+TOY = Stage("toy", 1, count_up, CountConfig)
 
 
 def inputs(log: Path) -> dict[str, Source]:

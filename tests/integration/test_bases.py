@@ -37,7 +37,10 @@ def distill(photos: Path, home: Path, preset: str, *overrides: str) -> subproces
     [
         ("released", ("base={}/DiT-XL-2-512x512.pt", "vae={}/sd-vae")),
         ("paper", ("base={}/dit", "vae={}/sd-vae", "finetune.lsr_crop_px=8")),
-        ("best", ("base={}/dit", "vae={}/sd-vae", "lsr_decoder={}/taesd", "finetune.row_start=null", "sample.strength=0.6")),
+        (
+            "best",
+            ("base={}/dit", "vae={}/sd-vae", "lsr_decoder={}/taesd", "finetune.class_row_init=null", "sample.strength=0.6"),
+        ),
     ],
 )
 def test_a_preset_runs_to_its_distilled_set(tmp_path: Path, models: Path, preset: str, overrides: tuple[str, ...]):
@@ -52,14 +55,14 @@ def test_a_preset_runs_to_its_distilled_set(tmp_path: Path, models: Path, preset
 
 def test_missing_weights_stop_a_run_before_any_work(tmp_path: Path):
     photos = make_photos(tmp_path / "photos", count=1)
-    done = distill(photos, tmp_path / "home", "best", f"base={tmp_path}/nowhere", "finetune.row_start=null")
+    done = distill(photos, tmp_path / "home", "best", f"base={tmp_path}/nowhere", "finetune.class_row_init=null")
     assert done.returncode == 1
     assert "nowhere" in done.stderr
-    assert "mend" in done.stderr
+    assert "fix:" in done.stderr
     assert not list((tmp_path / "home").glob("artifacts/*/*"))
 
 
 def test_class_names_without_a_text_tower_are_refused_at_once(tmp_path: Path):
     done = distill(tmp_path, tmp_path / "home", "best")
     assert done.returncode == 1
-    assert "set finetune.row_start=null" in done.stderr
+    assert "set finetune.class_row_init=null" in done.stderr

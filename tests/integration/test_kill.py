@@ -19,7 +19,7 @@ MOMENTS = (
     ("patches", "resume/scores/*.json"),
     ("finetune", "resume/checkpoint.pt"),
     ("sample", "resume/candidates/*.png"),
-    ("train-sr", "resume/checkpoint.pt"),
+    ("train_sr", "resume/checkpoint.pt"),
 )
 
 

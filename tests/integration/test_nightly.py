@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ddsr_core.imaging.images import read_image_set
+from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.nightly import night as nights
-from ddsr_core.nightly.night import Night, Outcome, as_markdown, challenge, memo_of, roll_back
+from ddsr_core.nightly.night import Night, Outcome, as_markdown, challenge, photo_cache_of, roll_back
 from ddsr_core.nightly.registry import read_registry
 from ddsr_core.pipeline.config import load_config
-from ddsr_core.progress import silent
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.request import Execution
 from ddsr_core.storage.store import Store
-from flows.building import plain_builder
 from tests.helpers.commands import TINY, make_photos
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ def spend(photos: Path, home: Path, **changes: object) -> Outcome:
     night = {"name": "n", "images": photos, "test": test, "config": config, "metric": "psnr_y", "margin": 100.0,
              "warm": True, "warm_steps": 1, **changes}  # fmt: skip
     store = Store(home)
-    return challenge(Night(**night), store, plain_builder(store, "cpu", silent, memo=memo_of("n")))  # type: ignore[arg-type]
+    return challenge(Night(**night), store, plain_backend(Execution(), store, photo_cache=photo_cache_of("n")))  # type: ignore[arg-type]
 
 
 def current(home: Path) -> list[str]:

@@ -12,13 +12,12 @@ import pytest
 
 from ddsr_core.errors import InputError
 from ddsr_core.experiments.design import Design, Network, Variant
-from ddsr_core.experiments.run import measure
-from ddsr_core.imaging.images import read_rgb
-from ddsr_core.pipeline.config import load_config
-from ddsr_core.pipeline.fan_out import fan_out
-from ddsr_core.progress import silent
+from ddsr_core.experiments.run import finish, measure
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.request import RunRequest
+from ddsr_core.pipeline.run import open_run
 from ddsr_core.storage.store import Store
-from flows.building import plain_builder
 from flows.cli.housekeeping import collect_garbage
 from tests.helpers.commands import ROOT, TINY, make_photos
 
@@ -83,15 +82,24 @@ GENERATOR = ("gsdd_generator.arch=edsr-small", "gsdd_generator.iterations=1", "g
              "gsdd_generator.lr_patch_px=8", "gsdd_generator.gan=null")  # fmt: skip
 
 
+def measured(design: Design, photos: Path, store: Store, workers: int, overrides: tuple[str, ...] = ()) -> str:
+    """The tables of a design, with one seed."""
+    request = RunRequest(
+        images=photos, test=photos, overrides=(*TINY, *overrides), run=design.name, home=store.url, device="cpu",
+        runner="processes" if workers > 1 else "sequential", workers=workers,
+    )  # fmt: skip
+    with open_run(request, store, plain_backend(request, store)) as run:
+        done = measure(design, run, 1, "ddsr reproduce")
+        finish(run, done)
+    return done.markdown()
+
+
 def test_a_table_is_filled_by_two_workers_as_by_one(tmp_path: Path):
     photos = make_photos(tmp_path / "photos", count=3)
-    config, store = load_config("demo", None, [*TINY, *GENERATOR]), Store(tmp_path / "home")
+    store = Store(tmp_path / "home")
 
     def table(workers: int) -> str:
-        build = plain_builder(store, "cpu", silent)
-        with fan_out(workers) as ahead:
-            done = measure(SMALL, config, photos, photos, 1, store, "small", build, lambda _: None, "by hand", ahead, "cpu")
-        return done.markdown()
+        return measured(SMALL, photos, store, workers, GENERATOR)
 
     first = table(workers=2)
     folder = tmp_path / "home/runs/small"
@@ -118,31 +126,28 @@ def test_a_table_is_filled_by_two_workers_as_by_one(tmp_path: Path):
 
 def test_what_goes_wrong_in_a_worker_is_the_commands_message(tmp_path: Path):
     photos = make_photos(tmp_path / "photos", count=3)
-    config, store = load_config("demo", None, TINY), Store(tmp_path / "home")
     too_large = Design("bad", SMALL.distilled[:1], (), (Network("EDSR", "edsr-small", {"lr_patch_px": 64}),), "images")
-    build = plain_builder(store, "cpu", silent)
-    with pytest.raises(InputError, match="nothing to train on") as caught, fan_out(2) as ahead:
-        measure(too_large, config, photos, photos, 1, store, "bad", build, lambda _: None, "", ahead, "cpu")
-    assert "lr_patch_px" in str(caught.value.mend)
+    with pytest.raises(InputError, match="nothing to train on") as caught:
+        measured(too_large, photos, Store(tmp_path / "home"), workers=2)
+    assert "lr_patch_px" in str(caught.value.fix)
 
 
 def test_workers_end_with_the_command_that_started_them(tmp_path: Path):
     program = (
-        "import os, sys, time\nfrom ddsr_core.pipeline.fan_out import fan_out\n"
+        "import os, sys, time\nfrom ddsr_core.pipeline.plain import spread_here\n"
+        "def work(number):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
-        "    with fan_out(2) as ahead:\n"
-        "        pids = {ahead.pool.submit(os.getpid).result() for _ in range(8)}\n"
-        "        print(*pids, flush=True)\n"
-        "        time.sleep(600)\n"
+        "    list(spread_here('processes', 2)(work, [0, 1]))\n"
     )
     (tmp_path / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    workers = [int(text) for text in process.stdout.readline().split()]
+    workers = [int(process.stdout.readline()) for _ in range(2)]
     process.kill()
     process.wait()
-    assert workers
     limit = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < limit, "workers are still there a minute after the command was killed"

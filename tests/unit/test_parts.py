@@ -13,11 +13,12 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
-from ddsr_core.imaging.images import photo_source, save_png
-from ddsr_core.parallel import MOST_PARTS, in_parts
-from ddsr_core.pseudo_labels import embeddings, patches
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig, PhotosToScore, score_part
+from ddsr_core.imaging.images import save_png
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.parallel import MAX_PARTS, in_parts
+from ddsr_core.pseudo_labels import embeddings, patches, scoring
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
+from ddsr_core.pseudo_labels.scoring import PhotosToScore, score_part
 from ddsr_core.storage.store import Store
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)
@@ -50,7 +51,7 @@ class Elsewhere:
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Six photos, two of them equal; parts of two photos and of two batches."""
-    monkeypatch.setattr(patches, "PHOTOS_PER_PART", 2)
+    monkeypatch.setattr(scoring, "PHOTOS_PER_PART", 2)
     monkeypatch.setattr(embeddings, "PATCHES_PER_PART", 8)
     for number, seed in enumerate((0, 1, 2, 3, 4, 0)):
         noise = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
@@ -67,19 +68,19 @@ def build(photos: Path, home: Path, runtime: Runtime) -> list[str]:
 
 def test_parts_elsewhere_change_nothing(photos: Path, tmp_path: Path) -> None:
     elsewhere = Elsewhere()
-    together = build(photos, tmp_path / "together", Runtime(spread=elsewhere, memo=tmp_path / "memo"))
+    together = build(photos, tmp_path / "together", Runtime(run_parts=elsewhere, photo_cache=tmp_path / "photo_cache"))
     assert len(elsewhere.done) > 5  # three of photos, and those of batches
     assert together == build(photos, tmp_path / "alone", Runtime())
     known = Elsewhere()
-    assert together == build(photos, tmp_path / "again", Runtime(spread=known, memo=tmp_path / "memo"))
+    assert together == build(photos, tmp_path / "again", Runtime(run_parts=known, photo_cache=tmp_path / "photo_cache"))
     assert len(known.done) == 3  # photos, whose scores are known; no patch is embedded again
 
 
 def test_a_build_that_was_cut_off_does_only_the_parts_that_lack(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        build(photos, tmp_path / "home", Runtime(spread=Elsewhere(stop_after=1)))
+        build(photos, tmp_path / "home", Runtime(run_parts=Elsewhere(stop_after=1)))
     rest = Elsewhere()
-    whole = build(photos, tmp_path / "home", Runtime(spread=rest))
+    whole = build(photos, tmp_path / "home", Runtime(run_parts=rest))
     assert len([part for part in rest.done if isinstance(part, PhotosToScore)]) == 2
     assert whole == build(photos, tmp_path / "alone", Runtime())
 
@@ -93,13 +94,13 @@ def test_a_machine_that_does_not_share_the_folder_says_so(photos: Path, tmp_path
 def test_photos_that_have_come_or_gone_are_not_taken_for_others(photos: Path, tmp_path: Path) -> None:
     part = PhotosToScore(CUT, photos, {0: "0.png", 1: "1.png"}, tmp_path, None)
     (photos / "0.png").unlink()
-    with pytest.raises(InputError, match=r"come or gone: 0\.png"):
+    with pytest.raises(InputError, match=r"added or removed: 0\.png"):
         score_part(part)
 
 
 def test_never_more_parts_than_can_be_kept_busy() -> None:
     items = list(range(1000))
     parts = in_parts(items, 3)
-    assert len(parts) <= MOST_PARTS
+    assert len(parts) <= MAX_PARTS
     assert [item for part in parts for item in part] == items
     assert in_parts([], 3) == []

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ddsr_core.parallel import map_ahead
+from ddsr_core.parallel import prefetch
 
 
 def test_results_come_in_order_though_later_ones_are_ready_first() -> None:
@@ -18,7 +18,7 @@ def test_results_come_in_order_though_later_ones_are_ready_first() -> None:
             second.set()
         return item * item
 
-    assert list(map_ahead(work, range(9), workers=2)) == [item * item for item in range(9)]
+    assert list(prefetch(work, range(9), workers=2)) == [item * item for item in range(9)]
 
 
 def test_no_more_than_twice_the_workers_are_taken_ahead() -> None:
@@ -29,14 +29,14 @@ def test_no_more_than_twice_the_workers_are_taken_ahead() -> None:
             taken.append(item)
             yield item
 
-    results = map_ahead(str, items(), workers=3)
+    results = prefetch(str, items(), workers=3)
     for used in range(20):
         assert next(results) == str(used)
         assert len(taken) <= used + 6
 
 
 def test_an_error_reaches_the_caller_in_its_turn() -> None:
-    results = map_ahead(lambda item: 1 // item, [1, 0, 1], workers=2)
+    results = prefetch(lambda item: 1 // item, [1, 0, 1], workers=2)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)

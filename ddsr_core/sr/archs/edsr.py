@@ -2,7 +2,7 @@
 
 State-dict names are basicsr's. Two things differ from its class: the mean is a buffer, so that the module moves between
 devices like any other, and the last convolution always runs in float32: the network works at a range of 255, where
-bfloat16 counts in whole grey levels.
+bfloat16 counts in whole gray levels.
 """
 
 from __future__ import annotations

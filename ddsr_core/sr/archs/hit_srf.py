@@ -121,7 +121,7 @@ class Correlation(nn.Module):
 
 
 class Block(nn.Module):
-    """Correlation and ConvFFN, each normalised behind and added to its input."""
+    """Correlation and ConvFFN, each normalized behind and added to its input."""
 
     def __init__(self, dim: int, heads: int, window: int, mlp_ratio: float) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _mean_shift() -> dict[str, Tensor]:
-    """The authors' first and last layer: off and on with the mean of DIV2K, in grey levels."""
+    """The authors' first and last layer: off and on with the mean of DIV2K, in gray levels."""
     eye, mean = torch.eye(3).view(3, 3, 1, 1), 255 * torch.tensor([0.4488, 0.4371, 0.4040])
     return {"sub_mean.weight": eye, "sub_mean.bias": -mean, "add_mean.weight": eye.clone(), "add_mean.bias": mean}
 

@@ -21,7 +21,7 @@ from ddsr_core.sr.basicsr_compat import import_basicsr
 class RRDBNet(import_basicsr("archs.rrdbnet_arch").RRDBNet):  # type: ignore[misc]
     """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, 4h, 4w)``, not clamped.
 
-    The last convolution runs in float32: bfloat16 cannot tell neighbouring grey levels apart.
+    The last convolution runs in float32: bfloat16 cannot tell neighboring gray levels apart.
 
     Args:
         feat: channels of the trunk.

@@ -129,7 +129,7 @@ class ConvFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and ConvFFN, each normalised first and added to its input; every other block shifts its windows."""
+    """Attention and ConvFFN, each normalized first and added to its input; every other block shifts its windows."""
 
     def __init__(self, dim: int, heads: int, window: int, mlp_ratio: float, shifted: bool) -> None:
         super().__init__()

@@ -11,16 +11,9 @@ from ddsr_core.baselines.crops import CropsConfig, draw_crop, draw_patches, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import (
-    encode_png,
-    image_set_name,
-    read_image_parquet,
-    read_image_set,
-    read_rgb,
-    save_png,
-    to_float,
-    write_image_parquet,
-)
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import image_set_name, read_image_parquet, read_image_set, write_image_parquet
+from ddsr_core.imaging.images import encode_png, save_png, to_float
 
 RANDOM = CropsConfig(kind="random", count=5, patch_px=16, seed=1)
 THRESHOLD = CropsConfig(kind="threshold", count=5, patch_px=16, seed=1)

@@ -13,7 +13,9 @@ from ddsr_core.baselines.gsdd import GSDDConfig, augment, beginnings, features, 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging.bicubic import make_lr, upsample
-from ddsr_core.imaging.images import read_image_set, read_rgb, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import read_image_set
+from ddsr_core.imaging.images import to_float, to_uint8
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.weights import save_weights
 from tests.helpers.interruption import Killed, digests, killing_after

@@ -1,4 +1,4 @@
-"""Choices among real crops: k-centre, HDC, loss-ranked."""
+"""Choices among real crops: k-center, HDC, loss-ranked."""
 
 from pathlib import Path
 
@@ -7,11 +7,13 @@ import pyarrow as pa
 import pytest
 
 from ddsr_core.baselines import subset as subsets
-from ddsr_core.baselines.subset import SubsetConfig, equal_draw, gradient_strength, k_centre, loss_ranked
+from ddsr_core.baselines.subset import SubsetConfig, equal_draw, gradient_strength, k_center, loss_ranked
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import finish_image_set, image_set_name, read_image_set, read_rgb, save_png
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_set
+from ddsr_core.imaging.images import save_png
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from tests.helpers.interruption import digests
 
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32)
@@ -30,17 +32,17 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_k_centre_takes_the_farthest_each_time():
+def test_k_center_takes_the_farthest_each_time():
     line = np.array([[0.0], [1.0], [2.0], [10.0], [11.0]])
-    chosen = k_centre(line, 3, seed=0)
+    chosen = k_center(line, 3, seed=0)
     assert len(set(chosen)) == 3
     for position in (1, 2):
         before = np.abs(line - line[chosen[:position]].T).min(1)
         assert before[chosen[position]] == before.max()
 
 
-def test_k_centre_takes_no_image_twice_even_among_equals():
-    assert sorted(k_centre(np.zeros((5, 3)), 5, seed=1)) == [0, 1, 2, 3, 4]
+def test_k_center_takes_no_image_twice_even_among_equals():
+    assert sorted(k_center(np.zeros((5, 3)), 5, seed=1)) == [0, 1, 2, 3, 4]
 
 
 def test_an_equal_draw_takes_labels_in_turn():
@@ -66,7 +68,7 @@ def test_gradient_strength_of_an_edge():
     assert strength[1] == pytest.approx(0.5 * 40 * 2 / 8)  # |Sobel x| is 4 x 10 in two of eight columns
 
 
-@pytest.mark.parametrize("kind", ["k-centre", "hdc", "loss-ranked"])
+@pytest.mark.parametrize("kind", ["k-center", "hdc", "loss-ranked"])
 def test_a_subset_is_an_image_set_of_the_pools_images(pool: Path, tmp_path: Path, kind: str):
     config = SubsetConfig(kind=kind, count=4, embeddings=VGG, srcnn_steps=3)  # type: ignore[arg-type]
     for name in ("a", "b"):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.imaging.images import save_png
-from ddsr_core.pipeline.config import SourceName
 from flows.cli.main import cli
 
 
@@ -177,17 +177,17 @@ def test_unknown_weights_are_one_message(tmp_path: Path):
 
 def test_train_sr_knows_every_source(tmp_path: Path):
     text = " ".join(ddsr("train-sr", "--help").output.split())
-    assert "|".join(get_args(SourceName)) in text.replace("| ", "|").replace(" |", "|").replace("- ", "-")
-    result = ddsr("train-sr", "--data", tmp_path, "--source", "k-center")
+    assert "|".join(get_args(TrainingSetName)) in text.replace("| ", "|").replace(" |", "|").replace("- ", "-")
+    result = ddsr("train-sr", "--data", tmp_path, "--source", "k-centre")
     assert result.exit_code == 2
-    assert "k-centre" in result.output
+    assert "k-center" in result.output
 
 
 @pytest.mark.parametrize(
-    ("source", "images"), [("random", 2), ("k-centre", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3), ("base", 3)]
+    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3), ("base", 3)]
 )
 def test_train_sr_on_a_source(tmp_path: Path, source: str, images: int):
-    """k-centre and HDC choose 2 of 40 crops; half of 3 x 9 windows pass the threshold; other sources are DATA."""
+    """k-center and HDC choose 2 of 40 crops; half of 3 x 9 windows pass the threshold; other sources are DATA."""
     result = ddsr(
         "train-sr", "--data", photos(tmp_path / "photos", side=64), "--source", source, "--budget", 2, "--patch-px", 32,
         "--iterations", 1, "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
@@ -242,5 +242,5 @@ def test_crops_shrink_to_small_images_and_the_command_says_so(tmp_path: Path):
     result = ddsr("train-sr", "--data", folder, *tiny)
     assert result.exit_code == 0, result.output
     assert "LR crops of 16 px: the images are smaller than the published 24 px" in result.stderr
-    summary = next(home.glob("artifacts/train-sr/*/summary.json"))
+    summary = next(home.glob("artifacts/train_sr/*/summary.json"))
     assert json.loads(summary.read_text())["lr_patch_px"] == 16

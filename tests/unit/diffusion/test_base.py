@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from ddsr_core.diffusion.base import DIT_LICENCE, base_source, load_base, vae_source
+from ddsr_core.diffusion.base import DIT_LICENSE, base_source, load_base, vae_source
 from ddsr_core.diffusion.codec import load_codec
 from ddsr_core.diffusion.dit import DIT_XL_2_512, DiTConfig
 from ddsr_core.errors import InputError, MissingWeightsError
@@ -70,7 +70,7 @@ def test_published_widths_need_no_sidecar(tmp_path: Path, kl: Path) -> None:
     path.with_suffix(".json").unlink()
     base = load_base(str(path), vae=kl)
     assert base.dit.config == shape
-    assert base.info.licence == DIT_LICENCE
+    assert base.info.license == DIT_LICENSE
 
 
 def test_unknown_width_asks_for_the_heads(tmp_path: Path, kl: Path) -> None:

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import class_rows
-from ddsr_core.diffusion.class_rows import ClassRowsConfig, class_names, nearest_rows
+from ddsr_core.diffusion.class_rows import class_names, nearest_rows
+from ddsr_core.diffusion.config import ClassRowsConfig
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from tests.helpers.published_models import write_diffusers, write_original
 from tests.helpers.tiny_base import write_base
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.finetune_step import cached_posteriors, make_base, random_dit, small_vae
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.dit import DiTConfig
-from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.finetune_loss import Run
+from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.training_set import TrainingSet
 
 
@@ -25,7 +25,7 @@ def test_gradient_norms_between_compiled_steps(monkeypatch: pytest.MonkeyPatch) 
     curves = {}
     for compiled in (True, False):
         config = FinetuneConfig(batch_size=4, lsr_mode="off", precision="fp32", norm_every=2, compile=compiled)
-        run = Run(make_base(copy.deepcopy(dit), vae), config, {0: 0, 1: 1, 2: 2})
+        run = FinetuneTrainer(make_base(copy.deepcopy(dit), vae), config, {0: 0, 1: 1, 2: 2})
         run.step = 1
         curves[compiled] = [run.advance(data) for _ in range(3)]
     assert "grad_simple" in curves[True][1]

@@ -17,7 +17,7 @@ from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.export import export, pipeline_transformer, pipeline_vae
 from ddsr_core.errors import InputError
 from ddsr_core.sampling.sample import load_tuned
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 from flows.cli.main import cli
 from tests.helpers.published_models import SHAPE, small_kl, write_diffusers
 from tests.helpers.tiny_base import IMAGE_PX, tiny_dit, write_base
@@ -148,7 +148,7 @@ def test_what_is_there_is_not_overwritten_and_a_failed_export_leaves_nothing(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="something already"):
+    with pytest.raises(InputError, match="not empty"):
         export(models[1], LABELS, tmp_path / "full", "original")
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
     with pytest.raises(InputError, match="fold them first"):
@@ -158,10 +158,10 @@ def test_what_is_there_is_not_overwritten_and_a_failed_export_leaves_nothing(
     assert export(models[1], LABELS, tmp_path / "empty", "original").is_dir()
 
 
-def test_the_readme_says_what_it_is_and_under_which_licence(folder: Path) -> None:
+def test_the_readme_says_what_it_is_and_under_which_license(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     assert "1 -> 4" in text
-    assert "Licence" in text
+    assert "License" in text
 
 
 def test_a_label_without_a_row_of_its_own_is_refused(models: tuple[Base, Base], tmp_path: Path) -> None:

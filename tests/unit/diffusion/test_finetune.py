@@ -1,4 +1,4 @@
-"""Fine-tuning on a random base of 16-pixel images: exact resume, errors that name the term, what is drawn."""
+"""Fine-tuning on a random base of 16-pixel images: exact resume, errors that name the term, how batches are drawn."""
 
 import csv
 import json
@@ -17,19 +17,26 @@ import torch
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.diffusion.base import Base, load_base
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import ROWS, load_adapter
-from ddsr_core.diffusion.distributed import Alone
+from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.dit import DIT_XL_2_512
-from ddsr_core.diffusion.finetune import FinetuneConfig
-from ddsr_core.diffusion.finetune_loss import (
-    TERMS,
-    Run,
-    Step,
+from ddsr_core.diffusion.finetune_loss import TERMS, FinetuneLoss
+from ddsr_core.diffusion.finetune_trainer import (
+    FinetuneTrainer,
     activation_bytes,
     keep_frozen_in_bf16,
     wants_checkpointing,
 )
-from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch, load_training_set, patches_of_step
+from ddsr_core.diffusion.training_set import (
+    Batch,
+    Part,
+    TrainingSet,
+    draw_batch,
+    load_training_set,
+    parts_of,
+    patches_of_step,
+)
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.progress import Bar
 from tests.helpers.interruption import Killed, digests, killing_after
@@ -116,7 +123,7 @@ def test_a_resumed_run_does_not_start_again(inputs: dict[str, Path], tmp_path: P
 def test_training_changes_the_rows_and_lowers_the_loss_on_a_fixed_batch(inputs: dict[str, Path], tmp_path: Path):
     base, data = prepared(inputs)
     config = CONFIG.model_copy(update={"steps": 60, "precision": "fp32", "norm_every": 1000})
-    state = Run(base, config, {0: 0, 1: 1, 2: 2})
+    state = FinetuneTrainer(base, config, {0: 0, 1: 1, 2: 2})
     batch = draw(data, step=10_000, size=24)
 
     def simple() -> float:
@@ -141,8 +148,14 @@ def prepared(inputs: dict[str, Path]) -> tuple[Base, TrainingSet]:
     return load_base(str(inputs["base"])), load_training_set(inputs["latents"], inputs["clusters"], label_map)
 
 
-def terms_of(state: Run, batch: Batch) -> dict[str, torch.Tensor]:
-    return state.calculation.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())[0]
+def terms_of(state: FinetuneTrainer, batch: Batch) -> dict[str, torch.Tensor]:
+    return state.loss.terms(whole(batch), state.memories, SingleProcess())[0]
+
+
+def whole(batch: Batch) -> Part:
+    """The batch as the only part of a step."""
+    (part,) = parts_of(batch, torch.device("cpu"), rank=0, processes=1, accumulate=1)
+    return part
 
 
 def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: float = 0.1, flip: bool = True) -> Batch:
@@ -153,20 +166,20 @@ def draw(data: TrainingSet, *, step: int = 0, size: int = 6, label_dropout: floa
 def test_a_loss_that_is_not_finite_names_its_term_and_step_and_keeps_a_checkpoint(
     inputs: dict[str, Path], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: str
 ):
-    whole = Step.terms
+    original = FinetuneLoss.terms
 
     def broken(self, *args, **named):  # type: ignore[no-untyped-def]
-        terms, x0_hat = whole(self, *args, **named)
+        terms, x0_hat = original(self, *args, **named)
         return ({**terms, term: terms[term] * float("nan")} if broken.step == 6 else terms), x0_hat
 
-    advance = Run.advance
+    advance = FinetuneTrainer.advance
 
-    def counted(self: Run, data: TrainingSet) -> dict[str, float]:
+    def counted(self: FinetuneTrainer, data: TrainingSet) -> dict[str, float]:
         broken.step = self.step  # type: ignore[attr-defined]
         return advance(self, data)
 
-    monkeypatch.setattr(Step, "terms", broken)
-    monkeypatch.setattr(Run, "advance", counted)
+    monkeypatch.setattr(FinetuneLoss, "terms", broken)
+    monkeypatch.setattr(FinetuneTrainer, "advance", counted)
     with pytest.raises(TrainingError, match=rf"'{term}' is nan at step 6"):
         finetune.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
     monkeypatch.undo()
@@ -178,15 +191,15 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     base, data = prepared(inputs)
-    state = Run(base, CONFIG.model_copy(update={"norm_every": 1000}), {0: 0, 1: 1, 2: 2})
+    state = FinetuneTrainer(base, CONFIG.model_copy(update={"norm_every": 1000}), {0: 0, 1: 1, 2: 2})
     state.step = 1
-    whole = Step.terms
+    original = FinetuneLoss.terms
 
     def broken(*args, **named):  # type: ignore[no-untyped-def]
-        terms, x0_hat = whole(*args, **named)
+        terms, x0_hat = original(*args, **named)
         return {**terms, "vb": terms["vb"] + (terms["vb"] - terms["vb"].detach()).abs().sqrt()}, x0_hat
 
-    monkeypatch.setattr(Step, "terms", broken)
+    monkeypatch.setattr(FinetuneLoss, "terms", broken)
     before = {name: p.detach().clone() for name, p in state.trainable.items()}
     with pytest.raises(TrainingError, match="gradient of the loss term 'vb'"):
         state.advance(data)
@@ -231,15 +244,15 @@ def test_every_patch_comes_once_an_epoch(count: int, size: int):
 def test_minimax_sees_the_proper_x0_or_the_papers_difference(inputs: dict[str, Path], tmp_path: Path):
     base, data = prepared(inputs)
     batch = draw(data)
-    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+    state = FinetuneTrainer(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
     predictions = {}
-    for kind in ("x0", "paper"):
-        step = Step(base, CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"}))
-        _, predictions[kind] = step.terms(batch, batch.labels, batch.t, state.real, state.pseudo, Alone())
-    sqrt_abar = state.schedule.sqrt_alpha_bar[batch.t][:, None, None, None]
-    noise_part = state.schedule.sqrt_one_minus_alpha_bar[batch.t][:, None, None, None]
+    for kind in ("x0", "difference"):
+        step = FinetuneLoss(base, CONFIG.model_copy(update={"x0_hat": kind, "precision": "fp32"}))
+        _, predictions[kind] = step.terms(whole(batch), state.memories, SingleProcess())
+    sqrt_abar = state.loss.schedule.sqrt_alpha_bar[batch.t][:, None, None, None]
+    noise_part = state.loss.schedule.sqrt_one_minus_alpha_bar[batch.t][:, None, None, None]
     x_t = sqrt_abar * batch.x0 + noise_part * batch.noise
-    eps = x_t - predictions["paper"]
+    eps = x_t - predictions["difference"]
     torch.testing.assert_close(predictions["x0"] * sqrt_abar, x_t - noise_part * eps, rtol=1e-3, atol=1e-3)
     assert not predictions["x0"].requires_grad
 
@@ -265,12 +278,12 @@ def test_more_pseudo_labels_than_class_rows_are_refused(inputs: dict[str, Path],
 
 
 def test_a_config_does_not_cost_an_import_of_torch():
-    code = "import sys, ddsr_core.diffusion.finetune, ddsr_core.sampling.sample; sys.exit('torch' in sys.modules)"
+    code = "import sys, ddsr_core.diffusion.config, ddsr_core.sampling.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
 def test_no_steps_leave_the_base_as_it_is(inputs: dict[str, Path], tmp_path: Path):
-    config = CONFIG.model_copy(update={"steps": 0, "row_start": "imagenet_rows"})
+    config = CONFIG.model_copy(update={"steps": 0, "class_row_init": "imagenet_rows"})
     finetune.run(config, **inputs, out=tmp_path, runtime=Runtime())
     base = load_base(str(inputs["base"]))
     before = {name: value.clone() for name, value in base.dit.state_dict().items()}
@@ -293,7 +306,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(inputs: dict[str
     for parts in (1, 3):
         base, data = prepared(inputs)
         plain = {"lambda_r": 0.0, "lambda_d": 0.0, "precision": "fp32", "accumulate": parts}
-        state = Run(base, CONFIG.model_copy(update=plain), {0: 0, 1: 1, 2: 2})
+        state = FinetuneTrainer(base, CONFIG.model_copy(update=plain), {0: 0, 1: 1, 2: 2})
         rows[parts] = [state.advance(data) for _ in range(5)]
     for whole, split in zip(rows[1], rows[3], strict=True):
         assert split == pytest.approx(whole, rel=2e-3, abs=1e-6)
@@ -303,9 +316,11 @@ def test_accumulation_remembers_the_batch_in_its_order(inputs: dict[str, Path]):
     queues = []
     for parts in (1, 3):
         base, data = prepared(inputs)
-        state = Run(base, CONFIG.model_copy(update={"accumulate": parts, "precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+        state = FinetuneTrainer(
+            base, CONFIG.model_copy(update={"accumulate": parts, "precision": "fp32"}), {0: 0, 1: 1, 2: 2}
+        )
         state.advance(data)
-        queues.append((state.real.queues, state.pseudo.queues))
+        queues.append((state.memories.real.queues, state.memories.predicted.queues))
     for whole, split in zip(*queues, strict=True):
         for label in whole:
             torch.testing.assert_close(split[label], whole[label], rtol=1e-4, atol=1e-4)
@@ -315,7 +330,7 @@ def test_recomputing_blocks_changes_nothing(inputs: dict[str, Path]):
     rows = []
     for checkpointing in ("off", "on"):
         base, data = prepared(inputs)
-        state = Run(base, CONFIG.model_copy(update={"checkpointing": checkpointing}), {0: 0, 1: 1, 2: 2})
+        state = FinetuneTrainer(base, CONFIG.model_copy(update={"checkpointing": checkpointing}), {0: 0, 1: 1, 2: 2})
         assert base.dit.checkpoint_blocks == (checkpointing == "on")
         rows.append([state.advance(data) for _ in range(3)])
     assert rows[0] == rows[1]
@@ -356,7 +371,7 @@ def test_rows_start_where_they_are_told(inputs: dict[str, Path]):
         base, _ = prepared(inputs)
         table = base.dit.y_embedder.embedding_table.weight
         before = table.detach().clone()
-        Run(base, CONFIG.model_copy(update={"row_start": start}), {0: 0, 1: 1, 2: 2}, rows=nearest)
+        FinetuneTrainer(base, CONFIG.model_copy(update={"class_row_init": start}), {0: 0, 1: 1, 2: 2}, rows=nearest)
         return before, table.detach()
 
     before, after = rows("imagenet_rows")
@@ -378,7 +393,7 @@ def test_lsr_looks_at_a_crop_and_at_what_the_decoder_can_show(inputs: dict[str, 
     for name, change in {"whole": {}, "crop": {"lsr_crop_px": 2}, "patch": {"lsr_reference": "patch"}}.items():
         base, data = prepared(inputs)
         config = CONFIG.model_copy(update={"precision": "fp32", **change})
-        values[name] = float(terms_of(Run(base, config, {0: 0, 1: 1, 2: 2}), batch)["sr"].detach())
+        values[name] = float(terms_of(FinetuneTrainer(base, config, {0: 0, 1: 1, 2: 2}), batch)["sr"].detach())
     assert len(set(values.values())) == 3
     assert values["whole"] >= 0
 
@@ -392,9 +407,9 @@ def test_a_crop_cannot_be_held_against_the_whole_patch():
 def test_lsr_weighs_less_the_nearer_samples_are_to_the_patches(inputs: dict[str, Path], samples_db: float, share: float):
     base, data = prepared(inputs)
     batch = replace(draw(data), t=torch.full((6,), 40))
-    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+    state = FinetuneTrainer(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
     full = float(terms_of(state, batch)["sr"].detach())
-    state.adapt(samples_db, real_db=24.0)
+    state.adapt_lsr(samples_db, real_db=24.0)
     assert full > 0
     assert float(terms_of(state, batch)["sr"].detach()) == pytest.approx(share * full)
 
@@ -412,17 +427,17 @@ def test_the_memory_of_predictions_takes_only_what_counts(inputs: dict[str, Path
     for last, expected in ((999, 6), (-1, 0)):
         base, data = prepared(inputs)
         config = CONFIG.model_copy(update={"minimax_last_step": last, "memory_size": 64})
-        state = Run(base, config, {0: 0, 1: 1, 2: 2})
+        state = FinetuneTrainer(base, config, {0: 0, 1: 1, 2: 2})
         state.advance(data)
-        assert sum(map(len, state.pseudo.queues.values())) == expected
-        assert sum(map(len, state.real.queues.values())) == 6
+        assert sum(map(len, state.memories.predicted.queues.values())) == expected
+        assert sum(map(len, state.memories.real.queues.values())) == 6
 
 
 def test_frozen_matrices_in_bf16_change_no_product(inputs: dict[str, Path]):
     base, data = prepared(inputs)
     batch = draw(data)
-    state = Run(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
-    state.calculation.half = True
+    state = FinetuneTrainer(base, CONFIG.model_copy(update={"precision": "fp32"}), {0: 0, 1: 1, 2: 2})
+    state.loss.half = True
     before = {name: float(value.detach()) for name, value in terms_of(state, batch).items()}
     keep_frozen_in_bf16(base.dit)
     assert base.dit.layers[0].attn.qkv.weight.dtype == torch.bfloat16

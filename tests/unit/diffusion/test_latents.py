@@ -9,7 +9,8 @@ import torch
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import latents
 from ddsr_core.diffusion.base import load_base
-from ddsr_core.diffusion.latents import LatentsConfig, batches_of_patches, open_latents
+from ddsr_core.diffusion.config import LatentsConfig
+from ddsr_core.diffusion.latents import batches_of_patches, open_latents
 from ddsr_core.diffusion.training_set import draw_batch, draw_latents, load_training_set
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic

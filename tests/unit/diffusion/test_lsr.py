@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ddsr_core.diffusion.config import LAST_STEP_OF_SIGNAL, LsrMode
 from ddsr_core.diffusion.gaussian import Schedule
-from ddsr_core.diffusion.lsr import LAST_STEP, Mode, crop, decoded_psnr_bic, lsr_loss
+from ddsr_core.diffusion.lsr import crop, decoded_psnr_bic, lsr_loss
 from ddsr_core.imaging.bicubic import downsample, psnr_bic, upsample
 
 SCHEDULE = Schedule()
@@ -21,7 +22,7 @@ def identity(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def gradient(mode: Mode, t: list[int], real_db: float = 5.0) -> tuple[float, torch.Tensor]:
+def gradient(mode: LsrMode, t: list[int], real_db: float = 5.0) -> tuple[float, torch.Tensor]:
     x = pictures(count=len(t)).requires_grad_()
     loss = lsr_loss(mode, x, torch.full((len(t),), real_db), torch.tensor(t), SCHEDULE, identity)
     loss.backward()
@@ -43,8 +44,8 @@ def test_off_is_zero_with_zero_gradient_and_decodes_nothing():
 
 def test_last_step_is_the_last_with_a_signal_to_noise_ratio_of_one():
     snr = SCHEDULE.alpha_bar / (1 - SCHEDULE.alpha_bar)
-    assert LAST_STEP == 258
-    assert snr[LAST_STEP] >= 1 > snr[LAST_STEP + 1]
+    assert LAST_STEP_OF_SIGNAL == 258
+    assert snr[LAST_STEP_OF_SIGNAL] >= 1 > snr[LAST_STEP_OF_SIGNAL + 1]
 
 
 def test_target_has_gradient_up_to_the_last_step_and_none_beyond():
@@ -65,7 +66,7 @@ def test_target_is_zero_once_the_prediction_has_the_detail_of_the_real_patch():
     assert not grad.any()
 
 
-def test_target_value_by_hand_with_margin():
+def test_target_has_the_value_of_its_formula_with_a_margin():
     x, t = pictures(), torch.tensor([50, 200, 600])
     h = psnr_bic((x + 1) / 2)
     real = h - torch.tensor([7.0, 4.0, 9.0])  # the prediction is smoother by so many dB
@@ -91,19 +92,19 @@ def test_descending_target_adds_detail():
     assert (psnr_bic((x - 0.5 * x.grad + 1) / 2) < psnr_bic((x + 1) / 2)).all()
 
 
-def test_paper_is_minus_the_pixel_error_of_the_round_trip_at_every_step():
+def test_pixels_is_minus_the_pixel_error_of_the_round_trip_at_every_step():
     x = pictures()
     expected = -(x - upsample(downsample(x))).square().mean()
     t = torch.tensor([0, 500, 999])
-    torch.testing.assert_close(lsr_loss("paper", x, torch.zeros(3), t, SCHEDULE, identity), expected)
-    _, grad = gradient("paper", [0, 500, 999])
+    torch.testing.assert_close(lsr_loss("pixels", x, torch.zeros(3), t, SCHEDULE, identity), expected)
+    _, grad = gradient("pixels", [0, 500, 999])
     assert grad.abs().sum((1, 2, 3)).gt(0).all()
 
 
 @pytest.mark.parametrize("factor", [10.0, 1000.0])
-def test_paper_is_bounded_by_the_clamp(factor: float):
+def test_pixels_is_bounded_by_the_clamp(factor: float):
     x = factor * torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(1))
-    loss = lsr_loss("paper", x, torch.zeros(2), torch.tensor([999, 999]), SCHEDULE, identity)
+    loss = lsr_loss("pixels", x, torch.zeros(2), torch.tensor([999, 999]), SCHEDULE, identity)
     assert -4 < loss.item() < 0
 
 

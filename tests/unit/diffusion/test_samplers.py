@@ -143,7 +143,7 @@ def test_guidance_holds_inside_its_interval_and_costs_nothing_outside():
     assert calls == [(999, 2), (749, 2), (500, 4), (250, 4), (0, 2)]
 
 
-#: Steps below t = 500 of eight, and the t that a start is noised to.
+#: Steps below t = 500 of eight, and the t that a init is noised to.
 BELOW_HALF = {"ancestral": [428, 285, 143, 0], "dpmpp": [500, 375, 250, 125], "unipc": [500, 375, 250, 125]}
 
 
@@ -151,7 +151,7 @@ BELOW_HALF = {"ancestral": [428, 285, 143, 0], "dpmpp": [500, 375, 250, 125], "u
 def test_a_start_is_noised_to_the_first_step_that_is_left(sampler: Sampler):
     strength = 0.5005  # t = 500 itself is left
     noise = noise_like([image_generator(0, index) for index in range(3)], (4, 2, 2), torch.device("cpu"))
-    start = torch.full_like(noise, 0.7)
+    init = torch.full_like(noise, 0.7)
     seen: list[tuple[int, torch.Tensor]] = []
 
     def predict(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -160,12 +160,12 @@ def test_a_start_is_noised_to_the_first_step_that_is_left(sampler: Sampler):
 
     generators = [image_generator(0, index) for index in range(3)]
     if sampler == "ancestral":
-        ancestral(predict, noise, generators, 8, start, strength)
+        ancestral(predict, noise, generators, 8, init, strength)
     else:
-        by_scheduler(predict, noise, sampler, 8, start, strength)
+        by_scheduler(predict, noise, sampler, 8, init, strength)
     assert [t for t, _ in seen] == BELOW_HALF[sampler]
     abar = SCHEDULE.alpha_bar[seen[0][0]]
-    torch.testing.assert_close(seen[0][1], abar.sqrt() * start + (1 - abar).sqrt() * noise, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen[0][1], abar.sqrt() * init + (1 - abar).sqrt() * noise, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ancestral", 200), ("dpmpp", 40), ("unipc", 40)])
@@ -179,15 +179,15 @@ def test_with_the_exact_prediction_a_start_in_the_data_stays_in_it(sampler: Samp
 
     generators = [image_generator(0, index) for index in range(4)]
     noise = noise_like(generators, (4, 32, 32), torch.device("cpu"))
-    start = mean + std * torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
+    init = mean + std * torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
     if sampler == "ancestral":
-        found = ancestral(predict, noise, generators, steps, start, strength)
+        found = ancestral(predict, noise, generators, steps, init, strength)
     else:
-        found = by_scheduler(predict, noise, sampler, steps, start, strength)
+        found = by_scheduler(predict, noise, sampler, steps, init, strength)
     assert found.mean().item() == pytest.approx(mean, abs=0.02)
     assert found.std().item() == pytest.approx(std, rel=0.06)
-    kept = torch.corrcoef(torch.stack([found.flatten(), start.flatten()]))[0, 1].item()
-    # How much of the start is left after noising to t, in the best estimate of x0: the signal's share of the variance.
+    kept = torch.corrcoef(torch.stack([found.flatten(), init.flatten()]))[0, 1].item()
+    # How much of the init is left after noising to t, in the best estimate of x0: the signal's share of the variance.
     abar = SCHEDULE.alpha_bar[int(strength * STEPS) - 1].item()
     left = abar * std**2 / (abar * std**2 + 1 - abar)
     assert kept == pytest.approx(left if sampler == "ancestral" else left**0.5, abs=0.08)
@@ -195,7 +195,7 @@ def test_with_the_exact_prediction_a_start_in_the_data_stays_in_it(sampler: Samp
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
 def test_a_start_image_does_not_depend_on_its_batch(sampler: Sampler):
-    start = torch.randn((4, 4, 4, 4), generator=torch.Generator().manual_seed(2))
+    init = torch.randn((4, 4, 4, 4), generator=torch.Generator().manual_seed(2))
 
     def from_start(indices: list[int]) -> torch.Tensor:
         rows = torch.tensor([index % 3 for index in indices])
@@ -207,7 +207,7 @@ def test_a_start_image_does_not_depend_on_its_batch(sampler: Sampler):
             sampler=sampler,
             steps=6,
             guidance_scale=1.0,
-            start=start[indices],
+            init=init[indices],
             strength=0.5,
         )
 
@@ -225,8 +225,8 @@ def test_a_strength_that_leaves_no_step_is_refused():
 
 
 def test_a_start_and_full_strength_contradict_each_other():
-    with pytest.raises(ValueError, match="start"):
+    with pytest.raises(ValueError, match="init"):
         sample_latents(
             tiny_dit(), torch.tensor([0]), [0], seed=0, sampler="dpmpp", steps=2, guidance_scale=1.0,
-            start=torch.zeros((1, 4, 4, 4)),
+            init=torch.zeros((1, 4, 4, 4)),
         )  # fmt: skip

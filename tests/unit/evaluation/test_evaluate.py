@@ -21,15 +21,16 @@ from ddsr_core.errors import InputError, MissingWeightsError
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.evaluation.evaluate import METRICS, EvaluateConfig, evaluate_network, mean_scores
 from ddsr_core.imaging.bicubic import make_lr, upsample
-from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
-from ddsr_core.storage.store import RESUME
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
+from ddsr_core.storage.stage import RESUME
 
 CHEAP = EvaluateConfig(lpips=False, crops=2, crop_px=48)
 
 
 @pytest.fixture
 def test_set(tmp_path: Path) -> Path:
-    """Four cut-outs of a photo, one of them grey and one with odd sides."""
+    """Four cut-outs of a photo, one of them gray and one with odd sides."""
     photo = photos.astronaut()
     folder = tmp_path / "set"
     save_png(folder / "a.png", photo[:96, :120])

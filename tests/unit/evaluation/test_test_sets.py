@@ -105,13 +105,13 @@ def test_what_cannot_be_read_is_left_for_its_turn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16", "1"])
 def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    grey = np.arange(64, dtype=np.uint8).repeat(64).reshape(64, 64) * 4
-    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    gray = np.arange(64, dtype=np.uint8).repeat(64).reshape(64, 64) * 4
+    image = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
     image.save(tmp_path / "a.png")
     read = find_pairs(tmp_path)[0].hr.read()
     assert (read.shape, read.dtype) == ((64, 64, 3), np.uint8)
     if mode != "1":
-        assert np.array_equal(read[..., 0], grey)
+        assert np.array_equal(read[..., 0], gray)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_each_variant_adds_one_part():
         config.sample.oversample,
         config.sample.oversample,
     ]
-    assert [c.sample.restored_share for c in made.values()] == [0, 0, 0, 0, 0, 0, 1]
+    assert [c.sample.detail_restoration for c in made.values()] == [0, 0, 0, 0, 0, 0, 1]
     assert made["lsr-target"].finetune == made["select"].finetune  # one adapter serves both
     assert len({c.sample.count for c in made.values()}) == 1
     assert all((c.finetune.seed, c.sample.seed) == (5, 5) for c in made.values())

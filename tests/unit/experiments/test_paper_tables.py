@@ -116,8 +116,8 @@ def test_an_unknown_experiment_is_one_message():
 
 def test_errors_come_back_whole_from_other_processes():
     sender, receiver = Pipe()
-    sender.send(InputError("it broke", where="here", mend="mend it"))
+    sender.send(InputError("it broke", where="local", fix="mend it"))
     error = receiver.recv()
     assert type(error) is InputError
-    assert (error.what, error.where, error.mend) == ("it broke", "here", "mend it")
-    assert str(error) == str(InputError("it broke", where="here", mend="mend it"))
+    assert (error.what, error.where, error.fix) == ("it broke", "local", "mend it")
+    assert str(error) == str(InputError("it broke", where="local", fix="mend it"))

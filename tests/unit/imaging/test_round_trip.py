@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ddsr_core.imaging.bicubic import downsample, grey, upsample
+from ddsr_core.imaging.bicubic import downsample, gray, upsample
 from ddsr_core.imaging.images import to_float
 from ddsr_core.imaging.kernel import Kernel
 from ddsr_core.imaging.round_trip import squared_error_sums
@@ -28,7 +28,7 @@ def cell_sums(squares: np.ndarray, cell: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(32, 32), (100, 132), (64, 204)])
 def test_sums_are_those_of_the_bicubic_round_trip(kernel: Kernel, cell: int, size: tuple[int, int]) -> None:
     image = photo(*size)
-    luma = grey(to_float(image).double())
+    luma = gray(to_float(image).double())
     error = luma - upsample(downsample(luma, kernel=kernel), kernel=kernel)
     expected = cell_sums(error[0, 0].square().numpy(), cell)
     actual = squared_error_sums(image, kernel, cell)
@@ -38,7 +38,7 @@ def test_sums_are_those_of_the_bicubic_round_trip(kernel: Kernel, cell: int, siz
 
 def test_the_opencv_kernel_is_opencvs() -> None:
     image = photo(64, 96)
-    luma = grey(to_float(image))[0, 0].numpy()
+    luma = gray(to_float(image))[0, 0].numpy()
     low = cv2.resize(luma, (24, 16), interpolation=cv2.INTER_CUBIC)
     error = luma - cv2.resize(low, (96, 64), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_allclose(squared_error_sums(image, "opencv", 32), cell_sums(error**2, 32), rtol=1e-4)

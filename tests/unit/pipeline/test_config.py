@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.config import (
+    PRESETS,
     PipelineConfig,
     chosen_config,
     load_config,
@@ -32,7 +33,7 @@ def test_released_is_what_the_authors_code_does():
     assert (config.patches.kernel, config.patches.threshold_db, config.patches.quantile) == ("opencv", 23.0, None)
     assert (config.embeddings.backend, config.embeddings.normalize, config.clusters.seed) == ("open_clip", False, 42)
     tune = config.finetune
-    assert (tune.batch_size, tune.gamma_blocks, tune.row_start, tune.memory_size) == (4, 14, "imagenet_rows", 64)
+    assert (tune.batch_size, tune.gamma_blocks, tune.class_row_init, tune.memory_size) == (4, 14, "imagenet_rows", 64)
     assert (tune.lambda_r, tune.lambda_d, tune.lsr_mode) == (0.002, 0.008, "off")
     assert (tune.ema_decay, tune.ema_warmup) == (0.9999, False)
     assert (tune.epochs, tune.steps, tune.learning_rate, tune.label_dropout) == (70, None, 1e-3, 0.1)
@@ -44,7 +45,7 @@ def test_released_is_what_the_authors_code_does():
 
 def test_paper_differs_from_released_where_the_text_does():
     paper, released = load_config("paper"), load_config("released")
-    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "paper", 1.0)
+    assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "pixels", 1.0)
     assert paper.finetune.epochs == 70
     assert paper.patches == released.patches
     assert paper.sample == released.sample
@@ -54,7 +55,7 @@ def test_best_is_ours():
     config = load_config("best")
     assert (config.patches.kernel, config.patches.quantile, config.patches.threshold_db) == ("matlab", 0.5, None)
     tune = config.finetune
-    assert (tune.lsr_mode, tune.lsr_reference, tune.row_start, tune.precision) == (
+    assert (tune.lsr_mode, tune.lsr_reference, tune.class_row_init, tune.precision) == (
         "target",
         "decoded",
         "clip_nearest",
@@ -62,16 +63,16 @@ def test_best_is_ours():
     )
     assert tune.ema_warmup
     assert config.embeddings.normalize
-    assert (config.sample.restored_share, config.judge.arch, config.judge.iterations) == (1.0, "edsr", 20_000)
-    assert load_config("paper").sample.restored_share == load_config("released").sample.restored_share == 0.0
+    assert (config.sample.detail_restoration, config.teacher.arch, config.teacher.iterations) == (1.0, "edsr", 20_000)
+    assert load_config("paper").sample.detail_restoration == load_config("released").sample.detail_restoration == 0.0
     assert (config.lsr_decoder, config.sample.sampler, config.sample.steps) == ("madebyollin/taesd", "dpmpp", 25)
 
 
 def test_one_field_of_a_recipe_leaves_the_others():
     default = PipelineConfig()
-    changed = load_config("paper", overrides=["judge.iterations=7", "gsdd_generator.gan.warmup=0.25"])
-    assert changed.judge.iterations == 7
-    assert (changed.judge.arch, changed.judge.lr_patch_px) == (default.judge.arch, default.judge.lr_patch_px)
+    changed = load_config("paper", overrides=["teacher.iterations=7", "gsdd_generator.gan.warmup=0.25"])
+    assert changed.teacher.iterations == 7
+    assert (changed.teacher.arch, changed.teacher.lr_patch_px) == (default.teacher.arch, default.teacher.lr_patch_px)
     assert changed.gsdd_generator.gan is not None
     assert (changed.gsdd_generator.arch, changed.gsdd_generator.gan.warmup) == (default.gsdd_generator.arch, 0.25)
     assert changed.gsdd_generator.gan.recipe == "real-esrgan"
@@ -86,13 +87,19 @@ def test_overrides_lie_over_a_whole_config_too():
         overridden(config, ["finetune.stepz=1"])
 
 
-def test_a_config_that_nobody_touched_leaves_the_preset():
-    untouched = PipelineConfig.model_validate_json(PipelineConfig().model_dump_json())  # as a form sends it
-    wanted = load_config("demo", overrides=["sample.count=9"])
-    assert chosen_config("demo", untouched, ["sample.count=9"]) == wanted
-    assert chosen_config("demo", None, ["sample.count=9"]) == wanted
-    changed = overridden(untouched, ["clusters.k=3"])
+def test_a_config_that_is_given_is_used_as_it_is_even_if_all_its_fields_are_defaults():
+    assert chosen_config("demo", PipelineConfig(), ()) == PipelineConfig()
+    assert chosen_config("demo", None, ["sample.count=9"]) == load_config("demo", overrides=["sample.count=9"])
+    changed = overridden(PipelineConfig(), ["clusters.k=3"])
     assert chosen_config("demo", changed, ["sample.count=9"]) == overridden(changed, ["sample.count=9"])
+
+
+def test_none_is_the_text_where_a_field_takes_it_and_null_elsewhere():
+    changed = load_config("demo", overrides=["sample.select=none", "sample.decode_tile_px=none"])
+    assert changed.sample.select == "none"
+    assert changed.sample.decode_tile_px is None
+    with pytest.raises(ConfigError, match=r"sample\.select"):
+        load_config("demo", overrides=["sample.select=null"])
 
 
 def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
@@ -124,7 +131,7 @@ def test_a_written_config_reads_back_as_itself(tmp_path: Path):
         ("=3", "--set"),
     ],
 )
-def test_mistakes_name_the_field_and_the_mend(override: str, message: str):
+def test_mistakes_name_the_field_and_the_fix(override: str, message: str):
     with pytest.raises(ConfigError) as caught:
         load_config("demo", None, [override])
     assert message in str(caught.value)
@@ -164,6 +171,5 @@ def test_every_field_of_every_stage_is_described():
 
 
 def test_presets_are_plain_toml():
-    folder = Path(sys.modules["ddsr_core.pipeline.config"].__file__ or "").with_name("presets")
-    for file in folder.glob("*.toml"):
+    for file in PRESETS.glob("*.toml"):
         assert tomllib.loads(file.read_text())["base"]

@@ -13,11 +13,14 @@ import pytest
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError
 from ddsr_core.pipeline.config import load_config
-from ddsr_core.pipeline.pins import Claims, claimed_keys
-from ddsr_core.pipeline.runs import fail_run, failure_noted, run_folder, start_run
-from ddsr_core.progress import silent
-from ddsr_core.storage.store import Store, write_json
-from flows.building import plain_builder
+from ddsr_core.pipeline.pins import Pins, pinned_keys
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.request import Execution
+from ddsr_core.pipeline.run_folder import run_folder
+from ddsr_core.pipeline.run_state import fail_run, failure_noted, start_run
+from ddsr_core.pipeline.stages import Backend
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.store import Store
 from flows.cli import housekeeping
 from flows.cli.housekeeping import collect_garbage, used_keys
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
@@ -52,7 +55,7 @@ def test_run_that_goes_on_or_has_failed_keeps_what_it_has_built_and_used(tmp_pat
     used, _ = store.build(TOY, CountConfig(files=1), inputs(log), Runtime())  # by nobody that has a name
     unused, _ = store.build(TOY, CountConfig(files=2), inputs(log), Runtime())
     begin(store, log)
-    build = Claims(store, "demo").building(plain_builder(store, "cpu", silent))
+    build = Pins(store, "demo").over(plain_backend(Execution(), store)).build
     assert build(TOY, CountConfig(files=1), inputs(log))[1]
     built, _ = build(TOY, CountConfig(files=3), inputs(log))
     assert removed(store) == [unused.key]
@@ -68,11 +71,11 @@ def test_key_is_noted_before_the_stage_begins(tmp_path: Path, log: Path) -> None
     seen: list[set[str]] = []
 
     def build(*_: object) -> None:
-        seen.append(claimed_keys(store))
+        seen.append(pinned_keys(store))
         raise StorageError("disk full")
 
     with pytest.raises(StorageError):
-        Claims(store, "demo").building(build)(TOY, config, inputs(log))  # type: ignore[arg-type]
+        Pins(store, "demo").over(Backend(build, store.url)).build(TOY, config, inputs(log))  # type: ignore[arg-type]
     assert seen == [{TOY.key(config, inputs(log))}]
 
 
@@ -89,10 +92,10 @@ def test_run_that_is_begun_again_keeps_what_it_has_made_before(tmp_path: Path, l
     assert removed(store) == [earlier.key]
 
 
-def test_two_runs_of_one_name_do_not_take_away_each_others_claims(tmp_path: Path, log: Path) -> None:
+def test_two_runs_of_one_name_do_not_take_away_each_others_pins(tmp_path: Path, log: Path) -> None:
     store = Store(tmp_path / "home")
     begin(store, log)
-    first, second = Claims(store, "demo"), Claims(store, "demo")
+    first, second = Pins(store, "demo"), Pins(store, "demo")
     first.add("a", "b", "a")
     second.add("b", "c")
     complete(store, "a", "b")
@@ -107,20 +110,20 @@ def test_two_runs_of_one_name_do_not_take_away_each_others_claims(tmp_path: Path
 def test_what_died_in_a_run_that_was_finished_later_is_forgotten_after_a_while(tmp_path: Path, log: Path) -> None:
     store = Store(tmp_path / "home")
     begin(store, log)
-    dead = Claims(store, "demo")
+    dead = Pins(store, "demo")
     dead.add("a")
     text = json.loads((store.home / dead.name).read_text())
     write_json(store.home / dead.name, {**text, "written": "2020-01-01T00:00:00+00:00"})
-    assert claimed_keys(store) == {"a"}
+    assert pinned_keys(store) == {"a"}
     complete(store)
-    assert claimed_keys(store) == set()
+    assert pinned_keys(store) == set()
 
 
 def test_unfinished_stage_of_a_failed_run_is_kept_until_it_is_whole(tmp_path: Path, log: Path) -> None:
     store, config = Store(tmp_path / "home"), CountConfig()
     key = TOY.key(config, inputs(log))
     begin(store, log)
-    Claims(store, "demo").add(key)
+    Pins(store, "demo").add(key)
     partial = store.home / f"artifacts/toy/{key}.partial"
     partial.mkdir(parents=True)
     assert removed(store) == []
@@ -136,17 +139,17 @@ def test_run_that_is_finished_or_begun_while_gc_looks_loses_nothing(
     built, _ = store.build(TOY, CountConfig(files=1), inputs(log), Runtime())
     found, _ = store.build(TOY, CountConfig(files=2), inputs(log), Runtime())
     begin(store, log)
-    claims = Claims(store, "demo")
-    claims.add(built.key)
+    pins = Pins(store, "demo")
+    pins.add(built.key)
     list_runs, held = housekeeping.list_runs, housekeeping._collect_here
 
     def finish_first(store: Store) -> list[dict[str, object]]:
         complete(store, built.key)
-        claims.drop()
+        pins.drop()
         return list_runs(store)
 
     def begin_first(*arguments: object) -> object:
-        Claims(store, "demo").add(found.key)
+        Pins(store, "demo").add(found.key)
         return held(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(housekeeping, "list_runs", finish_first)

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import find_images, read_rgb, save_png
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import save_png
+from ddsr_core.imaging.photos import find_images
 from ddsr_core.pretrain import photographs
 from ddsr_core.pretrain.photographs import fetch_photographs, file_name, license_in, listed_photos
 

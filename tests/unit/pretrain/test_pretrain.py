@@ -14,13 +14,13 @@ from ddsr_core.diffusion.base import OWN_FILES, load_base
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.imaging.images import save_png
-from ddsr_core.pretrain import PretrainConfig
 from ddsr_core.pretrain.autoencoder import AutoencoderTrainer, new_autoencoder
 from ddsr_core.pretrain.checkpoints import load_checkpoint
+from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import cut_patches, is_held_out, scaled_copies
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, learning_rate, mirror_tokens, prior_batch
 from ddsr_core.pretrain.run import run
-from ddsr_core.storage.store import sha256_of
+from ddsr_core.storage.files import sha256_of
 
 TINY = PretrainConfig(
     smallest_short_side_px=64, keep_share=1.0, stride_px=16, held_out_share=0.5, vae_channels=8, vae_steps=3,

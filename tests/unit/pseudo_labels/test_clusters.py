@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.pseudo_labels import clusters
-from ddsr_core.pseudo_labels.clusters import ClustersConfig, cluster, medoids, read_labels, run, silhouette, unit_length
+from ddsr_core.pseudo_labels.clusters import cluster, medoids, read_labels, run, silhouette, unit_length
+from ddsr_core.pseudo_labels.config import ClustersConfig
 from ddsr_core.storage.vector_table import read_table, write_table
 
 
@@ -23,8 +24,8 @@ def blobs(sizes: list[int], d: int = 4, seed: int = 0) -> tuple[np.ndarray, np.n
     """Far-apart blobs in shuffled order: vectors float32 (N, d), and the blob of each."""
     random = np.random.default_rng(seed)
     of = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    centres = random.permutation(len(sizes))[:, None] * 100 + np.arange(d)
-    return (centres[of] + random.normal(size=(len(of), d))).astype(np.float32), of
+    centers = random.permutation(len(sizes))[:, None] * 100 + np.arange(d)
+    return (centers[of] + random.normal(size=(len(of), d))).astype(np.float32), of
 
 
 def write_embeddings(folder: Path, vectors: np.ndarray) -> Path:

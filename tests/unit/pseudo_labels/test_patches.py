@@ -1,4 +1,4 @@
-"""The patches stage: scores, thresholds, skipped photos, and going on after a kill."""
+"""The patches stage: thresholds, patches, skipped photos, and continuing after a kill."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,15 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, read_image_parquet, save_png, to_float
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.image_sets import read_image_parquet
+from ddsr_core.imaging.images import save_png
 from ddsr_core.pseudo_labels import patches
-from ddsr_core.pseudo_labels.patches import PatchesConfig, offsets, score_windows
-from ddsr_core.storage.store import sha256_of
+from ddsr_core.pseudo_labels.config import PatchesConfig
+from ddsr_core.storage.files import sha256_of
 
 CONFIG = PatchesConfig(patch_px=32, stride_px=16, quantile=0.5)
 
@@ -39,27 +39,6 @@ def photos(tmp_path: Path) -> Path:
 def run(config: PatchesConfig, photos: Path, out: Path) -> dict[str, object]:
     out.mkdir(exist_ok=True)
     return dict(patches.run(config, photos=photos, out=out, runtime=Runtime()).counts)
-
-
-@pytest.mark.parametrize("kernel", ["matlab", "opencv"])
-def test_scores_of_textured_windows_equal_those_of_single_crops_up_to_their_borders(kernel: str):
-    config = PatchesConfig(patch_px=64, stride_px=32, kernel=kernel)
-    image = photo(0, 128, 192)
-    windows = score_windows(image, config)
-    compared = 0
-    for psnr, y, x in zip(windows.psnr_bic, windows.y, windows.x, strict=True):
-        alone = float(psnr_bic(to_float(image[y : y + 64, x : x + 64]), kernel))
-        if alone < 30:  # a smooth window's few errors lie at its border, where the two differ
-            assert abs(psnr - alone) < 0.25
-            compared += 1
-    assert compared >= 4
-    whole = score_windows(image[:64, :64], config)
-    assert abs(float(whole.psnr_bic[0]) - float(psnr_bic(to_float(image[:64, :64]), kernel))) < 1e-3
-
-
-def test_the_flush_window_touches_the_far_edge_on_the_x4_lattice():
-    assert offsets(1003, 512, 256, flush=True).tolist() == [0, 256, 488]
-    assert offsets(768, 512, 256, flush=True).tolist() == [0, 256]
 
 
 def test_quantile_keeps_the_lowest_half_and_patches_are_the_pixels_of_the_photo(photos: Path, tmp_path: Path):
@@ -98,20 +77,13 @@ def test_photos_that_are_all_too_small_say_so(photos: Path, tmp_path: Path):
         run(PatchesConfig(patch_px=512), photos, tmp_path / "out")
 
 
-def test_exactly_one_threshold_rule():
-    with pytest.raises(ValidationError, match="exactly one"):
-        PatchesConfig(threshold_db=23.0)
-    with pytest.raises(ValidationError, match="exactly one"):
-        PatchesConfig(quantile=None)
-
-
 class Killed(Exception):
     pass
 
 
 @pytest.mark.parametrize("stop_at", ["Scoring photos", "Cutting patches"])
-def test_a_killed_run_goes_on_to_the_same_bytes(photos: Path, tmp_path: Path, stop_at: str, monkeypatch):
-    monkeypatch.setattr(patches, "PATCHES_PER_SHARD", 10)
+def test_a_killed_run_continues_to_the_same_bytes(photos: Path, tmp_path: Path, stop_at: str, monkeypatch):
+    monkeypatch.setattr(patches, "PATCHES_PER_FILE", 10)
     run(CONFIG, photos, tmp_path / "whole")
 
     class Bar:

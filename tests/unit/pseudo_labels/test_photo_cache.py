@@ -1,4 +1,4 @@
-"""A memo spares work and changes nothing: patches and embeddings with it are those without it."""
+"""A photo_cache spares work and changes nothing: patches and embeddings with it are those without it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.imaging.images import save_png
-from ddsr_core.pseudo_labels import embeddings, patches
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig
-from ddsr_core.pseudo_labels.patches import PatchesConfig
-from ddsr_core.storage.store import Artifact, Store
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.pseudo_labels import embedders, embeddings, patches, scoring
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
+from ddsr_core.storage.stage import Artifact
+from ddsr_core.storage.store import Store
 from ddsr_core.storage.vector_table import read_table
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)
@@ -33,78 +34,78 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def build(photos: Path, home: Path, memo: Path | None) -> tuple[Artifact, Artifact]:
-    from ddsr_core.imaging.images import photo_source
-
-    store, runtime = Store(home), Runtime(memo=memo)
+def build(photos: Path, home: Path, photo_cache: Path | None) -> tuple[Artifact, Artifact]:
+    store, runtime = Store(home), Runtime(photo_cache=photo_cache)
     cut, _ = store.build(patches.STAGE, CUT, {"photos": photo_source(photos)}, runtime)
     described, _ = store.build(embeddings.STAGE, VGG, {"patches": cut}, runtime)
     return cut, described
 
 
 def test_only_what_is_new_is_scored_and_embedded_and_nothing_else_changes(photos: Path, tmp_path: Path, monkeypatch) -> None:
-    memo = tmp_path / "memo"
-    build(photos, tmp_path / "first", memo)
-    old = known(memo)
+    photo_cache = tmp_path / "photo_cache"
+    build(photos, tmp_path / "first", photo_cache)
+    old = known(photo_cache)
 
     save_photo(photos, 3)
     (photos / "0.png").unlink()
     scored, embedded = [], []
-    score, embed = patches.score_windows, embeddings.embed_images
-    monkeypatch.setattr(patches, "score_windows", lambda *a: scored.append(1) or score(*a))
-    monkeypatch.setattr(embeddings, "embed_images", lambda images, *a: embedded.append(len(images)) or embed(images, *a))
-    with_memo = build(photos, tmp_path / "second", memo)
+    score, embed = scoring.score_windows, embedders.embed_images
+    monkeypatch.setattr(scoring, "score_windows", lambda *a: scored.append(1) or score(*a))
+    monkeypatch.setattr(embedders, "embed_images", lambda images, *a: embedded.append(len(images)) or embed(images, *a))
+    with_cache = build(photos, tmp_path / "second", photo_cache)
     assert len(scored) == 1
-    assert with_memo[0].manifest.counts["from_memo"] == 2
-    patches_now = set(read_table(with_memo[1].path)[0]["patch_id"].to_pylist())
-    assert known(memo) == patches_now
+    assert with_cache[0].manifest.counts["from_photo_cache"] == 2
+    patches_now = set(read_table(with_cache[1].path)[0]["patch_id"].to_pylist())
+    assert known(photo_cache) == patches_now
     assert old - patches_now  # those of the photo that is gone
-    assert with_memo[1].manifest.counts["from_memo"] == len(patches_now & old)
+    assert with_cache[1].manifest.counts["from_photo_cache"] == len(patches_now & old)
     new = len(patches_now - old)
     assert 0 < new < len(patches_now)
     assert len(embedded) == -(-new // VGG.batch_size)
 
     without = build(photos, tmp_path / "third", None)
-    assert [item.digest for item in without] == [item.digest for item in with_memo]
-    assert [item.key for item in without] == [item.key for item in with_memo]
+    assert [item.digest for item in without] == [item.digest for item in with_cache]
+    assert [item.key for item in without] == [item.key for item in with_cache]
 
 
-def known(memo: Path) -> set[str]:
-    """Patches whose vectors a memo holds."""
-    table, _ = read_table(next((memo / "embeddings").iterdir()))
+def known(photo_cache: Path) -> set[str]:
+    """Patches whose vectors a photo_cache holds."""
+    table, _ = read_table(next((photo_cache / "embeddings").iterdir()))
     return set(table["patch_id"].to_pylist())
 
 
 def test_nothing_new_is_nothing_embedded(photos: Path, tmp_path: Path, monkeypatch) -> None:
-    build(photos, tmp_path / "first", tmp_path / "memo")
+    build(photos, tmp_path / "first", tmp_path / "photo_cache")
     monkeypatch.setattr(embeddings, "load_embedder", lambda *_: pytest.fail("there is nothing to embed"))
-    _, described = build(photos, tmp_path / "second", tmp_path / "memo")
-    assert described.manifest.counts["from_memo"] == described.manifest.counts["patches"]
+    _, described = build(photos, tmp_path / "second", tmp_path / "photo_cache")
+    assert described.manifest.counts["from_photo_cache"] == described.manifest.counts["patches"]
 
 
 def test_another_config_knows_nothing(photos: Path, tmp_path: Path) -> None:
-    memo = tmp_path / "memo"
-    cut, _ = build(photos, tmp_path / "home", memo)
+    photo_cache = tmp_path / "photo_cache"
+    cut, _ = build(photos, tmp_path / "home", photo_cache)
     other = VGG.model_copy(update={"image_px": 64})
-    described, _ = Store(tmp_path / "home").build(embeddings.STAGE, other, {"patches": cut}, Runtime(memo=memo))
-    assert described.manifest.counts["from_memo"] == 0
-    assert len(list((memo / "embeddings").iterdir())) == 1
+    described, _ = Store(tmp_path / "home").build(
+        embeddings.STAGE, other, {"patches": cut}, Runtime(photo_cache=photo_cache)
+    )
+    assert described.manifest.counts["from_photo_cache"] == 0
+    assert len(list((photo_cache / "embeddings").iterdir())) == 1
 
 
-def test_a_memo_may_be_removed(photos: Path, tmp_path: Path) -> None:
-    first = build(photos, tmp_path / "first", tmp_path / "memo")
-    shutil.rmtree(tmp_path / "memo")
-    second = build(photos, tmp_path / "second", tmp_path / "memo")
+def test_a_photo_cache_may_be_removed(photos: Path, tmp_path: Path) -> None:
+    first = build(photos, tmp_path / "first", tmp_path / "photo_cache")
+    shutil.rmtree(tmp_path / "photo_cache")
+    second = build(photos, tmp_path / "second", tmp_path / "photo_cache")
     assert [item.digest for item in first] == [item.digest for item in second]
 
 
-def test_a_damaged_table_is_removed_and_made_anew(photos: Path, tmp_path: Path, caplog) -> None:
-    """As one that was cut off while it was made."""
-    memo = tmp_path / "memo"
-    first = build(photos, tmp_path / "first", memo)
-    for manifest in memo.rglob("_versions/*"):
+def test_a_damaged_table_is_removed_and_rebuilt(photos: Path, tmp_path: Path, caplog) -> None:
+    """As one whose creation was interrupted."""
+    photo_cache = tmp_path / "photo_cache"
+    first = build(photos, tmp_path / "first", photo_cache)
+    for manifest in photo_cache.rglob("_versions/*"):
         manifest.unlink()
-    second = build(photos, tmp_path / "second", memo)
-    assert "every patch is embedded anew" in caplog.text
+    second = build(photos, tmp_path / "second", photo_cache)
+    assert "all patches are embedded again" in caplog.text
     assert second[1].digest == first[1].digest
-    assert len(known(memo)) == first[1].manifest.counts["patches"]
+    assert len(known(photo_cache)) == first[1].manifest.counts["patches"]

@@ -8,16 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.unit.pseudo_labels.test_embeddings import VGG, patches, textures, tiny  # noqa: F401
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.contact_sheet import GAP_PX, contact_sheet
 from ddsr_core.imaging.images import save_png
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder
-from ddsr_core.pseudo_labels.embeddings import EmbeddingsConfig, run
+from ddsr_core.pseudo_labels.embeddings import run
 from ddsr_core.pseudo_labels.search import image_query, read_patches, search, text_query
 from ddsr_core.storage.vector_table import write_table
+from tests.unit.pseudo_labels.test_embeddings import VGG, patches, textures, tiny  # noqa: F401
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_words_find_the_nearest_in_open_clips_space(tiny: Path, tmp_path: Path) 
 
 
 def test_vgg16_knows_no_words() -> None:
-    with pytest.raises(ConfigError, match="words cannot be searched in vgg16"):
+    with pytest.raises(ConfigError, match="vgg16 embeddings cannot be searched by words"):
         text_query("breaking waves", VGG)
 
 
@@ -89,14 +90,14 @@ def test_patches_come_in_the_order_asked_for(patches: Path) -> None:  # noqa: F8
 
 
 def test_a_contact_sheet_holds_the_images_row_by_row() -> None:
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    images = [np.full((20 + index, 30, 3), colour, np.uint8) for index, colour in enumerate(colours)]
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    images = [np.full((20 + index, 30, 3), color, np.uint8) for index, color in enumerate(colors)]
     sheet = contact_sheet(images, columns=2, px=16)
     pitch = 16 + GAP_PX
     assert sheet.shape == (2 * pitch - GAP_PX, 2 * pitch - GAP_PX, 3)
-    for index, colour in enumerate(colours):
+    for index, color in enumerate(colors):
         y, x = index // 2 * pitch, index % 2 * pitch
-        assert (sheet[y : y + 16, x : x + 16] == colour).all()
+        assert (sheet[y : y + 16, x : x + 16] == color).all()
     assert (sheet[pitch:, pitch:] == 255).all()
     assert (sheet[16:pitch] == 255).all()
 

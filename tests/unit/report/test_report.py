@@ -15,22 +15,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import (
-    encode_png,
-    finish_image_set,
-    image_set_name,
-    read_rgb,
-    save_png,
-    write_image_parquet,
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, write_image_parquet
+from ddsr_core.imaging.images import encode_png, save_png
+from ddsr_core.report.data import (
+    SOURCE_ORDER,
+    Metrics,
+    RunRecord,
+    SrRecord,
+    StageRecord,
+    gather,
+    read_curves,
+    real_patches,
+    source_rank,
 )
-from ddsr_core.pipeline.config import SourceName
-from ddsr_core.report import RunRecord, SrRecord, StageRecord, overview_figure, write_report
-from ddsr_core.report.data import SOURCE_ORDER, Metrics, gather, read_curves, real_patches, source_rank
 from ddsr_core.report.figures import crop_psnr, histogram, line_chart
-from ddsr_core.report.html import licence_note
+from ddsr_core.report.html import license_note, overview_figure, write_report
 from ddsr_core.report.table import table_rows
-from ddsr_core.storage.store import write_json
+from ddsr_core.storage.files import write_json
 
 HOSTILE = '<script>alert("x")</script>'
 SOURCES = ("distilled", "random", "threshold", "full")
@@ -241,8 +245,8 @@ def test_best_lpips_is_the_lowest(run: RunRecord) -> None:
 
 
 def test_every_source_of_the_pipeline_has_its_place() -> None:
-    assert sorted(SOURCE_ORDER) == sorted(get_args(SourceName))
-    order = ["random", "threshold", "k-centre", "loss-ranked", "of a user's own", "distilled", "full", "full-thresholded"]
+    assert sorted(SOURCE_ORDER) == sorted(get_args(TrainingSetName))
+    order = ["random", "threshold", "k-center", "loss-ranked", "of a user's own", "distilled", "full", "full-thresholded"]
     assert sorted(set(order), key=source_rank) == order
 
 
@@ -367,5 +371,5 @@ def test_curves_without_a_step_are_refused(tmp_path: Path) -> None:
     ("base", "words"),
     [("facebook/DiT-XL-2-512", "CC-BY-NC-4.0"), ("ddsr-tiny", "model card"), (None, "does not name")],
 )
-def test_licence_note(base: str | None, words: str) -> None:
-    assert words in licence_note(base)
+def test_license_note(base: str | None, words: str) -> None:
+    assert words in license_note(base)

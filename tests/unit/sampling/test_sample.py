@@ -1,4 +1,4 @@
-"""The sampling stage: shares, what is kept, the memorisation check, starts at real patches, resume."""
+"""The sampling stage: shares, what is kept, the memorization check, starts at real patches, resume."""
 
 import hashlib
 import json
@@ -12,12 +12,13 @@ from pydantic import ValidationError
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
-from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, read_rgb, to_float
+from ddsr_core.imaging.decode import decode_rgb, read_rgb
+from ddsr_core.imaging.images import to_float
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sampling.sample import SampleConfig, images_per_label
+from ddsr_core.sampling.config import SampleConfig
 from tests.helpers.interruption import Killed, digests, killing_after
 from tests.helpers.sample_inputs import patch_rows, write_clusters_with_distances, write_embeddings, write_random_latents
 from tests.helpers.tiny_base import IMAGE_PX, write_base, write_clusters, write_latents, write_patches
@@ -54,22 +55,6 @@ def image_hashes(folder: Path) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "images").iterdir())]
 
 
-@pytest.mark.parametrize(
-    ("count", "sizes", "allocation", "expected"),
-    [
-        (70, [5] * 7, "equal", [10] * 7),
-        (10, [5, 9, 9], "equal", [3, 4, 3]),
-        (2, [1, 2, 3], "equal", [0, 1, 1]),
-        (5, [4, 4], "equal", [3, 2]),
-        (10, [50, 30, 20], "proportional", [5, 3, 2]),
-        (11, [20, 50, 30], "proportional", [2, 6, 3]),  # 2.2, 5.5, 3.3
-        (3, [98, 1, 1], "proportional", [3, 0, 0]),
-    ],
-)
-def test_shares_add_up_and_the_rest_goes_to_the_largest(count: int, sizes: list[int], allocation, expected: list[int]):  # type: ignore[no-untyped-def]
-    assert images_per_label(count, sizes, allocation) == expected
-
-
 def test_the_image_set_and_its_facts(finished: Path, inputs: dict[str, Path]):
     rows = rows_of(finished)
     assert [row["file_name"] for row in rows] == [f"images/{i:06d}.png" for i in range(10)]
@@ -82,7 +67,7 @@ def test_the_image_set_and_its_facts(finished: Path, inputs: dict[str, Path]):
         assert {row["nearest_patch_id"], row["nearest_patch_id_by_embedding"]} <= ids
         assert -1 <= row["max_cosine_to_train"] <= 1
         assert -1 <= row["max_embedding_cosine_to_train"] <= 1
-        assert row["start_patch_id"] is None
+        assert row["init_patch_id"] is None
     summary = json.loads((finished / "summary.json").read_text())
     assert (summary["count"], summary["height"], summary["width"]) == (10, IMAGE_PX, IMAGE_PX)
     assert (summary["candidates"], summary["refused"]) == (20, 0)
@@ -124,8 +109,8 @@ def test_a_run_killed_within_a_batch_draws_that_batch_again_and_no_other(
             sampling.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "resume" / "candidates").iterdir()}
     assert len(times) == 9
-    draw = sampling._draw
-    monkeypatch.setattr(sampling, "_draw", lambda *args: (drawn.append(args[3]), draw(*args))[1])
+    draw = sampling._sample_batch
+    monkeypatch.setattr(sampling, "_sample_batch", lambda *args: (drawn.append(args[3]), draw(*args))[1])
     sampling.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
     assert [batch[0] for batch in drawn] == [8, 12, 16]
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
@@ -137,7 +122,7 @@ def test_copies_of_training_patches_are_found_and_refused(
 ):
     stored = patch_rows(inputs["patches"])[5]
     copy = decode_rgb(stored["image"]["bytes"], "copy")
-    monkeypatch.setattr(sampling, "_draw", lambda *args: np.stack([copy[:, ::-1], copy] * (len(args[3]) // 2)))
+    monkeypatch.setattr(sampling, "_sample_batch", lambda *args: np.stack([copy[:, ::-1], copy] * (len(args[3]) // 2)))
     sampling.run(CONFIG, **inputs, out=tmp_path / "kept", runtime=Runtime())
     for row in rows_of(tmp_path / "kept"):
         assert row["nearest_patch_id"] == stored["patch_id"]  # mirrored or not
@@ -204,7 +189,7 @@ def test_a_start_is_at_the_patches_nearest_the_centroid_in_turn(inputs: dict[str
     latents = write_random_latents(tmp_path / "latents", count=25)
     config = CONFIG.model_copy(update={"strength": 0.4, "select": "none", "count": 30, "oversample": 1, "steps": 5})
     sampling.run(config, **inputs, latents=latents, out=tmp_path / "out", runtime=Runtime())
-    starts = [row["start_patch_id"] for row in rows_of(tmp_path / "out")]
+    starts = [row["init_patch_id"] for row in rows_of(tmp_path / "out")]
     # Clusters of 9, 8 and 8 patches, the last of each the nearest; the eleventh image starts where the second did.
     numbers = [8, 7, 6, 5, 4, 3, 2, 1, 0, 8, *range(16, 8, -1), 16, 15, *range(24, 16, -1), 24, 23]
     assert starts == [f"{number:016x}_0_0" for number in numbers]
@@ -230,7 +215,7 @@ def test_a_weak_start_leaves_the_latent_nearly_as_it_was(inputs: dict[str, Path]
         out = tmp_path / str(strength)
         sampling.run(config.model_copy(update={"oversample": 1}), **inputs, latents=latents, out=out, runtime=Runtime())
         rows = rows_of(out)
-        real = decode_pixels(model, stored[[int(row["start_patch_id"][:16], 16) for row in rows]])
+        real = decode_pixels(model, stored[[int(row["init_patch_id"][:16], 16) for row in rows]])
         drawn = np.stack([read_rgb(out / row["file_name"]) for row in rows])
         distance[strength] = np.abs(drawn.astype(float) - real).mean()
     assert distance[0.01] < 0.5 * distance[0.9]

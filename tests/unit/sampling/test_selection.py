@@ -11,11 +11,13 @@ from scipy.stats import wasserstein_distance
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.images import decode_rgb, save_png, to_float
-from ddsr_core.pseudo_labels.embeddings import embed_images, load_embedder
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.images import save_png, to_float
+from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 from ddsr_core.sampling import selection
 from ddsr_core.sampling.selection import (
     Nearest,
+    References,
     choose,
     compare,
     most_covering,
@@ -125,8 +127,8 @@ def test_a_copy_a_mirror_image_and_a_brighter_copy_have_cosine_one():
 
 def test_the_nearest_of_several_batches():
     nearest = Nearest(2)
-    nearest.show(np.array([[0.1, 0.5], [-0.9, -0.8]], np.float32), ["a", "b"])
-    nearest.show(np.array([[0.4], [1.0000002]], np.float32), ["c"])
+    nearest.update(np.array([[0.1, 0.5], [-0.9, -0.8]], np.float32), ["a", "b"])
+    nearest.update(np.array([[0.4], [1.0000002]], np.float32), ["c"])
     assert nearest.patch_id == ["b", "c"]
     assert nearest.cosine.tolist() == [0.5, 1.0]
 
@@ -145,7 +147,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compared(home: Path) -> selection.Comparison:
     paths = sorted((home / "candidates").iterdir())
-    return compare(paths, home / "patches", home / "clusters", home / "embeddings", None, Runtime())
+    return compare(paths, References(home / "patches", home / "clusters", home / "embeddings"), Runtime())
 
 
 def test_a_comparison_equals_the_plain_one(home: Path, monkeypatch: pytest.MonkeyPatch):
@@ -187,4 +189,4 @@ def test_coverage_is_measured_on_a_fixed_subset_of_large_clusters(home: Path, mo
 def test_clusters_of_other_patches_are_refused(home: Path, tmp_path: Path):
     more = write_clusters(tmp_path / "clusters", count=30)
     with pytest.raises(InputError, match="have no embedding"):
-        compare([home / "candidates" / "0.png"], home / "patches", more, home / "embeddings", None, Runtime())
+        compare([home / "candidates" / "0.png"], References(home / "patches", more, home / "embeddings"), Runtime())

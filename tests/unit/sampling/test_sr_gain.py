@@ -10,17 +10,18 @@ from torch import nn
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
-from ddsr_core.diffusion.finetune import FinetuneConfig
+from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
-from ddsr_core.imaging.images import read_rgb, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import to_float, to_uint8
 from ddsr_core.metrics.psnr_ssim import fidelity
 from ddsr_core.sampling import sample as sampling
-from ddsr_core.sampling.real_starts import starting_patches
+from ddsr_core.sampling.config import SampleConfig
+from ddsr_core.sampling.init_patches import init_patches
 from ddsr_core.sampling.restoration import restore
-from ddsr_core.sampling.sample import SampleConfig
 from ddsr_core.sampling.selection import farthest_first
-from ddsr_core.sampling.sr_gain import PERFECT_DB, most_learnable, sr_gains
+from ddsr_core.sampling.sr_gain import PERFECT_DB, highest_gain, sr_gains
 from ddsr_core.sr.architectures import build_network
 from ddsr_core.sr.weights import load_network, save_weights
 from tests.helpers.sample_inputs import write_clusters_with_distances, write_embeddings
@@ -72,9 +73,9 @@ def test_an_image_whose_detail_is_noise_gains_less_than_one_with_an_edge():
 
 def test_the_share_with_the_highest_gain_is_left():
     gains = np.array([0.1, 0.9, 0.5, 0.7])
-    assert most_learnable(gains, 0.5, 1).tolist() == [1, 3]
-    assert most_learnable(gains, 0.1, 3).tolist() == [1, 2, 3]  # as many as are wanted
-    assert most_learnable(gains, 1.0, 1).tolist() == [0, 1, 2, 3]
+    assert highest_gain(gains, 0.5, 1).tolist() == [1, 3]
+    assert highest_gain(gains, 0.1, 3).tolist() == [1, 2, 3]  # as many as are wanted
+    assert highest_gain(gains, 1.0, 1).tolist() == [0, 1, 2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**made, "adapter": home / "adapter", "embeddings": write_embeddings(home / "embeddings", made["patches"])}
 
 
-def judge(folder: Path) -> Path:
+def teacher(folder: Path) -> Path:
     torch.manual_seed(0)
     kwargs = {"feat": 4, "blocks": 1}
     save_weights(folder, build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
@@ -102,11 +103,13 @@ CONFIG = SampleConfig(count=6, steps=3, oversample=4, batch_size=8, max_cosine=1
 
 
 def test_what_is_kept_gains_more_than_what_is_left(inputs: dict[str, Path], tmp_path: Path):
-    judged = {**inputs, "judge": judge(tmp_path / "judge")}
+    compared = {**inputs, "teacher": teacher(tmp_path / "teacher")}
     out = {share: tmp_path / str(share) for share in (1.0, 0.5, 0.25)}
     for share, folder in out.items():
         config = CONFIG.model_copy(update={"sr_gain_share": share, "oversample": 1 if share == 1 else 4})
-        sampling.run(config.model_copy(update={"count": 24} if share == 1 else {}), **judged, out=folder, runtime=Runtime())
+        sampling.run(
+            config.model_copy(update={"count": 24} if share == 1 else {}), **compared, out=folder, runtime=Runtime()
+        )
     rows = {
         share: [json.loads(line) for line in (f / "metadata.jsonl").read_text().splitlines()] for share, f in out.items()
     }
@@ -122,7 +125,9 @@ def test_a_choice_by_gain_without_a_network_is_refused_before_anything_is_drawn(
         sampling.run(CONFIG.model_copy(update={"sr_gain_share": 0.5}), **inputs, out=tmp_path / "out", runtime=Runtime())
     assert "sr_gain_share" in str(caught.value.where)
     with pytest.raises(ConfigError, match="need an SR network"):
-        sampling.run(CONFIG.model_copy(update={"restored_share": 0.5}), **inputs, out=tmp_path / "out", runtime=Runtime())
+        sampling.run(
+            CONFIG.model_copy(update={"detail_restoration": 0.5}), **inputs, out=tmp_path / "out", runtime=Runtime()
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -136,11 +141,11 @@ def test_a_share_of_the_detail_is_restored_from_lr():
 
 
 def test_the_set_holds_restored_images_and_describes_those(inputs: dict[str, Path], tmp_path: Path):
-    network = judge(tmp_path / "judge")
+    network = teacher(tmp_path / "teacher")
     drawn, restored = tmp_path / "drawn", tmp_path / "restored"
     sampling.run(CONFIG, **inputs, out=drawn, runtime=Runtime())
-    config = CONFIG.model_copy(update={"restored_share": 1.0})
-    sampling.run(config, **inputs, judge=network, out=restored, runtime=Runtime())
+    config = CONFIG.model_copy(update={"detail_restoration": 1.0})
+    sampling.run(config, **inputs, teacher=network, out=restored, runtime=Runtime())
     rows = {f: [json.loads(line) for line in (f / "metadata.jsonl").read_text().splitlines()] for f in (drawn, restored)}
     assert [row["index"] for row in rows[restored]] == [row["index"] for row in rows[drawn]]  # chosen as they were drawn
     images = {f: to_float(np.stack([read_rgb(f / row["file_name"]) for row in rows[f]])) for f in rows}
@@ -167,5 +172,5 @@ def test_starts_are_spread_over_a_cluster(tmp_path: Path):
     write_table(tmp_path, [(pa.table(columns), np.array([[0, 0.0], [0, 1], [0, 9], [0, 5]], np.float32))])
     pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
     labels = np.zeros(5, int)
-    assert starting_patches(labels, tmp_path) == ["a", "b", "d", "c", "a"]
-    assert starting_patches(labels, tmp_path, "k-centre") == ["a", "c", "d", "b", "a"]
+    assert init_patches(labels, tmp_path) == ["a", "b", "d", "c", "a"]
+    assert init_patches(labels, tmp_path, "k-center") == ["a", "c", "d", "b", "a"]

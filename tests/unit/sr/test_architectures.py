@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.sr.architectures import ARCHITECTURES, build_network, find_architecture, recognise
+from ddsr_core.sr.architectures import ARCHITECTURES, build_network, find_architecture, recognize
 from ddsr_core.sr.archs.edsr import EDSR
 from ddsr_core.sr.basicsr_compat import import_basicsr
 
@@ -23,7 +23,7 @@ def test_params_are_as_written_and_keys_tell_the_network(name):
     with torch.device("meta"):
         network = build_network(name)
     assert sum(p.numel() for p in network.parameters()) == ARCHITECTURES[name].params
-    found, kwargs = recognise(network.state_dict())
+    found, kwargs = recognize(network.state_dict())
     assert found == name
     with torch.device("meta"):
         again = build_network(found, kwargs)
@@ -66,8 +66,8 @@ def test_what_is_no_network_is_refused(name, says):
         build_network(name, {"command": "true"})
 
 
-def test_a_foreign_state_dict_is_not_recognised():
-    assert recognise(nn.Conv2d(3, 3, 3).state_dict()) is None
+def test_a_foreign_state_dict_is_not_recognized():
+    assert recognize(nn.Conv2d(3, 3, 3).state_dict()) is None
 
 
 def test_edsr_is_basicsrs_and_moves_as_a_module():

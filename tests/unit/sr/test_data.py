@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import encode_png, finish_image_set, image_set_name, save_png, write_image_parquet
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, write_image_parquet
+from ddsr_core.imaging.images import encode_png, save_png
 from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.data import Resident, ahead, count_images, pack_pairs, turned
 
@@ -137,7 +138,7 @@ def test_what_cannot_be_used_is_counted(photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"no image")
     buffer = io.BytesIO()
     Image.fromarray(noise(40, 40)[..., 0]).save(buffer, "PNG")
-    (photos / "grey.png").write_bytes(buffer.getvalue())
+    (photos / "gray.png").write_bytes(buffer.getvalue())
     pairs = pack_pairs(photos, tmp_path / "packed", lr_patch_px=8)
     assert len(pairs) == 3
     assert pairs.hr_pixels == 48 * 64 + 2 * 40 * 40

@@ -122,8 +122,8 @@ def test_one_step_equals_basicsrs(name, trunk):
     theirs.optimize_parameters(1)
 
     adversary = Adversary(discriminator, new_adam(discriminator, 1e-3, recipe.beta2), loss, recipe, {})
-    optimiser = new_adam(generator, 1e-3, recipe.beta2)
-    watched = adversarial_step(generator, optimiser, adversary, lr, hr, 1e-3, 1e9, bf16=False)
+    optimizer = new_adam(generator, 1e-3, recipe.beta2)
+    watched = adversarial_step(generator, optimizer, adversary, lr, hr, 1e-3, 1e9, bf16=False)
 
     log = theirs.log_dict
     d_loss = log["l_d_real"] + log["l_d_fake"]
@@ -198,13 +198,13 @@ def test_the_second_phase_starts_from_the_average(trunk):
     with torch.no_grad():
         for parameter in state.network.parameters():
             parameter.add_(1)
-    before = state.optimiser
+    before = state.optimizer
     join_adversary(state, state.adversary)
-    assert state.optimiser is not before
-    assert state.optimiser.defaults["betas"] == (0.9, 0.999)
+    assert state.optimizer is not before
+    assert state.optimizer.defaults["betas"] == (0.9, 0.999)
     for a, b in zip(state.network.parameters(), state.ema.parameters(), strict=True):
         assert torch.equal(a, b)
-        assert any(a is parameter for group in state.optimiser.param_groups for parameter in group["params"])
+        assert any(a is parameter for group in state.optimizer.param_groups for parameter in group["params"])
 
 
 def test_published_rates_of_the_second_phase():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.sr.architectures import build_network, recognise
+from ddsr_core.sr.architectures import build_network, recognize
 from ddsr_core.sr.archs.hit_srf import Correlation, HiTSRF, PositionBias
 
 TINY = {"embed": 40, "heads": (2,), "window_px": (4, 16)}
@@ -134,7 +134,7 @@ def test_the_authors_keys_and_shapes():
         "mlp.fc2.bias": (60,),
     }
     assert own_names("hit-srf", public).keys() == state.keys()
-    assert recognise(public)[0] == "hit-srf"
+    assert recognize(public)[0] == "hit-srf"
 
 
 @pytest.mark.parametrize("kwargs", [{"embed": 50, "heads": [6]}, {"window_px": [12]}, {"embed": 16, "heads": [2]}])

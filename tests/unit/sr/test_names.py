@@ -6,7 +6,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.RCAN import RCAN
 
-from ddsr_core.sr.architectures import build_network, own_names, public_names, recognise
+from ddsr_core.sr.architectures import build_network, own_names, public_names, recognize
 from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.weights import load_network, save_weights
 
@@ -60,7 +60,7 @@ def test_the_authors_rcan_key_by_key():
     back = own_names("rcan", public_names("rcan", ours))
     assert shapes(back) == shapes(ours)
     assert all(back[name] is ours[name] for name in ours)
-    assert recognise(public_names("rcan", ours))[0] == "rcan"
+    assert recognize(public_names("rcan", ours))[0] == "rcan"
 
 
 def test_rcan_file_in_and_out(tmp_path):
@@ -102,7 +102,7 @@ def test_the_authors_rrdbnet_key_by_key():
     assert shapes(own_names("rrdbnet", first)) == shapes(ours)
     assert shapes(as_first_esrgan(ours, 23)) == shapes(first)
     for state in (ours, first, as_realsr(ours, 23)):
-        assert recognise(state) == ("rrdbnet", {"feat": 64, "blocks": 23, "grow": 32, "scale": 4})
+        assert recognize(state) == ("rrdbnet", {"feat": 64, "blocks": 23, "grow": 32, "scale": 4})
 
 
 @pytest.mark.parametrize("naming", [as_first_esrgan, as_realsr, lambda state, blocks: state])
@@ -143,7 +143,7 @@ def test_the_authors_srformer_keys():
     assert found["attn.aligned_relative_position_index"] == (256, 64)
     assert found["attn_mask"] == (4, 256, 64)
     assert own_names("srformer-light", public).keys() == ours.keys()
-    assert recognise(public)[0] == "srformer-light"
+    assert recognize(public)[0] == "srformer-light"
 
 
 def test_srformer_opens_in_spandrels_extra_architectures(tmp_path):

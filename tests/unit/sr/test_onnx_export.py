@@ -88,4 +88,4 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match="onnx and onnxscript and onnxruntime") as caught:
         export_onnx(nn.Identity(), tmp_path / "x.onnx")
-    assert "pip install onnx onnxscript onnxruntime" in caught.value.mend
+    assert "pip install onnx onnxscript onnxruntime" in caught.value.fix

@@ -14,7 +14,8 @@ from torch import nn
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging.bicubic import make_lr, upsample
-from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.sr.optim import ema_decay_at, update_ema
 from ddsr_core.sr.state import load_checkpoint, new_state
 from ddsr_core.sr.train import TrainSRConfig, run

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import upsample
-from ddsr_core.imaging.images import read_rgb, save_png, to_float, to_uint8
+from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.sr.upscale import read_picture, upscale
 
 WEIGHTS = Path("any.safetensors")
@@ -79,7 +80,7 @@ def test_transparency_is_kept(tmp_path: Path) -> None:
 
 
 def save_as(path: Path, mode: str, rgb: np.ndarray) -> None:
-    """A grey picture as an image of a Pillow mode, or with 16 bits a channel."""
+    """A gray picture as an image of a Pillow mode, or with 16 bits a channel."""
     if mode == "I;16":
         image = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
     elif mode == "RGB;16":
@@ -93,14 +94,14 @@ def save_as(path: Path, mode: str, rgb: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16", "RGB;16", "P", "1"])
-def test_grey_palette_and_16_bits(tmp_path: Path, mode: str) -> None:
-    grey = np.repeat(noise(16, 18)[..., :1], 3, 2)
-    grey = grey // 128 * 255 if mode == "1" else grey
-    save_as(tmp_path / "in.png", mode, grey)
+def test_gray_palette_and_16_bits(tmp_path: Path, mode: str) -> None:
+    gray = np.repeat(noise(16, 18)[..., :1], 3, 2)
+    gray = gray // 128 * 255 if mode == "1" else gray
+    save_as(tmp_path / "in.png", mode, gray)
     upscale(tmp_path / "in.png", tmp_path / "big.png", WEIGHTS)
     with Image.open(tmp_path / "big.png") as big:
         assert big.mode == ("RGBA" if mode == "LA" else "RGB")
-        assert np.array_equal(np.asarray(big.convert("RGB")), expected(grey))
+        assert np.array_equal(np.asarray(big.convert("RGB")), expected(gray))
 
 
 def test_a_palette_with_transparency(tmp_path: Path) -> None:
@@ -115,12 +116,12 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
     assert big.rgb[5, 2].tolist() == [200, 30, 30]
 
 
-def test_16_bit_grey_with_a_transparent_level_is_taken_as_opaque(tmp_path: Path) -> None:
+def test_16_bit_gray_with_a_transparent_level_is_taken_as_opaque(tmp_path: Path) -> None:
     Image.fromarray(np.full((16, 16), 40_000, np.uint16)).save(tmp_path / "in.png", transparency=40_000)
     assert read_picture(tmp_path / "in.png").alpha is None
 
 
-def test_a_colour_profile_is_kept_where_it_is_for_rgb(tmp_path: Path) -> None:
+def test_a_color_profile_is_kept_where_it_is_for_rgb(tmp_path: Path) -> None:
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

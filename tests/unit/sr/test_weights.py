@@ -44,7 +44,7 @@ def test_what_is_written_can_be_read(arch, tmp_path):
 
 
 @pytest.mark.parametrize("arch", KWARGS)
-def test_bare_state_dicts_are_recognised(arch, tmp_path):
+def test_bare_state_dicts_are_recognized(arch, tmp_path):
     kwargs = {**KWARGS[arch], **({"res_scale": 1.0} if arch.startswith("edsr") else {})}
     network = build_network(arch, kwargs).eval()
     torch.save(network.state_dict(), tmp_path / "x.pth")

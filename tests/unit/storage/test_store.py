@@ -1,4 +1,4 @@
-"""The store: a reader never sees a half, a killed build continues, damage is mended, two builders build once."""
+"""The store: a reader never sees half an artifact, a killed build continues, damage is repaired, two builders build once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, StorageError
-from ddsr_core.storage.store import RESUME, Source, Stage, StageResult, Store, storage_errors, write_atomically
+from ddsr_core.storage.files import storage_errors, write_atomically
+from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
+from ddsr_core.storage.store import Store
 from tests.helpers.toy_stage import TOY, CountConfig, count_up, inputs, key_of, wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[3]
 CHILD = """
 import sys
 from pathlib import Path
-from ddsr_core.storage.store import Source, Store
+from ddsr_core.storage.stage import Source
+from ddsr_core.storage.store import Store
 from tests.helpers.toy_stage import TOY, CountConfig
 Store(Path(sys.argv[1])).build(TOY, CountConfig(), {"source": Source(Path(sys.argv[2]), "digest")})
 """
@@ -158,7 +161,7 @@ def test_error_in_a_stage_keeps_the_partial_and_whole_artifacts(tmp_path: Path, 
         (out / "half.bin").write_bytes(b"half")
         raise InputError("no good", where=source)
 
-    stage = Stage("broken", 1, broken)
+    stage = Stage("broken", 1, broken, CountConfig)
     with pytest.raises(InputError, match="no good"):
         store.build(stage, CountConfig(), inputs(log))
     key = stage.key(CountConfig(), inputs(log))
@@ -170,11 +173,11 @@ def test_error_in_a_stage_keeps_the_partial_and_whole_artifacts(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("number", "word"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "--home"), (errno.EROFS, "read-only")]
 )
-def test_what_the_system_refuses_becomes_a_message_with_a_mend(tmp_path: Path, number: int, word: str) -> None:
+def test_what_the_system_refuses_becomes_a_message_with_a_fix(tmp_path: Path, number: int, word: str) -> None:
     with pytest.raises(StorageError, match="cannot write") as caught, storage_errors(tmp_path):
         raise OSError(number, os.strerror(number), str(tmp_path / "x"))
-    assert caught.value.mend is not None
-    assert word in caught.value.mend
+    assert caught.value.fix is not None
+    assert word in caught.value.fix
     assert caught.value.where == str(tmp_path / "x")
 
 
@@ -186,7 +189,7 @@ def test_full_disk_in_a_stage_keeps_what_was_finished(tmp_path: Path, log: Path)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "big.bin"))
 
     with pytest.raises(StorageError, match="No space left"):
-        store.build(Stage("full", 1, full), CountConfig(), inputs(log))
+        store.build(Stage("full", 1, full, CountConfig), CountConfig(), inputs(log))
     assert store.find("toy", whole.key) == whole
 
 
@@ -216,8 +219,8 @@ def test_key_depends_on_name_version_config_and_content_not_on_place(tmp_path: P
         TOY.key(CountConfig(), {"source": Source(tmp_path / "a", "2")}),
         TOY.key(CountConfig(), {"other": Source(tmp_path / "a", "1")}),
         TOY.key(CountConfig(files=4), here),
-        Stage("toy", 2, count_up).key(CountConfig(), here),
-        Stage("toy2", 1, count_up).key(CountConfig(), here),
+        Stage("toy", 2, count_up, CountConfig).key(CountConfig(), here),
+        Stage("toy2", 1, count_up, CountConfig).key(CountConfig(), here),
     ]
     assert len({key, *others}) == 6
 
@@ -243,3 +246,24 @@ def test_manifest_says_what_was_made_from_what(tmp_path: Path, log: Path) -> Non
     assert manifest["parents"] == {"source": "digest"}
     assert manifest["counts"] == {"files": 1}
     assert manifest["bytes"] == 1
+
+
+def test_the_photo_cache_reaches_only_stages_that_use_one(tmp_path: Path, log: Path) -> None:
+    seen = []
+
+    def note(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
+        seen.append(runtime.photo_cache)
+        return StageResult()
+
+    runtime = Runtime(photo_cache=tmp_path / "cache")
+    Store(tmp_path / "a").build(Stage("note", 1, note, CountConfig), CountConfig(), inputs(log), runtime)
+    Store(tmp_path / "b").build(Stage("note", 1, note, CountConfig, photo_cache=True), CountConfig(), inputs(log), runtime)
+    assert seen == [None, tmp_path / "cache"]
+
+
+def test_the_store_imports_no_heavy_library() -> None:
+    """`ddsr runs` must answer at once."""
+    heavy = ("torch", "numpy", "pyarrow", "lancedb")
+    code = f"import sys, ddsr_core.storage.store; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

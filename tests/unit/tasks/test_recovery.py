@@ -38,20 +38,20 @@ def refused(status: int) -> httpx.HTTPStatusError:
 @pytest.mark.parametrize("cause", [httpx.ConnectError("refused"), refused(503)], ids=["away", "database locked"])
 def test_an_outage_is_sat_out(cause: Exception, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attempts, "OUTAGE_POLL_SECONDS", 0.0)
-    assert attempts.through_outages(failing(3, caused_by(RuntimeError("no slot"), cause))) == 4
+    assert attempts.retry_while_server_down(failing(3, caused_by(RuntimeError("no slot"), cause))) == 4
 
 
 def test_an_outage_that_does_not_end_is_raised(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attempts, "OUTAGE_POLL_SECONDS", 0.0)
     monkeypatch.setattr(attempts, "OUTAGE_SECONDS", -1.0)
     with pytest.raises(httpx.ConnectError):
-        attempts.through_outages(failing(1, httpx.ConnectError("refused")))
+        attempts.retry_while_server_down(failing(1, httpx.ConnectError("refused")))
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        InputError("no photos", where="photos", mend="name others"),
+        InputError("no photos", where="photos", fix="name others"),
         caused_by(UnreachableError("the hub cannot be reached"), httpx.ConnectError("refused")),
         refused(404),
         ValueError("a bug"),
@@ -61,7 +61,7 @@ def test_an_outage_that_does_not_end_is_raised(monkeypatch: pytest.MonkeyPatch):
 def test_what_is_no_outage_of_the_server_is_raised_at_once(error: Exception):
     call = failing(1, error)
     with pytest.raises(type(error)):
-        attempts.through_outages(call)
+        attempts.retry_while_server_down(call)
     assert call() == 2
 
 

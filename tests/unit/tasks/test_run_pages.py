@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from ddsr_core.config import StageConfig
-from ddsr_core.storage.store import Artifact, Manifest
+from ddsr_core.storage.stage import Artifact, Manifest
 from tasks import run_pages as artifacts
 
 

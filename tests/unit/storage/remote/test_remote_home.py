@@ -11,7 +11,7 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
-from ddsr_core.pipeline.stages import Built
+from ddsr_core.pipeline.stages import StageRun
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.store import Store
 from tests.helpers.fake_night import Fakes, put, without_reports
@@ -38,19 +38,19 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
 
 def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.pins import Claims
-    from ddsr_core.pipeline.runs import complete_run, start_run
+    from ddsr_core.pipeline.pins import Pins
+    from ddsr_core.pipeline.run_state import complete_run, start_run
     from flows.cli.housekeeping import collect_garbage, used_keys
 
     here, there = machines
     config = load_config("demo", None, ())
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     start_run(here, "demo", config, log, None)
-    claims = Claims(here, "demo")
-    claims.add(built.key)
+    pins = Pins(here, "demo")
+    pins.add(built.key)
     assert collect_garbage(there, delete=True) == []
-    complete_run(here, "demo", [Built("toy", built, False)])
-    claims.drop()
+    complete_run(here, "demo", [StageRun("toy", built, False)])
+    pins.drop()
     assert used_keys(there) == {built.key}
     start_run(there, "demo", config, log, None)  # it begins again on the other machine, which has never seen it
     assert used_keys(here) == {built.key}
@@ -60,7 +60,8 @@ def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machi
 
 def test_looking_at_runs_leaves_the_files_of_one_that_goes_on_alone(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import list_runs, read_run, start_run
+    from ddsr_core.pipeline.run_folder import list_runs, read_run
+    from ddsr_core.pipeline.run_state import start_run
 
     here, there = machines
     folder = start_run(here, "demo", load_config("demo", None, ()), log, None)
@@ -90,13 +91,13 @@ def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch)
     def call() -> str:
         if (error := answers.pop(0)) is not None:
             raise error
-        return "here"
+        return "local"
 
-    assert remote_store.through_silence(call) == "here"
+    assert remote_store.retry_while_unreachable(call) == "local"
     assert slept == [5.0, 30.0]
     answers += [UnreachableError("silent")] * 3
     with pytest.raises(UnreachableError):
-        remote_store.through_silence(call)
+        remote_store.retry_while_unreachable(call)
 
 
 def test_nights_on_two_machines_share_registry_memo_and_set(
@@ -144,11 +145,11 @@ def test_a_memo_that_has_lost_an_object_begins_anew(
     (here, there), fakes = machines, Fakes()
     photos, test = put(tmp_path / "photos", "a", "b"), put(tmp_path / "test", "t")
     fakes.spend(here, photos, test)
-    here.bucket.remove(list(here.bucket.list("nightly/n/memo/files/"))[:1])
+    here.bucket.remove(list(here.bucket.list("nightly/n/photo_cache/files/"))[:1])
     second = fakes.spend(there, put(photos, "c"), test).version
     assert second is not None
     assert second.anew["photos"] == 3
-    assert "it begins anew" in caplog.text
+    assert "it is discarded" in caplog.text
 
 
 def test_a_lock_that_nobody_wants_to_wait_for(machines: Machines) -> None:
@@ -174,7 +175,7 @@ def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
         with pytest.raises(StorageError, match="no bucket 'nobodys'") as caught:
             use()
         assert caught.value.where == "s3://nobodys/ddsr"
-        assert "--home" in str(caught.value.mend)
+        assert "--home" in str(caught.value.fix)
 
 
 def test_missing_credentials_say_so(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_missing_credentials_say_so(endpoint: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(StorageError, match="no S3 credentials") as caught:
         open_store(URL).check()
-    assert "AWS_ACCESS_KEY_ID" in str(caught.value.mend)
+    assert "AWS_ACCESS_KEY_ID" in str(caught.value.fix)
 
 
 def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,17 +195,17 @@ def test_server_that_does_not_answer_says_so(endpoint: str, monkeypatch: pytest.
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UnreachableError, match="does not answer") as caught:
         open_store(URL).check()
-    assert "finished stages are kept" in str(caught.value.mend)
+    assert "finished stages are kept" in str(caught.value.fix)
 
 
 def test_error_of_the_stage_itself_is_not_taken_for_one_of_s3(machines: Machines, log: Path) -> None:
-    from ddsr_core.storage.store import Stage, StageResult
+    from ddsr_core.storage.stage import Stage, StageResult
 
     def broken(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
         raise TimeoutError("the stage's own")
 
     with pytest.raises(TimeoutError, match="own"):
-        machines[0].build(Stage("broken", 1, broken), CountConfig(), inputs(log))
+        machines[0].build(Stage("broken", 1, broken, CountConfig), CountConfig(), inputs(log))
     assert machines[0].bucket.list("artifacts/") == {}  # the lock is gone
 
 
@@ -219,11 +220,11 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
-    from flows.distill import require_one_machine
+    from ddsr_core.pipeline.run import require_one_machine
 
-    for where in ({"gpu": "pool", "runner": "one by one"}, {"gpu": "here", "runner": "ray"}):
+    for where in ({"gpu": "pool", "runner": "sequential"}, {"gpu": "local", "runner": "ray"}):
         with pytest.raises(ConfigError, match="held out") as caught:
             require_one_machine(machines[0], **where)  # type: ignore[arg-type]
-        assert "name test photos" in str(caught.value.mend)
+        assert "name test photos" in str(caught.value.fix)
         require_one_machine(Store(tmp_path), **where)  # type: ignore[arg-type]
-    require_one_machine(machines[0], "here", "processes")
+    require_one_machine(machines[0], "local", "processes")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[4]
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from ddsr_core import remote_lock
+from ddsr_core.storage import remote_lock
 from ddsr_core.config import Runtime
 from ddsr_core.storage.remote_store import RemoteStore
 from tests.unit.storage.remote.home import URL, Machines
@@ -193,7 +193,7 @@ def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> 
 
 
 def _rewrite(folder: Path, text: str) -> None:
-    from ddsr_core.storage.store import sha256_of
+    from ddsr_core.storage.files import sha256_of
 
     (folder / "0.txt").write_text(text)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -257,7 +257,8 @@ def test_names_are_relative_to_the_url(endpoint: str, url: str) -> None:
 
 def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import fail_run, list_runs, read_run, start_run
+    from ddsr_core.pipeline.run_folder import list_runs, read_run
+    from ddsr_core.pipeline.run_state import fail_run, start_run
 
     here, there = machines
     start_run(here, "demo", load_config("demo", None, ()), log, None)
@@ -270,7 +271,7 @@ def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: P
 
 
 def test_record_of_a_run_has_the_places_of_this_machine(machines: Machines, log: Path) -> None:
-    from ddsr_core.pipeline.runs import read_record
+    from ddsr_core.pipeline.run_state import read_record
 
     here, there = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
@@ -287,7 +288,7 @@ def test_commands_take_the_url(machines: Machines, log: Path) -> None:
     from click.testing import CliRunner
 
     from ddsr_core.pipeline.config import load_config
-    from ddsr_core.pipeline.runs import start_run
+    from ddsr_core.pipeline.run_state import start_run
     from flows.cli.main import cli
 
     start_run(machines[0], "night", load_config("demo", None, ()), log, None)
@@ -302,7 +303,7 @@ def test_commands_take_the_url(machines: Machines, log: Path) -> None:
 
 
 def test_task_on_another_machine_brings_its_inputs(machines: Machines, log: Path) -> None:
-    from tasks.stages import InputRef
+    from ddsr_core.storage.store import InputRef
 
     here, there = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))

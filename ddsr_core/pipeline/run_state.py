@@ -1,4 +1,4 @@
-"""The run folder: ``<home>/runs/<name>/`` with run.json, config.toml, distilled/, report.html, report.json, tables/."""
+"""What a run writes into its folder: run.json, config.toml, distilled/, report.html, report.json, tables/, logs/."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ddsr_core.errors import ConfigError, InputError, StorageError
+from ddsr_core.errors import InputError, StorageError
 from ddsr_core.pipeline.config import PipelineConfig, to_toml
-from ddsr_core.pipeline.stages import Built, Chain
+from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
+from ddsr_core.pipeline.run_folder import check_run_name, published_state, read_run, run_folder
+from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
 from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
-from ddsr_core.storage.store import LOG, Artifact, Store, storage_errors, write_atomically, write_json
+from ddsr_core.report.html import write_report
+from ddsr_core.storage.files import now, storage_errors, write_atomically, write_json
+from ddsr_core.storage.stage import Artifact
+from ddsr_core.storage.store import LOG, Store
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
 RUN_FILES = ("run.json", "config.toml")
@@ -28,29 +32,18 @@ class Outcome:
     """What a finished run has to show.
 
     Attributes:
-        folder: the run folder; ``report``: its report.html.
-        table: one row an SR network (and bicubic).
-        stages: one row a stage: name, key, seconds, cached.
+        run: its name.
+        folder: the run folder.
+        report: its report.html.
+        table: one row per SR network, bicubic first.
+        stages: one row per stage: name, key, seconds, cached.
     """
 
+    run: str
     folder: Path
     report: Path
     table: list[dict[str, Any]]
     stages: list[dict[str, Any]]
-
-
-def run_folder(store: Store, name: str) -> Path:
-    """``<home>/runs/<name>``."""
-    return store.home / "runs" / name
-
-
-def check_run_name(name: str) -> None:
-    """
-    Raises:
-        ConfigError: it cannot be the name of a folder below ``<home>/runs``.
-    """
-    if not name or name in (".", "..") or any(sign in "/\\[]*?" or not sign.isprintable() for sign in name):
-        raise ConfigError(f"{name!r} cannot be the name of a run", where="run", mend="use letters, digits, - and _")
 
 
 def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
@@ -62,13 +55,13 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
     """
     check_run_name(name)
     folder = run_folder(store, name)
-    before = _published_state(store, name) or {}
+    before = published_state(store, name) or {}
     earlier = {stage["key"] for stage in before.get("stages", [])} | set(before.get("kept", []))
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", to_toml(config).encode())
         state = {"name": name, "preset": config.preset, "status": "running", "images": str(images), "test": str(test)}
-        write_json(folder / "run.json", {**state, "started": _now(), "kept": sorted(earlier)})
+        write_json(folder / "run.json", {**state, "started": now(), "kept": sorted(earlier)})
     store.push(f"runs/{name}")
     return folder
 
@@ -81,36 +74,36 @@ def run_log(store: Store, name: str) -> Callable[[str], None]:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
-                file.write(f"{_now()} {text}\n")
+                file.write(f"{now()} {text}\n")
 
     return write
 
 
-def finish_run(store: Store, name: str, config: PipelineConfig, chain: Chain) -> Outcome:
-    """Publish the distilled set, write run.json and the report."""
-    from ddsr_core.report import write_report
+def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, comparison: Comparison | None) -> Outcome:
+    """Publish the distilled set below the run folder, and write run.json and the report.
 
+    Args:
+        comparison: None if no SR network was trained.
+    """
     folder = run_folder(store, name)
-    record = to_record(name, config, chain)
+    record = to_record(name, stages, comparison)
     with storage_errors(folder):
-        distilled = chain.named("sample")
-        if distilled is not None:
-            publish_distilled(distilled, folder / "distilled")
+        publish_distilled(distilled.images, folder / "distilled")
         started = json.loads((folder / "run.json").read_text())
         facts = record.model_dump(mode="json", exclude={"config"})
-        write_json(folder / "run.json", {**_over(started), **facts, "status": "completed", "finished": _now()})
+        write_json(folder / "run.json", {**_over(started), **facts, "status": "completed", "finished": now()})
         report = write_report(folder, record)
     store.push(f"runs/{name}", mirror=True)
-    return Outcome(folder, report, results_table(chain), stage_rows(chain))
+    return Outcome(name, folder, report, results_table(comparison), stage_rows(stages.runs))
 
 
-def complete_run(store: Store, name: str, stages: Iterable[Built]) -> None:
+def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
     """Note in run.json that a run which has no report is finished, and its stages; one that was used several times once."""
     records = {item.artifact.key: _stage_record(item).model_dump(mode="json") for item in stages}
     path = run_folder(store, name) / "run.json"
     with storage_errors(path):
         state = _over(json.loads(path.read_text()))
-        write_json(path, {**state, "status": "completed", "finished": _now(), "stages": list(records.values())})
+        write_json(path, {**state, "status": "completed", "finished": now(), "stages": list(records.values())})
     store.push(f"runs/{name}", mirror=True)
 
 
@@ -139,37 +132,40 @@ def fail_run(store: Store, name: str, message: str) -> None:
         if state.get("status") != "running":
             return
         run_log(store, name)(f"failed: {message}")
-        write_json(path, {**state, "status": "failed", "message": message, "finished": _now()})
+        write_json(path, {**state, "status": "failed", "message": message, "finished": now()})
         store.push(f"runs/{name}")
     except (StorageError, OSError) as error:  # most likely what the run has failed of
         LOG.warning("%s: that the run has failed is not noted: %s", path, error)
 
 
-def to_record(name: str, config: PipelineConfig, chain: Chain) -> RunRecord:
+def to_record(name: str, stages: Stages, comparison: Comparison | None) -> RunRecord:
     """The run as the report reads it."""
+    networks = comparison.networks if comparison else ()
     return RunRecord(
         name=name,
-        preset=config.preset,
-        config=config.model_dump(mode="json"),
-        stages=tuple(_stage_record(item) for item in chain.stages),
-        sr=tuple(
-            SrRecord(
-                arch=item.arch,
-                source=item.source,
-                budget=int(item.training.artifact.manifest.counts["images"]),
-                iterations=int(item.training.artifact.manifest.counts["iterations"]),
-                seed=item.seed,
-                params=int(item.training.artifact.manifest.counts["params"]),
-                train_path=item.training.artifact.path,
-                evaluate_path=item.evaluation.artifact.path,
-            )
-            for item in chain.networks
-        ),
-        bicubic_path=chain.bicubic.artifact.path if chain.bicubic else None,
+        preset=stages.config.preset,
+        config=stages.config.model_dump(mode="json"),
+        stages=tuple(_stage_record(item) for item in stages.runs),
+        sr=tuple(_sr_record(item) for item in networks),
+        bicubic_path=comparison.bicubic.artifact.path if comparison else None,
     )
 
 
-def _stage_record(item: Built) -> StageRecord:
+def _sr_record(network: TrainedNetwork) -> SrRecord:
+    counts = network.training.artifact.manifest.counts
+    return SrRecord(
+        arch=network.arch,
+        source=network.source,
+        budget=int(counts["images"]),
+        iterations=int(counts["iterations"]),
+        seed=network.seed,
+        params=int(counts["params"]),
+        train_path=network.training.artifact.path,
+        evaluate_path=network.evaluation.artifact.path,
+    )
+
+
+def _stage_record(item: StageRun) -> StageRecord:
     manifest = item.artifact.manifest
     return StageRecord(
         name=manifest.stage if item.label == manifest.stage else f"{manifest.stage} ({item.label})",
@@ -181,18 +177,18 @@ def _stage_record(item: Built) -> StageRecord:
     )
 
 
-def stage_rows(chain: Chain) -> list[dict[str, Any]]:
-    """One row a stage for tables: name, key, seconds (of the build, whenever it was), cached."""
-    records = (_stage_record(item) for item in chain.stages)
+def stage_rows(runs: Iterable[StageRun]) -> list[dict[str, Any]]:
+    """One row per stage for tables: name, key, seconds (of the build, whenever that was), cached."""
+    records = (_stage_record(item) for item in runs)
     return [{"stage": r.name, "key": r.key, "seconds": r.seconds, "cached": r.cached} for r in records]
 
 
-def results_table(chain: Chain) -> list[dict[str, Any]]:
-    """One row an SR network, bicubic first: arch, source, metrics."""
-    rows = []
-    if chain.bicubic:
-        rows.append({"arch": "bicubic", "source": "", **chain.bicubic.artifact.manifest.counts["metrics"]})
-    for item in chain.networks:
+def results_table(comparison: Comparison | None) -> list[dict[str, Any]]:
+    """One row per SR network, bicubic first: arch, source, metrics."""
+    if comparison is None:
+        return []
+    rows = [{"arch": "bicubic", "source": "", **comparison.bicubic.artifact.manifest.counts["metrics"]}]
+    for item in comparison.networks:
         rows.append({"arch": item.arch, "source": item.source, **item.evaluation.artifact.manifest.counts["metrics"]})
     return rows
 
@@ -221,33 +217,6 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def list_runs(store: Store) -> list[dict[str, Any]]:
-    """run.json of every run, oldest first."""
-    paths = (path.split("/") for path in store.sizes("runs"))
-    names = sorted(path[0] for path in paths if path[1:] == ["run.json"])
-    states = [state for name in names if (state := _published_state(store, name)) is not None]
-    return sorted(states, key=lambda state: str(state.get("started")))
-
-
-def read_run(store: Store, name: str) -> dict[str, Any]:
-    """run.json of one run.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    state = _published_state(store, name)
-    if state is None:
-        known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
-        raise InputError(f"no run {name!r}", where=f"{store.url}/runs", mend=f"runs here: {known}")
-    return state
-
-
-def _published_state(store: Store, name: str) -> dict[str, Any] | None:
-    """run.json as all machines see it: a run that goes on here has newer files in its folder than it has published."""
-    data = store.read_file(f"runs/{name}/run.json")
-    return None if data is None else dict(json.loads(data))
-
-
 def read_record(store: Store, name: str) -> RunRecord:
     """A finished run as the report reads it; its run.json and config.toml are brought to this machine.
 
@@ -256,7 +225,7 @@ def read_record(store: Store, name: str) -> RunRecord:
     """
     state = read_run(store, name)
     if state["status"] != "completed":
-        raise InputError(f"the run is {state['status']}", where=name, mend="finish it first: run its command again")
+        raise InputError(f"the run is {state['status']}", where=name, fix="finish it first: run its command again")
     store.pull(f"runs/{name}", RUN_FILES)
     config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
     fields = {field: state[field] for field in RunRecord.model_fields if field in state}
@@ -272,7 +241,3 @@ def _brought(store: Store, record: RunRecord) -> RunRecord:
     stages = tuple(item.model_copy(update=here(item)) for item in record.stages)
     networks = tuple(item.model_copy(update=here(item)) for item in record.sr)
     return record.model_copy(update={**here(record), "stages": stages, "sr": networks})
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,48 @@
+"""The kinds of training set that SR networks are trained on and compared by: the only place that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+#: Kinds of training set, in the order of tables: the baselines, ours, everything.
+TrainingSetName = Literal[
+    "random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", "base", "distilled", "full", "full-thresholded"
+]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Facts of one kind of training set.
+
+    Attributes:
+        name: in configs, options, tables and ``report.json``.
+        meaning: what a table's legend says of it.
+        whole: everything there is: it has no number of images to be compared at.
+        drawn: made by a model in a run of the pipeline; ``ddsr train-sr`` cannot cut it out of a folder of photos.
+    """
+
+    name: TrainingSetName
+    meaning: str
+    whole: bool = False
+    drawn: bool = False
+
+
+TRAINING_SETS: Mapping[TrainingSetName, TrainingSet] = {
+    kind.name: kind
+    for kind in (
+        TrainingSet("random", "random crops of the photos"),
+        TrainingSet("threshold", "accepted patches, chosen at random"),
+        TrainingSet("k-center", "crops that cover the embedding space"),
+        TrainingSet("hdc", "crops with many edges, from every cluster of texture"),
+        TrainingSet("loss-ranked", "crops that a small network finds hard, without the hardest"),
+        TrainingSet("gsdd", "images inverted from an SR-GAN's generator (our reading of GSDD)", drawn=True),
+        TrainingSet("base", "images sampled from the base model without fine-tuning", drawn=True),
+        TrainingSet("distilled", "images sampled from the fine-tuned model and selected", drawn=True),
+        TrainingSet("full", "all photos, for as many iterations", whole=True),
+        TrainingSet("full-thresholded", "all accepted patches, for as many iterations", whole=True),
+    )
+}
+#: Kinds that are everything there is.
+WHOLE: tuple[TrainingSetName, ...] = tuple(name for name, kind in TRAINING_SETS.items() if kind.whole)

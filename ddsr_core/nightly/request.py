@@ -1,0 +1,33 @@
+"""What a user asks for with `ddsr nightly`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from ddsr_core.nightly.night import Night
+from ddsr_core.nightly.registry import Metric
+from ddsr_core.pipeline.request import RunRequest
+
+
+class NightRequest(RunRequest):
+    """One night of a series."""
+
+    test: Path = Field(description="Photos that the old and the new set are compared on.")
+    name: str = Field("nightly", description="Name of the series, HOME/nightly/NAME.")
+    metric: Metric = Field("psnr_y", description="What the two sets are compared by.")
+    margin: float = Field(0.0, ge=0, description="How much worse the new set may be, in the metric's unit.")
+    warm: bool = Field(True, description="Continue from the last adapter. Off: always fine-tune from the base.")
+    warm_steps: int | None = Field(None, ge=0, description="Steps of a fine-tuning that continues. None: as from the base.")
+
+    def night(self) -> Night:
+        """The night, with its configuration resolved.
+
+        Raises:
+            ConfigError: unknown preset or field, or a value out of range.
+        """
+        config = self.resolved_config()
+        return Night(
+            self.name, self.images, self.test, config, self.metric, self.margin, self.warm, self.warm_steps
+        )  # fmt: skip

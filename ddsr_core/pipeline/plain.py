@@ -1,0 +1,95 @@
+"""Stages and SR networks built without Prefect, in this process or in threads or processes of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any
+
+from ddsr_core.config import Runtime, StageConfig, resolve_device
+from ddsr_core.errors import ConfigError
+from ddsr_core.parallel import RunParts, begin_worker
+from ddsr_core.pipeline.request import Execution, Runner
+from ddsr_core.pipeline.stages import Backend
+from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.storage.stage import Artifact, Stage, StageInput
+from ddsr_core.storage.store import Store
+
+
+def plain_backend(
+    execution: Execution,
+    store: Store,
+    progress: ProgressFactory = silent,
+    run: str = "",
+    photo_cache: str | None = None,
+) -> Backend:
+    """Stages that are built here and now.
+
+    Args:
+        run: name of the run, for others who wait for what it builds.
+        photo_cache: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
+
+    Raises:
+        ConfigError: the execution needs Prefect: Ray, or the GPU pool.
+    """
+    require_plain(execution)
+    device = resolve_device(execution.device)
+    spread = None if execution.runner == "sequential" else spread_here(execution.runner, execution.workers)
+    plain = Runtime(device=device, progress=progress, run=run)
+    known = store.home / photo_cache if photo_cache else None
+
+    def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
+        one_process = stage.on_gpu and device.startswith("cuda")  # it fills the GPU
+        runtime = replace(plain, photo_cache=known if stage.photo_cache else None, run_parts=None if one_process else spread)
+        return store.build(stage, config, inputs, runtime)
+
+    return Backend(build, store.url, device, spread if execution.runner == "processes" else None)
+
+
+def require_plain(execution: Execution) -> None:
+    """Make sure that a run can do without Prefect.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if execution.runner == "ray":
+        raise ConfigError("Ray needs Prefect", where="runner", fix="leave out --no-prefect, or set --runner processes")
+    if execution.gpu == "pool":
+        raise ConfigError("the GPU pool needs Prefect", where="gpu", fix="leave out --no-prefect, or set --gpu local")
+
+
+def spread_here(runner: Runner, workers: int) -> RunParts:
+    """Work spread over threads or processes of this machine.
+
+    Results do not depend on the number of workers, except for the order of additions, which depends on the number of cores
+    of each process. If a worker stops, its build stays unfinished and the next run continues it.
+    """
+
+    def spread(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
+        with _executor(runner, min(workers, len(parts))) as executor:
+            for future in [executor.submit(do, part) for part in parts]:
+                future.result()
+                yield
+
+    return spread
+
+
+@contextmanager
+def _executor(runner: Runner, workers: int) -> Iterator[Executor]:
+    """Waits for its workers at the end, but not after an error."""
+    pool: Executor
+    if runner == "threads":
+        pool = ThreadPoolExecutor(workers)
+    else:
+        spawn = get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=begin_worker, initargs=(workers, os.getpid()))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()

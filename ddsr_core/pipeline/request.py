@@ -1,0 +1,62 @@
+"""What a user asks for: one frozen model that the command line, the flows, the Prefect form and Python share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
+from ddsr_core.storage.remote_store import Home
+
+#: Where stages that want a GPU run: in the process of the run, or on the work pool that `ddsr deploy` made for them.
+Gpu = Literal["local", "pool"]
+#: Where work that can be split is done: in the process of the run, in threads or processes of its machine, or on Ray.
+Runner = Literal["sequential", "threads", "processes", "ray"]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class Execution(BaseModel):
+    """Where a run computes and keeps its results. Nothing in here changes a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Home = Field("ddsr-home", description="Folder or s3://bucket/prefix for artifacts and runs.")
+    device: str = Field("auto", description="Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.")
+    gpu: Gpu = Field("local", description="Where GPU stages run: on this machine, or on the GPU work pool.")
+    runner: Runner = Field(
+        "sequential",
+        description="Where photos are scored, patches embedded and SR networks trained: one after another in the run's own "
+        "process, in threads or processes of its machine, or on Ray.",
+    )
+    workers: AtLeastOne = Field(2, description="How many of them at once. The sequential runner ignores it.")
+
+
+class RunRequest(Execution):
+    """One run of the pipeline."""
+
+    images: Path = Field(description="Training photos: a folder, a Parquet file with an image column, or a glob pattern.")
+    test: Path | None = Field(None, description="Test photos. Without them, one photo in ten is held out.")
+    preset: Preset = Field("demo", description="Values that the configuration starts from.")
+    overrides: tuple[str, ...] = Field((), description="Single fields to change, such as sample.count=140.")
+    config: PipelineConfig | None = Field(None, description="Complete configuration, used as it is instead of a preset.")
+    run: str | None = Field(None, description="Name of the run below home/runs. Without it, the name of the preset.")
+
+    @property
+    def base_preset(self) -> Preset:
+        """The preset that the configuration starts from, if none is given."""
+        return self.preset
+
+    def resolved_config(self) -> PipelineConfig:
+        """The configuration that the run uses: ``config``, or else the preset, with the overrides over it.
+
+        Raises:
+            ConfigError: unknown preset or field, or a value out of range.
+        """
+        return chosen_config(self.base_preset, self.config, self.overrides)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run."""
+        return self.run or (self.preset if self.config is None else self.config.preset)

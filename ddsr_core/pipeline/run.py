@@ -1,0 +1,127 @@
+"""One run from request to report. Prefect's flow and the plain run differ in how a stage is built, and in nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ddsr_core.errors import ConfigError
+from ddsr_core.imaging.hold_out import hold_out
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.pipeline.config import PipelineConfig
+from ddsr_core.pipeline.distill import Comparison, compare, distill
+from ddsr_core.pipeline.pins import Pins
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.request import Execution, RunRequest
+from ddsr_core.pipeline.run_folder import check_run_name
+from ddsr_core.pipeline.run_state import Outcome, failure_noted, finish_run, run_log, start_run
+from ddsr_core.pipeline.stages import Backend, Distilled, Stages
+from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.storage.remote_store import RemoteStore, open_store
+from ddsr_core.storage.stage import Source
+from ddsr_core.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has begun.
+
+    Attributes:
+        photos: the training photos, hashed.
+        tests: the test photos, hashed; None if there are none and no SR network is to be trained.
+        stages: builds its stages and notes what it has built.
+        pins: protect its artifacts from `ddsr gc` until it is finished.
+    """
+
+    name: str
+    store: Store
+    photos: Source
+    tests: Source | None
+    stages: Stages
+    pins: Pins
+
+    @property
+    def test_photos(self) -> Source:
+        """The test photos of a run that cannot do without.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self.tests is None:
+            raise ConfigError("test photos are needed", where="test", fix="name them with --test, and name SR networks")
+        return self.tests
+
+    def compare(self, distilled: Distilled) -> Comparison | None:
+        """`ddsr_core.pipeline.distill.compare`, if the config names SR networks."""
+        return compare(self.stages, distilled, self.tests) if self.tests and self.stages.config.sr.archs else None
+
+    def finish(self, distilled: Distilled, comparison: Comparison | None) -> Outcome:
+        """Write what the run has to show."""
+        outcome = finish_run(self.store, self.name, self.stages, distilled, comparison)
+        self.pins.drop()
+        return outcome
+
+
+def run_plainly(request: RunRequest, progress: ProgressFactory = silent) -> Outcome:
+    """A whole run without Prefect.
+
+    Raises:
+        DdsrError: whatever goes wrong; run.json says so, too, and the next run of the same request continues.
+    """
+    store = open_store(request.home)
+    with open_run(request, store, plain_backend(request, store, progress, request.run_name)) as run:
+        distilled = distill(run.stages, run.photos)
+        return run.finish(distilled, run.compare(distilled))
+
+
+@contextmanager
+def open_run(request: RunRequest, store: Store, backend: Backend) -> Iterator[Run]:
+    """Begin a run: its config, photos, run folder and pins. If it stops before its end, run.json says why.
+
+    Raises:
+        ConfigError: a wrong name, config, or photos that cannot be split.
+        InputError: no photos, or no weights.
+        StorageError: the home cannot be written.
+    """
+    config, name = request.resolved_config(), request.run_name
+    check_run_name(name)
+    store.check()
+    photos, tests = photos_of(request, config, store)
+    with failure_noted(store, name):
+        start_run(store, name, config, photos.path, None if tests is None else tests.path)
+        pins = Pins(store, name)
+        stages = Stages(config, pins.over(backend), run_log(store, name))
+        stages.files.all_of(config)  # missing weights are found before any work is done
+        yield Run(name, store, photos, tests, stages, pins)
+
+
+def photos_of(request: RunRequest, config: PipelineConfig, store: Store) -> tuple[Source, Source | None]:
+    """Training and test photos, each hashed once. If the request names no test photos, one photo in ten is held out.
+
+    Returns:
+        ``(photos, tests)``; without named tests, none if no SR network is to be trained.
+
+    Raises:
+        ConfigError: the photos cannot be split, or would be split by links on this machine that other machines do not see.
+        InputError: there are no photos.
+    """
+    if request.test is not None:
+        return photo_source(request.images), photo_source(request.test)
+    if not config.sr.archs:
+        return photo_source(request.images), None
+    require_one_machine(request, store)
+    return hold_out(request.images, store.home)
+
+
+def require_one_machine(execution: Execution, store: Store) -> None:
+    """Make sure that links on this machine are enough.
+
+    Raises:
+        ConfigError: other machines take part.
+    """
+    if isinstance(store, RemoteStore) and (execution.gpu == "pool" or execution.runner == "ray"):
+        raise ConfigError(
+            "test photos cannot be held out for several machines with a home on S3", where="test",
+            fix="name test photos, in a folder that has the same path on all of them",
+        )  # fmt: skip

@@ -1,0 +1,77 @@
+"""Run folders by name, and what run.json says. Light: `ddsr runs` needs neither torch nor Prefect."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.storage.store import Store
+
+
+def run_folder(store: Store, name: str) -> Path:
+    """``<home>/runs/<name>``."""
+    return store.home / "runs" / name
+
+
+def check_run_name(name: str) -> None:
+    """Make sure that a run can have this name.
+
+    Raises:
+        ConfigError: it cannot be the name of a folder below ``<home>/runs``.
+    """
+    if not name or name in (".", "..") or any(sign in "/\\[]*?" or not sign.isprintable() for sign in name):
+        raise ConfigError(f"{name!r} cannot be the name of a run", where="run", fix="use letters, digits, - and _")
+
+
+def list_runs(store: Store) -> list[dict[str, Any]]:
+    """run.json of every run, oldest first."""
+    paths = (path.split("/") for path in store.sizes("runs"))
+    names = sorted(path[0] for path in paths if path[1:] == ["run.json"])
+    states = [state for name in names if (state := published_state(store, name)) is not None]
+    return sorted(states, key=lambda state: str(state.get("started")))
+
+
+def read_run(store: Store, name: str) -> dict[str, Any]:
+    """run.json of one run.
+
+    Raises:
+        InputError: no run has that name.
+    """
+    state = published_state(store, name)
+    if state is None:
+        known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
+        raise InputError(f"no run {name!r}", where=f"{store.url}/runs", fix=f"runs here: {known}")
+    return state
+
+
+def published_state(store: Store, name: str) -> dict[str, Any] | None:
+    """run.json as all machines see it. While a run goes on, its folder on its own machine has newer files."""
+    data = store.read_file(f"runs/{name}/run.json")
+    return None if data is None else dict(json.loads(data))
+
+
+def read_config(store: Store, name: str) -> dict[str, Any]:
+    """config.toml of a run, as plain values; brought to this machine if need be.
+
+    Raises:
+        InputError: no run has that name.
+    """
+    read_run(store, name)
+    store.pull(f"runs/{name}", ("config.toml",))
+    return tomllib.loads((run_folder(store, name) / "config.toml").read_text())
+
+
+def artifact_paths(store: Store, name: str, *stages: str) -> dict[str, Path]:
+    """Folders of the artifacts of these stages of a run, on this machine.
+
+    Raises:
+        InputError: no such run, or it has not come so far.
+    """
+    known = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
+    missing = [stage for stage in stages if stage not in known]
+    if missing:
+        raise InputError(f"the run has no {missing[0]} artifact yet", where=name, fix="finish the run first")
+    return {stage: store.bring(known[stage]) for stage in stages}

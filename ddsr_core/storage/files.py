@@ -1,0 +1,98 @@
+"""Files that are written completely or not at all, their digests, and what the operating system's refusals mean."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ddsr_core.errors import StorageError
+
+_OTHER_HOME = "choose another folder with --home"
+_FIXES = {
+    errno.ENOSPC: "free some space (`ddsr gc --delete`) and run again: finished stages are kept",
+    errno.EDQUOT: "raise the quota or choose another folder with --home: finished stages are kept",
+    errno.EACCES: f"{_OTHER_HOME}, or change the permissions",
+    errno.EPERM: f"{_OTHER_HOME}, or change the permissions",
+    errno.EROFS: f"the file system is read-only: {_OTHER_HOME}",
+    errno.EEXIST: "a file stands where a folder is needed: move it, or choose another folder with --home",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it, or choose another folder with --home",
+    errno.EIO: "the disk reports an error: check it, or choose another folder with --home, and run again",
+}
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turn the operating system's refusals (full disk, no permission, disk error) into a `StorageError` with a fix.
+
+    Args:
+        where: reported if the error names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FIXES:
+            raise
+        place = error.filename or where
+        raise StorageError(f"cannot write: {os.strerror(error.errno)}", where=place, fix=_FIXES[error.errno]) from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write to; afterwards ``path`` holds all of it or, after an error, its old content.
+
+    The bytes go to a temporary file beside ``path``, which is synced and renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new."""
+    with writing_atomically(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder (files created, renamed or removed) survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file below a folder, and its name, survive a power failure."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(root))
+
+
+def now(precision: str = "seconds") -> str:
+    """UTC as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec=precision)

@@ -1,0 +1,148 @@
+"""What a stage is, what it reads, and the artifact that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from ddsr_core.config import StageConfig, digest_of
+from ddsr_core.storage.files import sha256_of
+
+MANIFEST = "manifest.json"
+#: A stage keeps in ``out / RESUME`` what it needs to continue after an interruption, such as checkpoints. The folder is
+#: removed when the artifact is complete.
+RESUME = "resume"
+
+
+class FileEntry(BaseModel):
+    """Size and SHA-256 of one file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact is, what it was made from, and which files it must contain."""
+
+    model_config = ConfigDict(frozen=True)
+    stage: str
+    key: str
+    digest: str
+    stage_version: int
+    config: dict[str, Any]
+    parents: dict[str, str]
+    counts: dict[str, Any]
+    files: dict[str, FileEntry]
+    bytes: int
+    created: str
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage function returns when its output folder is complete.
+
+    Attributes:
+        counts: small JSON values for the manifest, the UI and the report.
+        digest: digest of the content, for output whose bytes vary although its content does not (LanceDB). None: made
+            from the digests of the files.
+    """
+
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    digest: str | None = None
+
+
+class StageInput(Protocol):
+    """Anything a stage reads: an `Artifact` or an external `Source`.
+
+    Its digest enters the key, its path is passed to the stage function.
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Input from outside the store: a path, and the digest of its content."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact on this machine's disk."""
+
+    manifest: Manifest
+    path: Path
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def key(self) -> str:
+        return self.manifest.key
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: ``run(config, **inputs as paths, out=Path, runtime=Runtime) -> StageResult``.
+
+    Attributes:
+        name: of the stage, its module, its config's field and its folder below ``artifacts/``.
+        version: raise it whenever the code writes something else for the same config and inputs.
+        run: builds the artifact.
+        config: class of its config.
+        section: of the paper, where the stage is described in it.
+        on_gpu: whether it runs on the GPU pool, if there is one.
+        photo_cache: whether it can reuse results of single photos from earlier builds (`Runtime.photo_cache`).
+    """
+
+    name: str
+    version: int
+    run: Callable[..., StageResult]
+    config: type[StageConfig]
+    section: str = ""
+    on_gpu: bool = False
+    photo_cache: bool = False
+
+    def key(self, config: StageConfig, inputs: Mapping[str, StageInput]) -> str:
+        """Hash of stage name, stage version, canonical config and the inputs' digests (first 32 hex digits)."""
+        parents = {name: item.digest for name, item in inputs.items()}
+        return digest_of([self.name, self.version, config.model_dump(mode="json"), parents])[:32]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of an artifact folder; None if it is missing or cannot be read."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether the folder holds every file of the manifest, with its size and digest."""
+    return all(has_content(folder / name, entry) for name, entry in manifest.files.items())
+
+
+def has_content(path: Path, entry: FileEntry) -> bool:
+    """Whether a file is there with the size and digest of its entry."""
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Every file below a folder but its manifest, by path relative to the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in paths
+    }
