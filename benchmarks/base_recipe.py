@@ -89,30 +89,35 @@ def data_of(
     return data, Reference(stored["held_out"], held_out, psnr, vectors, classes, latents), (shift, scale)
 
 
+def config_of(name: str, stored: dict[str, Tensor], settings: dict[str, Any]) -> PretrainConfig:
+    """The config of a recipe; never more classes than a quarter of the patches."""
+    values = {"classes": 64, **COMMON, **settings, **RECIPES[name]}
+    return PretrainConfig(**{**values, "classes": min(values["classes"], len(stored["vectors"]) // 4)})
+
+
 def measure(
     name: str,
     stored: dict[str, Tensor],
     psnr: Tensor,
     decoder: nn.Module,
-    work: Path,
-    cpu_minutes: float,
+    options: argparse.Namespace,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train one recipe for ``cpu_minutes`` and score it."""
-    config = PretrainConfig(**{**COMMON, **settings, **RECIPES[name]})
+    """Train one recipe for ``cpu_minutes`` (one step at least) and score it."""
+    config = config_of(name, stored, settings)
     data, reference, unit = data_of(stored, config, psnr)
     network = PatchFeatures(config.image_px, config.image_px // 8)
     trainer = PriorTrainer(config, data)
-    started = time.process_time()
-    while time.process_time() - started < 60 * cpu_minutes:
+    stop = time.process_time() + 60 * options.cpu_minutes
+    while trainer.step == 0 or time.process_time() < stop:
         trainer.advance()
     values, images = score(
         trainer.ema, decoder, unit, network, reference,
         samples=config.score_samples, steps=config.score_sampler_steps, seed=config.seed,
     )  # fmt: skip
     sheet = contact_sheet(list(to_uint8(images[:48])), columns=16, px=config.image_px)
-    save_png(work / f"{name.split(':')[0].replace('/', 'over').replace(' ', '-')}.png", sheet)
-    return {"recipe": name, "cpu_minutes": cpu_minutes, "samples": trainer.step * config.prior_batch, **values}
+    save_png(options.work / f"{name.split(':')[0].replace('/', 'over').replace(' ', '-')}.png", sheet)
+    return {"recipe": name, "cpu_minutes": options.cpu_minutes, "samples": trainer.step * config.prior_batch, **values}
 
 
 def real_row(stored: dict[str, Tensor], psnr: Tensor, patches: Patches, count: int) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def real_row(stored: dict[str, Tensor], psnr: Tensor, patches: Patches, count: i
 
     Own class: of held-out patches, as a training patch's nearest neighbor is another window of the same photo.
     """
-    _, reference, _ = data_of(stored, PretrainConfig(classes=min(64, len(patches.train) // 4)), psnr)
+    _, reference, _ = data_of(stored, config_of(next(iter(RECIPES)), stored, {}), psnr)
     images = torch.cat([part for _, part in batches(patches.train[:count])])
     scores = cloud_scores(reference.train[:count], psnr_bic(images), reference.train_classes[:count], reference)
     own = cloud_scores(reference.held_out[:count], psnr[:count], reference.classes[:count], reference)["own_class_share"]
@@ -142,35 +147,31 @@ def _cell(name: str, value: float) -> str:
     return f"+{value:.2f} %" if name.endswith("percent") else f"{value:.3f}"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patches", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--base", default="ddsr-tiny")
-    parser.add_argument("--cpu-minutes", type=float, default=3.0)
+    parser.add_argument("--work", type=Path, required=True, help="folder for features, results and sample sheets")
+    parser.add_argument("--base", default="ddsr-tiny", help="base model whose autoencoder is used")
+    parser.add_argument("--cpu-minutes", type=float, default=3.0, help="CPU time of one core per recipe")
     parser.add_argument("--samples", type=int, default=512, help="images drawn for a score")
-    parser.add_argument("--most", type=int, default=None, help="use the first so many training patches (in random order)")
-    parser.add_argument("--only", action="append", default=[], help="names of recipes; all of them if not given")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--most", type=int, default=None, help="use only this many patches (they are in random order)")
+    parser.add_argument("--only", action="append", default=[], help="name of a recipe; all of them if not given")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    results = arguments.work / "results.jsonl"
-    patches = Patches(
-        np.load(arguments.patches / "train.npy", mmap_mode="r"),
-        np.load(arguments.patches / "held_out.npy", mmap_mode="r"),
-        {},
-    )
-    stored = prepare(patches, arguments.base, arguments.work)
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = options.work / "results.jsonl"
+    train, held_out = (np.load(options.patches / f"{name}.npy", mmap_mode="r") for name in ("train", "held_out"))
+    patches = Patches(train[: options.most], held_out, {})
+    stored = prepare(patches, options.base, options.work)
     psnr = torch.cat([psnr_bic(images) for _, images in batches(patches.held_out)])
-    decoder = load_base(arguments.base).vae.decoder
-    samples = min(arguments.samples, len(patches.held_out))
-    settings = {"score_samples": samples, "image_px": patches.train.shape[1]}
-    for name in arguments.only or RECIPES:
+    decoder = load_base(options.base).vae.decoder
+    samples = min(options.samples, len(held_out))
+    settings = {"score_samples": samples, "image_px": train.shape[1]}
+    for name in options.only or RECIPES:
         if name not in {row["recipe"] for row in read(results)}:
-            row = measure(name, stored, psnr, decoder, arguments.work, arguments.cpu_minutes, settings)
+            row = measure(name, stored, psnr, decoder, options, settings)
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
     print(table([real_row(stored, psnr, patches, samples), *read(results)]))
 
 
