@@ -51,7 +51,8 @@ def fetch_photographs(folder: Path, progress: ProgressFactory = silent) -> Path:
     folder of an older list does not change the training data.
 
     Raises:
-        InputError: there is no apt on this machine, a package cannot be downloaded, or a photo differs from the list.
+        InputError: there is no apt on this machine, a package cannot be downloaded, or a photo or its license differs from
+            the list.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = listed_photos()
@@ -64,6 +65,7 @@ def fetch_photographs(folder: Path, progress: ProgressFactory = silent) -> Path:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 unpack(package, Path(scratch))
                 for row in (row for row in missing if row["package"] == package):
+                    check_license(Path(scratch), row)
                     data = read_photo(Path(scratch), row)
                     write_atomically(folder / file_name(row), _as_png(data, row) if _is_converted(row) else data)
             bar.advance()
@@ -88,6 +90,18 @@ def read_photo(root: Path, row: dict[str, str]) -> bytes:
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise _changed(row, "a photo of the package is not the one in the list")
     return data
+
+
+def check_license(root: Path, row: dict[str, str]) -> None:
+    """Compare the listed license of a photo with what the package that is unpacked at ``root`` says.
+
+    Raises:
+        InputError: they differ.
+    """
+    text = root / "usr/share/doc" / row["package"] / "copyright"
+    stated = license_in(text.read_text(errors="replace"), row["path"]) if text.is_file() else None
+    if stated != row["license"]:
+        raise _changed(row, f"the package states the license {stated} for a photo that is listed with {row['license']}")
 
 
 def _changed(row: dict[str, str], what: str) -> InputError:

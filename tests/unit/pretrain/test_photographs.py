@@ -28,6 +28,12 @@ def test_the_list_is_whole_and_free():
     assert all(row["license"].startswith(FREE) and "NC" not in row["license"] and "ND" not in row["license"] for row in rows)
 
 
+def write_copyright(source: Path, package: str, license_: str) -> None:
+    path = source / package / "usr/share/doc" / package / "copyright"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"Format: https://example.org/copyright-format/1.0/\n\nFiles: *\nLicense: {license_}\n")
+
+
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Two packages of one photo each, one of them in an archive and in a format of games; returns what was unpacked."""
@@ -38,6 +44,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     (source / "two/usr/share").mkdir(parents=True)
     with zipfile.ZipFile(source / "two/usr/share/data.zip", "w") as archive:
         archive.write(texture, "textures/b.tga")
+    for name in ("one", "two"):
+        write_copyright(source, name, "CC0-1.0")
     rows = [
         ("one", "/usr/share/a.png", (source / "one/usr/share/a.png").read_bytes()),
         ("two", "/usr/share/data.zip!textures/b.tga", texture.read_bytes()),
@@ -75,6 +83,13 @@ def test_a_photo_that_has_changed_is_named(tmp_path: Path, packages: Callable[[]
     save_png(tmp_path / "packages/one/usr/share/a.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(InputError, match=r"not the one in the list\n  where: one: /usr/share/a.png"):
         fetch_photographs(tmp_path / "photos")
+
+
+def test_a_license_that_has_changed_is_named(tmp_path: Path, packages: Callable[[], list[str]]):
+    write_copyright(tmp_path / "packages", "two", "CC-BY-NC-4.0")
+    with pytest.raises(InputError, match=r"states the license CC-BY-NC-4.0 for a photo that is listed with CC0-1.0"):
+        fetch_photographs(tmp_path / "photos")
+    assert [path.name for path in find_images(tmp_path / "photos")] == [file_name(listed_photos()[0])]
 
 
 def test_without_a_package_client_the_user_hears_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
