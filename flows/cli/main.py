@@ -157,7 +157,7 @@ def doctor(home: str | None, as_json: bool) -> None:
 
 @setup.command()
 @click.option("--photos", type=click.Path(path_type=Path), metavar="DIR",
-              help="Photos to train on.  [default: photos from Debian's wallpaper packages, downloaded]")  # fmt: skip
+              help="Photos to train on.  [default: photographs from Debian packages, downloaded]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the base model.")
 @set_option("prior_steps=100", "Change one field of the recipe; may be repeated.")
 def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None:

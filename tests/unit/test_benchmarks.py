@@ -311,4 +311,4 @@ def test_orchestration_benchmark_prints_its_tables(capsys: pytest.CaptureFixture
 
 def test_every_benchmark_is_run_here() -> None:
     files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"}
-    assert files == {*TOYS, *NO_COMMAND, *NEEDS_SERVER, "base_model", "finetune_step", "gpu", "hit_srf"}
+    assert files == {*TOYS, *NO_COMMAND, *NEEDS_SERVER, "base_model", "base_recipe", "finetune_step", "gpu", "hit_srf"}
