@@ -113,7 +113,7 @@ def _config_of(crops: Crops) -> PipelineConfig:
         "finetune": {"class_row_init": None},
         "sample": {"count": crops.budget},
     }
-    return PipelineConfig.model_validate(values)
+    return checked(PipelineConfig, values)
 
 
 def evaluate_networks(
