@@ -38,8 +38,8 @@ def networks() -> None:
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str, iterations: int,
-             overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
+def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str,
+             iterations: int, overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on a folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
