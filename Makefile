@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LOCKS := requirements.lock requirements-nodeps.lock pyproject.toml
 
-.PHONY: setup demo test check lint clean
+.PHONY: setup demo test check lint docs clean
 
-setup: $(STAMP)                 ## .venv with everything; seconds when it is there
+setup: $(STAMP)                 ## .venv with everything; does nothing when it is up to date
 
 $(STAMP): $(LOCKS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -19,20 +19,25 @@ $(STAMP): $(LOCKS)
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-nodeps.lock -e .
 	touch $@
 
-demo: setup                     ## the whole method on bundled photos, in minutes
+demo: setup                     ## the whole method on bundled photos, about five minutes
 	$(BIN)/ddsr demo
 
 test: setup                     ## the test suite
 	$(BIN)/python -m pytest
 
-check: setup                    ## format, lint and types
+check: setup                    ## format, lint, spelling and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
-lint: setup                     ## mend what can be mended
+lint: setup                     ## fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:                          ## caches and .venv; never a home folder with results
+docs: setup                     ## the site in build/site; a dead link is an error
+	$(BIN)/python -m docs.stage_table --check
+	$(BIN)/zensical build --clean --strict
+
+clean:                          ## remove caches and .venv, never a home folder with results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

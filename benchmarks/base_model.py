@@ -1,8 +1,8 @@
 """Figures of a base model's card: PSNR_bic of real patches, of their reconstructions, and of samples; a sheet of samples.
 
-    python benchmarks/base_model.py [--base ddsr-tiny] [--sheet samples.png]
+    python -m benchmarks.base_model [--base ddsr-tiny] [--sheet samples.png]
 
-The patches are windows of the demo's photographs with PSNR_bic below 26 dB, none of which the base has seen.
+The patches are windows of the demo photos whose PSNR_bic is below 26 dB. The base model was not trained on these photos.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ddsr_core.pseudo_labels.config import PatchesConfig
 from ddsr_core.pseudo_labels.windows import score_windows
 
 BELOW_DB = 26.0
-SAMPLES = 70
+SAMPLING_BATCH = 35
 
 
 def textured_windows(side: int) -> torch.Tensor:
     """Windows of all demo photographs, ``float (N, 3, side, side)`` in [0, 1]."""
     config = PatchesConfig(patch_px=side, stride_px=side // 2)
-    kept = []
+    textured = []
     with tempfile.TemporaryDirectory() as folder:
         for part in write_demo_photos(Path(folder)):
             for path in find_images(part):
@@ -41,8 +41,8 @@ def textured_windows(side: int) -> torch.Tensor:
                 windows = score_windows(image, config)
                 for psnr, y, x in zip(windows.psnr_bic, windows.y, windows.x, strict=True):
                     if psnr < BELOW_DB:
-                        kept.append(image[y : y + side, x : x + side])
-    return to_float(np.stack(kept))
+                        textured.append(image[y : y + side, x : x + side])
+    return to_float(np.stack(textured))
 
 
 @torch.inference_mode()
@@ -52,25 +52,27 @@ def reconstruct(base: Base, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def draw(base: Base, guidance: float) -> torch.Tensor:
-    """Samples of the null label and of the first classes in turn."""
-    rows = torch.tensor([base.null_row if i % 8 == 0 else i % base.dit.config.classes for i in range(SAMPLES)])
+def sample(base: Base, guidance: float, count: int) -> torch.Tensor:
+    """``count`` images: every eighth of the null label, the others of the classes in turn."""
+    rows = torch.tensor([base.null_row if i % 8 == 0 else i % base.dit.config.classes for i in range(count)])
     parts = []
-    for start in range(0, SAMPLES, 35):
-        chunk = slice(start, start + 35)
-        indices = list(range(SAMPLES))[chunk]
+    for start in range(0, count, SAMPLING_BATCH):
+        chunk = slice(start, start + SAMPLING_BATCH)
+        indices = list(range(count))[chunk]
         latents = sample_latents(base.dit, rows[chunk], indices, seed=0, sampler="dpmpp", steps=25, guidance_scale=guidance)
         parts.append(from_signed(base.decode(latents)).clamp(0, 1))
     return torch.cat(parts)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="ddsr-tiny")
-    parser.add_argument("--sheet", type=Path, default=None)
-    arguments = parser.parse_args()
-    base = load_base(arguments.base)
-    real = textured_windows(base.image_px)
+    parser.add_argument("--sheet", type=Path, default=None, help="write the samples without guidance to this PNG file")
+    parser.add_argument("--samples", type=int, default=70, help="images sampled per guidance scale")
+    parser.add_argument("--windows", type=int, default=None, help="use only this many patches")
+    options = parser.parse_args(arguments)
+    base = load_base(options.base)
+    real = textured_windows(base.image_px)[: options.windows]
     again = reconstruct(base, real)
     error = (real - again).square().mean((1, 2, 3))
     figures = {
@@ -80,10 +82,10 @@ def main() -> None:
         "psnr_bic_reconstruction_db": float(psnr_bic(again).mean()),
     }
     for guidance in (1.0, 1.5, 2.5):
-        samples = draw(base, guidance)
+        samples = sample(base, guidance, options.samples)
         figures[f"psnr_bic_samples_guidance_{guidance}_db"] = float(psnr_bic(samples).mean())
-        if guidance == 1.0 and arguments.sheet:
-            save_png(arguments.sheet, contact_sheet(list(to_uint8(samples)), columns=14, px=base.image_px))
+        if guidance == 1.0 and options.sheet:
+            save_png(options.sheet, contact_sheet(list(to_uint8(samples)), columns=14, px=base.image_px))
     print(json.dumps({name: round(value, 2) for name, value in figures.items()}, indent=2))
 
 

@@ -1,7 +1,7 @@
-"""The two decoders of the paper's models in plain PyTorch, random weights: for timing where diffusers is absent.
+"""The two decoders of the paper's models in plain PyTorch with random weights, for timing without diffusers.
 
 Shapes and operations are those of TAESD and of Stable Diffusion 1's VAE (``AutoencoderTiny`` and ``AutoencoderKL`` of
-diffusers with their published configs), which tests/unit/test_benchmarks.py checks.
+diffusers with their published configs); tests/unit/test_benchmarks.py checks this.
 """
 
 from __future__ import annotations

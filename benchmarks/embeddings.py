@@ -1,11 +1,11 @@
-"""Rate of the embeddings stage (VGG16) against a one-by-one Pillow loop, and against the network alone.
+"""Rate of the embeddings stage (VGG16) compared with a Pillow loop over single patches, and with the network alone.
 
-    python benchmarks/embeddings.py FOLDER_OF_PHOTOS [--count 64] [--batch-size 16] [--threads 2] [--device cpu]
+    python -m benchmarks.embeddings FOLDER_OF_PHOTOS [--count 64] [--batch-size 16] [--threads 2] [--device cpu]
 
-Peer: decode a patch's PNG with Pillow, make it a tensor, run the same network on it alone. Network alone: the same
-network on tensors that are in memory (on the device) already, in batches of the stage's size. The stage reads its
-Parquet shards, decodes, embeds, and writes its table; loading the weights is timed for none of them. All take turns on
-the same patches, so that a busy machine slows all; ratios are medians over the turns.
+The Pillow loop decodes one PNG, turns it into a tensor and runs the same network on it. "Network alone" runs the network
+on tensors that are already on the device, in batches of the stage's size. The stage reads its Parquet shards, decodes,
+embeds and writes its table. Loading the weights is not timed. The contestants take turns on the same patches, so that
+other load on the machine slows all of them; ratios are medians over the turns.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ FIELDS = {"patch_id": pa.string(), "photo": pa.string(), "psnr_bic": pa.float32(
 
 
 def crops(photos: Path, count: int, side: int) -> list[np.ndarray]:
-    """The first ``count`` windows of the photos, side by side."""
-    found: list[np.ndarray] = []
+    """The first ``count`` windows of the photos, in a grid without gaps."""
+    windows: list[np.ndarray] = []
     for path in find_images(photos):
         photo = read_rgb(path)
         for y in range(0, photo.shape[0] - side + 1, side):
             for x in range(0, photo.shape[1] - side + 1, side):
-                found.append(np.ascontiguousarray(photo[y : y + side, x : x + side]))
-                if len(found) == count:
-                    return found
-    raise SystemExit(f"the photos hold only {len(found)} crops of {side} px")
+                windows.append(np.ascontiguousarray(photo[y : y + side, x : x + side]))
+                if len(windows) == count:
+                    return windows
+    raise SystemExit(f"the photos hold only {len(windows)} crops of {side} px")
 
 
-def one_by_one(pngs: list[bytes], network: torch.nn.Module, device: str) -> None:
-    """The peer."""
+def single_patches(pngs: list[bytes], network: torch.nn.Module, device: str) -> None:
+    """The Pillow loop."""
     with torch.inference_mode():
         for png in pngs:
             image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
@@ -57,13 +57,13 @@ def one_by_one(pngs: list[bytes], network: torch.nn.Module, device: str) -> None
 
 
 def network_alone(batches: list[torch.Tensor], network: torch.nn.Module) -> None:
-    """The bound."""
+    """The upper bound on the rate."""
     with torch.inference_mode():
         for batch in batches:
             network(batch).cpu()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=64)
@@ -72,17 +72,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    embeddings.DECODERS = arguments.threads
-    config = EmbeddingsConfig(backend="vgg16", batch_size=arguments.batch_size)
-    network = load_embedder(config, arguments.device)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    embeddings.DECODERS = options.threads
+    config = EmbeddingsConfig(backend="vgg16", batch_size=options.batch_size)
+    network = load_embedder(config, options.device)
     embeddings.load_embedder = lambda *_: network
 
-    images = crops(arguments.photos, arguments.count, arguments.patch_px)
+    images = crops(options.photos, options.count, options.patch_px)
     pngs = [encode_png(image, level=1) for image in images]
     starts = range(0, len(images), config.batch_size)
-    batches = [to_float(np.stack(images[at : at + config.batch_size]), arguments.device) for at in starts]
+    batches = [to_float(np.stack(images[at : at + config.batch_size]), options.device) for at in starts]
 
     with tempfile.TemporaryDirectory() as temporary:
         patches = Path(temporary) / "patches"
@@ -91,24 +91,26 @@ def main() -> None:
 
         def stage() -> None:
             with tempfile.TemporaryDirectory(dir=temporary) as out:
-                embeddings.run(config, patches=patches, out=Path(out), runtime=Runtime(device=arguments.device))
+                embeddings.run(config, patches=patches, out=Path(out), runtime=Runtime(device=options.device))
 
-        rivals: dict[str, Callable[[], None]] = {
+        contestants: dict[str, Callable[[], None]] = {
             "ddsr, whole stage": stage,
-            "one by one, Pillow": lambda: one_by_one(pngs, network, arguments.device),
+            "single patches, Pillow": lambda: single_patches(pngs, network, options.device),
             "network alone": lambda: network_alone(batches, network),
         }
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
-        for turn in range(arguments.repeats + 1):  # the first turn warms up
-            for name, work in rivals.items():
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+        for turn in range(options.repeats + 1):  # the first turn warms up
+            for name, work in contestants.items():
                 started = time.perf_counter(), time.process_time()
                 work()
                 if turn:
                     seconds[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
 
-    print(f"{len(images)} patches of {arguments.patch_px} px, batches of {config.batch_size}, "
-          f"{arguments.device}, {arguments.threads} threads\n")  # fmt: skip
-    print("| | wall, patches/s | CPU, ms a patch | rate of ddsr against it, wall | and in CPU time |\n|---|---|---|---|---|")
+    print(f"{len(images)} patches of {options.patch_px} px, batches of {config.batch_size}, "
+          f"{options.device}, {options.threads} threads\n")  # fmt: skip
+    print(
+        "| | wall, patches/s | CPU, ms per patch | rate of ddsr relative to it, wall | in CPU time |\n|---|---|---|---|---|"
+    )
     for name, times in seconds.items():
         wall, cpu = (statistics.median(time[clock] for time in times) for clock in (0, 1))
         pairs = list(zip(times, seconds["ddsr, whole stage"], strict=True))

@@ -1,11 +1,11 @@
-"""Time of the five metrics against BasicSR's functions and the package ``lpips``, photo by photo, in one process.
+"""Time of the five metrics compared with BasicSR's functions and the package ``lpips``, in one process.
 
-    python benchmarks/evaluation.py FOLDER_OF_PHOTOS [--count 100] [--threads 2] [--networks 4] [--clock cpu]
+    python -m benchmarks.evaluation FOLDER_OF_PHOTOS [--count 100] [--threads 2] [--networks 4] [--clock cpu]
 
-Every network's images (bicubic, blurred more and more) are scored; decoding and enlarging are not timed. The two take
-turns after every few photos, so that a busy machine slows both. ``basicsr + lpips`` calls each function on one photo
-after the other, all threads inside. ``ddsr`` scores as its stage does: photos beside each other, and for networks
-after the first with the HR photos' LPIPS features from memory. On a CPU most of either time is AlexNet.
+The images of several "networks" (bicubic, blurred more and more) are scored; decoding and upscaling are not timed. The
+two contestants take turns every few photos, so that other load slows both. ``basicsr + lpips`` calls every function on
+one photo after the other, with all threads inside. ``ddsr`` scores as its stage does: several photos in parallel, and
+from the second network on with cached LPIPS features of the HR photos. On a CPU, AlexNet takes most of either time.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from ddsr_core.metrics.lpips import lpips_network
 from ddsr_core.sr.basicsr_compat import import_basicsr
 
 CROP_BORDER = 4
-#: Photos between one contestant's turn and the other's.
+#: Photos between one contestant's turn and the next.
 TURN = 4
 METRICS = ("PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB", "LPIPS")
 Scores = tuple[float, ...]
 
 
 def ours(device: str) -> Callable[[list[Enlarged]], list[Scores]]:
-    """The stage's scoring, which keeps the features of HR photos it has seen."""
+    """The stage's scoring, which caches the features of HR photos."""
     config = EvaluateConfig(crops=0)
     evaluator = Evaluator(lambda lr: upsample(lr, config.scale), config, device, ReferenceFeatures())
 
@@ -72,7 +72,7 @@ def theirs(device: str) -> Callable[[list[Enlarged]], list[Scores]]:
 
 
 def enlarged(paths: list[Path], network: int, device: str) -> list[Enlarged]:
-    """What network number ``network`` makes of the photos."""
+    """The photos, reduced and enlarged again by "network" number ``network``."""
     images = []
     for path in paths:
         hr = read_rgb(path)
@@ -83,7 +83,7 @@ def enlarged(paths: list[Path], network: int, device: str) -> list[Enlarged]:
     return images
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=100)
@@ -91,21 +91,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: all threads' time, on a busy machine")
-    arguments = parser.parse_args()
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    torch.set_num_threads(arguments.threads)
-    cv2.setNumThreads(arguments.threads)
+    options = parser.parse_args(arguments)
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    torch.set_num_threads(options.threads)
+    cv2.setNumThreads(options.threads)
     warnings.simplefilter("ignore")
 
-    contestants = {"ddsr": ours(arguments.device), "basicsr + lpips": theirs(arguments.device)}
-    seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in contestants for n in range(arguments.networks)}
+    contestants = {"ddsr": ours(options.device), "basicsr + lpips": theirs(options.device)}
+    seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in contestants for n in range(options.networks)}
     worst = np.zeros(len(METRICS))
-    paths = find_images(arguments.photos)[: arguments.count]
-    for score in [ours(arguments.device), contestants["basicsr + lpips"]]:  # warm up, nothing remembered
-        score(enlarged(paths[:1], 0, arguments.device))
-    for network in range(arguments.networks):
+    paths = find_images(options.photos)[: options.count]
+    for score in [ours(options.device), contestants["basicsr + lpips"]]:  # warm up; these features are not reused
+        score(enlarged(paths[:1], 0, options.device))
+    for network in range(options.networks):
         for begin in range(0, len(paths), TURN):
-            images = enlarged(paths[begin : begin + TURN], network, arguments.device)
+            images = enlarged(paths[begin : begin + TURN], network, options.device)
             results = []
             for name, score in contestants.items():
                 started = clock()
@@ -113,10 +113,10 @@ def main() -> None:
                 seconds[name, network].append((clock() - started) / len(images))
             worst = np.maximum(worst, np.abs(results[0] - results[1]).max(0))
 
-    how = f"{arguments.device}, {arguments.threads} threads, {arguments.clock} time"
-    print(f"{len(paths)} photos, {how}; median ms a photo, and the ratio of all time\n")
-    print("| | ddsr | basicsr + lpips, one by one | ratio |\n|---|---|---|---|")
-    numbers = range(arguments.networks)
+    how = f"{options.device}, {options.threads} threads, {options.clock} time"
+    print(f"{len(paths)} photos, {how}; median ms per photo, and the ratio of total times\n")
+    print("| | ddsr | basicsr + lpips, sequentially | ratio |\n|---|---|---|---|")
+    numbers = range(options.networks)
     rows = {"first network": numbers[:1], "each further one": numbers[1:], f"{len(numbers)} networks": numbers}
     for title, networks in rows.items():
         mine, peer = ([t for n in networks for t in seconds[name, n]] for name in contestants)

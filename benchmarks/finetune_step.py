@@ -1,12 +1,12 @@
-"""Time of one fine-tuning step against the same step done as the paper's authors do it, on a small model.
+"""Time of one fine-tuning step compared with the same step as the paper's authors code it, on a small model.
 
     python -m benchmarks.finetune_step [--repeats 9] [--threads 1] [--clock cpu] [--batch-size 4]
 
-Theirs runs in float32, encodes the images in every step, attends without fusion, averages every parameter of the network,
-and updates and averages tensor by tensor; its minimax memories are lists. Ours draws from cached posteriors. Both train
+Theirs runs in float32, encodes the images in every step, uses unfused attention, averages every parameter of the network,
+and updates and averages tensor by tensor; its minimax memories are lists. Ours samples from cached posteriors. Both train
 the same parameters of equal networks, with the minimax losses and without L_SR (whose released form has no gradient).
-The shapes keep what matters of DiT-XL/2 at 512 px: what the VAE's encoder costs beside the DiT, the share of attention in
-the latter, the width of a head. They take turns, so that a busy machine slows all.
+The shapes preserve the proportions of DiT-XL/2 at 512 px: the cost of the VAE's encoder relative to the DiT, the share of
+attention, the width of a head. The contestants take turns, so that other load slows all of them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Times = dict[str, list[float]]
 
 
 class Stopwatch:
-    """Seconds by name of part, an entry a step."""
+    """Seconds by part, one entry per step."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -145,7 +145,7 @@ def small_vae() -> Any:
 
 
 def random_dit(shape: DiTConfig) -> DiT:
-    """With the usual zero output layer, nothing would pass back through the blocks."""
+    """A DiT with random weights. With the usual zero output layer, no gradient would reach the blocks."""
     dit = DiT(shape)
     for parameter in dit.parameters():
         if parameter.requires_grad:
@@ -154,7 +154,7 @@ def random_dit(shape: DiTConfig) -> DiT:
 
 
 def cached_posteriors(images: Tensor, vae: Any) -> Latents:
-    """What the `latents` stage keeps of the images."""
+    """The output of the `latents` stage for these images."""
     codec = Codec(vae, (0.0,) * 4, (SCALE,) * 4)
     with torch.no_grad():
         flips = [codec.moments(flip) for flip in (images, images.flip(3))]
@@ -178,7 +178,7 @@ def gflops(function: Callable[[], object]) -> float:
 
 
 def proportion(dit: DiT, vae: Any) -> str:
-    """Cost of encoding an image beside that of the DiT's forward pass, in floating-point operations (2 a multiply-add)."""
+    """Cost of encoding an image and of the DiT's forward pass, in GFLOP (2 operations per multiply-add)."""
     side = dit.config.latent_px
     row = torch.zeros(1, dtype=torch.long)
     encode = gflops(lambda: vae.encode(torch.zeros(1, 3, 8 * side, 8 * side)))
@@ -198,7 +198,7 @@ def our_run(dit: DiT, vae: Any, config: FinetuneConfig, watch: Stopwatch) -> Fin
 
 
 def measure(dit: DiT, vae: Any, config: FinetuneConfig, repeats: int, clock: Clock) -> dict[str, Times]:
-    """Every contestant's seconds by part and in "total"; of ours also a step that measures gradient norms, "with norms"."""
+    """Seconds by contestant, part and "total"; for ours also a step that measures gradient norms, "with norms"."""
     side = 8 * dit.config.latent_px
     images, labels = torch.rand(PATCHES, 3, side, side) * 2 - 1, torch.arange(PATCHES) % LABELS
     data = TrainingSet(cached_posteriors(images, vae), labels, torch.arange(LABELS))
@@ -230,7 +230,7 @@ def measure(dit: DiT, vae: Any, config: FinetuneConfig, repeats: int, clock: Clo
 
 
 def medians(times: Times, norm_every: int) -> dict[str, float]:
-    """Milliseconds a step by part. Measuring gradient norms is shared out among the steps it is done for."""
+    """Milliseconds per step by part. The cost of gradient norms is spread over the steps between two measurements."""
     ms = {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
     ms["forward + backward"] = ms["total"] - sum(ms[name] for name in ("latents", "optimizer", "EMA"))
     ms["gradient norms"] = (ms["with norms"] - ms["total"]) / norm_every if "with norms" in ms else 0.0
@@ -239,7 +239,7 @@ def medians(times: Times, norm_every: int) -> dict[str, float]:
 
 
 def table(times: dict[str, Times], norm_every: int) -> str:
-    """Median milliseconds, and how many times a total of ours fits into theirs."""
+    """Median milliseconds, and the ratio of their total to each total."""
     columns = {who: medians(seconds, norm_every) for who, seconds in times.items()}
     lines = [f"| part | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for part in (*PARTS, "total"):
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(proportion(dit, vae))
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     times = measure(dit, vae, config, options.repeats, clock)
-    print(f"Median ms a step of {options.batch_size} images, {options.threads} threads, {options.clock} time.\n")
+    print(f"Median ms per step of {options.batch_size} images, {options.threads} threads, {options.clock} time.\n")
     print(table(times, config.norm_every))
 
 

@@ -1,11 +1,11 @@
-"""DiT-XL/2-512 with DiffFit on one GPU: fine-tuning steps and sampling, against the GPU's own rate of bf16 products.
+"""DiT-XL/2-512 with DiffFit on one GPU: fine-tuning steps and sampling, relative to the GPU's rate of bf16 products.
 
     python -m benchmarks.gpu [--seconds 540] [--out gpu.json]
-    python -m benchmarks.gpu --device cpu --tiny --no-compile     # seconds: tries the script, says nothing of speed
+    python -m benchmarks.gpu --device cpu --tiny --no-compile     # a few seconds: checks the script, not the speed
 
-Random weights, as speed does not depend on them. PyTorch and NumPy are enough: no file is read, nothing is fetched, and
-what ddsr else needs may be absent. The most telling rows come first; rows that do not fit in the time are named at the end.
-Every row is in the JSON file as soon as it is measured.
+Weights are random: speed does not depend on them. Only PyTorch and NumPy are needed; no file is read, nothing is
+downloaded, and ddsr's other dependencies may be absent. The most informative rows come first; rows that do not fit into
+the time limit are listed at the end. Every row is written to the JSON file as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 class OutOfTimeError(Exception):
-    """The time is up, in the midst of a measurement."""
+    """The time limit was reached during a measurement."""
 
 
 def _stop(*_: object) -> None:
@@ -42,7 +42,7 @@ def _stop(*_: object) -> None:
 
 
 class Report:
-    """Rows so far, and the time that is left."""
+    """The rows so far and the remaining time."""
 
     def __init__(self, seconds: float, out: Path) -> None:
         self.seconds, self.deadline, self.out = seconds, time.monotonic() + seconds, out
@@ -54,7 +54,7 @@ class Report:
         return self.deadline - time.monotonic()
 
     def attempt(self, kind: str, name: str, needs: float, work: Callable[[], Row]) -> None:
-        """Measure, unless too little time is left; what fails becomes a row that says how."""
+        """Measure, unless too little time is left; a failure becomes a row with its message."""
         if self.left() < needs:
             self.left_out.append(name)
             return
@@ -90,11 +90,11 @@ def name_of(cell: Cell) -> str:
 
 
 def plan(batches: Sequence[int], compiled: bool) -> list[Cell]:
-    """Every way to train, the most telling first, those that must be compiled last."""
+    """All training settings, the most informative first, compiled ones last."""
     from benchmarks.gpu_work import Cell
 
-    telling = (batches[0], batches[-2]) if len(batches) > 2 else tuple(batches)
-    ordered = [*telling, *(batch for batch in batches if batch not in telling)]
+    informative = (batches[0], batches[-2]) if len(batches) > 2 else tuple(batches)
+    ordered = [*informative, *(batch for batch in batches if batch not in informative)]
     return [
         Cell(batch, lsr, checkpointing, as_compiled)
         for as_compiled in ((False, True) if compiled else (False,))
@@ -134,18 +134,18 @@ def measure(report: Report, size: Size, device: str, compiled: bool) -> None:
 
 
 def tables(facts: Row, rows: dict[str, list[Row]], left_out: list[str]) -> str:
-    """Markdown of what was measured."""
+    """The results as Markdown."""
     if "matmul_bf16_tflop_s" not in facts:
-        return "Nothing was measured: the time was up before the models were made."
+        return "Nothing was measured: the time limit was reached before the models were built."
     ceiling, tflop = facts["matmul_bf16_tflop_s"], facts["tflop_a_sample"]
     size = facts["matmul_size"]
     lines = [
-        f"{facts['machine']}, torch {facts['torch']}. A bf16 product of {size}x{size} matrices: {ceiling:.3g} TFLOP/s, of "
-        "which the shares are taken.",
-        f"TFLOP of a sample, counted, not timed: forward {tflop['forward']:.3g}, with DiffFit's backward "
+        f"{facts['machine']}, torch {facts['torch']}. A bf16 product of {size}x{size} matrices: {ceiling:.3g} TFLOP/s. "
+        "Shares are relative to it.",
+        f"TFLOP per sample, counted, not timed: forward {tflop['forward']:.3g}, with DiffFit's backward "
         f"{tflop['train']:.3g}, L_SR {tflop['lsr']:.3g} on average, decoding {tflop['sd_decode']:.3g}. Recomputed blocks "
-        "are not counted. 70,000 samples are optimizer steps alone; sample sheets, looks at texture and checkpoints come on "
-        "top.",
+        "are not counted. 70,000 samples are optimizer steps alone; sample sheets, texture measurements and checkpoints are "
+        "extra.",
         "",
         "| batch | L_SR (TAESD) | checkpointing | compiled | samples/s | TFLOP/s | share | peak GiB | 70,000 samples, min "
         "(extrapolated) |",
@@ -175,7 +175,7 @@ def tables(facts: Row, rows: dict[str, list[Row]], left_out: list[str]) -> str:
             f"{row['seconds']:.1f} | {row['images_s']:.2f} | {row['tflop_s']:.3g} | {row['share']:.0%} | {gib(row)} | "
             f"{row['seconds_420']:.1f}{scaled} |"
         )
-    lines += ["", f"Not measured, for want of time: {'; '.join(left_out)}."] if left_out else []
+    lines += ["", f"Not measured within the time limit: {'; '.join(left_out)}."] if left_out else []
     return "\n".join(lines)
 
 
@@ -185,7 +185,7 @@ def gib(row: Row) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=540, help="stop then, with what there is")
+    parser.add_argument("--seconds", type=float, default=540, help="time limit; rows measured by then are reported")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters")

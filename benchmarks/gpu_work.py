@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """Of everything: the paper's, or one for trying the script on a CPU."""
+    """Sizes of networks, batches and data: the paper's, or small ones to try the script on a CPU."""
 
     shape: DiTConfig
     taesd_width: int
@@ -64,7 +64,7 @@ class Cell:
 
 
 class DecoderOnly:
-    """As much of an ``AutoencoderKL`` as decoding needs."""
+    """The part of an ``AutoencoderKL`` that decoding needs."""
 
     def __init__(self, decoder: nn.Module) -> None:
         self.decoder = decoder
@@ -74,7 +74,7 @@ class DecoderOnly:
 
 
 class Models:
-    """DiT and decoders with random weights. Not zeros, on which a GPU computes faster."""
+    """DiT and decoders with random weights (a GPU is faster on zeros)."""
 
     def __init__(self, size: Size, device: str) -> None:
         torch.manual_seed(0)
@@ -104,7 +104,7 @@ class Models:
 
 
 class Marks:
-    """Points in time on the device; on a GPU they cost no synchronisation."""
+    """Points in time on the device; on a GPU they do not synchronize."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -129,7 +129,7 @@ class Marks:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what earlier measurements left, and start to watch the peak anew."""
+    """Release the memory of earlier measurements and reset the peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -141,7 +141,7 @@ def peak_gib(device: torch.device) -> float | None:
 
 
 def matmul_rate(size: int, device: torch.device) -> float:
-    """TFLOP/s of a square bf16 product of random matrices: the ceiling that shares are taken of."""
+    """TFLOP/s of a square bf16 product of random matrices: the ceiling for all shares."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(WARM_UP):
         a @ b
@@ -159,10 +159,10 @@ def tflop_of(function: Callable[[], object]) -> float:
 
 
 def count_tflop(size: Size) -> dict[str, float]:
-    """Floating-point operations (2 a multiply-add) for one sample, counted on tensors without storage, not timed.
+    """TFLOP (2 operations per multiply-add) for one sample, counted on tensors without storage, not timed.
 
-    Of training: forward and DiffFit's backward; of L_SR: what it costs on average, as it decodes the real and the predicted
-    latent at low t only. Recomputation of blocks is not counted: it is no use to anybody.
+    ``train`` is the forward pass and DiffFit's backward pass; ``lsr`` is the average cost of L_SR, which decodes the real
+    and the predicted latent at low t only. Recomputed blocks are not counted.
     """
     with torch.device("meta"):
         dit, taesd, sd = DiT(size.shape), TinyDecoder(size.taesd_width), SdDecoder(size.sd_width)
@@ -173,11 +173,11 @@ def count_tflop(size: Size) -> dict[str, float]:
     unfreeze(dit, GAMMA_BLOCKS)
     taesd.requires_grad_(False)
     with_gradient = latent.clone().requires_grad_()
-    look = tflop_of(lambda: taesd(latent)) + tflop_of(lambda: taesd(with_gradient).sum().backward())
+    decoding = tflop_of(lambda: taesd(latent)) + tflop_of(lambda: taesd(with_gradient).sum().backward())
     return {
         "forward": forward,
         "train": tflop_of(lambda: dit(latent, t, t).sum().backward()),
-        "lsr": look * (FinetuneConfig().lsr_last_step + 1) / STEPS,
+        "lsr": decoding * (FinetuneConfig().lsr_last_step + 1) / STEPS,
         "sd_decode": tflop_of(lambda: sd(latent)),
         "taesd_decode": tflop_of(lambda: taesd(latent)),
     }
@@ -221,17 +221,17 @@ def train(models: Models, data: TrainingSet, cell: Cell, tflop: dict[str, float]
     }
 
 
-def sampler_at_hand() -> Sampler:
-    """DPM-Solver++ comes from diffusers; without it the ancestral sampler calls the network as often."""
+def available_sampler() -> Sampler:
+    """DPM-Solver++ comes from diffusers; the ancestral sampler calls the network equally often."""
     return "dpmpp" if importlib.util.find_spec("diffusers") else "ancestral"
 
 
 @torch.inference_mode()
 def sample(models: Models, guidance: float, tflop: dict[str, float], ceiling: float, seconds: float) -> Row:
-    """Draw and decode images through the VAE's decoder, to uint8 on the CPU; ends early after ``seconds``."""
-    size, device, sampler = models.size, models.device, sampler_at_hand()
+    """Sample images and decode them to uint8 on the CPU; stops early after ``seconds``."""
+    size, device, sampler = models.size, models.device, available_sampler()
 
-    def draw(start: int, count: int, steps: int) -> Tensor:
+    def sampled(start: int, count: int, steps: int) -> Tensor:
         rows = torch.arange(start, start + count, device=device) % LABELS
         indices = list(range(start, start + count))
         with torch.autocast(device.type, torch.bfloat16):
@@ -241,11 +241,11 @@ def sample(models: Models, guidance: float, tflop: dict[str, float], ceiling: fl
             images = [((models.sd.decode(part).float() + 1) * 127.5).round() for part in latents.split(DECODE_BATCH)]
         return torch.cat(images).clamp(0, 255).to(torch.uint8).cpu()
 
-    draw(0, min(size.sample_batch, size.images), 2)
+    sampled(0, min(size.sample_batch, size.images), 2)
     started, done = time.perf_counter(), 0
     while done < size.images and time.perf_counter() - started < seconds:
-        done += len(draw(done, min(size.sample_batch, size.images - done), SAMPLING_STEPS))
-    took = time.perf_counter() - started  # `draw` ends in a copy to the CPU, which waits for the GPU
+        done += len(sampled(done, min(size.sample_batch, size.images - done), SAMPLING_STEPS))
+    took = time.perf_counter() - started  # `sampled` ends in a copy to the CPU, which waits for the GPU
     calls = SAMPLING_STEPS * (1 if guidance == 1.0 else 2)
     rate = done * (calls * tflop["forward"] + tflop["sd_decode"]) / took
     return {

@@ -1,4 +1,4 @@
-"""Mapped tasks that do nothing, as parts of a stage: what the database has to keep up with.
+"""Mapped tasks that do nothing, run like the parts of a stage: a load test for the server's database.
 
 PREFECT_API_URL=… python -m benchmarks.many_tasks [COUNT] [RUNNER] [WORKERS]
 """
@@ -19,17 +19,17 @@ from prefect.runtime import flow_run
 from ddsr_core.storage.store import Store
 from tasks.parts import spread_over
 
-#: Task runs reach the database as events, a moment after they have ended.
+#: Seconds to wait for task runs, which reach the database as events shortly after they end.
 RECORDED_S = 120.0
 
 
 def do_nothing(part: int) -> None:
-    """A part of no work."""
+    """One part, without work."""
 
 
 @flow(name="many-tasks", persist_result=False)
 def many_tasks(count: int, runner: Any, workers: int) -> str:
-    """Do ``count`` parts of nothing, ``workers`` at once; the flow run's id."""
+    """Run ``count`` empty parts, ``workers`` at once; returns the flow run's id."""
     with tempfile.TemporaryDirectory() as home:
         spread = spread_over(runner, workers, Store(Path(home)), "nothing", "cpu", on_gpu=False)
         assert spread is not None
@@ -39,7 +39,7 @@ def many_tasks(count: int, runner: Any, workers: int) -> str:
 
 
 def recorded(run: str, count: int) -> dict[str, int]:
-    """States of the task runs that the database has of a flow run; waits until there are ``count`` completed ones."""
+    """Number of recorded task runs by state; waits until ``count`` of them are completed."""
     until, states = time.monotonic() + RECORDED_S, {}
     wanted = FlowRunFilter.model_validate({"id": {"any_": [run]}})
     with get_client(sync_client=True) as client:

@@ -1,9 +1,9 @@
 """Peak memory of the patches and embeddings stages on 1x, 10x and 100x photos.
 
-    python benchmarks/memory.py FOLDER_OF_PHOTOS [--photos 16] [--side 192] [--patch-px 96]
+    python -m benchmarks.memory FOLDER_OF_PHOTOS [--photos 16] [--side 192] [--patch-px 96]
 
-The photos are JPEGs cut from the given ones, all different. Each stage runs in a process of its own; its peak resident
-memory is what the operating system counted, the libraries included.
+The photos are JPEGs cropped from the given ones, all different. Each stage runs in its own process; its peak resident
+memory is the operating system's figure and includes the libraries.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
 from ddsr_core.pseudo_labels.patches import read_summary
 
 FACTORS = (1, 10, 100)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def cut_photos(source: Path, folder: Path, count: int, side: int) -> None:
-    """``count`` different JPEGs: random crops of the photos, which take turns."""
+    """``count`` different JPEGs: random crops, taken from the photos in turn."""
     folder.mkdir()
     random = np.random.default_rng(0)
     originals = [read_rgb(path) for path in find_images(source)[:16]]
@@ -53,38 +54,39 @@ def run_stage(stage: str, folder: Path, out: Path, patch_px: int) -> None:
 
 def peak_of(*arguments: object) -> float:
     """Peak MiB of one stage in a fresh process."""
-    command = [sys.executable, __file__, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.memory", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of photos")
-    parser.add_argument("--photos", type=int, default=16, help="number of photos that 1x stands for")
+    parser.add_argument("--photos", type=int, default=16, help="number of photos at 1x")
     parser.add_argument("--side", type=int, default=192, help="height and width of a photo, pixels")
     parser.add_argument("--patch-px", type=int, default=96)
+    parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help="multiples of --photos to measure")
     parser.add_argument("--stage", nargs=3, metavar=("NAME", "INPUT", "OUT"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.stage:
-        name, given, out = arguments.stage
-        run_stage(name, Path(given), Path(out), arguments.patch_px)
+    options = parser.parse_args(arguments)
+    if options.stage:
+        name, given, out = options.stage
+        run_stage(name, Path(given), Path(out), options.patch_px)
         return
 
-    print(f"photos of {arguments.side} px, patches of {arguments.patch_px} px; peak resident memory, MiB\n")
-    print("| photos | windows | patches kept | patches stage | embeddings stage |\n|---|---|---|---|---|")
-    for factor in FACTORS:
+    print(f"photos of {options.side} px, patches of {options.patch_px} px; peak resident memory, MiB\n")
+    print("| photos | windows | accepted patches | patches stage | embeddings stage |\n|---|---|---|---|---|")
+    for factor in options.factors:
         with tempfile.TemporaryDirectory() as temporary:
             photos, cut, table = (Path(temporary) / name for name in ("photos", "patches", "embeddings"))
-            cut_photos(arguments.source, photos, arguments.photos * factor, arguments.side)
+            cut_photos(options.source, photos, options.photos * factor, options.side)
             cut.mkdir()
             table.mkdir()
-            size = "--patch-px", arguments.patch_px
-            first = peak_of(arguments.source, *size, "--stage", "patches", photos, cut)
-            second = peak_of(arguments.source, *size, "--stage", "embeddings", cut, table)
+            size = "--patch-px", options.patch_px
+            first = peak_of(options.source.resolve(), *size, "--stage", "patches", photos, cut)
+            second = peak_of(options.source.resolve(), *size, "--stage", "embeddings", cut, table)
             counts = read_summary(cut)
-            found = f"{counts['photos']} ({factor}x) | {counts['total']} | {counts['accepted']}"
-            print(f"| {found} | {first:.0f} | {second:.0f} |", flush=True)
+            row = f"{counts['photos']} ({factor}x) | {counts['total']} | {counts['accepted']}"
+            print(f"| {row} | {first:.0f} | {second:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What Prefect costs: the demo with and without it, the demo again from the cache, and many mapped tasks.
+"""The cost of Prefect: the demo with and without it, the demo again from the cache, and many mapped tasks.
 
     python -m benchmarks.orchestration [--full] [--repeats 3] [--tasks 200] [--only overhead cached mapped]
 
-Overhead: the command `ddsr demo` without Prefect, with Prefect's temporary server, and against a server that runs. The
-demo is shortened (`SHORT`; --full: as it is). What a command spends outside its stages is what orchestration and start
-cost: the seconds of the stages themselves, which a busy machine spreads, drop out. Cached: the same commands again.
-CPU seconds are those of the command and, where it starts one, of its temporary server.
+Overhead: the command `ddsr demo` without Prefect, with Prefect's temporary server, and against a running server. The demo
+is shortened (`SHORT`) unless --full is given. The time that a command spends outside its stages is the cost of startup and
+orchestration; the time of the stages themselves, which varies with the load, drops out. Cached: the same commands again.
+CPU seconds include the temporary server if the command starts one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Command:
 
     Attributes:
         wall: seconds from start to end; ``cpu``: of all its processes.
-        stages: seconds that stages took which were built.
-        cached: stages that were there already; ``count``: all of them.
+        stages: seconds spent building stages.
+        cached: number of stages from the cache; ``count``: of all stages.
     """
 
     wall: float
@@ -55,7 +55,7 @@ class Command:
 
 @contextmanager
 def environment_of(way: str, folder: Path) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
-    """Environment and options of a way to run the command."""
+    """Environment variables and options for one way to run the command."""
     unset = ("PREFECT_API_URL", "DDSR_HOME")
     clean = {name: value for name, value in os.environ.items() if name not in unset}
     clean = {**clean, "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT)}
@@ -65,7 +65,7 @@ def environment_of(way: str, folder: Path) -> Iterator[tuple[dict[str, str], tup
 
 
 def run_demo(home: Path, overrides: tuple[str, ...], environment: dict[str, str], options: tuple[str, ...]) -> Command:
-    """Run the command and take its times."""
+    """Run the command and measure it."""
     command = [sys.executable, "-m", "flows.cli.main", "demo", "--home", str(home), "--json", *options]
     command += [word for text in overrides for word in ("--set", text)]
     before, started = os.times(), time.monotonic()
@@ -79,25 +79,27 @@ def run_demo(home: Path, overrides: tuple[str, ...], environment: dict[str, str]
     return Command(wall, cpu, built, sum(row["cached"] for row in stages), len(stages))
 
 
-def demos(overrides: tuple[str, ...], repeats: int, cold: bool) -> dict[str, tuple[Command | None, list[Command]]]:
+def demos(
+    ways: list[str], overrides: tuple[str, ...], repeats: int, cold: bool
+) -> dict[str, tuple[Command | None, list[Command]]]:
     """For each way: the first run, in a home of its own if ``cold``, and the runs from the cache."""
-    found: dict[str, tuple[Command | None, list[Command]]] = {}
+    runs: dict[str, tuple[Command | None, list[Command]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         shared = Path(temporary) / "home"
-        for way in WAYS:
+        for way in ways:
             folder = Path(temporary) / way.replace(" ", "-")
             home = folder / "home" if cold else shared
             with environment_of(way, folder) as (environment, options):
                 first = run_demo(home, overrides, environment, options)
                 again = [run_demo(home, overrides, environment, options) for _ in range(repeats)]
-            found[way] = (first if cold else None, again)
-    return found
+            runs[way] = (first if cold else None, again)
+    return runs
 
 
 def overhead_table(firsts: dict[str, Command]) -> str:
-    """What each way costs beside the command without Prefect."""
+    """The cost of each way relative to the command without Prefect, which comes first."""
     plain = firsts["without Prefect"]
-    lines = ["| | wall, s | in stages, s | outside them, s | CPU, s | overhead, s | of the command without Prefect |",
+    lines = ["| | wall, s | in stages, s | outside stages, s | CPU, s | overhead, s | overhead relative to no Prefect |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for way, run in firsts.items():
         extra = run.outside - plain.outside
@@ -110,18 +112,18 @@ def overhead_table(firsts: dict[str, Command]) -> str:
 
 def cached_table(again: dict[str, list[Command]]) -> str:
     """Medians of the runs in which every stage came from the cache."""
-    lines = ["| | stages | wall, s | CPU, s | wall, times that without Prefect |", "|---|---|---|---|---|"]
+    lines = ["| | cached stages | wall, s | CPU, s | wall relative to no Prefect |", "|---|---|---|---|---|"]
     plain = statistics.median(run.wall for run in again["without Prefect"])
     for way, runs in again.items():
         wall, cpu = (statistics.median(getattr(run, field) for run in runs) for field in ("wall", "cpu"))
-        whole = f"{runs[0].cached} of {runs[0].count}"
-        lines.append(f"| {way} | {whole} | {wall:.1f} | {cpu:.1f} | {wall / plain:.2f} |")
+        stages = f"{runs[0].cached} of {runs[0].count}"
+        lines.append(f"| {way} | {stages} | {wall:.1f} | {cpu:.1f} | {wall / plain:.2f} |")
     return "\n".join(lines)
 
 
 def mapped_table(count: int) -> str:
-    """Tasks that do nothing on servers with each database."""
-    lines = ["| database | tasks | recorded as completed | s | tasks/s | database errors | s, times SQLite |",
+    """Tasks that do nothing, on a server with each database."""
+    lines = ["| database | tasks | recorded as completed | s | tasks/s | database errors | time relative to SQLite |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     first: float | None = None
     for name in ("SQLite", "PostgreSQL"):
@@ -149,10 +151,11 @@ def mapped_table(count: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the demo as it is")
-    parser.add_argument("--set", dest="overrides", action="append", help="in place of SHORT; may be repeated")
+    parser.add_argument("--full", action="store_true", help="run the demo without shortening it")
+    parser.add_argument("--set", dest="overrides", action="append", help="replaces SHORT; may be repeated")
     parser.add_argument("--repeats", type=int, default=3, help="runs from the cache")
-    parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--tasks", type=int, default=200, help="number of mapped tasks")
+    parser.add_argument("--ways", nargs="+", choices=WAYS[1:], default=list(WAYS[1:]), help="compared with no Prefect")
     parser.add_argument(
         "--only", nargs="+", choices=["overhead", "cached", "mapped"], default=["overhead", "cached", "mapped"]
     )
@@ -161,7 +164,9 @@ def main(arguments: list[str] | None = None) -> None:
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load before {load:.1f}; ddsr demo {' '.join(f'--set {text}' for text in overrides)}\n")
     if {"overhead", "cached"} & set(given.only):
-        runs = demos(overrides, given.repeats if "cached" in given.only else 0, cold="overhead" in given.only)
+        runs = demos(
+            [WAYS[0], *given.ways], overrides, given.repeats if "cached" in given.only else 0, cold="overhead" in given.only
+        )
         if "overhead" in given.only:
             print(overhead_table({way: first for way, (first, _) in runs.items() if first}), flush=True)
         if "cached" in given.only:

@@ -1,12 +1,12 @@
-"""Time of scoring photos by PSNR_bic against a plain loop over crops with OpenCV, and against decoding alone.
+"""Time of scoring photos by PSNR_bic compared with a plain loop over crops with OpenCV, and with decoding alone.
 
-    python benchmarks/patches.py FOLDER_OF_JPEGS [--count 12] [--long-side 2040] [--threads 2] [--repeats 5]
+    python -m benchmarks.patches FOLDER_OF_JPEGS [--count 12] [--long-side 2040] [--threads 2] [--repeats 5]
 
-The peer does as the paper's authors do: decode a photo, and for each 512-px window (stride 256) crop it, make it gray,
-scale it down and up with INTER_CUBIC, take the PSNR. OpenCV may use the same number of threads. All contestants take
-turns on the same photos, so that a busy machine slows all; times are medians of the turns. "Scoring alone" is given
-decoded photos; "with decoding" is pass 1 of the stage as it runs: reading, digest, decoding, scoring, one small file of
-scores a photo.
+The plain loop follows the authors' code: decode a photo, and for each 512-px window (stride 256) crop it, convert it to
+gray, scale it down and up with INTER_CUBIC, and compute the PSNR. OpenCV may use the same number of threads. The
+contestants take turns on the same photos, so that other load slows all of them; times are medians of the turns. "Scoring
+alone" starts from decoded photos; "with decoding" is pass 1 of the stage: reading, digest, decoding, scoring, and one
+small file of scores per photo.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def crop_by_crop(photo: Image.Image) -> list[float]:
 
 
 def open_rgb(data: bytes) -> Image.Image:
-    """A decoded photo, as the peer reads it."""
+    """A decoded photo, as the plain loop reads it."""
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
@@ -76,7 +76,7 @@ def prepare(source: Path, folder: Path, count: int, long_side: int) -> None:
 
 
 def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable[[], Any]]:
-    """What is timed: one call works through all photos."""
+    """What is timed; one call processes all photos."""
     data = [path.read_bytes() for path in find_images(folder)]
     arrays = [decode_rgb(item, "photo") for item in data]
     images = [Image.fromarray(array) for array in arrays]
@@ -102,41 +102,41 @@ def contestants(folder: Path, threads: int, scratch: Path) -> dict[str, Callable
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=12)
-    parser.add_argument("--long-side", type=int, default=2040, help="photos are scaled to this first, pixels")
+    parser.add_argument("--long-side", type=int, default=2040, help="scale the photos to this long side first, in pixels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    cv2.setNumThreads(arguments.threads)
-    scoring.WORKERS = arguments.threads
+    options = parser.parse_args(arguments)
+    cv2.setNumThreads(options.threads)
+    scoring.WORKERS = options.threads
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "photos"
         folder.mkdir()
-        prepare(arguments.photos, folder, arguments.count, arguments.long_side)
-        rivals = contestants(folder, arguments.threads, Path(temporary))
-        wall: dict[str, list[float]] = {name: [] for name in rivals}
-        cpu: dict[str, list[float]] = {name: [] for name in rivals}
-        for turn in range(arguments.repeats + 1):  # the first turn warms up
-            for name, work in rivals.items():
+        prepare(options.photos, folder, options.count, options.long_side)
+        timed = contestants(folder, options.threads, Path(temporary))
+        wall: dict[str, list[float]] = {name: [] for name in timed}
+        cpu: dict[str, list[float]] = {name: [] for name in timed}
+        for turn in range(options.repeats + 1):  # the first turn warms up
+            for name, work in timed.items():
                 started = time.perf_counter(), time.process_time()
                 work()
                 if turn:
-                    wall[name].append((time.perf_counter() - started[0]) / arguments.count)
-                    cpu[name].append((time.process_time() - started[1]) / arguments.count)
+                    wall[name].append((time.perf_counter() - started[0]) / options.count)
+                    cpu[name].append((time.process_time() - started[1]) / options.count)
 
     def ratio(of: str, to: str) -> str:
         return f"{statistics.median(a / b for a, b in zip(wall[of], wall[to], strict=True)):.2f}"
 
-    print(f"{arguments.count} photos, long side {arguments.long_side} px, {arguments.threads} threads; ms a photo\n")
-    print("| | wall | CPU | against crop by crop: times as fast | against decoding alone: times as long |")
+    print(f"{options.count} photos, long side {options.long_side} px, {options.threads} threads; ms per photo\n")
+    print("| | wall | CPU | speed relative to crop by crop | time relative to decoding alone |")
     print("|---|---|---|---|---|")
-    for name in rivals:
+    for name in timed:
         peer = f"{name.split(',')[0]}, crop by crop"
-        faster = ratio(peer, name) if peer in rivals else "-"
+        faster = ratio(peer, name) if peer in timed else "-"
         longer = ratio(name, "decoding alone") if name.startswith("with") else "-"
         medians = f"{statistics.median(wall[name]) * 1e3:.1f} | {statistics.median(cpu[name]) * 1e3:.1f}"
         print(f"| {name} | {medians} | {faster} | {longer} |")

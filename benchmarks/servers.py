@@ -1,4 +1,4 @@
-"""Servers that last as long as a block: Prefect's, and PostgreSQL for it."""
+"""Context managers for a Prefect server and for its PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_S = 300.0
-#: What a server whose database does not keep up writes into its log.
+#: Signs in the log of a server whose database does not keep up.
 DATABASE_ERRORS = (
     "OperationalError",
     "database is locked",
@@ -30,31 +30,31 @@ DATABASE_ERRORS = (
 
 @dataclass(frozen=True)
 class PrefectServer:
-    """Attributes: ``url`` of the API; ``log``: all that the server writes."""
+    """A running server: ``url`` of its API and its ``log`` file."""
 
     url: str
     log: Path
 
     def database_errors(self) -> int:
-        """Lines of the log that tell of one."""
+        """Number of log lines that report a database error."""
         return sum(any(sign in line for sign in DATABASE_ERRORS) for line in self.log.read_text().splitlines())
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """An unused port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
 def prefect_server(folder: Path, database: str | None = None, port: int | None = None) -> Iterator[PrefectServer]:
-    """`prefect server start` with a home of its own.
+    """`prefect server start` with its own PREFECT_HOME.
 
     Args:
-        folder: PREFECT_HOME; with SQLite also the database.
-        database: connection URL; none: SQLite.
-        port: of the API; any if not given.
+        folder: PREFECT_HOME; with SQLite it also holds the database.
+        database: connection URL; None: SQLite.
+        port: port of the API; None: any free port.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, log = port or free_port(), folder / "server.log"
@@ -89,25 +89,25 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -
             return
         except OSError as error:
             if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"Prefect's server has not started: {log.read_text()[-2000:]}") from error
+                raise RuntimeError(f"The Prefect server has not started: {log.read_text()[-2000:]}") from error
         time.sleep(0.1)
 
 
 def postgres_folder() -> Path | None:
-    """Where PostgreSQL's programs for a server are; None where they are not installed."""
+    """Folder of PostgreSQL's server programs; None if they are not installed."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    found = str(versions[-1]) if versions else shutil.which("initdb")
-    return Path(found).resolve().parent if found else None
+    initdb = str(versions[-1]) if versions else shutil.which("initdb")
+    return Path(initdb).resolve().parent if initdb else None
 
 
 @contextmanager
 def postgres_server(port: int | None = None) -> Iterator[str]:
-    """A PostgreSQL cluster in a temporary folder; its connection URL for Prefect.
+    """A PostgreSQL cluster in a temporary folder; yields its connection URL for Prefect.
 
-    It refuses to run as root; then it runs as the user ``postgres``, as which Debian's package installs it.
+    PostgreSQL refuses to run as root; root starts it as the user ``postgres`` of Debian's package.
 
     Raises:
-        RuntimeError: it is not installed, or does not start.
+        RuntimeError: PostgreSQL is not installed or does not start.
     """
     programs = postgres_folder()
     if programs is None:

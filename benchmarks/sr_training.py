@@ -1,11 +1,11 @@
-"""Time of a training step against BasicSR's own loop, on the same network, crops, batch and cores, in one process.
+"""Time of a training step compared with BasicSR's own loop: same network, crops, batch and cores, in one process.
 
-    python benchmarks/sr_training.py FOLDER_OF_PHOTOS [--network rcan] [--batch 4] [--threads 2] [--clock cpu]
+    python -m benchmarks.sr_training FOLDER_OF_PHOTOS [--network rcan] [--batch 4] [--threads 2] [--clock cpu]
 
-The two take turns step by step, so that a busy machine slows both. BasicSR's side is what its ``train.py`` does in an
-iteration: ``CPUPrefetcher`` over a ``DataLoader`` of ``PairedImageDataset`` on PNG sub-images on disk, then
+The two take turns step by step, so that other load slows both. BasicSR's side is one iteration of its ``train.py``:
+``CPUPrefetcher`` over a ``DataLoader`` of ``PairedImageDataset`` on PNG sub-images on disk, then
 ``SRModel.update_learning_rate``, ``feed_data`` and ``optimize_parameters`` with Adam and EMA. Its loader has no workers:
-they would decode while the other side is timed, and on a CPU the cores have nothing to spare for them.
+they would decode while the other side is timed, and on a CPU there are no spare cores for them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ddsr_core.sr.train_sr import train_step
 
 SUB_IMAGE_PX = 480
 PARTS = ("data", "forward and backward", "optimizer", "EMA")
-#: BasicSR's options of the networks that we have by the same name.
+#: BasicSR's options for the networks that ddsr has under the same name.
 NETWORKS: dict[str, dict[str, Any]] = {
     "edsr": {"type": "EDSR", "num_feat": 64, "num_block": 16},
     "rcan": {"type": "RCAN", "num_feat": 64, "num_group": 10, "num_block": 20},
@@ -62,7 +62,7 @@ class Watch:
         return wrapped
 
     def step(self, work: Callable[[], None]) -> None:
-        """Run one step; what no part pins is forward and backward."""
+        """Run one step; time outside the named parts counts as forward and backward."""
         self.steps.append(dict.fromkeys(PARTS, 0.0))
         started = self.clock()
         work()
@@ -89,7 +89,7 @@ def write_sub_images(photos: Path, folder: Path, count: int) -> None:
                 save_png(folder / f"LRx4/{made:04d}.png", to_uint8(make_lr(to_float(crop)))[0])
                 made += 1
     if made < count:
-        raise SystemExit(f"{photos}: {made} crops of {SUB_IMAGE_PX} px, {count} are wanted; name a folder of larger photos")
+        raise SystemExit(f"{photos}: {made} crops of {SUB_IMAGE_PX} px, {count} needed; name a folder with larger photos")
 
 
 def basicsr_step(network: dict[str, Any], data: Path, arguments: argparse.Namespace, watch: Watch) -> Callable[[], None]:
@@ -123,11 +123,11 @@ def basicsr_step(network: dict[str, Any], data: Path, arguments: argparse.Namesp
     taken = iter(range(1, 10**9))
 
     def fetch() -> dict[str, Any]:
-        found = prefetcher.next()
-        if found is None:  # an epoch is over
+        batch = prefetcher.next()
+        if batch is None:  # an epoch is over
             prefetcher.reset()
-            found = prefetcher.next()
-        return found
+            batch = prefetcher.next()
+        return batch
 
     fetch = watch.timed("data", fetch)
 
@@ -159,7 +159,7 @@ def ddsr_step(config: TrainSRConfig, data: Path, folder: Path, watch: Watch) -> 
     return work
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--network", choices=sorted(NETWORKS), default="edsr")
@@ -170,28 +170,28 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--compile", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
 
     config = TrainSRConfig(
-        arch=arguments.network, iterations=10**6, batch_size=arguments.batch, lr_patch_px=arguments.patch,
-        precision=arguments.precision, compile=arguments.compile,
+        arch=options.network, iterations=10**6, batch_size=options.batch, lr_patch_px=options.patch,
+        precision=options.precision, compile=options.compile,
     )  # fmt: skip
     watches = {"ddsr": Watch(clock), "BasicSR": Watch(clock)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_sub_images(arguments.photos, folder / "data", count=2 * arguments.batch)
+        write_sub_images(options.photos, folder / "data", count=2 * options.batch)
         steps = {
             "ddsr": ddsr_step(config, folder / "data", folder / "packed", watches["ddsr"]),
-            "BasicSR": basicsr_step(NETWORKS[arguments.network], folder / "data", arguments, watches["BasicSR"]),
+            "BasicSR": basicsr_step(NETWORKS[options.network], folder / "data", options, watches["BasicSR"]),
         }
-        for _ in range(1 + arguments.steps):
+        for _ in range(1 + options.steps):
             for name, work in steps.items():
                 watches[name].step(work)
 
-    what = f"{arguments.network}, batch {arguments.batch}, LR {arguments.patch} px, {arguments.threads} threads"
-    print(f"{what}; median ms of {arguments.steps} steps ({arguments.clock} time)\n")
+    what = f"{options.network}, batch {options.batch}, LR {options.patch} px, {options.threads} threads"
+    print(f"{what}; median ms of {options.steps} steps ({options.clock} time)\n")
     print("| part | ddsr | BasicSR | ratio |\n|---|---|---|---|")
     for part in (*PARTS, "step"):
         mine, peer = watches["ddsr"].median(part), watches["BasicSR"].median(part)

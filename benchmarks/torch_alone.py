@@ -1,7 +1,7 @@
-"""Run ddsr's training step on a machine that has PyTorch and NumPy and nothing else of ddsr's needs.
+"""Run ddsr's training step on a machine that has PyTorch and NumPy but none of ddsr's other dependencies.
 
-`install` puts stand-ins for pydantic, safetensors and others where the real packages are absent. They hold values and check
-nothing: enough to time code whose configs are written in the benchmark itself. Not for use outside of benchmarks.
+`install` provides stand-ins for pydantic, safetensors and others if they are absent. They hold values and validate nothing,
+which is enough to time code whose configs are written in the benchmark itself. Do not use them outside of benchmarks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-#: Dotted names that ddsr's step imports when it is loaded, not when it is run.
+#: Modules that ddsr's step imports when it is loaded but does not use when it runs.
 REPLACED = (
     "pydantic", "safetensors", "safetensors.torch", "pyarrow", "pyarrow.parquet", "PIL",
 )  # fmt: skip
@@ -21,7 +21,7 @@ MISSING = object()
 
 
 class Fields:
-    """pydantic.BaseModel without validation: declared fields as attributes, defaults for those not given."""
+    """pydantic.BaseModel without validation: declared fields become attributes, with their defaults."""
 
     def __init__(self, **given: Any) -> None:
         declared = {name for kind in type(self).__mro__ for name in inspect.get_annotations(kind)}
@@ -36,12 +36,12 @@ def field(default: Any = MISSING, **_: Any) -> Any:
 
 
 def keep_function(*_: Any, **__: Any) -> Callable[[Any], Any]:
-    """A decorator factory whose decorator returns the function as it is."""
+    """A decorator factory whose decorator returns the function unchanged."""
     return lambda function: function
 
 
 class StandIn(ModuleType):
-    """Has every name, so that ``from x import y`` succeeds; what is not known by name is an exception nobody raises."""
+    """Has every name, so that ``from x import y`` succeeds; unknown names are exception classes that are never raised."""
 
     known: dict[str, Any] = {  # noqa: RUF012
         "BaseModel": Fields,
@@ -58,7 +58,7 @@ class StandIn(ModuleType):
 
 
 def install() -> list[str]:
-    """Put the stand-ins in place; returns the names of the packages that were absent."""
+    """Install the stand-ins; returns the names of the absent packages."""
     roots = dict.fromkeys(name.split(".")[0] for name in REPLACED)
     absent = [name for name in roots if importlib.util.find_spec(name) is None]
     for name in REPLACED:

@@ -4,15 +4,30 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import finetune_step, gpu, hit_srf
+from benchmarks import (
+    base_model,
+    embeddings,
+    evaluation,
+    finetune_step,
+    gpu,
+    hit_srf,
+    memory,
+    orchestration,
+    patches,
+    sr_training,
+    structure,
+    texture,
+)
 from benchmarks.decoders import SdDecoder, TinyDecoder
 from benchmarks.gpu_work import Cell
 from benchmarks.torch_alone import Fields, field
@@ -22,8 +37,16 @@ from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.dit import DiTConfig
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.training_set import TrainingSet, draw_batch, parts_of
+from ddsr_core.imaging.demo_photos import write_demo_photos
+from ddsr_core.imaging.images import save_png
+from ddsr_core.pseudo_labels import embeddings as embeddings_stage
+from ddsr_core.pseudo_labels import scoring
+from ddsr_core.sr.train_sr import train as sr_stage
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Libraries of other benchmarks, and those that the tests below run under another name.
+NO_COMMAND = {"decoders", "gpu_work", "servers", "torch_alone"}
+NEEDS_SERVER = {"many_tasks", "orchestration"}
 #: PyTorch and what it needs itself: the site-packages of a machine without any of ddsr's other dependencies.
 TORCH_ALONE = (
     "torch", "torch-*", "torchgen", "functorch", "numpy", "numpy.libs", "numpy-*", "nvidia", "triton", "filelock", "sympy",
@@ -193,4 +216,99 @@ def test_hit_srf_benchmark_compares_equal_networks(capsys: pytest.CaptureFixture
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
     assert [row[0] for row in rows] == list(hit_srf.WAYS)
     assert all(float(row[-1]) < 1e-5 for row in rows)
-    assert float(rows[2][-1]) > 0  # really computed otherwise
+    assert float(rows[2][-1]) > 0  # computed in a different order
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo photos; three are large enough for BasicSR's sub-images of 480 px."""
+    training, _ = write_demo_photos(tmp_path_factory.mktemp("demo"))
+    return training
+
+
+@pytest.fixture(scope="module")
+def small_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one photo of 256 px: 49 windows of the small protocol."""
+    rows, columns = np.mgrid[0:256, 0:256]
+    noise = np.random.default_rng(0).integers(0, 96, (256, 256, 3))
+    photo = (rows[..., None] // 2 + (columns[..., None] // 16 % 2) * 16 + noise).clip(0, 255).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("small")
+    save_png(folder / "photo.png", photo)
+    return folder
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what benchmarks replace in ddsr's modules, and their number of threads."""
+    for module, name in (
+        (embeddings_stage, "load_embedder"), (embeddings_stage, "DECODERS"), (scoring, "WORKERS"),
+        (sr_stage, "update_ema"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, getattr(module, name))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+#: One step of everything.
+TOY_RUN = (
+    "--set", "finetune.steps=1", "--set", "sample.count=7", "--set", "sample.steps=2",
+    "--set", "teacher.iterations=1",
+)  # fmt: skip
+#: Arguments at toy size: module, photos to give it, further arguments, heads of the rows of its table.
+TOYS = {
+    "embeddings": (embeddings, "photos", ["--count", "2", "--patch-px", "32", "--batch-size", "2", "--repeats", "1"],
+                   ["ddsr, whole stage", "single patches, Pillow", "network alone"]),
+    "evaluation": (evaluation, "photos", ["--count", "1", "--networks", "2", "--threads", "1"],
+                   ["first network", "each further one", "2 networks"]),
+    "memory": (memory, "photos", ["--photos", "1", "--factors", "1"], ["1 (1x)"]),
+    "patches": (patches, "photos", ["--count", "1", "--long-side", "600", "--threads", "1", "--repeats", "1"],
+                ["decoding alone", "scoring alone, crop by crop", "scoring alone, ddsr opencv", "scoring alone, ddsr matlab",
+                 "with decoding, crop by crop", "with decoding, ddsr opencv", "with decoding, ddsr matlab",
+                 "one accepted patch as PNG"]),
+    "sr_training": (sr_training, "photos", ["--batch", "1", "--patch", "16", "--steps", "1", "--threads", "1"],
+                    [*sr_training.PARTS, "step"]),
+    "texture": (texture, "small_photo", [*TOY_RUN, "--only", "L_simple"], ["L_simple"]),
+    "structure": (structure, "small_photo", [*TOY_RUN, "--only", "fine-tuned, L_SR off"],
+                  ["24 accepted patches", "the same, encoded and decoded", "fine-tuned, L_SR off"]),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("name", TOYS)
+def test_benchmark_prints_its_table(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, photos, arguments, rows = TOYS[name]
+    home = ["--home", str(tmp_path)] if photos == "small_photo" else []
+    module.main([str(request.getfixturevalue(photos)), *arguments, *home])
+    (table,) = tables_of(capsys.readouterr().out)
+    assert_well_formed(table)
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == rows
+
+
+def test_figures_of_a_base_model_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base_model.main(["--samples", "2", "--windows", "3", "--sheet", str(tmp_path / "sheet.png")])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["windows"] == 3
+    assert 15 < figures["reconstruction_psnr_db"] < 40
+    assert (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not os.environ.get("DDSR_E2E"), reason="starts servers: set DDSR_E2E=1")
+def test_orchestration_benchmark_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["finetune.steps=1", "sample.count=7", "sample.oversample=1", "sample.steps=2", "sr.train.iterations=1",
+                 "teacher.iterations=1"]  # fmt: skip
+    settings = [word for text in overrides for word in ("--set", text)]
+    orchestration.main(["--ways", "running server", "--repeats", "1", "--tasks", "5", *settings])
+    overhead, cached, mapped = tables_of(capsys.readouterr().out)
+    for table in (overhead, cached, mapped):
+        assert_well_formed(table)
+    assert [line.split(" | ")[0] for line in cached[2:]] == ["| without Prefect", "| running server"]
+    assert mapped[2].startswith("| SQLite | 5 | 5 |")
+
+
+def test_every_benchmark_is_run_here() -> None:
+    files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"}
+    assert files == {*TOYS, *NO_COMMAND, *NEEDS_SERVER, "base_model", "base_recipe", "finetune_step", "gpu", "hit_srf"}

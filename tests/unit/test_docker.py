@@ -1,6 +1,8 @@
-"""What can be checked of the images, the compose file and the pool templates without an engine."""
+"""Images, compose file and pool templates, as far as they can be checked without a container engine."""
 
 import asyncio
+import graphlib
+import ipaddress
 import json
 import re
 import shlex
@@ -43,19 +45,30 @@ def test_base_images_are_pinned():
     assert all(re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?-[a-z-]+", image) for image in outside), outside
 
 
-def test_what_is_copied_is_there_and_let_in():
-    let_in = {
+def test_copied_files_exist_and_are_in_the_build_context():
+    included = {
         line[1:] for line in (ROOT / "docker/Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
     }
     copied = [name for line in instructions("COPY") if not line.startswith("--from") for name in shlex.split(line)[:-1]]
     assert copied
     assert {name for name in copied if not (ROOT / name).exists()} == set()
-    assert set(copied) == let_in
+    assert set(copied) == included
 
 
-def test_images_run_as_user_and_have_the_flows_where_deployments_say():
-    assert instructions("USER")[-1] == "1000:1000"
-    assert DOCKERFILE.index("USER 1000:1000") < DOCKERFILE.index("FROM cpu AS cuda")
+def test_images_and_pods_run_as_the_user_that_the_image_creates():
+    uid = re.search(r"useradd --uid (\d+)", DOCKERFILE)
+    assert uid is not None
+    user = f"{uid[1]}:{uid[1]}"
+    for target in ("cpu", "cuda"):
+        stage = DOCKERFILE.split(f" AS {target}\n")[1].split("\nFROM ")[0]
+        assert re.findall(r"^USER (.+)$", stage, re.MULTILINE)[-1] == user
+    for pool in POOLS:
+        assert template(NOBODY, "docker", pool)["job_configuration"]["container_create_kwargs"]["user"] == user
+        pod = template(NOBODY, "kubernetes", pool)["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+        assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]) == (int(uid[1]), int(uid[1]))
+
+
+def test_the_flows_are_where_deployments_say():
     assert instructions("WORKDIR") == [IMAGE_ROOT]
     assert not instructions("ENTRYPOINT")  # Prefect's workers start the image with a command of their own
 
@@ -68,9 +81,11 @@ def test_workers_poll_the_pools_of_the_deployments():
     assert polled == deployed == set(POOLS)
 
 
-def test_ports_are_bound_to_loopback():
-    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert ports == {"server": ["${DDSR_BIND:-127.0.0.1}:${DDSR_PORT:-4200}:4200"]}
+def test_published_ports_are_bound_to_loopback_by_default():
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    hosts = [re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", port).rsplit(":", 2)[0] for port in published]
+    assert hosts
+    assert all(ipaddress.ip_address(host).is_loopback for host in hosts), published
 
 
 def test_secrets_come_from_the_environment_and_are_asked_for():
@@ -85,15 +100,30 @@ def test_secrets_come_from_the_environment_and_are_asked_for():
     assert "/docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_every_service_waits_for_a_healthy_one_and_the_gpu_is_reserved():
-    for name, service in DDSR.items():
-        for other, how in service["depends_on"].items():
-            assert other in SERVICES
-            assert how["condition"] == ("service_completed_successfully" if other == "deploy" else "service_healthy"), name
-    gpu = SERVICES["worker-cuda"]
-    assert gpu["profiles"] == ["gpu"]
-    assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
-    assert all(service["cap_drop"] == ["ALL"] and service["build"]["target"] in POOLS for service in DDSR.values())
+def has_healthcheck(service: dict[str, Any]) -> bool:
+    """From the compose file, or for images of ours from the Dockerfile."""
+    check = service.get("healthcheck", {"test": instructions("HEALTHCHECK")} if "build" in service else {})
+    return bool(check.get("test")) and not check.get("disable")
+
+
+def test_services_wait_for_what_can_become_healthy_or_ends():
+    waits = {name: service["depends_on"] for name, service in DDSR.items()}
+    for name, dependencies in waits.items():
+        for other, how in dependencies.items():
+            ends = SERVICES[other].get("restart", "").startswith("on-failure")
+            assert how["condition"] == ("service_completed_successfully" if ends else "service_healthy"), (name, other)
+            assert ends or has_healthcheck(SERVICES[other]), (name, other)
+    graphlib.TopologicalSorter(waits).prepare()  # raises on a circle
+
+
+def test_gpus_are_reserved_by_services_of_the_gpu_profile_alone():
+    reserving = {
+        name for name, service in SERVICES.items()
+        if any("gpu" in device["capabilities"] for device in
+               service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", []))
+    }  # fmt: skip
+    assert reserving == {name for name, service in SERVICES.items() if "gpu" in service.get("profiles", [])}
+    assert reserving == {name for name, service in DDSR.items() if service["build"]["target"] == "cuda"}
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
@@ -117,13 +147,14 @@ def test_templates_differ_in_the_gpu_alone(kind: Any):
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 @pytest.mark.parametrize("pool", ["cpu", "cuda"])
-def test_runs_keep_out_the_workers_own_folders(kind: Any, pool: str):
-    """A worker hands its Prefect settings on, and its PREFECT_HOME is no folder of the container."""
+def test_folders_of_runs_are_those_of_the_image_not_of_the_worker(kind: Any, pool: str):
+    """A worker passes its Prefect settings on to runs, and its PREFECT_HOME is no folder of the container."""
     environment = template(NOBODY, kind, pool)["variables"]["properties"]["env"]["default"]
-    assert environment == {
-        "PREFECT_HOME": "/home/ddsr/.prefect",
-        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": "/data/prefect-results",
-    }
+    results = "PREFECT_RESULTS_LOCAL_STORAGE_PATH"
+    assert f"{results}={environment[results]} " in DOCKERFILE
+    assert Path(environment[results]).is_relative_to(instructions("VOLUME")[0])
+    assert Path(environment["PREFECT_HOME"]).is_relative_to("/home/ddsr")  # made by useradd --create-home ... ddsr
+    assert re.search(r"useradd .*--create-home .*\bddsr$", DOCKERFILE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])

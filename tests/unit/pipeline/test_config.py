@@ -95,9 +95,9 @@ def test_a_config_that_is_given_is_used_as_it_is_even_if_all_its_fields_are_defa
 
 
 def test_none_is_the_text_where_a_field_takes_it_and_null_elsewhere():
-    changed = load_config("demo", overrides=["sample.select=none", "finetune.epochs=none"])
+    changed = load_config("demo", overrides=["sample.select=none", "sample.decode_tile_px=none"])
     assert changed.sample.select == "none"
-    assert changed.finetune.epochs is None
+    assert changed.sample.decode_tile_px is None
     with pytest.raises(ConfigError, match=r"sample\.select"):
         load_config("demo", overrides=["sample.select=null"])
 
@@ -127,6 +127,11 @@ def test_a_written_config_reads_back_as_itself(tmp_path: Path):
         ("finetune.steps=-1", "finetune.steps"),
         ("sample.sampler=euler", "sample.sampler"),
         ("clusters.k=many", "clusters.k"),
+        ("sr.sources=['random']", "it is now called 'sr.training_sets'"),
+        ("judge.iterations=3", "it is now called 'teacher'"),
+        ("sample.restored_share=1", "it is now called 'sample.detail_restoration'"),
+        ("finetune.row_start=null", "it is now called 'finetune.class_row_init'"),
+        ("sr.training_sets=['k-centre']", "'k-centre' is now called 'k-center'"),
         ("nonsense", "--set"),
         ("=3", "--set"),
     ],
