@@ -22,8 +22,8 @@ ROOMS = (
     "errors", "progress", "parallel", "config", "storage", "metrics", "imaging", "pseudo_labels", "diffusion", "sr",
     "sampling", "baselines", "evaluation", "stages", "report", "pipeline", "experiments", "nightly", "pretrain", "gc", "api",
 )  # fmt: skip
-#: May be imported by anybody, and import nothing but pydantic and each other.
-LIGHT_NAMES = ("config", "names")
+#: Configs and tables of names. They may be imported by anybody, and import nothing but pydantic and each other.
+LIGHT_NAMES = ("config", "names", "spec", "kernel", "architectures", "recipes")
 #: What a light module may import from outside.
 LIGHT_IMPORTS = {
     "__future__", "collections", "dataclasses", "difflib", "enum", "hashlib", "json", "math", "pathlib", "pydantic", "re",
