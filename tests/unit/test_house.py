@@ -93,6 +93,7 @@ def listed(items: list[Import]) -> str:
 def test_every_room_of_the_library_has_its_place():
     assert {room_of(name) for name in MODULES if name.startswith("ddsr_core.")} <= {
         *ROOMS,
+        "__main__",
         "presets",
         "protocols",
         "weights",
