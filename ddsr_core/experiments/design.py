@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ddsr_core.baselines.names import RESTORED_MEANING, TRAINING_SETS, TrainingSetName
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.pipeline.config import PipelineConfig, merge
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
 
 #: Every variant is compared with this one, seed by seed.
 REFERENCE = "random"

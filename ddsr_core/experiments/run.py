@@ -23,6 +23,7 @@ from ddsr_core.pipeline.run import Run
 from ddsr_core.pipeline.run_folder import run_folder
 from ddsr_core.pipeline.run_state import complete_run
 from ddsr_core.pipeline.stages import Stages
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import storage_errors, write_atomically
 from ddsr_core.storage.stage import Artifact, Source, StageInput
 
@@ -162,7 +163,7 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
     for network in design.networks_of(config):
         recipe = network.config(config, 0)
         arch = "" if network.name == recipe.arch else f"`{recipe.arch}`, "
-        networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {recipe.plan.batch_size})")
+        networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {plan_of(recipe).batch_size})")
     counts = sorted({variant.images or config.sample.count for variant in design.variants if variant.source not in WHOLE})
     return (
         f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px per set, base `{config.base}`, "

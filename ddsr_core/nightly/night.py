@@ -155,7 +155,7 @@ def require_measurable(night: Night) -> None:
     """
     if not night.config.sr.archs:
         raise ConfigError("versions are compared by SR networks", where="sr.archs", fix="Name at least one network.")
-    if not getattr(night.config.evaluate, night.metric, True):  # PSNR and SSIM have no switch: they are always measured
+    if night.metric not in night.config.evaluate.metrics:
         fix = f"Set evaluate.{night.metric}=true, or choose another metric."
         raise ConfigError(f"{METRICS[night.metric].label} is not measured", where=f"evaluate.{night.metric}", fix=fix)
 

@@ -18,6 +18,7 @@ from ddsr_core import __version__
 from ddsr_core.errors import StorageError
 from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, PROTOCOLS, ExperimentName
 from ddsr_core.imaging.demo_photos import write_demo_photos
+from ddsr_core.pipeline.home import home_of
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.doctor import examine
@@ -38,7 +39,7 @@ from flows.cli.options import (
     set_option,
     where_options,
 )
-from flows.cli.running import home_of, run_experiment, run_pipeline
+from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
 
 
@@ -156,7 +157,7 @@ def doctor(home: str | None, as_json: bool) -> None:
 
 @setup.command()
 @click.option("--photos", type=click.Path(path_type=Path), metavar="DIR",
-              help="Photos to train on.  [default: photos from Debian's wallpaper packages, downloaded]")  # fmt: skip
+              help="Photos to train on.  [default: photographs from Debian packages, downloaded]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the base model.")
 @set_option("prior_steps=100", "Change one field of the recipe; may be repeated.")
 def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None:

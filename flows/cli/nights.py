@@ -9,6 +9,7 @@ import click
 
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.nightly.registry import Version, read_registry
+from ddsr_core.pipeline.home import home_of
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.options import (
     Group,
@@ -21,7 +22,7 @@ from flows.cli.options import (
     preset_option,
     where_options,
 )
-from flows.cli.running import home_of, run_night
+from flows.cli.running import run_night
 
 series_option = click.option(
     "--name", default="nightly", show_default=True, help="Name of the series, its folder below HOME/nightly."

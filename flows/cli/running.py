@@ -13,17 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddsr_core.pipeline.home import home_of
+
 if TYPE_CHECKING:  # for a command line that answers at once: what a run needs takes seconds to import
     from ddsr_core.pipeline.request import RunRequest
 
-DEFAULT_HOME = "ddsr-home"
 R = TypeVar("R", bound="RunRequest")
-
-
-def home_of(home: str | None) -> str:
-    """The home, a folder or a URL on S3: the option, $DDSR_HOME, or ./ddsr-home."""
-    named = home or os.environ.get("DDSR_HOME", DEFAULT_HOME)
-    return named if "://" in named else str(Path(named).expanduser().absolute())
 
 
 def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: str | None, workers: int, **fields: Any) -> R:
@@ -37,11 +32,10 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
     Raises:
         ConfigError: the file cannot be read, or has an unknown field or a value out of range.
     """
-    from ddsr_core.pipeline.config import load_config
+    from ddsr_core.pipeline.config import checked, load_config
 
-    request = kind(
-        home=home_of(home), runner=runner or ("processes" if workers > 1 else "sequential"), workers=workers, **fields
-    )
+    runner = runner or ("processes" if workers > 1 else "sequential")
+    request = checked(kind, {"home": home_of(home), "runner": runner, "workers": workers, **fields})
     if file is None:
         return request
     return request.model_copy(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
+from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import list_runs, read_run
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.options import Group, home_option, json_option
-from flows.cli.running import home_of
 
 
 @click.group(cls=Group, title="Results")
@@ -88,7 +88,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
-    from flows.cli.single_steps import search_run  # imports torch
+    from ddsr_core.pipeline.steps import search_run  # imports torch
 
     if (text is None) == (image is None):
         raise click.UsageError("Give either a text or --image FILE.")

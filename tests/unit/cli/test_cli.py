@@ -178,7 +178,7 @@ def test_evaluate_bicubic_writes_the_metrics(tmp_path: Path):
 def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -201,7 +201,7 @@ def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
 
 
 def test_upscale_says_by_how_much(tmp_path: Path):
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -251,7 +251,7 @@ def test_train_sr_on_crops_of_a_wrong_size_is_one_message(tmp_path: Path):
 def small_weights(folder: Path) -> Path:
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}

@@ -89,7 +89,7 @@ def test_the_pipeline_samples_pseudo_labels(folder: Path) -> None:
     assert abs(drawn[0] - drawn[2]).max() > 0.01
 
 
-def test_the_pipelines_network_is_ours_once_its_frequencies_are_mended(models: tuple[Base, Base], folder: Path) -> None:
+def test_the_pipelines_network_is_ours_once_its_frequencies_are_corrected(models: tuple[Base, Base], folder: Path) -> None:
     transformer = DiTPipeline.from_pretrained(folder).transformer
     x, t, y = probe()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, ExperimentN
 from ddsr_core.experiments.paper_tables import COUNTS, PAPER, design_of, paper_cells
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.pipeline.config import load_config
+from ddsr_core.sr.plan import plan_of
 
 DESIGN = Design(
     "table2",
@@ -103,7 +104,7 @@ def test_every_experiment_can_be_configured(name, protocol):
     for network in design.networks_of(config):
         recipe = network.config(config, seed=3)
         assert (recipe.arch, recipe.seed) == (network.arch, 3)
-        assert recipe.plan.lr_patch_px * 4 <= config.patches.patch_px  # a crop fits into an image
+        assert plan_of(recipe).lr_patch_px * 4 <= config.patches.patch_px  # a crop fits into an image
 
 
 def test_every_network_of_a_table_has_the_same_iterations_for_every_source():

@@ -220,11 +220,12 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
+    from ddsr_core.pipeline.request import Execution
     from ddsr_core.pipeline.run import require_one_machine
 
-    for where in ({"gpu": "pool", "runner": "sequential"}, {"gpu": "local", "runner": "ray"}):
+    for elsewhere in (Execution(gpu="pool"), Execution(runner="ray")):
         with pytest.raises(ConfigError, match="held out") as caught:
-            require_one_machine(machines[0], **where)  # type: ignore[arg-type]
+            require_one_machine(elsewhere, machines[0])
         assert "name test photos" in str(caught.value.fix)
-        require_one_machine(Store(tmp_path), **where)  # type: ignore[arg-type]
-    require_one_machine(machines[0], "local", "processes")
+        require_one_machine(elsewhere, Store(tmp_path))
+    require_one_machine(Execution(runner="processes"), machines[0])
