@@ -113,7 +113,8 @@ def _config_of(crops: Crops) -> PipelineConfig:
         "finetune": {"class_row_init": None},
         "sample": {"count": crops.budget},
     }
-    return PipelineConfig.model_validate(values)
+    config: PipelineConfig = with_overrides(PipelineConfig, values)
+    return config
 
 
 def evaluate_networks(
