@@ -17,8 +17,8 @@ from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
 from ddsr_core.pipeline.run_folder import check_run_name, published_state, read_run, run_folder
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
-from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
 from ddsr_core.report.html import write_report
+from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
 from ddsr_core.storage.files import now, storage_errors, write_atomically, write_json
 from ddsr_core.storage.stage import Artifact
 from ddsr_core.storage.store import LOG, Store

@@ -119,12 +119,12 @@ def score_photos(config: PatchesConfig, photos: Path, sources: Sequence[Photo], 
     """
     (out / RESUME / "scores").mkdir(parents=True, exist_ok=True)
     todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
-    whole = PhotosToScore(config, photos, {i: sources[i].name for i in todo}, out, runtime.photo_cache)
+    job = PhotosToScore(config, photos, {i: sources[i].name for i in todo}, out, runtime.photo_cache)
     cache = _score_cache(config, runtime.photo_cache)
     known, used = cache.known(), set[str]()
     done = len(sources) - len(todo)
     with runtime.progress("Scoring photos", total=len(sources), unit="photos", done=done) as bar:
-        for indices in _scored(whole, sources, cache, runtime):
+        for indices in _scored(job, sources, cache, runtime):
             if runtime.photo_cache is not None:
                 used |= _add_to_cache(cache, known, indices, out)
             bar.advance(len(indices))
@@ -183,16 +183,14 @@ def gather_scores(config: PatchesConfig, sources: Sequence[Photo], out: Path) ->
     return Scores(**{name: np.concatenate(parts) for name, parts in columns.items()}, skipped=skipped)
 
 
-def _scored(
-    whole: PhotosToScore, sources: Sequence[Photo], cache: ScoreCache, runtime: Runtime
-) -> Iterator[Collection[int]]:
+def _scored(job: PhotosToScore, sources: Sequence[Photo], cache: ScoreCache, runtime: Runtime) -> Iterator[Collection[int]]:
     """Score the photos here or in parts elsewhere; yields the indices of photos whose files are written."""
     parts = [
-        PhotosToScore(whole.config, whole.photos, {i: whole.names[i] for i in indices}, whole.out, whole.photo_cache)
-        for indices in in_parts(list(whole.names), PHOTOS_PER_PART)
+        PhotosToScore(job.config, job.photos, {i: job.names[i] for i in indices}, job.out, job.photo_cache)
+        for indices in in_parts(list(job.names), PHOTOS_PER_PART)
     ]
     if runtime.run_parts is None or len(parts) < 2:
-        yield from ([index] for index in _score(whole, sources, cache))
+        yield from ([index] for index in _score(job, sources, cache))
         return
     for part, _ in zip(parts, runtime.run_parts(score_part, parts), strict=True):
         yield part.names

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ddsr_core.config import Runtime
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pipeline import steps
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
@@ -18,7 +18,8 @@ from ddsr_core.pipeline.steps import Crops, ModelExport, export_network, search_
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.run import run as pretrain
 from ddsr_core.pretrain.wallpapers import fetch_wallpapers
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.stage import RESUME, Artifact, Source
 from ddsr_core.storage.store import Store
@@ -36,7 +37,7 @@ def train_one(
     weights, cached = steps.train_one(_backend(store, device), recipe, data, crops)
     crop = weights.manifest.config["lr_patch_px"]
     if crop is not None and recipe.lr_patch_px is None:
-        text = f"LR crops of {crop} px: the images are smaller than the published {recipe.plan.lr_patch_px} px"
+        text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
         click.echo(f"ddsr: {text}", err=True)
     return weights, cached
 

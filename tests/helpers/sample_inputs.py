@@ -17,7 +17,7 @@ from ddsr_core.imaging.bicubic import upsample
 from ddsr_core.imaging.decode import decode_rgb
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
-from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.networks import build_network
 from ddsr_core.sr.weights import save_weights
 from ddsr_core.storage.vector_table import write_table
 from tests.helpers.tiny_base import SHAPE, write_base, write_clusters, write_latents, write_patches

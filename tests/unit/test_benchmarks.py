@@ -41,7 +41,7 @@ from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pseudo_labels import embeddings as embeddings_stage
 from ddsr_core.pseudo_labels import scoring
-from ddsr_core.sr import train as sr_stage
+from ddsr_core.sr.train_sr import train as sr_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Libraries of other benchmarks, and those that the tests below run under another name.

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ddsr_core.baselines.crops import CropsConfig, draw_crop, draw_patches, run
+from ddsr_core.baselines.config import CropsConfig
+from ddsr_core.baselines.crops import draw_crop, draw_patches, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.bicubic import psnr_bic

@@ -248,7 +248,7 @@ def test_what_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_weights_are_loaded_from_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}

@@ -14,7 +14,7 @@ from spandrel.architectures.RCAN import RCAN
 from torch import nn
 
 from ddsr_core.errors import InputError
-from ddsr_core.sr.architectures import build_network, public_names
+from ddsr_core.sr.networks import build_network, public_names
 from ddsr_core.sr.weights import load_network, save_weights
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
 
