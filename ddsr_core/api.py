@@ -134,7 +134,7 @@ def train(
         data: a folder of images, a distilled set, a patches artifact, or Parquet.
         arch: a name in `ddsr_core.sr.architectures.ARCHITECTURES`, or ``"module:Class"``.
         crops: which crops of the images to train on; None for the images as they are.
-        recipe: fields of `ddsr_core.sr.train.TrainSRConfig`, such as ``iterations=2000``.
+        recipe: fields of `ddsr_core.sr.config.TrainSRConfig`, such as ``iterations=2000``.
 
     Returns:
         A folder with ``weights.safetensors`` and ``weights.pth``.

@@ -36,6 +36,9 @@ from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 STAGE_NAME = "pretrain"
 PROGRESS = "progress"
+FEATURES = "features.safetensors"
+#: Beside the model: ``centers float32 (classes, 512)``, the k-means centers of its classes (`ddsr_core.pretrain.features`).
+CLASSES = "classes.safetensors"
 #: Samples on a sheet, and in a row of it.
 SHEET_SAMPLES, SHEET_COLUMNS = 64, 16
 
@@ -99,6 +102,7 @@ def run(config: PretrainConfig, *, photos: Path, out: Path, runtime: Runtime) ->
         latent_shift=tuple(unit[0].tolist()), latent_scale=tuple(unit[1].tolist()),
     )  # fmt: skip
     save_base(out, info, dit, vae)
+    save_file({"centers": load_file(place.work / "features" / FEATURES)["centers"]}, out / CLASSES)
     write_json(out / "curves.json", {"scores": scores, "config": config.model_dump(mode="json"), **patches.facts})
     return StageResult(counts={"patches": len(patches.train), "classes": config.classes})
 
@@ -161,7 +165,7 @@ def _prior_data(
     config: PretrainConfig, vae: AutoencoderTiny, patches: Patches, place: Place
 ) -> tuple[PriorData, Reference, tuple[Tensor, Tensor]]:
     """Latents, classes and features of all patches; shift and scale that make the latents normal, each ``(C,)``."""
-    path = place.phase("features", config) / "features.safetensors"
+    path = place.phase("features", config) / FEATURES
     if not path.exists():
         save_file(features_of(config, patches, place.runtime), path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
@@ -186,7 +190,7 @@ def features_of(config: PretrainConfig, patches: Patches, runtime: Runtime) -> d
     classes, centers = make_classes(vectors, config.classes, config.seed)
     held_out, _ = describe(patches.held_out, network, 0)
     return {
-        "vectors": vectors.half(), "tokens": tokens, "classes": classes, "held_out": held_out,
+        "vectors": vectors.half(), "tokens": tokens, "classes": classes, "centers": centers, "held_out": held_out,
         "held_out_classes": nearest_class(held_out, centers),
     }  # fmt: skip
 

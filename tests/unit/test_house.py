@@ -23,7 +23,7 @@ ROOMS = (
     "sampling", "baselines", "evaluation", "stages", "report", "pipeline", "experiments", "planning", "nightly",
     "pretrain", "gc", "api",
 )  # fmt: skip
-#: May be imported by anybody, and import nothing but pydantic and each other.
+#: Configs and tables of names. They may be imported by anybody, and import nothing but pydantic and each other.
 LIGHT_NAMES = ("config", "names", "spec", "kernel", "architectures", "recipes")
 #: What a light module may import from outside.
 LIGHT_IMPORTS = {

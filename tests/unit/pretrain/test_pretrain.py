@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import OWN_FILES, load_base
@@ -19,7 +20,7 @@ from ddsr_core.pretrain.checkpoints import load_checkpoint
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import cut_patches, is_held_out, scaled_copies
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, learning_rate, mirror_tokens, prior_batch
-from ddsr_core.pretrain.run import run
+from ddsr_core.pretrain.run import CLASSES, run
 from ddsr_core.storage.files import sha256_of
 
 TINY = PretrainConfig(
@@ -88,6 +89,7 @@ def test_a_run_that_was_killed_in_each_phase_gives_the_same_bytes(photos: Path, 
     assert scores[0].startswith("step,samples,frechet,precision,recall")
     assert [line.split(",")[0] for line in scores[1:]] == ["4", "6"]
     assert (tmp_path / "one/base/progress/samples-0000006.png").is_file()
+    assert load_file(tmp_path / "one/base" / CLASSES)["centers"].shape == (2, 512)
 
 
 @pytest.mark.slow
