@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,18 @@ class Outcome:
     stages: list[dict[str, Any]]
 
 
-def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
-    """Make the run folder and say in it that the run has begun. What an earlier run of that name has made is kept for it.
+def start_run(
+    store: Store,
+    name: str,
+    config: PipelineConfig,
+    images: Path,
+    test: Path | None,
+    identity: Mapping[str, str | None] | None = None,
+) -> Path:
+    """Make the run folder and note in it that the run has begun. Artifacts of an earlier run of that name stay pinned.
+
+    Args:
+        identity: values of `ddsr_core.pipeline.run_folder.IDENTITY`.
 
     Raises:
         ConfigError: as `check_run_name`.
@@ -61,8 +71,14 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", to_toml(config).encode())
-        state = {"name": name, "preset": config.preset, "status": "running", "images": str(images), "test": str(test)}
-        write_json(folder / "run.json", {**state, "started": now(), "kept": sorted(earlier)})
+        state = {
+            "name": name,
+            "preset": config.preset,
+            "status": "running",
+            "images": str(images),
+            "test": None if test is None else str(test),
+        }
+        write_json(folder / "run.json", {**state, **(identity or {}), "started": now(), "kept": sorted(earlier)})
     store.push(f"runs/{name}")
     return folder
 
@@ -102,12 +118,22 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
 
 def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
     """Note in run.json that a run which has no report is finished, and its stages; one that was used several times once."""
-    records = {item.artifact.key: _stage_record(item).model_dump(mode="json") for item in stages}
+    records = {item.artifact.key: portable(store, _stage_record(item).model_dump(mode="json")) for item in stages}
     path = run_folder(store, name) / "run.json"
     with storage_errors(path):
         state = _over(json.loads(path.read_text()))
         write_json(path, {**state, "status": "completed", "finished": now(), "stages": list(records.values())})
     store.push(f"runs/{name}", mirror=True)
+
+
+def portable(store: Store, value: Any) -> Any:
+    """Plain data with paths of artifacts relative to the home, so that a home can be moved or copied."""
+    if isinstance(value, dict):
+        return {name: portable(store, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [portable(store, item) for item in value]
+    root = f"{store.home}/artifacts/"
+    return f"artifacts/{value.removeprefix(root)}" if isinstance(value, str) and value.startswith(root) else value
 
 
 def _over(state: dict[str, Any]) -> dict[str, Any]:

@@ -236,8 +236,8 @@ class Store:
             (self.home / ".writable").unlink()
 
     def bring(self, path: Path) -> Path:
-        """The local folder of an artifact, given its path in a ``run.json`` that another machine may have written."""
-        return path
+        """The folder of an artifact in this home, given its path in a ``run.json``: found by stage and key."""
+        return self.folder(*path.parts[-2:])
 
     def read_file(self, name: str) -> bytes | None:
         """A small file that all machines share, such as ``nightly/cats/registry.json``; None if there is none."""

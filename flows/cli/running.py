@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,7 +92,7 @@ def call_flow(entry: str, name: str, request: RunRequest) -> Any:
     flow = getattr(importlib.import_module(module), function)
     if begun:
         wait_for_server()
-    fields = {name: value for name, value in request if name in flow.parameters.properties}
+    fields = {name: value for name, value in request if name in signature(flow.fn).parameters}
     return flow.with_options(flow_run_name=name)(**fields)
 
 
@@ -146,7 +147,7 @@ def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **optio
             measured = run_experiment_plainly(request, console().progress_for())
         else:
             measured = call_flow("flows.reproduce:reproduce", request.run_name, request)
-    folder = run_folder(open_store(request.home), request.run_name)
+    folder = run_folder(open_store(request.home), measured["run"])
     if as_json:
         click.echo(json.dumps(measured, indent=2))
         return
