@@ -26,6 +26,11 @@ def name_of(photos: Path) -> str:
     while path.name and any(sign in path.name for sign in "*?["):
         path = path.parent
     text = path.resolve().stem if path.suffix else path.resolve().name
+    return slug(text)
+
+
+def slug(text: str) -> str:
+    """Text as part of a run's name: letters, digits, - and _."""
     return "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in text).strip("-") or "photos"
 
 

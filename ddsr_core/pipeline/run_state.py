@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ddsr_core.baselines.names import label_of
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.pipeline.config import PipelineConfig, to_toml
@@ -64,6 +66,17 @@ def start_run(
         ConfigError: as `check_run_name`.
         StorageError: the home cannot be written.
     """
+    named = {"preset": config.preset, "images": str(images), "test": None if test is None else str(test)}
+    return begin_step(store, name, config, {**named, **(identity or {})})
+
+
+def begin_step(store: Store, name: str, config: BaseModel, about: Mapping[str, str | None]) -> Path:
+    """As `start_run`, for a run of a single step.
+
+    Args:
+        config: what its config.toml will say.
+        about: more fields of run.json: its identity, and in words what it is.
+    """
     check_run_name(name)
     folder = run_folder(store, name)
     before = published_state(store, name) or {}
@@ -71,14 +84,8 @@ def start_run(
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", to_toml(config).encode())
-        state = {
-            "name": name,
-            "preset": config.preset,
-            "status": "running",
-            "images": str(images),
-            "test": None if test is None else str(test),
-        }
-        write_json(folder / "run.json", {**state, **(identity or {}), "started": now(), "kept": sorted(earlier)})
+        state = {"name": name, "preset": "", **about, "status": "running", "started": now(), "kept": sorted(earlier)}
+        write_json(folder / "run.json", state)
     store.push(f"runs/{name}")
     return folder
 
