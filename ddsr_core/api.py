@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from ddsr_core.config import Runtime, resolve_device
-from ddsr_core.evaluation.evaluate import BICUBIC, EvaluateConfig
-from ddsr_core.experiments.paper_tables import ExperimentName
+from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.evaluation.evaluate import BICUBIC
+from ddsr_core.experiments.names import ExperimentName
 from ddsr_core.experiments.request import ExperimentRequest, run_experiment_plainly
 from ddsr_core.imaging import demo_photos as bundled
+from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import read_image_set
-from ddsr_core.imaging.images import read_rgb
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline import run_folder, steps
 from ddsr_core.pipeline.config import PipelineConfig, Preset, checked, load_config
@@ -38,7 +39,7 @@ from ddsr_core.pipeline.run_state import Outcome
 from ddsr_core.pipeline.stages import Backend
 from ddsr_core.pipeline.steps import Crops
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.upscale import Upscaled
 from ddsr_core.sr.upscale import upscale as enlarge
 from ddsr_core.storage.remote_store import open_store
@@ -133,7 +134,7 @@ def train(
         data: a folder of images, a distilled set, a patches artifact, or Parquet.
         arch: a name in `ddsr_core.sr.architectures.ARCHITECTURES`, or ``"module:Class"``.
         crops: which crops of the images to train on; None for the images as they are.
-        recipe: fields of `ddsr_core.sr.train.TrainSRConfig`, such as ``iterations=2000``.
+        recipe: fields of `ddsr_core.sr.config.TrainSRConfig`, such as ``iterations=2000``.
 
     Returns:
         A folder with ``weights.safetensors`` and ``weights.pth``.

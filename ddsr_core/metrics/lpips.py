@@ -88,6 +88,16 @@ class Lpips:
             ]
 
 
+def lpips_alex(device: str | torch.device = "cpu") -> Lpips:
+    """LPIPS with AlexNet, the implementation of the metric ``lpips``."""
+    return Lpips("alex", device)
+
+
+def lpips_vgg(device: str | torch.device = "cpu") -> Lpips:
+    """LPIPS with VGG16, the implementation of the metric ``lpips_vgg``."""
+    return Lpips("vgg", device)
+
+
 def distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
     """LPIPS of two images' features: float32 (B,)."""
     layers = [(a - b).square_().sum((1, 2, 3)) for a, b in zip(one, other, strict=True)]

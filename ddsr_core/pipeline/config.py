@@ -11,17 +11,16 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ddsr_core.baselines.gsdd import GSDDConfig
+from ddsr_core.baselines.config import GSDDConfig
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsConfig
 from ddsr_core.errors import ConfigError
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
-from ddsr_core.sr.gan import GanConfig
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import GanConfig, TrainSRConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"
@@ -109,12 +108,12 @@ def preset_names() -> list[str]:
 
 
 def load_config(
-    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), scale: str | None = None
+    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), protocol: str | None = None
 ) -> PipelineConfig:
     """A preset, with a TOML file's values over it, with ``field.path=value`` overrides over both.
 
     Args:
-        scale: of an experiment, ``mini`` or ``paper``: its protocol is laid over the preset.
+        protocol: of an experiment, ``mini`` or ``paper``; it is laid over the preset.
 
     Raises:
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
@@ -122,8 +121,8 @@ def load_config(
     if preset not in preset_names():
         raise ConfigError(f"no preset {preset!r}", where="--preset", fix=f"choose one of: {', '.join(preset_names())}")
     values = _read_toml(PRESETS / f"{preset}.toml")
-    if scale is not None:
-        values = merge(values, _read_toml(PROTOCOLS / f"{scale}.toml"))
+    if protocol is not None:
+        values = merge(values, _read_toml(PROTOCOLS / f"{protocol}.toml"))
     if file is not None:
         values = merge(values, _read_toml(file))
     return _complete({"preset": preset, **values}, overrides)
@@ -139,7 +138,7 @@ def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConf
 
 
 def chosen_config(
-    preset: str, config: PipelineConfig | None, overrides: Iterable[str], scale: str | None = None
+    preset: str, config: PipelineConfig | None, overrides: Iterable[str], protocol: str | None = None
 ) -> PipelineConfig:
     """A config that is given, used as it is, or else the preset; with the overrides over it.
 
@@ -147,7 +146,7 @@ def chosen_config(
         ConfigError: as `load_config`.
     """
     if config is None:
-        return load_config(preset, overrides=overrides, scale=scale)
+        return load_config(preset, overrides=overrides, protocol=protocol)
     return overridden(config, overrides)
 
 

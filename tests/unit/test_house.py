@@ -22,8 +22,8 @@ ROOMS = (
     "errors", "progress", "parallel", "config", "storage", "metrics", "imaging", "pseudo_labels", "diffusion", "sr",
     "sampling", "baselines", "evaluation", "stages", "report", "pipeline", "experiments", "nightly", "pretrain", "gc", "api",
 )  # fmt: skip
-#: May be imported by anybody, and import nothing but pydantic and each other.
-LIGHT_NAMES = ("config", "names")
+#: Configs and tables of names. They may be imported by anybody, and import nothing but pydantic and each other.
+LIGHT_NAMES = ("config", "names", "spec", "kernel", "architectures", "recipes")
 #: What a light module may import from outside.
 LIGHT_IMPORTS = {
     "__future__", "collections", "dataclasses", "difflib", "enum", "hashlib", "json", "math", "pathlib", "pydantic", "re",
@@ -93,6 +93,7 @@ def listed(items: list[Import]) -> str:
 def test_every_room_of_the_library_has_its_place():
     assert {room_of(name) for name in MODULES if name.startswith("ddsr_core.")} <= {
         *ROOMS,
+        "__main__",
         "presets",
         "protocols",
         "weights",
