@@ -1,15 +1,15 @@
-"""Time of a HiT-SRF training step against the same step with the position bias made as the paper's equation is written.
+"""Time of a HiT-SRF training step compared with the same step written as in the paper's equations.
 
-    python benchmarks/hit_srf.py [--batch 1] [--patch 64] [--steps 3] [--threads 2] [--clock cpu]
+    python -m benchmarks.hit_srf [--batch 1] [--patch 64] [--steps 3] [--threads 2] [--clock cpu]
 
-Three ways of one network take turns step by step in one process, so that a busy machine slows all of them:
+Three implementations of one network take turns step by step in one process, so that other load slows all of them:
 
-- ``ddsr``: bias pooled on the map of relative positions, correlations never made (`ddsr_core.sr.archs.hit_srf`);
-- ``explicit bias``: the same, but every forward reads the bias at all S^4 pairs of tokens and averages them over cells;
+- ``ddsr``: bias pooled on the map of relative positions, correlations never computed (`ddsr_core.sr.archs.hit_srf`);
+- ``explicit bias``: the same, but every forward pass reads the bias at all S^4 pairs of tokens and averages over cells;
 - ``equations``: explicit bias, and the correlations of every token with every cell of its window.
 
-They start from the same weights and see the same random batches; the table ends with the largest difference of their
-outputs before the first step.
+They start from the same weights and see the same random batches. The last column of the table is the largest difference
+of their outputs before the first step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ExplicitBias(PositionBias):
 
 
 class EquationsCorrelation(Correlation):
-    """Correlates tokens with cells, and then weighs the cells by that."""
+    """Correlates tokens with cells, then weights the cells by the correlations."""
 
     def spatial(self, q: Tensor, pooled: Tensor) -> Tensor:
         width = q.shape[-1] // self.heads
@@ -58,7 +58,7 @@ class EquationsCorrelation(Correlation):
         return (q.transpose(1, 2) @ v / self.window**2 @ v.transpose(1, 2)).transpose(1, 2)
 
 
-#: Classes that take another's place: same parameters, another forward.
+#: Classes that replace ddsr's: same parameters, another forward pass.
 WAYS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
     "ddsr": {},
     "explicit bias": {PositionBias: ExplicitBias},
@@ -66,8 +66,8 @@ WAYS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
 }
 
 
-def made(config: TrainSRConfig, way: str) -> State:
-    """A fresh training, computed in one of the `WAYS`."""
+def new_training(config: TrainSRConfig, way: str) -> State:
+    """A new training state whose network is computed in one of the `WAYS`."""
     state = new_state(config, "cpu")
     for network in (state.network, state.ema):
         for module in network.modules():
@@ -78,16 +78,16 @@ def made(config: TrainSRConfig, way: str) -> State:
 def measure(
     config: TrainSRConfig, steps: int, clock: Callable[[], float]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each step by way, and the largest difference of each way's output from ours before the first step."""
+    """By way: seconds of each step, and the largest difference of its output from ddsr's before the first step."""
     plan, scale = plan_of(config), config.scale
-    states = {way: made(config, way) for way in WAYS}
+    states = {way: new_training(config, way) for way in WAYS}
     generator = torch.Generator().manual_seed(0)
     lr = torch.rand(plan.batch_size, 3, plan.lr_patch_px, plan.lr_patch_px, generator=generator)
     with torch.no_grad():
         outputs = {way: state.ema(lr) for way, state in states.items()}
     differences = {way: (output - outputs["ddsr"]).abs().max().item() for way, output in outputs.items()}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(steps + 1):  # the first warms up
+    for _ in range(steps + 1):  # the first step warms up
         lr = torch.rand(lr.shape, generator=generator)
         hr = torch.rand(plan.batch_size, 3, *(side * scale for side in lr.shape[2:]), generator=generator)
         for way, state in states.items():
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     medians = {way: statistics.median(times) for way, times in seconds.items()}
     how = f"batch {options.batch}, LR {options.patch} px, {options.threads} threads"
     print(f"{options.network}, {how}; median of {options.steps} training steps ({options.clock} time)\n")
-    print("| way | ms a step | ratio to ddsr | largest difference of outputs |\n|---|---|---|---|")
+    print("| way | ms per step | ratio to ddsr | largest difference of outputs |\n|---|---|---|---|")
     for way, median in medians.items():
         print(f"| {way} | {median * 1e3:.0f} | {median / medians['ddsr']:.2f} | {differences[way]:.1e} |")
 

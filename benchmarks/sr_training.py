@@ -142,7 +142,7 @@ def basicsr_step(network: dict[str, Any], data: Path, arguments: argparse.Namesp
 
 
 def ddsr_step(config: TrainSRConfig, data: Path, folder: Path, watch: Watch) -> Callable[[], None]:
-    """One iteration of `ddsr_core.sr.train.train`."""
+    """One iteration of `ddsr_core.sr.train_sr.train`."""
     plan, device = plan_of(config), torch.device("cpu")
     pairs = pack_pairs(data / "HR", folder, plan.lr_patch_px)
     state = new_state(config, "cpu")

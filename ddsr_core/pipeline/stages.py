@@ -133,7 +133,7 @@ class Stages:
         """The adapter of the base model: DiffFit, minimax losses and L_SR.
 
         Args:
-            earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters. None: the base.
+            earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters.
         """
         models = {**self.files.base(self.config), **self.files.lsr_decoder(self.config)}
         learned: dict[str, StageInput] = {"latents": encoded, "clusters": labels, **models, **_given(rows=rows)}

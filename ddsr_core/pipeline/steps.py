@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ddsr_core.baselines.generated import require_generated
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
@@ -20,7 +20,7 @@ from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png
 from ddsr_core.imaging.photos import iter_photos, photo_source
-from ddsr_core.pipeline.config import PipelineConfig, merge, parse_override
+from ddsr_core.pipeline.config import PipelineConfig, checked, merge, parse_override
 from ddsr_core.pipeline.run_folder import artifact_paths, read_config
 from ddsr_core.pipeline.stages import Backend, Stages
 from ddsr_core.pseudo_labels import search
@@ -34,8 +34,10 @@ from ddsr_core.storage.files import sha256_of, storage_errors
 from ddsr_core.storage.stage import Artifact, Source
 from ddsr_core.storage.store import Store
 
+M = TypeVar("M", bound=BaseModel)
 
-def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str] = ()) -> Any:
+
+def with_overrides(config: type[M], values: dict[str, Any], overrides: Iterable[str] = ()) -> M:
     """A stage config from values and ``field=value`` texts.
 
     Raises:
@@ -43,13 +45,7 @@ def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: I
     """
     for text in overrides:
         values = merge(values, parse_override(text, config))
-    try:
-        return config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        known = f"fields: {', '.join(config.model_fields)}"
-        raise ConfigError(f"{name}: {first['msg']}", where="--set", fix=known) from error
+    return checked(config, values)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,8 @@ def _config_of(crops: Crops) -> PipelineConfig:
         "finetune": {"class_row_init": None},
         "sample": {"count": crops.budget},
     }
-    return PipelineConfig.model_validate(values)
+    config: PipelineConfig = with_overrides(PipelineConfig, values)
+    return config
 
 
 def evaluate_networks(

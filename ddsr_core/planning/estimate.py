@@ -252,7 +252,14 @@ def seconds_of(work: Work, machine: Machine) -> float:
 
 #: torch on the host of a GPU; estimated.
 HOST_OF_GPU = Rates(
-    matmul=2e11, matmul_half=2e11, conv=2e11, conv_half=2e11, attention=1e11, attention_half=1e11, bandwidth=2e10, launch=1e-5
+    matmul=2e11,
+    matmul_half=2e11,
+    conv=2e11,
+    conv_half=2e11,
+    attention=1e11,
+    attention_half=1e11,
+    bandwidth=2e10,
+    launch=1e-5,
 )
 
 

@@ -22,7 +22,7 @@ from ddsr_core.diffusion.samplers import guided
 from ddsr_core.diffusion.training_set import Batch
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Evaluator, ReferenceFeatures
-from ddsr_core.imaging.bicubic import make_lr, psnr_bic, upsample
+from ddsr_core.imaging.bicubic import psnr_bic, upsample
 from ddsr_core.imaging.images import to_signed
 from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.planning.config import Machine

@@ -121,9 +121,7 @@ def patches(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
     usable = Counter({size: count for size, count in photos.items() if min(size) >= px})
     windows = 0
     for (height, width), count in usable.items():
-        rows, columns = (
-            len(offsets(side - side % 4, px, config.stride_px, config.flush_right)) for side in (height, width)
-        )
+        rows, columns = (len(offsets(side - side % 4, px, config.stride_px, config.flush_right)) for side in (height, width))
         windows += rows * columns * count
     share = config.quantile if config.quantile is not None else context.accepted
     accepted = int(share * windows)
@@ -330,6 +328,4 @@ def work_of(stage: str, config: StageConfig, inputs: Inputs, context: Context) -
 
 def host_seconds(images: Mapping[str, float], rates: HostRates) -> float:
     """Seconds of the host's image code, on all its cores; k-means on one."""
-    return sum(
-        amount / getattr(rates, kind) / (1 if kind == "kmeans" else rates.cores) for kind, amount in images.items()
-    )
+    return sum(amount / getattr(rates, kind) / (1 if kind == "kmeans" else rates.cores) for kind, amount in images.items())

@@ -50,12 +50,15 @@ class StageResult:
 
     Attributes:
         counts: small JSON values for the manifest, the UI and the report.
+        inputs: digests of inputs as the stage has read them, if it has computed them. The build is discarded if one of
+            them is not the digest in the key.
         digest: digest of the content, for output whose bytes vary although its content does not (LanceDB). None: made
             from the digests of the files.
     """
 
     counts: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 class StageInput(Protocol):

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, StageConfig, digest_of
-from ddsr_core.errors import StorageError
+from ddsr_core.errors import ChangedInputError, StorageError
 from ddsr_core.storage.files import (
     now,
     sha256_of,
@@ -32,6 +32,7 @@ from ddsr_core.storage.files import (
     write_json,
     writing_atomically,
 )
+from ddsr_core.storage.home import mark_home
 from ddsr_core.storage.stage import (
     MANIFEST,
     RESUME,
@@ -141,6 +142,7 @@ class Store:
             runtime = replace(runtime, photo_cache=None)
         key = stage.key(config, inputs)
         with storage_errors(self.home):
+            mark_home(self.home)
             self.folder(stage.name, key).parent.mkdir(parents=True, exist_ok=True)
             with self.locked(f"artifacts/{stage.name}/{key}", runtime.run, f"{stage.name} {key}, built"):
                 existing = self.find(stage.name, key)
@@ -190,7 +192,12 @@ class Store:
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
         started = time.monotonic()
-        result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
+        try:
+            result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
+            _check_inputs(result, inputs)
+        except ChangedInputError:
+            shutil.rmtree(partial)
+            raise
         shutil.rmtree(partial / RESUME, ignore_errors=True)
         files = file_entries(partial)
         manifest = Manifest(
@@ -224,6 +231,7 @@ class Store:
             StorageError: the home cannot be written.
         """
         with storage_errors(self.home):
+            mark_home(self.home)
             write_atomically(self.home / ".writable", b"")
             (self.home / ".writable").unlink()
 
@@ -299,6 +307,13 @@ class InputRef(BaseModel):
 def held_by_another(what: str, owner: object) -> StorageError:
     """The error for a caller that does not want to wait for a lock."""
     return StorageError(f"{what} by {owner}", fix="wait until that is done, and run again")
+
+
+def _check_inputs(result: StageResult, inputs: Mapping[str, StageInput]) -> None:
+    """Refuse to store a result under a key that its inputs do not belong to."""
+    for name, digest in result.inputs.items():
+        if digest != inputs[name].digest:
+            raise ChangedInputError(f"the {name} changed while they were read", where=inputs[name].path, fix="run again")
 
 
 def _owner(note: Path) -> str:

@@ -9,11 +9,11 @@ import click
 
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.metrics.spec import METRICS
+from ddsr_core.pipeline.home import home_of
 from flows.cli.options import Group, device_option, home_option, json_option
-from flows.cli.running import home_of
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, title="SR networks")
 def networks() -> None:
     """Commands on one SR network."""
 
@@ -38,15 +38,16 @@ def networks() -> None:
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str, iterations: int,
-             overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
+def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str,
+             iterations: int, overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Train one SR network on a folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
     from ddsr_core.imaging.photos import photo_source
+    from ddsr_core.pipeline.steps import Crops
     from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import Crops, train_one
+    from flows.cli.single_steps import train_one
 
     store = open_store(home_of(home))
     store.check()
@@ -87,10 +88,11 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     Example: ddsr evaluate --weights bicubic --test B100/
     """
     from ddsr_core.evaluation.config import EvaluateConfig
+    from ddsr_core.pipeline.steps import with_overrides
     from ddsr_core.storage.files import write_json
     from ddsr_core.storage.remote_store import open_store
     from flows.cli.console import print_results
-    from flows.cli.single_steps import evaluate_networks, with_overrides
+    from flows.cli.single_steps import evaluate_networks
 
     store = open_store(home_of(home))
     store.check()
@@ -160,7 +162,7 @@ def export_sr(weights: Path, output: Path) -> None:
 
     Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """
-    from flows.cli.single_steps import export_network
+    from ddsr_core.pipeline.steps import export_network
 
     network, differences = export_network(weights, output)
     click.echo(f"{network.name} x{network.scale}: {output}")

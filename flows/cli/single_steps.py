@@ -16,8 +16,8 @@ from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.steps import Crops, ModelExport, export_network, search_run, with_overrides
 from ddsr_core.pretrain.config import PretrainConfig
+from ddsr_core.pretrain.photographs import fetch_photographs
 from ddsr_core.pretrain.run import run as pretrain
-from ddsr_core.pretrain.wallpapers import fetch_wallpapers
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import storage_errors
@@ -61,7 +61,7 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> P
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         if photos is None:
-            photos = fetch_wallpapers(out / RESUME / "photos", runtime.progress)
+            photos = fetch_photographs(out / RESUME / "photos", runtime.progress)
         pretrain(config, photos=photos, out=out, runtime=runtime)
         shutil.rmtree(out / RESUME)
     return out
