@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from ddsr_core.baselines.config import GSDDConfig
 from ddsr_core.baselines.gsdd import augment, features
-from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.finetune_trainer import MEMORY_SHARE, FinetuneTrainer, activation_bytes
 from ddsr_core.diffusion.gaussian import STEPS
@@ -100,39 +100,77 @@ class _Trainer(FinetuneTrainer):
         return self.batch
 
 
-def finetune(
-    config: FinetuneConfig, shape: BaseShape, decoder: Any, labels: int, steps: int, sample_batch: int
-) -> FinetuneUnits:
-    """Steps of one process, with as many samples in L_SR as there are on average; memory for as many as come once.
+@dataclass(frozen=True)
+class FinetuneJob:
+    """What the cost of fine-tuning depends on.
 
-    Args:
+    Attributes:
         decoder: config of the VAE that L_SR decodes with; None for the base model's own.
         labels: number of pseudo-labels.
         steps: of the whole run.
         sample_batch: images that are sampled at once during training.
     """
-    answers = Answers(distinct=1)
-    part = config.batch_size // config.processes
-    fixed = {"processes": 1, "batch_size": part, "compile": False, "class_row_init": "null"}
-    alone = config.model_copy(update=fixed)
+
+    config: FinetuneConfig
+    shape: BaseShape
+    decoder: Mapping[str, Any] | None
+    labels: int
+    steps: int
+    sample_batch: int
+
+    @property
+    def part(self) -> int:
+        """Patches of a step in one process."""
+        return self.config.batch_size // self.config.processes
+
+    @property
+    def chance(self) -> float:
+        """That L_SR sees a sample."""
+        return (self.config.lsr_last_step + 1) / STEPS if self.config.lsr_mode == "target" else 1.0
+
+    @property
+    def most(self) -> int:
+        """Samples that L_SR sees at once, once in the run."""
+        accumulate = self.config.accumulate
+        return most_at_once(self.part // accumulate, self.chance, self.steps * accumulate)
+
+    def trainer(self) -> _Trainer:
+        """One process of it, on fake tensors."""
+        fixed = {"processes": 1, "batch_size": self.part, "compile": False, "class_row_init": "null"}
+        decoder = None if self.decoder is None else make_codec(self.decoder)
+        labels = {label: label for label in range(self.labels)}
+        trainer = _Trainer(make_base(self.shape), self.config.model_copy(update=fixed), labels, decoder=decoder)
+        trainer.batch = _batch(self.shape, self.part)
+        return trainer
+
+
+def finetune(job: FinetuneJob) -> FinetuneUnits:
+    """Steps with as many samples in L_SR as there are on average; memory for as many as come at once."""
+    answers = Answers(distinct=1, share=job.most * job.config.accumulate / job.part)
     with counting(answers) as count:
-        base = make_base(shape)
-        trainer = _Trainer(base, alone, {label: label for label in range(labels)}, decoder=_codec(decoder))
-        trainer.batch = _batch(shape, part)
-        chance = (config.lsr_last_step + 1) / STEPS if config.lsr_mode == "target" else 1.0
-        often = most_at_once(part // config.accumulate, chance, steps * config.accumulate)
-        answers.share = often * config.accumulate / part
+        trainer = job.trainer()
         count.take()
         measured, peak = _step(trainer, count)
         step, _ = _step(trainer, count)
         step = Count(step.ops, max(step.peak_bytes, peak))
-        if config.lsr_mode == "target":
+        if job.config.lsr_mode == "target":
+            weight = job.chance / answers.share if answers.share else 0.0
             answers.share = 0.0
-            weight = chance * part / (often * config.accumulate) if often else 0.0
             least, _ = _step(trainer, count)
             step = Count((step.times(weight) + least.times(1 - weight)).ops, step.peak_bytes)
-        forward, decode = _sampled(trainer, sample_batch, count)
+        forward, decode = _sampled(trainer, job.sample_batch, count)
         return FinetuneUnits(measured, step, forward, decode, sum(p.numel() for p in trainer.parameters))
+
+
+def finetune_memory(job: FinetuneJob) -> Count:
+    """One step alone: for a look whether it fits."""
+    with counting(Answers(distinct=1, share=job.most * job.config.accumulate / job.part)) as count:
+        trainer = job.trainer()
+        trainer.step = 1  # measures no gradient norms
+        count.take()
+        step, peak = _step(trainer, count)
+        sampled = _sampled(trainer, job.sample_batch, count)
+        return Count(step.ops, max(peak, *(part.peak_bytes for part in sampled)))
 
 
 def _step(trainer: _Trainer, count: Count) -> tuple[Count, int]:
@@ -172,10 +210,6 @@ def _batch(shape: BaseShape, size: int) -> Batch:
         x0=torch.randn(latents), noise=torch.randn(latents), t=whole, y=whole.clone(), labels=whole.clone(),
         psnr_bic=torch.zeros(size), corner=torch.zeros(size, 2),
     )  # fmt: skip
-
-
-def _codec(vae: Any) -> Codec | None:
-    return None if vae is None else make_codec(vae)
 
 
 def checkpointed(config: FinetuneConfig, shape: BaseShape, machine: Machine) -> FinetuneConfig:
