@@ -109,9 +109,7 @@ def run(config: Any, photos: Path, tests: Path, home: Path, watch: Callable[[Mea
     rows: list[Measured] = []
     plain = plain_backend(Execution(home=str(home), device="cpu"), open_store(str(home)))
 
-    def build(
-        stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
-    ) -> tuple[Artifact, bool]:
+    def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
         rows.append(Measured(stage.name, label or stage.name))
         with watch(rows[-1]):
             built = plain.build(stage, config, inputs, label)
@@ -140,7 +138,8 @@ def ratio(planned: float, measured: float) -> str:
 def table(planned: Plan, rows: list[Measured]) -> str:
     """Markdown: one row per stage; ratios are planned over measured."""
     lines = [
-        "| stage | GFLOP planned | measured | ratio | peak MiB planned | measured | ratio | CPU s planned | measured | ratio |",
+        "| stage | GFLOP planned | measured | ratio | peak MiB planned | measured | ratio | CPU s planned | measured | "
+        "ratio |",
         "|" + "---|" * 10,
     ]
     for stage, row in zip(planned.stages, rows, strict=True):
@@ -152,8 +151,8 @@ def table(planned: Plan, rows: list[Measured]) -> str:
         )
     total, taken = sum(stage.seconds for stage in planned.stages), sum(row.seconds for row in rows)
     flops, counted = sum(stage.tflop for stage in planned.stages) * 1e12, sum(row.flops for row in rows)
-    lines.append(f"| all | {flops / 1e9:.1f} | {counted / 1e9:.1f} | {ratio(flops, counted)} | | | | {total:.1f} | {taken:.1f} "
-                 f"| {ratio(total, taken)} |")  # fmt: skip
+    lines.append(f"| all | {flops / 1e9:.1f} | {counted / 1e9:.1f} | {ratio(flops, counted)} | | | | {total:.1f} | "
+                 f"{taken:.1f} | {ratio(total, taken)} |")  # fmt: skip
     return "\n".join(lines)
 
 

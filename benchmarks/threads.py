@@ -77,7 +77,10 @@ def busy(processes: int) -> Iterator[None]:
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Markdown: one row per setting."""
     columns = list(next(iter(rows.values())))
-    lines = ["| setting | " + " | ".join(f"{name}, ms | ratio" for name in columns) + " |", "|" + "---|" * (1 + 2 * len(columns))]
+    lines = [
+        "| setting | " + " | ".join(f"{name}, ms | ratio" for name in columns) + " |",
+        "|" + "---|" * (1 + 2 * len(columns)),
+    ]
     for setting, values in rows.items():
         cells = (f"{values[name]:.1f} | {values[name] / rows['default'][name]:.2f}" for name in columns)
         lines.append(f"| {setting} | " + " | ".join(cells) + " |")

@@ -14,7 +14,7 @@ from ddsr_core.evaluation.evaluator import MOST_BYTES
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.planning import units
 from ddsr_core.planning.config import HostRates, Machine
-from ddsr_core.planning.counting import Count
+from ddsr_core.planning.counting import Count, mixed
 from ddsr_core.planning.shapes import BaseShape, base_shape, vae_shape
 from ddsr_core.pseudo_labels.scoring import WORKERS
 from ddsr_core.pseudo_labels.windows import offsets
@@ -309,7 +309,7 @@ def evaluate(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Outpu
         small, large = of(ordered[0]), of(ordered[-1])
         first, last = (height * width for height, width in (ordered[0], ordered[-1]))
         mean = megapixels(cut) * 1e6 / cut.total()
-        total = units.linear(small, large, (mean - first) / max(1, last - first)).times(cut.total())
+        total = mixed(small, large, (mean - first) / max(1, last - first)).times(cut.total())
     work = Work(tests.total(), "photos", total, images={"jpeg_decode": megapixels(tests)}, disk=1e5)
     return work, Output(tests)
 
