@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Enlarged, Evaluator, ReferenceFeatures, overlapped
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb

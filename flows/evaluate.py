@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.evaluation import evaluate as evaluation
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.request import Execution, Gpu
 from ddsr_core.pipeline.steps import weights_source

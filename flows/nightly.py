@@ -8,8 +8,8 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.nightly.night import challenge, facts_of, photo_cache_of
-from ddsr_core.nightly.registry import Metric
+from ddsr_core.metrics.spec import MetricName
+from ddsr_core.nightly.night import outcome_data, photo_cache_of, run_night
 from ddsr_core.nightly.request import NightRequest
 from ddsr_core.pipeline.config import PipelineConfig, Preset
 from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
@@ -27,7 +27,7 @@ def nightly(
     overrides: tuple[str, ...] = (),
     config: PipelineConfig | None = None,
     name: str = "nightly",
-    metric: Metric = "psnr_y",
+    metric: MetricName = "psnr_y",
     margin: float = 0.0,
     warm: bool = True,
     warm_steps: int | None = None,
@@ -37,9 +37,9 @@ def nightly(
     runner: Runner = "sequential",
     workers: AtLeastOne = 2,
 ) -> dict[str, Any]:
-    """Distill again if photos or settings have changed; the new set takes the old one's place if it is not worse.
+    """Distill again if photos or settings have changed. The new set becomes the active one if it is not worse.
 
-    Returns `version`, the new one or none where nothing had changed, `champion`, the number of the one in use, and `text`.
+    Returns `version` (the new one, or none if nothing had changed), `active_version` (a number) and `text`.
 
     Args:
         images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
@@ -65,8 +65,8 @@ def nightly(
         warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, workers=workers,
     )  # fmt: skip
     store = open_store(request.home)
-    outcome = challenge(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))
-    facts = facts_of(outcome, name)
-    get_run_logger().info(facts["text"].splitlines()[0].replace("**", ""))
-    create_markdown_artifact(facts["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")
-    return facts
+    outcome = run_night(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))
+    data = outcome_data(outcome, name)
+    get_run_logger().info(data["text"].splitlines()[0].replace("**", ""))
+    create_markdown_artifact(data["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")
+    return data

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.experiments.paper_tables import ExperimentName, Scale
+from ddsr_core.experiments.names import ExperimentName, ProtocolName
 from ddsr_core.experiments.request import ExperimentRequest, run_experiment
 from ddsr_core.pipeline.config import PipelineConfig, Preset
 from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
@@ -22,7 +22,7 @@ def reproduce(
     images: Path,
     test: Path,
     experiment: ExperimentName = "ablation",
-    scale: Scale = "mini",
+    protocol: ProtocolName = "mini",
     preset: Preset | None = None,
     overrides: tuple[str, ...] = (),
     config: PipelineConfig | None = None,
@@ -41,7 +41,7 @@ def reproduce(
         images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
         test: Test photos.
         experiment: What is measured.
-        scale: mini: small networks and few images. paper: the paper's networks and numbers.
+        protocol: mini: small networks and few images. paper: the paper's networks and numbers of images.
         preset: Values that the configuration starts from. Without it, demo for mini and best for paper.
         overrides: Single fields to change, such as sample.count=140.
         config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
@@ -57,8 +57,9 @@ def reproduce(
     """
     refuse_endless_crashes()
     request = ExperimentRequest(
-        images=images, test=test, experiment=experiment, scale=scale, preset=preset, overrides=overrides, config=config,
-        seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, workers=workers, command=command,
+        images=images, test=test, experiment=experiment, protocol=protocol, preset=preset, overrides=overrides,
+        config=config, seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, workers=workers,
+        command=command,
     )  # fmt: skip
     store = open_store(request.home)
     measured, tables = run_experiment(request, store, prefect_backend(request, store))

@@ -8,8 +8,8 @@ from prefect import flow
 
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.request import Execution, Gpu
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr import train_sr as training
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.stage import Manifest
 from tasks.backend import prefect_backend
@@ -29,6 +29,6 @@ def train_sr(
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
     config = config or TrainSRConfig()
-    inputs = {"data": photo_source(data), **train.trunk_input(config)}
+    inputs = {"data": photo_source(data), **training.trunk_input(config)}
     backend = prefect_backend(Execution(home=home, device=device, gpu=gpu), open_store(home))
-    return backend.build(train.STAGE, config, inputs, config.arch)[0].manifest
+    return backend.build(training.STAGE, config, inputs, config.arch)[0].manifest

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from ddsr_core.metrics.spec import MetricName
 from ddsr_core.nightly.night import Night
-from ddsr_core.nightly.registry import Metric
 from ddsr_core.pipeline.request import RunRequest
 
 
@@ -16,7 +16,7 @@ class NightRequest(RunRequest):
 
     test: Path = Field(description="Photos that the old and the new set are compared on.")
     name: str = Field("nightly", description="Name of the series, HOME/nightly/NAME.")
-    metric: Metric = Field("psnr_y", description="What the two sets are compared by.")
+    metric: MetricName = Field("psnr_y", description="What the two sets are compared by.")
     margin: float = Field(0.0, ge=0, description="How much worse the new set may be, in the metric's unit.")
     warm: bool = Field(True, description="Continue from the last adapter. Off: always fine-tune from the base.")
     warm_steps: int | None = Field(None, ge=0, description="Steps of a fine-tuning that continues. None: as from the base.")

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation import evaluate
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pipeline.stages import Stages
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr import train_sr
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.stage import Artifact, StageInput
 from ddsr_core.storage.store import InputRef
@@ -44,7 +44,7 @@ class NetworkJob(BaseModel):
     @property
     def key(self) -> str:
         """Of the training's artifact."""
-        return train.STAGE.key(self.recipe, self.inputs)
+        return train_sr.STAGE.key(self.recipe, self.inputs)
 
 
 def network_job(stages: Stages, recipe: TrainSRConfig, images: StageInput, tests: StageInput, label: str) -> NetworkJob:
@@ -61,7 +61,7 @@ def train_and_measure(job: NetworkJob) -> None:
     store = open_store(job.home)
     runtime = Runtime(device=resolve_device(job.device), run=job.label)
     inputs = {name: ref.source(store) for name, ref in job.inputs.items()}
-    weights, _ = store.build(train.STAGE, job.recipe, inputs, runtime)
+    weights, _ = store.build(train_sr.STAGE, job.recipe, inputs, runtime)
     store.build(evaluate.STAGE, job.evaluate, {"weights": weights, "test": job.tests.source(store)}, runtime)
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddsr_core.baselines.names import label_of
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
 from ddsr_core.pipeline.run_folder import check_run_name, published_state, read_run, run_folder
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
-from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
 from ddsr_core.report.html import write_report
+from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
 from ddsr_core.storage.files import now, storage_errors, write_atomically, write_json
 from ddsr_core.storage.stage import Artifact
 from ddsr_core.storage.store import LOG, Store
@@ -86,15 +87,17 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
         comparison: None if no SR network was trained.
     """
     folder = run_folder(store, name)
-    record = to_record(name, stages, comparison)
     with storage_errors(folder):
         publish_distilled(distilled.images, folder / "distilled")
-        started = json.loads((folder / "run.json").read_text())
-        facts = record.model_dump(mode="json", exclude={"config"})
-        write_json(folder / "run.json", {**_over(started), **facts, "status": "completed", "finished": now()})
+        state = _over(json.loads((folder / "run.json").read_text()))
+        times = {**{name: state.get(name) for name in ("images", "test", "started")}, "finished": now()}
+        record = to_record(name, stages, comparison).model_copy(update=times)
+        write_json(
+            folder / "run.json", {**state, **record.model_dump(mode="json", exclude={"config"}), "status": "completed"}
+        )
         report = write_report(folder, record)
     store.push(f"runs/{name}", mirror=True)
-    return Outcome(name, folder, report, results_table(comparison), stage_rows(stages.runs))
+    return Outcome(name, folder, report, results_table(comparison, record.restored), stage_rows(stages.runs))
 
 
 def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
@@ -183,13 +186,18 @@ def stage_rows(runs: Iterable[StageRun]) -> list[dict[str, Any]]:
     return [{"stage": r.name, "key": r.key, "seconds": r.seconds, "cached": r.cached} for r in records]
 
 
-def results_table(comparison: Comparison | None) -> list[dict[str, Any]]:
-    """One row per SR network, bicubic first: arch, source, metrics."""
+def results_table(comparison: Comparison | None, restored: bool) -> list[dict[str, Any]]:
+    """One row per SR network, bicubic first: arch, source, label, metrics.
+
+    Args:
+        restored: whether detail was restored in the distilled images, which the label then says.
+    """
     if comparison is None:
         return []
-    rows = [{"arch": "bicubic", "source": "", **comparison.bicubic.artifact.manifest.counts["metrics"]}]
+    rows = [{"arch": "bicubic", "source": "", "label": "", **comparison.bicubic.artifact.manifest.counts["metrics"]}]
     for item in comparison.networks:
-        rows.append({"arch": item.arch, "source": item.source, **item.evaluation.artifact.manifest.counts["metrics"]})
+        row = {"arch": item.arch, "source": item.source, "label": label_of(item.source, restored)}
+        rows.append({**row, **item.evaluation.artifact.manifest.counts["metrics"]})
     return rows
 
 

@@ -6,34 +6,38 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from ddsr_core.baselines.generated import require_generated
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.diffusion.export import export
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.evaluation import evaluate
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png
 from ddsr_core.imaging.photos import iter_photos, photo_source
-from ddsr_core.pipeline.config import PipelineConfig, merge, parse_override
+from ddsr_core.pipeline.config import PipelineConfig, checked, merge, parse_override
 from ddsr_core.pipeline.run_folder import artifact_paths, read_config
 from ddsr_core.pipeline.stages import Backend, Stages
 from ddsr_core.pseudo_labels import search
 from ddsr_core.pseudo_labels.embeddings import read_config as read_embeddings_config
 from ddsr_core.sampling.sample import load_tuned
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.onnx_export import export_onnx
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.weights import LoadedNetwork, load_network
 from ddsr_core.storage.files import sha256_of, storage_errors
 from ddsr_core.storage.stage import Artifact, Source
 from ddsr_core.storage.store import Store
 
+M = TypeVar("M", bound=BaseModel)
 
-def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str] = ()) -> Any:
+
+def with_overrides(config: type[M], values: dict[str, Any], overrides: Iterable[str] = ()) -> M:
     """A stage config from values and ``field=value`` texts.
 
     Raises:
@@ -41,13 +45,7 @@ def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: I
     """
     for text in overrides:
         values = merge(values, parse_override(text, config))
-    try:
-        return config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        known = f"fields: {', '.join(config.model_fields)}"
-        raise ConfigError(f"{name}: {first['msg']}", where="--set", fix=known) from error
+    return checked(config, values)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def train_one(backend: Backend, recipe: TrainSRConfig, data: Source, crops: Crop
         The weights, and whether they were already there.
 
     Raises:
-        ConfigError: the kind of training set cannot be cut out of photos.
+        InputError: ``data`` is not a generated set of that kind.
     """
     stages = Stages(_config_of(crops), backend)
     images = _images_of(stages, data, crops.source)
@@ -84,7 +82,7 @@ def train_one(backend: Backend, recipe: TrainSRConfig, data: Source, crops: Crop
 
 def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
     """The config with the published crop shrunk to the images, if they are smaller than it; else as it is."""
-    published = config.plan.lr_patch_px
+    published = plan_of(config).lr_patch_px
     first = next(iter(iter_photos(data)), None)
     if config.lr_patch_px is not None or first is None:
         return config
@@ -95,11 +93,9 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 def _images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
     if kind not in TRAINING_SETS:
         raise ConfigError(f"unknown training set {kind!r}", where="source", fix=f"one of: {', '.join(TRAINING_SETS)}")
-    if TRAINING_SETS[kind].drawn:
-        raise ConfigError(
-            f"the training set {kind!r} is made by a run and cannot be cut out of a folder of images", where="source",
-            fix="name the images of the run as the data, such as ddsr-home/runs/demo/distilled, with the source `full`",
-        )  # fmt: skip
+    if TRAINING_SETS[kind].generated:
+        require_generated(kind, data.path)
+        return data
     if kind == "full":
         return data
     accepted = stages.patches(data) if kind in ("threshold", "full-thresholded") else None
@@ -117,7 +113,8 @@ def _config_of(crops: Crops) -> PipelineConfig:
         "finetune": {"class_row_init": None},
         "sample": {"count": crops.budget},
     }
-    return PipelineConfig.model_validate(values)
+    config: PipelineConfig = with_overrides(PipelineConfig, values)
+    return config
 
 
 def evaluate_networks(

@@ -13,17 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddsr_core.pipeline.home import home_of
+
 if TYPE_CHECKING:  # for a command line that answers at once: what a run needs takes seconds to import
     from ddsr_core.pipeline.request import RunRequest
 
-DEFAULT_HOME = "ddsr-home"
 R = TypeVar("R", bound="RunRequest")
-
-
-def home_of(home: str | None) -> str:
-    """The home, a folder or a URL on S3: the option, $DDSR_HOME, or ./ddsr-home."""
-    named = home or os.environ.get("DDSR_HOME", DEFAULT_HOME)
-    return named if "://" in named else str(Path(named).expanduser().absolute())
 
 
 def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: str | None, workers: int, **fields: Any) -> R:
@@ -37,15 +32,14 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
     Raises:
         ConfigError: the file cannot be read, or has an unknown field or a value out of range.
     """
-    from ddsr_core.pipeline.config import load_config
+    from ddsr_core.pipeline.config import checked, load_config
 
-    request = kind(
-        home=home_of(home), runner=runner or ("processes" if workers > 1 else "sequential"), workers=workers, **fields
-    )
+    runner = runner or ("processes" if workers > 1 else "sequential")
+    request = checked(kind, {"home": home_of(home), "runner": runner, "workers": workers, **fields})
     if file is None:
         return request
     return request.model_copy(
-        update={"config": load_config(request.base_preset, file, scale=getattr(request, "scale", None))}
+        update={"config": load_config(request.base_preset, file, protocol=getattr(request, "protocol", None))}
     )
 
 
@@ -129,7 +123,8 @@ def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
 
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
-    from ddsr_core.nightly.night import challenge, facts_of, photo_cache_of, unchanged
+    from ddsr_core.nightly.night import outcome_data, outcome_if_unchanged, photo_cache_of
+    from ddsr_core.nightly.night import run_night as spend_night
     from ddsr_core.nightly.request import NightRequest
     from ddsr_core.pipeline.plain import plain_backend
     from ddsr_core.storage.remote_store import open_store
@@ -139,16 +134,16 @@ def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
     with stopping():
         check(request)
         store, night = open_store(request.home), request.night()
-        outcome = None if no_prefect or os.environ.get("PREFECT_API_URL") else unchanged(night, store)
+        outcome = None if no_prefect or os.environ.get("PREFECT_API_URL") else outcome_if_unchanged(night, store)
         if no_prefect:
             cache = photo_cache_of(request.name)
-            outcome = challenge(night, store, plain_backend(request, store, progress_for(), request.name, cache))
+            outcome = spend_night(night, store, plain_backend(request, store, progress_for(), request.name, cache))
         if outcome is not None:
-            facts = facts_of(outcome, request.name)
+            data = outcome_data(outcome, request.name)
         else:
-            facts = call_flow("flows.nightly:nightly", request.name, request)
-    text = facts.pop("text")
-    click.echo(json.dumps(facts, indent=2) if as_json else text)
+            data = call_flow("flows.nightly:nightly", request.name, request)
+    text = data.pop("text")
+    click.echo(json.dumps(data, indent=2) if as_json else text)
 
 
 def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:

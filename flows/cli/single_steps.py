@@ -10,15 +10,16 @@ from typing import Any
 import click
 
 from ddsr_core.config import Runtime
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pipeline import steps
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.steps import Crops, ModelExport, export_network, search_run, with_overrides
 from ddsr_core.pretrain.config import PretrainConfig
+from ddsr_core.pretrain.photographs import fetch_photographs
 from ddsr_core.pretrain.run import run as pretrain
-from ddsr_core.pretrain.wallpapers import fetch_wallpapers
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.stage import RESUME, Artifact, Source
 from ddsr_core.storage.store import Store
@@ -36,7 +37,7 @@ def train_one(
     weights, cached = steps.train_one(_backend(store, device), recipe, data, crops)
     crop = weights.manifest.config["lr_patch_px"]
     if crop is not None and recipe.lr_patch_px is None:
-        text = f"LR crops of {crop} px: the images are smaller than the published {recipe.plan.lr_patch_px} px"
+        text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
         click.echo(f"ddsr: {text}", err=True)
     return weights, cached
 
@@ -60,7 +61,7 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> P
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         if photos is None:
-            photos = fetch_wallpapers(out / RESUME / "photos", runtime.progress)
+            photos = fetch_photographs(out / RESUME / "photos", runtime.progress)
         pretrain(config, photos=photos, out=out, runtime=runtime)
         shutil.rmtree(out / RESUME)
     return out

@@ -41,7 +41,7 @@ from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pseudo_labels import embeddings as embeddings_stage
 from ddsr_core.pseudo_labels import scoring
-from ddsr_core.sr import train as sr_stage
+from ddsr_core.sr.train_sr import train as sr_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Libraries of other benchmarks, and those that the tests below run under another name.
@@ -311,4 +311,4 @@ def test_orchestration_benchmark_prints_its_tables(capsys: pytest.CaptureFixture
 
 def test_every_benchmark_is_run_here() -> None:
     files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"}
-    assert files == {*TOYS, *NO_COMMAND, *NEEDS_SERVER, "base_model", "finetune_step", "gpu", "hit_srf"}
+    assert files == {*TOYS, *NO_COMMAND, *NEEDS_SERVER, "base_model", "base_recipe", "finetune_step", "gpu", "hit_srf"}

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ddsr_core.baselines.crops import CropsConfig, draw_crop, draw_patches, run
+from ddsr_core.baselines.config import CropsConfig
+from ddsr_core.baselines.crops import draw_crop, draw_patches, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.bicubic import psnr_bic
@@ -100,7 +101,7 @@ def test_patches_are_drawn_without_repetition_while_they_last():
 def test_wrong_inputs(photos, patches, tmp_path):
     with pytest.raises(ConfigError, match="need patches"):
         run(THRESHOLD, photos=photos, out=tmp_path / "out", runtime=Runtime())
-    with pytest.raises(ConfigError, match="16 px, the crops want 32"):
+    with pytest.raises(ConfigError, match="16 px, not 32"):
         run(THRESHOLD.model_copy(update={"patch_px": 32}), patches=patches, out=tmp_path / "out", runtime=Runtime())
     with pytest.raises(InputError, match="no photo is as large"):
         run(RANDOM.model_copy(update={"patch_px": 128}), photos=photos, out=tmp_path / "out2", runtime=Runtime())

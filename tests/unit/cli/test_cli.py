@@ -2,9 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +15,9 @@ from click.testing import CliRunner, Result
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.imaging.images import save_png
 from flows.cli.main import cli
+from tests.helpers.commands import ROOT
+
+MINE = set(cli.commands) - {"train-sr", "evaluate", "upscale", "export-sr"}
 
 
 def ddsr(*arguments: object) -> Result:
@@ -43,12 +49,51 @@ def test_wrong_usage_is_2():
     assert ddsr("distill").exit_code == 2
     assert ddsr("dance").exit_code == 2
     assert ddsr("train-sr", "--data", "x", "--budget", "0").exit_code == 2
+    unknown = ddsr("distill", "--images", "x", "--preset", "demoo")
+    assert unknown.exit_code == 2
+    assert "is not one of 'demo', 'best', 'paper', 'released'" in unknown.output
+
+
+def test_help_names_every_command_once_in_a_section_and_cuts_no_line():
+    text = ddsr("--help").output
+    for name, command in cli.commands.items():
+        line = command.get_short_help_str(200)
+        assert len(line) <= 60
+        assert f"  {name:<9}  {line}\n" in text or f"  {name}" in text
+        assert line in text
+    assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "Options:", "Distillation:", "SR networks:", "Nightly distillation:", "Results:", "Set-up:",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--help"], ["runs", "--home", "nowhere"], ["distill", "--help"]])
+def test_quick_commands_import_nothing_heavy(words: list[str]):
+    program = (
+        "import sys\nfrom click.testing import CliRunner\nfrom flows.cli.main import cli\n"
+        f"assert CliRunner().invoke(cli, {words!r}).exit_code == 0\n"
+        "print(sorted({'torch', 'numpy', 'pyarrow', 'prefect', 'diffusers', 'sklearn', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_option_has_a_help_text_that_is_a_sentence():
+    for name, command in cli.commands.items():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and name in MINE:
+                text = (parameter.help or "").split("  [")[0].split("\n")[0].strip()
+                assert text[:1].isupper() or text.split(":")[0] in str(parameter.type), (name, parameter.name)
+                assert text.endswith("."), (name, parameter.name)
+
+
+def test_the_old_name_of_the_protocol_is_accepted():
+    [option] = [p for p in cli.commands["reproduce"].params if p.name == "protocol"]
+    assert option.opts == ["--protocol", "--scale"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["--preset", "demoo"], ["no preset 'demoo'", "demo"]),
         (["--set", "finetune.stpes=3"], ["unknown field", "did you mean steps?"]),
         (["--set", "sr.archs=['edsr-smal']"], ["edsr-smal"]),
         (["--run", "../elsewhere"], ["cannot be the name of a run"]),
@@ -133,7 +178,7 @@ def test_evaluate_bicubic_writes_the_metrics(tmp_path: Path):
 def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -156,7 +201,7 @@ def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
 
 
 def test_upscale_says_by_how_much(tmp_path: Path):
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -184,7 +229,7 @@ def test_train_sr_knows_every_source(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3), ("base", 3)]
+    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3)]
 )
 def test_train_sr_on_a_source(tmp_path: Path, source: str, images: int):
     """k-center and HDC choose 2 of 40 crops; half of 3 x 9 windows pass the threshold; other sources are DATA."""
@@ -206,7 +251,7 @@ def test_train_sr_on_crops_of_a_wrong_size_is_one_message(tmp_path: Path):
 def small_weights(folder: Path) -> Path:
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -232,7 +277,7 @@ def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
     assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "not known here", "other.pth")
     assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not written", "weights.pth")
     (tmp_path / "x.onnx").write_text("mine")
-    assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already there")
+    assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already exists")
     assert (tmp_path / "x.onnx").read_text() == "mine"
 
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.sr.architectures import ARCHITECTURES, build_network, find_architecture, recognize
+from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
 from ddsr_core.sr.archs.edsr import EDSR
 from ddsr_core.sr.basicsr_compat import import_basicsr
+from ddsr_core.sr.networks import build_network, recognize
 
 
 class Enlarge(nn.Module):

@@ -11,8 +11,6 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
-from ddsr_core.pipeline.request import Execution
-from ddsr_core.pipeline.run import require_one_machine
 from ddsr_core.pipeline.stages import StageRun
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.store import Store
@@ -24,39 +22,39 @@ s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 
 
 def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machines, log: Path) -> None:
-    from flows.cli.housekeeping import collect_garbage
+    from ddsr_core.gc import collect_garbage
 
-    here, other = machines
+    here, there = machines
     kept, _ = here.build(TOY, CountConfig(files=1), inputs(log))
     unused, _ = here.build(TOY, CountConfig(files=2), inputs(log))
     locked, _ = here.build(TOY, CountConfig(files=3), inputs(log))
     here.bucket.write("runs/demo/run.json", json.dumps({"stages": [{"key": kept.key}]}).encode())
     here.bucket.write(f"artifacts/toy/{locked.key}.lock", b"")
-    assert [place for place, _ in collect_garbage(other, delete=False)] == [f"{URL}/artifacts/toy/{unused.key}"]
-    assert other.find("toy", unused.key) is not None
-    collect_garbage(other, delete=True)
-    assert [other.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
+    assert [place for place, _ in collect_garbage(there, delete=False)] == [f"{URL}/artifacts/toy/{unused.key}"]
+    assert there.find("toy", unused.key) is not None
+    collect_garbage(there, delete=True)
+    assert [there.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
 
 
 def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
+    from ddsr_core.gc import collect_garbage, used_keys
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.pins import Pins
     from ddsr_core.pipeline.run_state import complete_run, start_run
-    from flows.cli.housekeeping import collect_garbage, used_keys
 
-    here, other = machines
+    here, there = machines
     config = load_config("demo", None, ())
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     start_run(here, "demo", config, log, None)
     pins = Pins(here, "demo")
     pins.add(built.key)
-    assert collect_garbage(other, delete=True) == []
+    assert collect_garbage(there, delete=True) == []
     complete_run(here, "demo", [StageRun("toy", built, False)])
     pins.drop()
-    assert used_keys(other) == {built.key}
-    start_run(other, "demo", config, log, None)  # it begins again on the other machine, which has never seen it
+    assert used_keys(there) == {built.key}
+    start_run(there, "demo", config, log, None)  # it begins again on the other machine, which has never seen it
     assert used_keys(here) == {built.key}
-    complete_run(other, "demo", [])
+    complete_run(there, "demo", [])
     assert len(collect_garbage(here, delete=True)) == 2  # this machine's copy, and what is published
 
 
@@ -65,11 +63,11 @@ def test_looking_at_runs_leaves_the_files_of_one_that_goes_on_alone(machines: Ma
     from ddsr_core.pipeline.run_folder import list_runs, read_run
     from ddsr_core.pipeline.run_state import start_run
 
-    here, other = machines
+    here, there = machines
     folder = start_run(here, "demo", load_config("demo", None, ()), log, None)
     (folder / "run.json").write_text('{"status": "completed"}')  # and its report is being written
     assert [state["status"] for state in list_runs(here)] == ["running"]
-    assert read_run(other, "demo")["status"] == "running"
+    assert read_run(there, "demo")["status"] == "running"
     assert (folder / "run.json").read_text() == '{"status": "completed"}'
 
 
@@ -102,68 +100,68 @@ def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch)
         remote_store.retry_while_unreachable(call)
 
 
-def test_nights_on_two_machines_share_registry_photo_cache_and_set(
+def test_nights_on_two_machines_share_registry_memo_and_set(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ddsr_core.gc import collect_garbage
     from ddsr_core.nightly.night import roll_back
     from ddsr_core.nightly.registry import read_registry
-    from flows.cli.housekeeping import collect_garbage
 
     without_reports(monkeypatch)
-    (here, other), fakes = machines, Fakes()
+    (here, there), fakes = machines, Fakes()
     photos, test = put(tmp_path / "photos", "a", "b"), put(tmp_path / "test", "t")
 
     def in_use() -> float:
         return float(here.read_file("nightly/n/current/metadata.jsonl") or b"nan")
 
     fakes.spend(here, photos, test)
-    assert fakes.spend(other, photos, test).version is None
+    assert fakes.spend(there, photos, test).version is None
     fakes.quality = 21.0
-    second = fakes.spend(other, put(photos, "c"), test).version
+    second = fakes.spend(there, put(photos, "c"), test).version
     assert second is not None
     assert (second.promoted, second.warm_from, second.anew["photos"]) == (True, 1, 1)
     fakes.quality = 19.0
-    assert fakes.spend(here, put(photos, "d"), test).after.champion == 2
+    assert fakes.spend(here, put(photos, "d"), test).after.active == 2
     assert in_use() == 21.0  # not this machine's old copy
     roll_back(here, "n")
     assert in_use() == 20.0
-    assert read_registry(other, "n").champion == 1
+    assert read_registry(there, "n").active == 1
 
     here.bucket.remove(here.bucket.list("runs/"))
     here.bucket.remove(["nightly/n/current/metadata.jsonl"])
     for store in machines:
         shutil.rmtree(store.home)
-    assert collect_garbage(other, delete=True)
-    assert fakes.spend(other, photos, test).version is None
+    assert collect_garbage(there, delete=True)
+    assert fakes.spend(there, photos, test).version is None
     assert in_use() == 20.0  # put in its place again
-    assert roll_back(other, "n", 2).champion == 2
+    assert roll_back(there, "n", 2).active == 2
     assert in_use() == 21.0
 
 
-def test_a_photo_cache_that_has_lost_an_object_is_discarded(
+def test_a_memo_that_has_lost_an_object_begins_anew(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_reports(monkeypatch)
-    (here, other), fakes = machines, Fakes()
+    (here, there), fakes = machines, Fakes()
     photos, test = put(tmp_path / "photos", "a", "b"), put(tmp_path / "test", "t")
     fakes.spend(here, photos, test)
     here.bucket.remove(list(here.bucket.list("nightly/n/photo_cache/files/"))[:1])
-    second = fakes.spend(other, put(photos, "c"), test).version
+    second = fakes.spend(there, put(photos, "c"), test).version
     assert second is not None
     assert second.anew["photos"] == 3
     assert "it is discarded" in caplog.text
 
 
 def test_a_lock_that_nobody_wants_to_wait_for(machines: Machines) -> None:
-    here, other = machines
+    here, there = machines
     with (
         here.locked("x", "first", "a night, begun"),
         pytest.raises(StorageError, match="a night, begun by process"),
-        other.locked("x", what="a night, begun", wait=False),
+        there.locked("x", what="a night, begun", wait=False),
     ):
         pass
-    with other.locked("x", wait=False):
-        assert other.bucket.read("x.lock") is not None
+    with there.locked("x", wait=False):
+        assert there.bucket.read("x.lock") is not None
 
 
 def test_missing_bucket_says_so(endpoint: str, log: Path) -> None:
@@ -222,6 +220,9 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
+    from ddsr_core.pipeline.request import Execution
+    from ddsr_core.pipeline.run import require_one_machine
+
     for elsewhere in (Execution(gpu="pool"), Execution(runner="ray")):
         with pytest.raises(ConfigError, match="held out") as caught:
             require_one_machine(elsewhere, machines[0])

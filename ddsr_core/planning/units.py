@@ -1,0 +1,326 @@
+"""The units of work that stages repeat, each the real code run once on fake tensors."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddsr_core.baselines.config import GSDDConfig
+from ddsr_core.baselines.gsdd import augment, features
+from ddsr_core.diffusion.codec import Codec
+from ddsr_core.diffusion.config import FinetuneConfig
+from ddsr_core.diffusion.finetune_trainer import MEMORY_SHARE, FinetuneTrainer, activation_bytes
+from ddsr_core.diffusion.gaussian import STEPS
+from ddsr_core.diffusion.samplers import guided
+from ddsr_core.diffusion.training_set import Batch
+from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.evaluation.evaluator import Evaluator, ReferenceFeatures
+from ddsr_core.imaging.bicubic import psnr_bic, upsample
+from ddsr_core.imaging.images import to_signed
+from ddsr_core.imaging.tiling import enlarge
+from ddsr_core.planning.config import Machine
+from ddsr_core.planning.counting import Answers, Count, Op, counting
+from ddsr_core.planning.shapes import BaseShape, make_base, make_codec, make_embedder
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.sampling.config import SampleConfig
+from ddsr_core.sampling.restoration import restore
+from ddsr_core.sr.architectures import find_architecture
+from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.networks import build_network
+from ddsr_core.sr.plan import plan_of
+from ddsr_core.sr.state import State, join_adversary, new_state
+from ddsr_core.sr.train_sr import train_step
+
+GIB = 2**30
+#: Noisier steps than this are not counted in a run: a batch with more samples for L_SR than come once in a run.
+ONCE = 1.0
+
+
+def embed(config: EmbeddingsConfig, side_px: int, batch: int) -> Count:
+    """One batch of square patches through the feature network."""
+    with counting() as count, torch.inference_mode():
+        embedder = make_embedder(config)
+        count.take()
+        embedder(torch.rand(batch, 3, side_px, side_px))
+        return count.take()
+
+
+def embed_texts(config: EmbeddingsConfig, batch: int) -> Count:
+    """One batch of texts through the text tower of an open_clip model."""
+    with counting() as count, torch.inference_mode():
+        model = make_embedder(config).model
+        count.take()
+        model.encode_text(torch.zeros(batch, model.context_length, dtype=torch.long))
+        return count.take()
+
+
+def encode(shape: BaseShape, side_px: int, batch: int) -> Count:
+    """One batch of patches and their mirror images through the VAE's encoder (`latents.encode_both`)."""
+    with counting() as count, torch.inference_mode():
+        model = make_base(shape)
+        count.take()
+        images = torch.rand(batch, 3, side_px, side_px)
+        moments = [model.codec.moments(to_signed(view)) for view in (images, images.flip(3))]
+        psnr_bic(images)
+        del moments
+        return count.take()
+
+
+@dataclass(frozen=True)
+class FinetuneUnits:
+    """Parts of fine-tuning.
+
+    Attributes:
+        measured: a step that also measures the gradient norm of each loss term.
+        step: any other step.
+        forward: the network once, on a batch of samples; ``decode``: one of them decoded.
+        trained: numbers that are trained.
+    """
+
+    measured: Count
+    step: Count
+    forward: Count
+    decode: Count
+    trained: int
+
+
+class _Trainer(FinetuneTrainer):
+    """Trains on one batch of fake tensors."""
+
+    batch: Batch
+
+    def _draw(self, data: Any) -> Batch:
+        return self.batch
+
+
+def finetune(
+    config: FinetuneConfig, shape: BaseShape, decoder: Any, labels: int, steps: int, sample_batch: int
+) -> FinetuneUnits:
+    """Steps of one process, with as many samples in L_SR as there are on average; memory for as many as come once.
+
+    Args:
+        decoder: config of the VAE that L_SR decodes with; None for the base model's own.
+        labels: number of pseudo-labels.
+        steps: of the whole run.
+        sample_batch: images that are sampled at once during training.
+    """
+    answers = Answers(distinct=1)
+    part = config.batch_size // config.processes
+    fixed = {"processes": 1, "batch_size": part, "compile": False, "class_row_init": "null"}
+    alone = config.model_copy(update=fixed)
+    with counting(answers) as count:
+        base = make_base(shape)
+        trainer = _Trainer(base, alone, {label: label for label in range(labels)}, decoder=_codec(decoder))
+        trainer.batch = _batch(shape, part)
+        chance = (config.lsr_last_step + 1) / STEPS if config.lsr_mode == "target" else 1.0
+        often = most_at_once(part // config.accumulate, chance, steps * config.accumulate)
+        answers.share = often * config.accumulate / part
+        count.take()
+        measured, peak = _step(trainer, count)
+        step, _ = _step(trainer, count)
+        step = Count(step.ops, max(step.peak_bytes, peak))
+        if config.lsr_mode == "target":
+            answers.share = 0.0
+            weight = chance * part / (often * config.accumulate) if often else 0.0
+            least, _ = _step(trainer, count)
+            step = Count((step.times(weight) + least.times(1 - weight)).ops, step.peak_bytes)
+        forward, decode = _sampled(trainer, sample_batch, count)
+        return FinetuneUnits(measured, step, forward, decode, sum(p.numel() for p in trainer.parameters))
+
+
+def _step(trainer: _Trainer, count: Count) -> tuple[Count, int]:
+    """One step, and the peak that it has once optimizer and memories hold something."""
+    before = count.live_bytes
+    trainer.advance(None)  # type: ignore[arg-type]
+    taken = count.take()
+    return taken, taken.peak_bytes + max(0, taken.live_bytes - before)
+
+
+def _sampled(trainer: _Trainer, batch: int, count: Count) -> tuple[Count, Count]:
+    model, half = trainer.base, trainer.config.precision == "bf16"
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        dit = model.dit.config
+        x = torch.randn(batch, dit.in_channels, dit.latent_px, dit.latent_px)
+        count.take()
+        model.dit(x, torch.zeros(batch), torch.zeros(batch, dtype=torch.long))
+        forward = count.take()
+        model.decode(x)
+        return forward, count.take()
+
+
+def most_at_once(batch: int, chance: float, steps: int) -> int:
+    """The largest number of a batch's samples that L_SR is expected to see at once in a run: binomial, `ONCE` per run."""
+    tail = 0.0
+    for count in range(batch, 0, -1):
+        tail += math.comb(batch, count) * chance**count * (1 - chance) ** (batch - count)
+        if tail * steps >= ONCE:
+            return count
+    return 0
+
+
+def _batch(shape: BaseShape, size: int) -> Batch:
+    latents = (size, shape.dit.in_channels, shape.dit.latent_px, shape.dit.latent_px)
+    whole = torch.zeros(size, dtype=torch.long)
+    return Batch(
+        x0=torch.randn(latents), noise=torch.randn(latents), t=whole, y=whole.clone(), labels=whole.clone(),
+        psnr_bic=torch.zeros(size), corner=torch.zeros(size, 2),
+    )  # fmt: skip
+
+
+def _codec(vae: Any) -> Codec | None:
+    return None if vae is None else make_codec(vae)
+
+
+def checkpointed(config: FinetuneConfig, shape: BaseShape, machine: Machine) -> FinetuneConfig:
+    """The config with checkpointing decided as the machine's free memory would decide it."""
+    if config.checkpointing != "auto":
+        return config
+    free = machine.memory_gib * GIB
+    on = machine.device == "cuda" and activation_bytes(config, shape.dit) > MEMORY_SHARE * free
+    return config.model_copy(update={"checkpointing": "on" if on else "off"})
+
+
+@dataclass(frozen=True)
+class SampleUnits:
+    """Parts of sampling: the solver's step with guidance and without, on a batch; one image decoded."""
+
+    guided: Count
+    plain: Count
+    decode: Count
+
+
+def sample(config: SampleConfig, shape: BaseShape, batch: int) -> SampleUnits:
+    """The network with the adapter folded in."""
+    with (
+        counting() as count,
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"),
+    ):
+        model = make_base(shape)
+        dit = shape.dit
+        x = torch.randn(batch, dit.in_channels, dit.latent_px, dit.latent_px)
+        rows = torch.zeros(batch, dtype=torch.long)
+        count.take()
+        units = []
+        for scale in (config.guidance_scale, 1.0):
+            guided(model.dit, rows, scale, config.guided_channels)(x, 0)
+            units.append(count.take())
+        _decode(model, x[:1], config.decode_tile_px, shape.factor)
+        return SampleUnits(*units, count.take())
+
+
+def _decode(model: Any, latent: Tensor, tile_px: int | None, factor: int) -> None:
+    if tile_px is None:
+        model.decode(latent)
+    else:
+        side = tile_px // factor
+        enlarge(model.decode, latent, scale=factor, tile_px=side, overlap_px=side // 4)
+
+
+def compare(side_px: int, batch: int) -> Count:
+    """One batch of accepted patches as candidates are compared with them, on the CPU."""
+    with counting() as count, torch.inference_mode():
+        images = torch.rand(batch, 3, side_px, side_px)
+        psnr_bic(images)
+        nn.functional.interpolate(images, size=(32, 32), mode="area")
+        return count.take()
+
+
+def restored(teacher: TrainSRConfig, side_px: int, batch: int) -> Count:
+    """One batch of images whose detail the teacher network restores."""
+    with counting() as count, torch.inference_mode():
+        network = build_network(teacher.arch, teacher.arch_kwargs).eval()
+        count.take()
+        restore(network, torch.rand(batch, 3, side_px, side_px), 1.0)
+        return count.take()
+
+
+@dataclass(frozen=True)
+class TrainUnits:
+    """A step of the first phase of SR training, of the second (the same without a discriminator), and one grid crop."""
+
+    first: Count
+    second: Count
+    crop: Count
+    params: int
+
+
+def train_sr(config: TrainSRConfig, device: str) -> TrainUnits:
+    """Steps of SR training."""
+    plan = plan_of(config)
+    half = config.precision == "bf16" and (device != "cpu" or find_architecture(config.arch).bf16_on_cpu)
+    with counting() as count:
+        state = new_state(config.model_copy(update={"compile": False}), "cpu")
+        px = plan.lr_patch_px
+        lr, hr = (torch.rand(plan.batch_size, 3, side, side) for side in (px, px * config.scale))
+        lr, hr = (x.to(memory_format=torch.channels_last) for x in (lr, hr))
+        first = _train_step(config, state, lr, hr, half, count)
+        second = first
+        if state.adversary is not None:
+            join_adversary(state, state.adversary)
+            state.step = plan.switch
+            second = _train_step(config, state, lr, hr, half, count)
+        with torch.no_grad():
+            state.ema(lr[:1])
+        return TrainUnits(first, second, count.take(), sum(p.numel() for p in state.network.parameters()))
+
+
+def _train_step(config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, half: bool, count: Count) -> Count:
+    count.take()
+    before = count.live_bytes
+    train_step(config, state, lr, hr, half)
+    taken = count.take()
+    return Count(taken.ops, taken.peak_bytes + max(0, taken.live_bytes - before))
+
+
+def evaluate(config: EvaluateConfig, recipe: TrainSRConfig | None, size: tuple[int, int], again: bool) -> Count:
+    """One test photo enlarged, by a network or by bicubic (None), and measured.
+
+    Args:
+        size: height and width of the HR image.
+        again: whether the features of the HR image are known from an earlier evaluation.
+    """
+    height, width = size
+    bicubic = partial(upsample, scale=config.scale)
+    evaluator = Evaluator(bicubic, config, "cpu", ReferenceFeatures())  # reads the weights of its metrics
+    with counting() as count, torch.inference_mode():
+        if recipe is not None:
+            evaluator.network = build_network(recipe.arch, recipe.arch_kwargs).eval()
+        pixels = np.zeros((height, width, 3), np.uint8)
+        image = evaluator.enlarge("", pixels)
+        if again:
+            evaluator.score(image)
+        count.take()
+        evaluator.score(evaluator.enlarge("", pixels))
+        return count.take()
+
+
+def invert(config: GSDDConfig, generator: TrainSRConfig, side_px: int, share: int) -> Count:
+    """One step of GSDD for a class of ``share`` images (`gsdd.invert`)."""
+    with counting() as count:
+        network = build_network(generator.arch, generator.arch_kwargs).eval().requires_grad_(False)
+        z = torch.rand(share, 3, side_px // 4, side_px // 4, requires_grad=True)
+        optimizer, corner = torch.optim.Adam([z]), np.zeros(2)
+        count.take()
+        with torch.no_grad():
+            target = features(network, augment(torch.rand(config.batch_real, 3, side_px, side_px), corner, 0)).mean(0)
+        mean = features(network, augment(network(z), corner, 0)).mean(0)
+        (mean - target).square().mean().backward()
+        optimizer.step()
+        return count.take()
+
+
+def linear(small: Count, large: Count, at: float) -> Count:
+    """Work of an image between two that were counted, or beyond them, by its share of the way: 0 small, 1 large."""
+    mixed: Counter[Op] = Counter()
+    for count, share in ((small, 1 - at), (large, at)):
+        for op, times in count.ops.items():
+            mixed[op] += times * share  # type: ignore[assignment]
+    return Count(mixed, max(small.peak_bytes, large.peak_bytes))
