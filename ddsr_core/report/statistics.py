@@ -103,3 +103,11 @@ def half_width(values: Sequence[float]) -> float:
 
 def _quantile(samples: int) -> float:
     return float(stdtrit(samples - 1, (1 + CONFIDENCE) / 2))
+
+
+def plural(count: int, noun: str) -> str:
+    """
+    >>> plural(1, "seed"), plural(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
