@@ -233,8 +233,9 @@ def seed_chart(lines: Sequence[SeedLine], *, title: str, x_label: str, y_label: 
             ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"'
             shapes.append(f'<line class="level {color}" {ends}><title>{escape(line.label)}</title></line>')
             continue
-        means = [(math.log10(x), sum(own) / len(own)) for x, own in line.points]
-        shapes.append(_polyline(frame, *map(np.array, zip(*means, strict=True)), f"line {color}", line.label))
+        x_places = np.log10([x for x, _ in line.points])
+        means = np.array([sum(own) / len(own) for _, own in line.points])
+        shapes.append(_polyline(frame, x_places, means, f"line {color}", line.label))
         for x, own in line.points:
             for value in own:
                 place = f'cx="{frame.x(math.log10(x)):.1f}" cy="{frame.y(value):.1f}"'
