@@ -62,7 +62,7 @@ def test_help_names_every_command_once_in_a_section_and_cuts_no_line():
         assert f"  {name:<9}  {line}\n" in text or f"  {name}" in text
         assert line in text
     assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "Options:", "Distillation:", "SR networks:", "Nightly distillation:", "Results:", "Set-up:",
+        "Options:", "Distillation:", "Planning:", "SR networks:", "Nightly distillation:", "Results:", "Set-up:",
     ]  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_bad_options_are_one_message(tmp_path: Path, arguments: list[str], texts
 def test_empty_and_missing_folders_are_one_message(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     home = ["--home", tmp_path / "home", "--no-prefect", "--set", "sr.archs=[]"]
-    assert_failed(ddsr("distill", "--images", tmp_path / "empty", *home), "no images found", "empty")
+    assert_failed(ddsr("distill", "--images", tmp_path / "empty", *home), "no photos found", "empty")
     assert_failed(ddsr("distill", "--images", tmp_path / "nowhere", *home), "no such folder", "nowhere")
 
 
