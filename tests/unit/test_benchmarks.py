@@ -93,7 +93,7 @@ def test_gpu_benchmark_needs_nothing_but_torch(tmp_path: Path) -> None:
     for table in tables:
         assert_well_formed(table)
     results = json.loads((tmp_path / "gpu.json").read_text())
-    assert results["stand_ins"] == ["pydantic", "safetensors", "pyarrow", "PIL"]
+    assert {"pydantic", "safetensors"} <= set(results["stand_ins"])
     assert [row["name"] for row in results["train"]] == [gpu.name_of(cell) for cell in gpu.plan((2,), compiled=False)]
     assert [(row["sampler"], row["images"]) for row in results["sample"]] == [("ancestral", 3)] * 2
     assert all(row["share"] > 0 for row in results["train"] + results["sample"])
