@@ -143,7 +143,16 @@ def photo_digests(source: Path | str) -> list[tuple[str, str]]:
     Raises:
         InputError: the source does not exist, or contains no image file.
     """
-    entries = [(photo.name, photo.digest()) for photo in iter_photos(source)]
+    return [(photo.name, digest) for photo, digest in digested_photos(source)]
+
+
+def digested_photos(source: Path | str) -> list[tuple[Photo, str]]:
+    """Every photo of a source with its `Photo.digest`, in order.
+
+    Raises:
+        InputError: the source does not exist, or contains no image file.
+    """
+    entries = [(photo, photo.digest()) for photo in iter_photos(source)]
     if not entries:
         raise InputError(
             "no images found",

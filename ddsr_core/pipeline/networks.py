@@ -86,7 +86,7 @@ def has_small_step(recipe: TrainSRConfig) -> bool:
 
 @contextmanager
 def own_threads(recipe: TrainSRConfig, device: str) -> Iterator[None]:
-    """One thread for a network with a small step, on a CPU: its sums have the same order side by side and in turn."""
+    """One thread for a network with a small step on a CPU: the sums are the same side by side and in turn."""
     if device != "cpu" or not has_small_step(recipe):
         yield
         return

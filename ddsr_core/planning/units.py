@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ddsr_core.baselines.config import GSDDConfig
 from ddsr_core.baselines.gsdd import augment, features
 from ddsr_core.diffusion.config import FinetuneConfig
-from ddsr_core.diffusion.finetune_trainer import MEMORY_SHARE, FinetuneTrainer, activation_bytes
+from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.gaussian import STEPS
 from ddsr_core.diffusion.latents import Latents
+from ddsr_core.diffusion.memory import choose_checkpointing
 from ddsr_core.diffusion.samplers import guided
 from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch
 from ddsr_core.evaluation.config import EvaluateConfig
@@ -284,13 +285,16 @@ def _batch(shape: BaseShape, size: int) -> Batch:
     )  # fmt: skip
 
 
-def checkpointed(config: FinetuneConfig, shape: BaseShape, machine: Machine) -> FinetuneConfig:
-    """The config with checkpointing decided as the machine's free memory would decide it."""
-    if config.checkpointing != "auto":
-        return config
-    free = machine.memory_gib * GIB
-    on = machine.device == "cuda" and activation_bytes(config, shape.dit) > MEMORY_SHARE * free
-    return config.model_copy(update={"checkpointing": "on" if on else "off"})
+def checkpointed(config: FinetuneConfig, shape: BaseShape, decoder: Any, machine: Machine) -> FinetuneConfig:
+    """The config with checkpointing decided as the machine's free memory would decide it.
+
+    Args:
+        decoder: config of the VAE that L_SR decodes with; None for the base model's own.
+    """
+    free = int(machine.memory_gib * GIB) if machine.device == "cuda" else None
+    with counting():
+        choice = choose_checkpointing(config, shape.dit, make_codec(decoder or shape.vae), free)
+    return config.model_copy(update={"checkpointing": choice})
 
 
 @dataclass(frozen=True)

@@ -181,21 +181,21 @@ def class_rows(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Out
 
 def finetune(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
     sizes, shape = inputs["latents"].sizes, context.base
-    config = units.checkpointed(config, shape, context.machine)
+    config = units.checkpointed(config, shape, context.decoder, context.machine)
     steps = config.total_steps(sizes.total())
-    labels = min(context.config.clusters.k, finetune_samples.SHEET_LABELS)
-    sheet = labels * finetune_samples.SHEET_COLUMNS
-    at_once = min(finetune_samples.SAMPLE_BATCH, max(sheet, finetune_samples.TEXTURE_SAMPLES))
+    cost = finetune_samples.sample_cost(shape.image_px)
+    sheet = min(context.config.clusters.k, cost.labels) * cost.columns
+    at_once = min(finetune_samples.SAMPLE_BATCH, max(sheet, cost.texture_images))
     job = units.FinetuneJob(config, shape, context.decoder, context.config.clusters.k, steps, at_once)
     if context.memory_only:
         return Work(steps, "steps", units.finetune_memory(job)), Output(sizes)
     parts = context.once("finetune", [config, steps], lambda: units.finetune(job))
     measured = -(-steps // config.norm_every)
-    sheets = 1 + sum(step % config.sample_every == 0 or step == steps for step in _marks(steps, config.sample_every))
-    per_label = -(-finetune_samples.TEXTURE_SAMPLES // context.config.clusters.k)
+    sheets = 1 + len(_marks(steps, config.sample_every)) if config.sample_every else 0
+    per_label = -(-cost.texture_images // context.config.clusters.k)
     looks = -(-steps // config.lsr_adapt_every) if config.adapts_lsr else 0
     samples = sheets * sheet + looks * per_label * context.config.clusters.k
-    sampled = (parts.forward.times(finetune_samples.SHEET_STEPS) + parts.decode).times(samples / at_once)
+    sampled = (parts.forward.times(cost.steps) + parts.decode).times(samples / at_once)
     steps_alone = parts.measured.times(measured) + parts.step.times(steps - measured) if steps else Count()
     work = Work(
         steps, "steps", steps_alone + sampled, images={"png_encode": sheets * sheet * shape.image_px**2 / 1e6},

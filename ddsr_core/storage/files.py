@@ -75,6 +75,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def allocate(file: BinaryIO, size: int) -> None:
+    """Extend a new file to ``size`` bytes and reserve the disk space for them.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    written = file.seek(0, os.SEEK_END)
+    while written < size:
+        written += file.write(bytes(min(1 << 20, size - written)))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder (files created, renamed or removed) survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -140,7 +140,7 @@ def setup() -> None:
 @home_option
 @json_option
 def doctor(home: str | None, as_json: bool) -> None:
-    """Check this machine: packages, weights, device, disk, Prefect.
+    """Check packages, weights, device, disk and Prefect.
 
     Example: ddsr doctor
     """
