@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import platform
@@ -38,8 +37,8 @@ from ddsr_core.sr.train_sr import train_step
 from ddsr_core.storage.files import write_atomically
 
 GIB = 2**30
-#: Each measurement is repeated this often, after one that does not count; the median counts.
-REPEATS = 5
+#: Each measurement is repeated this often, after one that does not count; the median counts. A long one is repeated less.
+REPEATS, ENOUGH_S = 5, 1.0
 
 Clock = Callable[[], float]
 Step = Callable[[], object]
@@ -236,9 +235,8 @@ class _Timer:
         self.device, self.clock = torch.device(device), clock
 
     def __call__(self, work: Callable[[], object]) -> float:
-        seconds = []
-        for _ in range(REPEATS + 1):
-            gc.collect()
+        seconds: list[float] = []
+        while len(seconds) <= REPEATS and sum(seconds[1:]) < ENOUGH_S:
             begun = self.clock()
             work()
             if self.device.type == "cuda":
