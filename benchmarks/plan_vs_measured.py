@@ -172,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         libraries = resident()
         rows = measure(config, photos, tests)
         machine = measure_machine("cpu", time.process_time, cores=1)
+        print(machine.rates, machine.host, file=sys.stderr, flush=True)
         planned = plan(Request(config, sizes_of_photos(photos)[0], sizes_of_photos(tests)[0], machine))
     print(f"One thread of {machine.name}, {os.cpu_count()} cores; libraries {libraries / MIB:.0f} MiB.\n")
     print(table(planned, rows))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.pipeline.config import load_config
+from ddsr_core.pipeline.config import load_config, overridden
 from ddsr_core.planning.config import Machine, load_machine, machine_names, read_machine
 from ddsr_core.planning.counting import Count, Op
 from ddsr_core.planning.estimate import Request, device_seconds, memory_gib, plan, seconds_of
@@ -47,9 +48,14 @@ def test_a_plan_has_the_stages_of_the_run_in_order():
 def test_a_stage_that_does_not_fit_comes_with_the_field_that_makes_it_fit():
     small = load_machine("rtx3090").model_copy(update={"memory_gib": 0.6})
     config = load_config("demo", overrides=(*TINY, "sr.archs=[]", "latents.batch_size=512", "embeddings.batch_size=1"))
-    planned = plan(Request(config, Counter({(1024, 1024): 2}), TESTS, small))
+    photos = Counter({(1024, 1024): 2})
+    planned = plan(Request(config, photos, TESTS, small))
     assert planned.first_misfit is not None
-    assert (planned.first_misfit.stage, planned.first_misfit.remedy) == ("latents", "latents.batch_size=64")
+    assert planned.first_misfit.stage == "latents"
+    assert planned.first_misfit.remedy.startswith("latents.batch_size=")
+    assert planned.as_json()["first_misfit"] == {"stage": "latents", "remedy": planned.first_misfit.remedy}
+    again = plan(Request(overridden(config, [planned.first_misfit.remedy]), photos, TESTS, small))
+    assert [stage.fits for stage in again.stages if stage.stage == "latents"] == [True]
 
 
 def test_an_operator_takes_its_arithmetic_its_memory_traffic_and_its_launch():
@@ -145,3 +151,20 @@ def test_a_plan_is_shown_as_rows_and_a_summary():
     assert (row["stage"], row["items"], row["fits"], row["device GiB"]) == ("sample", "7 candidates", "yes", row["host GiB"])
     assert "Every stage fits into memory." in summary_of(planned)
     assert [duration(value) for value in (5, 600, 7200, 300_000)] == ["5 s", "10 min", "2.0 h", "3.5 d"]
+
+
+def test_the_command_prints_a_row_per_stage_and_what_does_not_fit(tmp_path):
+    from click.testing import CliRunner
+
+    from flows.cli.main import cli
+
+    words = ["plan", "--sizes", "2@128x96", "--home", str(tmp_path), "--gpu", "cpu", "--price", "1"]
+    settings = [part for value in (*TINY, "sr.archs=[]") for part in ("--set", value)]
+    shown = CliRunner().invoke(cli, [*words, *settings])
+    assert shown.exit_code == 0, shown.output
+    assert [line.split()[0] for line in shown.output.splitlines()[:7]] == [
+        "stage", "patches", "embeddings", "clusters", "latents", "finetune", "sample",
+    ]  # fmt: skip
+    data = json.loads(CliRunner().invoke(cli, [*words, *settings, "--json"]).output)
+    assert data["fits"] is True
+    assert [stage["stage"] for stage in data["stages"]][-1] == "sample"
