@@ -20,6 +20,7 @@ from ddsr_core.pseudo_labels.scoring import WORKERS
 from ddsr_core.pseudo_labels.windows import offsets
 from ddsr_core.sampling.restoration import BATCH as RESTORE_BATCH
 from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.grids import CROPS
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.train_sr import GRIDS
 
@@ -278,7 +279,8 @@ def train_sr(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Outpu
     recipe = config.model_copy(update={"seed": 0})
     parts = context.once("train", [recipe, device], lambda: units.train_sr(recipe, device))
     steps = parts.first.times(plan.switch) + parts.second.times(plan.iterations - plan.switch)
-    count = steps + parts.crop.times(4 * GRIDS)
+    grids = len(_marks(config.iterations, max(1, config.iterations // GRIDS)))
+    count = steps + parts.crop.times(grids * CROPS + 1)  # one to see what the network upscales by
     pixels = megapixels(data)
     packed = pixels * 1e6 * 3 * (1 + 1 / 16)
     decode = "jpeg_decode" if max(data, default=(0, 0)) != min(data, default=(0, 0)) else "png_decode"
