@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NO_COMMAND = {"decoders", "gpu_work", "servers", "torch_alone"}
 NEEDS_SERVER = {"many_tasks", "orchestration"}
 #: Run by tests/unit/pretrain.
-TESTED_ELSEWHERE = {"base_recipe"}
+TESTED_ELSEWHERE = {"base_recipe", "plan_vs_measured", "rehearsal", "threads"}
 #: PyTorch and what it needs itself: the site-packages of a machine without any of ddsr's other dependencies.
 TORCH_ALONE = (
     "torch", "torch-*", "torchgen", "functorch", "numpy", "numpy.libs", "numpy-*", "nvidia", "triton", "filelock", "sympy",

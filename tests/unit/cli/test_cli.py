@@ -62,7 +62,7 @@ def test_help_names_every_command_once_in_a_section_and_cuts_no_line():
         assert f"  {name:<9}  {line}\n" in text or f"  {name}" in text
         assert line in text
     assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "Options:", "Distillation:", "SR networks:", "Nightly distillation:", "Results:", "Set-up:",
+        "Options:", "Distillation:", "Planning:", "SR networks:", "Nightly distillation:", "Results:", "Set-up:",
     ]  # fmt: skip
 
 
