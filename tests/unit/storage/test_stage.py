@@ -60,9 +60,7 @@ def test_a_changed_manifest_is_not_believed(built: Artifact, log: Path, tmp_path
     assert again.digest == built.digest
 
 
-def test_a_manifest_of_an_earlier_version_without_its_own_digest_is_read(
-    built: Artifact, tmp_path: Path
-) -> None:
+def test_a_manifest_of_an_earlier_version_without_its_own_digest_is_read(built: Artifact, tmp_path: Path) -> None:
     manifest = json.loads((built.path / MANIFEST).read_text())
     del manifest["check"]
     (built.path / MANIFEST).write_text(json.dumps(manifest))
