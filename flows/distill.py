@@ -34,6 +34,7 @@ def distill(
     device: str = "auto",
     gpu: Gpu = "local",
     runner: Runner = "sequential",
+    side_by_side: bool = True,
     workers: AtLeastOne = 2,
 ) -> Outcome:
     """Distill a folder of photos and compare SR networks trained on the result.
@@ -50,12 +51,15 @@ def distill(
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
             in threads or processes of its machine, or on Ray.
+        side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
+            sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: How many of them at once. The sequential runner ignores it.
     """
     refuse_endless_crashes()
     request = RunRequest(
         images=images, test=test, preset=preset, overrides=overrides, config=config, home=home, run=run, device=device,
-        gpu=gpu, runner=runner, workers=workers,
+        gpu=gpu, runner=runner, side_by_side=side_by_side,
+        workers=workers,
     )  # fmt: skip
     store = open_store(request.home)
     with open_run(request, store, prefect_backend(request, store)) as begun:

@@ -35,6 +35,7 @@ def nightly(
     device: str = "auto",
     gpu: Gpu = "local",
     runner: Runner = "sequential",
+    side_by_side: bool = True,
     workers: AtLeastOne = 2,
 ) -> dict[str, Any]:
     """Distill again if photos or settings have changed. The new set becomes the active one if it is not worse.
@@ -57,12 +58,15 @@ def nightly(
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
             in threads or processes of its machine, or on Ray.
+        side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
+            sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: How many of them at once. The sequential runner ignores it.
     """
     refuse_endless_crashes()
     request = NightRequest(
         images=images, test=test, preset=preset, overrides=overrides, config=config, name=name, metric=metric, margin=margin,
-        warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, workers=workers,
+        warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, side_by_side=side_by_side,
+        workers=workers,
     )  # fmt: skip
     store = open_store(request.home)
     outcome = run_night(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))

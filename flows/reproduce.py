@@ -32,6 +32,7 @@ def reproduce(
     device: str = "auto",
     gpu: Gpu = "local",
     runner: Runner = "sequential",
+    side_by_side: bool = True,
     workers: AtLeastOne = 2,
     command: str = "the flow `reproduce`",
 ) -> dict[str, Any]:
@@ -52,13 +53,16 @@ def reproduce(
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
             in threads or processes of its machine, or on Ray.
+        side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
+            sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: How many of them at once. The sequential runner ignores it.
         command: How the experiment was started. It stands above the table.
     """
     refuse_endless_crashes()
     request = ExperimentRequest(
         images=images, test=test, experiment=experiment, protocol=protocol, preset=preset, overrides=overrides,
-        config=config, seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, workers=workers,
+        config=config, seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, side_by_side=side_by_side,
+        workers=workers,
         command=command,
     )  # fmt: skip
     store = open_store(request.home)

@@ -30,6 +30,11 @@ class Execution(BaseModel):
         description="Where photos are scored, patches embedded and SR networks trained: one after another in the run's own "
         "process, in threads or processes of its machine, or on Ray.",
     )
+    side_by_side: bool = Field(
+        True,
+        description="Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is "
+        "sequential. Turn it off if memory is short: each takes about 1 GiB.",
+    )
     workers: AtLeastOne = Field(2, description="How many of them at once. The sequential runner ignores it.")
 
 

@@ -18,6 +18,7 @@ from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
 from ddsr_core.pipeline.run_folder import check_run_name, published_state, read_run, run_folder
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
+from ddsr_core.report.card import write_data_card
 from ddsr_core.report.html import write_report
 from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
 from ddsr_core.storage.files import now, storage_errors, write_atomically, write_json
@@ -96,6 +97,7 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
             folder / "run.json", {**state, **record.model_dump(mode="json", exclude={"config"}), "status": "completed"}
         )
         report = write_report(folder, record)
+        write_data_card(folder / "distilled", record)
     store.push(f"runs/{name}", mirror=True)
     return Outcome(name, folder, report, results_table(comparison, record.restored), stage_rows(stages.runs))
 

@@ -113,8 +113,7 @@ def _config_of(crops: Crops) -> PipelineConfig:
         "finetune": {"class_row_init": None},
         "sample": {"count": crops.budget},
     }
-    config: PipelineConfig = with_overrides(PipelineConfig, values)
-    return config
+    return checked(PipelineConfig, values)
 
 
 def evaluate_networks(

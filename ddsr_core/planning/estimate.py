@@ -286,6 +286,7 @@ _REMEDIES: Mapping[str, tuple[str, ...]] = {
 
 def _remedy(request: Request, context: Context, noted: Noted) -> str:
     """The first single field, as ``field=value`` for ``--set``, that makes a stage fit; empty if none does."""
+    context.memory_only = True
     for name in _REMEDIES.get(noted.stage.name, ()):
         for value in _candidates(name, noted.config):
             smaller = noted.config.model_copy(update={name: value})

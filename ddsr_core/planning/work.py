@@ -14,7 +14,7 @@ from ddsr_core.evaluation.evaluator import MOST_BYTES
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.planning import units
 from ddsr_core.planning.config import HostRates, Machine
-from ddsr_core.planning.counting import Count
+from ddsr_core.planning.counting import Count, mixed
 from ddsr_core.planning.shapes import BaseShape, base_shape, vae_shape
 from ddsr_core.pseudo_labels.scoring import WORKERS
 from ddsr_core.pseudo_labels.windows import offsets
@@ -70,6 +70,7 @@ class Context:
 
     def __init__(self, config: PipelineConfig, machine: Machine, accepted: float) -> None:
         self.config, self.machine, self.accepted = config, machine, accepted
+        self.memory_only = False  # whether a look at the memory of a stage is enough
         self.evaluated: set[Any] = set()
         self._known: dict[str, Any] = {}
 
@@ -177,21 +178,21 @@ def class_rows(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Out
 
 def finetune(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
     sizes, shape = inputs["latents"].sizes, context.base
-    config = units.checkpointed(config, shape, context.machine)
+    config = units.checkpointed(config, shape, context.decoder, context.machine)
     steps = config.total_steps(sizes.total())
-    labels = min(context.config.clusters.k, finetune_samples.SHEET_LABELS)
-    sheet = labels * finetune_samples.SHEET_COLUMNS
-    at_once = min(finetune_samples.SAMPLE_BATCH, max(sheet, finetune_samples.TEXTURE_SAMPLES))
-    parts = context.once(
-        "finetune", [config, steps],
-        lambda: units.finetune(config, shape, context.decoder, context.config.clusters.k, steps, at_once),
-    )  # fmt: skip
+    cost = finetune_samples.sample_cost(shape.image_px)
+    sheet = min(context.config.clusters.k, cost.labels) * cost.columns
+    at_once = min(finetune_samples.SAMPLE_BATCH, max(sheet, cost.texture_images))
+    job = units.FinetuneJob(config, shape, context.decoder, context.config.clusters.k, steps, at_once)
+    if context.memory_only:
+        return Work(steps, "steps", units.finetune_memory(job)), Output(sizes)
+    parts = context.once("finetune", [config, steps], lambda: units.finetune(job))
     measured = -(-steps // config.norm_every)
-    sheets = 1 + sum(step % config.sample_every == 0 or step == steps for step in _marks(steps, config.sample_every))
-    per_label = -(-finetune_samples.TEXTURE_SAMPLES // context.config.clusters.k)
+    sheets = 1 + len(_marks(steps, config.sample_every)) if config.sample_every else 0
+    per_label = -(-cost.texture_images // context.config.clusters.k)
     looks = -(-steps // config.lsr_adapt_every) if config.adapts_lsr else 0
     samples = sheets * sheet + looks * per_label * context.config.clusters.k
-    sampled = (parts.forward.times(finetune_samples.SHEET_STEPS) + parts.decode).times(samples / at_once)
+    sampled = (parts.forward.times(cost.steps) + parts.decode).times(samples / at_once)
     steps_alone = parts.measured.times(measured) + parts.step.times(steps - measured) if steps else Count()
     work = Work(
         steps, "steps", steps_alone + sampled, images={"png_encode": sheets * sheet * shape.image_px**2 / 1e6},
@@ -308,7 +309,7 @@ def evaluate(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Outpu
         small, large = of(ordered[0]), of(ordered[-1])
         first, last = (height * width for height, width in (ordered[0], ordered[-1]))
         mean = megapixels(cut) * 1e6 / cut.total()
-        total = units.linear(small, large, (mean - first) / max(1, last - first)).times(cut.total())
+        total = mixed(small, large, (mean - first) / max(1, last - first)).times(cut.total())
     work = Work(tests.total(), "photos", total, images={"jpeg_decode": megapixels(tests)}, disk=1e5)
     return work, Output(tests)
 

@@ -1,4 +1,4 @@
-"""Config of `ddsr pretrain`: the defaults are the recipe of the published `ddsr-tiny`."""
+"""Config of `ddsr pretrain`: the defaults are the recipe of the next `ddsr-tiny`."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class PretrainConfig(StageConfig):
     held_out_patches: int = Field(2_048, ge=4, description="Patches of held-out photos to measure with, at most.")
 
     vae_channels: int = Field(32, ge=8, description="Width of the autoencoder. Raise it for sharper reconstructions.")
-    vae_steps: int = Field(5_000, ge=1, description="Training steps of the autoencoder (encoder and decoder together).")
+    vae_steps: int = Field(4_000, ge=1, description="Training steps of the autoencoder (encoder and decoder together).")
     decoder_steps: int = Field(
-        1_000, ge=0, description="Further steps of the decoder alone, with the adversarial term. 0 leaves this phase out."
+        0, ge=0, description="Further steps of the decoder alone, with the adversarial term. 0 leaves this phase out."
     )
     vae_batch: int = Field(16, ge=1, description="Patches per step of the autoencoder.")
     vae_learning_rate: float = Field(

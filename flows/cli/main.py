@@ -39,6 +39,7 @@ from flows.cli.options import (
     set_option,
     where_options,
 )
+from flows.cli.plan import planning
 from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
 
@@ -139,7 +140,7 @@ def setup() -> None:
 @home_option
 @json_option
 def doctor(home: str | None, as_json: bool) -> None:
-    """Check this machine: packages, weights, device, disk, Prefect.
+    """Check packages, weights, device, disk and Prefect.
 
     Example: ddsr doctor
     """
@@ -193,7 +194,7 @@ def deploy(gpus: int, pool_type: Any, silence: int) -> None:
     click.echo("and one per GPU: CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --type process --limit 1")
 
 
-for group in (distillation, networks, nights, finished, setup):
+for group in (distillation, planning, networks, nights, finished, setup):
     cli.add_section(group)
 
 

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.metrics.spec import METRICS
+from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
+from ddsr_core.storage.files import write_json
+from ddsr_core.storage.remote_store import open_store
 from flows.cli.options import Group, device_option, home_option, json_option
 
 
 @click.group(cls=Group, title="SR networks")
 def networks() -> None:
     """Commands on one SR network."""
+
+
+def steps() -> Any:
+    """What the commands call: the module imports torch, which takes seconds, and `ddsr --help` must not wait for it."""
+    from flows.cli import single_steps
+
+    return single_steps
 
 
 @networks.command("train-sr")
@@ -44,16 +56,11 @@ def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, pa
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    from ddsr_core.imaging.photos import photo_source
-    from ddsr_core.pipeline.steps import Crops
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import train_one
-
     store = open_store(home_of(home))
     store.check()
-    crops = Crops(training_set, count, patch_px, embeddings)
-    artifact, cached = train_one(
-        store, photo_source(data), crops, arch=arch, iterations=iterations, overrides=overrides, device=device
+    crops = steps().Crops(training_set, count, patch_px, embeddings)
+    artifact, cached = steps().train_one(
+        store, data, crops, arch=arch, iterations=iterations, overrides=overrides, device=device
     )
     result = {"weights": artifact.path / "weights.safetensors", "cached": cached, **artifact.manifest.counts}
     if as_json:
@@ -87,25 +94,18 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
-    from ddsr_core.evaluation.config import EvaluateConfig
-    from ddsr_core.pipeline.steps import with_overrides
-    from ddsr_core.storage.files import write_json
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.console import print_results
-    from flows.cli.single_steps import evaluate_networks
-
     store = open_store(home_of(home))
     store.check()
     switches = dict.fromkeys(more_metrics, True)
     switches |= {name: value for name, value in {"lpips_vgg": lpips_vgg, "dists": dists}.items() if value}
     switches |= {"lpips": False} if no_lpips else {}
-    config = with_overrides(EvaluateConfig, {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches}, [])
-    artifacts = evaluate_networks(store, weights, Path(test), config, device)
+    config = checked(EvaluateConfig, {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches})
+    artifacts = steps().evaluate_networks(store, weights, Path(test), config, device)
     summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
     if json_file is not None:
         write_json(json_file, summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights])
     rows = [{"arch": summary["network"], "source": name, **summary["metrics"]} for name, summary in summaries.items()]
-    print_results(rows, title=f"SR networks on the test photos (x{scale})", origin="weights")
+    steps().print_results(rows, title=f"SR networks on the test photos (x{scale})", origin="weights")
     for name, artifact in artifacts.items():
         click.echo(f"{name}: {summaries[name]['images']} images, listed in {artifact.path / 'per_image.parquet'}")
 
@@ -138,12 +138,7 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 
     Example: ddsr upscale small/ large/ --weights ddsr-home/…/weights.safetensors
     """
-    from ddsr_core.config import Runtime, resolve_device
-    from ddsr_core.sr.upscale import upscale as enlarge
-    from flows.cli.console import progress_for
-
-    runtime = Runtime(device=resolve_device(device), progress=progress_for())
-    done = enlarge(source, output, weights, scale=scale, tile_px=tile, existing=existing, runtime=runtime)  # type: ignore[arg-type]
+    done = steps().upscale(source, output, weights, device, scale=scale, tile_px=tile, existing=existing)
     kept = f", {len(done.kept)} kept" if done.kept else ""
     click.echo(f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept}: {output}")
     for path, reason in done.skipped.items():
@@ -162,9 +157,7 @@ def export_sr(weights: Path, output: Path) -> None:
 
     Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """
-    from ddsr_core.pipeline.steps import export_network
-
-    network, differences = export_network(weights, output)
+    network, differences = steps().export_network(weights, output)
     click.echo(f"{network.name} x{network.scale}: {output}")
     for (height, width), difference in differences.items():
         click.echo(f"  LR of {height}x{width} px: largest difference between onnxruntime and PyTorch {difference:.1e}")

@@ -128,11 +128,13 @@ def parallel_options(function: F) -> F:
     """Where the work of a run is done."""
     gpu = "Where GPU stages run: on this machine, or on the GPU work pool of the Prefect server."
     runner = "Where the workers are.  [default: processes if --workers is above 1, else sequential]"
+    beside = "Train small SR networks side by side on a CPU, one per core. Choose --in-turn if memory is short."
     workers = "SR networks trained, or parts of a stage computed, at once. Raise it if cores or GPUs are idle."
     return chained(
         [
             click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help=workers),
             click.option("--runner", type=click.Choice(["sequential", "threads", "processes", "ray"]), help=runner),
+            click.option("--side-by-side/--in-turn", default=True, show_default=True, help=beside),
             click.option("--gpu", type=click.Choice(["local", "pool"]), default="local", show_default=True, help=gpu),
         ]
     )(function)

@@ -129,6 +129,36 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
 
 
 @finished.command()
+@click.argument("run")
+@click.argument("repository", metavar="ORGANIZATION/NAME")
+@click.option("--network", metavar="ARCH/TRAINING-SET", help="Push this SR network instead, such as edsr-small/distilled.")
+@click.option("--private", is_flag=True, help="Make the repository private if it is created.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be uploaded. Needs no connection.")
+@home_option
+@json_option
+def push(run: str, repository: str, network: str | None, private: bool, dry_run: bool, home: str | None,
+         as_json: bool) -> None:  # fmt: skip
+    """Push a distilled set to the Hugging Face Hub.
+
+    The set is uploaded with its card, which names its origin, scores and licenses. Read the card before you share it:
+    runs/RUN/distilled/README.md.
+
+    Example: ddsr push demo my-organization/demo-distilled --dry-run
+    """
+    from flows.cli.hub import Push, push  # imports huggingface_hub and the report
+
+    files = push(open_store(home_of(home)), run, Push(repository, network, private), dry_run)
+    if as_json:
+        click.echo(json.dumps({"repository": repository, "dry_run": dry_run, "files": files}, indent=2))
+        return
+    if dry_run:
+        for name, size in files.items():
+            click.echo(f"{size:>12,}  {name}")
+    verb = "Would upload" if dry_run else "Uploaded"
+    click.echo(f"{verb} {len(files)} files, {sum(files.values()) / 1e6:.1f} MB, to {repository}")
+
+
+@finished.command()
 @click.option("--delete", is_flag=True, help="Remove them. Without it, they are only listed.")
 @click.option("--nights", type=click.IntRange(1), metavar="N",
               help="For each nightly series, keep only the last N versions and rollback steps.  [default: all]")  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from ddsr_core.config import Runtime
+from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline import steps
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
@@ -20,21 +21,25 @@ from ddsr_core.pretrain.photographs import fetch_photographs
 from ddsr_core.pretrain.run import run as pretrain
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.plan import plan_of
+from ddsr_core.sr.upscale import Upscaled
+from ddsr_core.sr.upscale import upscale as enlarge
 from ddsr_core.storage.files import storage_errors
-from ddsr_core.storage.stage import RESUME, Artifact, Source
+from ddsr_core.storage.stage import RESUME, Artifact
 from ddsr_core.storage.store import Store
-from flows.cli.console import progress_for
+from flows.cli.console import print_results, progress_for
 
-__all__ = ["Crops", "ModelExport", "evaluate_networks", "export_model", "export_network", "pretrain_base", "search_run",
-           "train_one", "with_overrides"]  # fmt: skip
+__all__ = [
+    "Crops", "ModelExport", "evaluate_networks", "export_model", "export_network", "pretrain_base", "print_results",
+    "search_run", "train_one", "upscale", "with_overrides",
+]  # fmt: skip
 
 
 def train_one(
-    store: Store, data: Source, crops: Crops, *, arch: str, iterations: int, overrides: Iterable[str], device: str
+    store: Store, data: str, crops: Crops, *, arch: str, iterations: int, overrides: Iterable[str], device: str
 ) -> tuple[Artifact, bool]:
     """Train one network on ``data`` as it is, or on crops of it."""
     recipe: TrainSRConfig = with_overrides(TrainSRConfig, {"arch": arch, "iterations": iterations}, overrides)
-    weights, cached = steps.train_one(_backend(store, device), recipe, data, crops)
+    weights, cached = steps.train_one(_backend(store, device), recipe, photo_source(data), crops)
     crop = weights.manifest.config["lr_patch_px"]
     if crop is not None and recipe.lr_patch_px is None:
         text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
@@ -47,6 +52,12 @@ def evaluate_networks(
 ) -> Mapping[str, Artifact]:
     """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not."""
     return steps.evaluate_networks(_backend(store, device), weights, test, config)
+
+
+def upscale(source: Path, output: Path, weights: Path, device: str, **options: Any) -> Upscaled:
+    """Enlarge an image or a folder of images."""
+    runtime = Runtime(device=resolve_device(device), progress=progress_for())
+    return enlarge(source, output, weights, runtime=runtime, **options)
 
 
 def export_model(store: Store, source: str, out: Path, kind: Any, weights: Any, base: str | None, vae: str | None) -> Path:

@@ -41,12 +41,14 @@ from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pseudo_labels import embeddings as embeddings_stage
 from ddsr_core.pseudo_labels import scoring
-from ddsr_core.sr.train_sr import train as sr_stage
+from ddsr_core.sr import train_sr
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Libraries of other benchmarks, and those that the tests below run under another name.
 NO_COMMAND = {"decoders", "gpu_work", "servers", "torch_alone"}
 NEEDS_SERVER = {"many_tasks", "orchestration"}
+#: Run by tests/unit/pretrain.
+TESTED_ELSEWHERE = {"base_recipe"}
 #: PyTorch and what it needs itself: the site-packages of a machine without any of ddsr's other dependencies.
 TORCH_ALONE = (
     "torch", "torch-*", "torchgen", "functorch", "numpy", "numpy.libs", "numpy-*", "nvidia", "triton", "filelock", "sympy",
@@ -242,7 +244,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what benchmarks replace in ddsr's modules, and their number of threads."""
     for module, name in (
         (embeddings_stage, "load_embedder"), (embeddings_stage, "DECODERS"), (scoring, "WORKERS"),
-        (sr_stage, "update_ema"),
+        (train_sr, "update_ema"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, getattr(module, name))
     threads = torch.get_num_threads()
@@ -311,4 +313,4 @@ def test_orchestration_benchmark_prints_its_tables(capsys: pytest.CaptureFixture
 
 def test_every_benchmark_is_run_here() -> None:
     files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"}
-    assert files == {*TOYS, *NO_COMMAND, *NEEDS_SERVER, "base_model", "base_recipe", "finetune_step", "gpu", "hit_srf"}
+    assert files == {*TOYS, *NO_COMMAND, *NEEDS_SERVER, *TESTED_ELSEWHERE, "base_model", "finetune_step", "gpu", "hit_srf"}

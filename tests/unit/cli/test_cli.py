@@ -273,7 +273,7 @@ def test_export_sr_writes_onnx_and_says_how_near_it_is(tmp_path: Path, name: str
 
 def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
     weights = small_weights(tmp_path / "w")
-    assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights there", "none")
+    assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights file", "none")
     assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "not known here", "other.pth")
     assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not written", "weights.pth")
     (tmp_path / "x.onnx").write_text("mine")

@@ -41,9 +41,9 @@ def test_a_run_is_named_by_the_user_or_by_its_preset():
     assert ExperimentRequest(images=Path("x"), test=Path("y"), experiment="table2").run_name == "table2"
 
 
-def test_an_experiment_starts_from_the_preset_of_its_scale_and_its_protocol():
+def test_an_experiment_starts_from_the_preset_of_its_protocol():
     request = ExperimentRequest(images=Path("x"), test=Path("y"), overrides=("sample.count=3",))
-    assert request.resolved_config() == load_config("demo", overrides=["sample.count=3"], scale="mini")
+    assert request.resolved_config() == load_config("demo", overrides=["sample.count=3"], protocol="mini")
 
 
 @pytest.mark.parametrize(
