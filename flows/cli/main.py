@@ -42,6 +42,7 @@ from flows.cli.options import (
 from flows.cli.plan import planning
 from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
+from flows.cli.settings import settings_group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -194,7 +195,7 @@ def deploy(gpus: int, pool_type: Any, silence: int) -> None:
     click.echo("and one per GPU: CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --type process --limit 1")
 
 
-for group in (distillation, planning, networks, nights, finished, setup):
+for group in (distillation, planning, networks, nights, finished, settings_group, setup):
     cli.add_section(group)
 
 
