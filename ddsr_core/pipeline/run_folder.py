@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.storage.store import Store
@@ -24,6 +27,32 @@ def check_run_name(name: str) -> None:
     """
     if not name or name in (".", "..") or any(sign in "/\\[]*?" or not sign.isprintable() for sign in name):
         raise ConfigError(f"{name!r} cannot be the name of a run", where="run", fix="use letters, digits, - and _")
+
+
+#: How a run can end without having finished.
+Stopped = Literal["failed", "interrupted", "cancelled"]
+
+
+def this_process() -> dict[str, Any]:
+    """What run.json says of the process that works on the run."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def status_of(state: Mapping[str, Any]) -> str:
+    """The status in a run.json; ``interrupted`` if its process has died without saying so.
+
+    A process can only be looked up on its own machine; elsewhere, a run that says it is running counts as running.
+    """
+    status = str(state["status"])
+    if status != "running" or state.get("host") != socket.gethostname() or "pid" not in state:
+        return status
+    try:
+        os.kill(int(state["pid"]), 0)
+    except ProcessLookupError:
+        return "interrupted"
+    except PermissionError:  # it is alive, and someone else's
+        pass
+    return status
 
 
 def list_runs(store: Store) -> list[dict[str, Any]]:

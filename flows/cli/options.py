@@ -66,6 +66,13 @@ def presets() -> Mapping[str, str]:
     return dict(sorted(first.items(), key=lambda item: item[0] != "demo"))
 
 
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns as wide as their widest cell; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def images_option(function: F) -> F:
     text = "Training photos: a folder, a Parquet file with an image column, or a glob pattern."
     return click.option("--images", required=True, metavar="PATH", help=text)(function)

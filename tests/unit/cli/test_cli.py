@@ -2,10 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -14,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.imaging.images import save_png
+from ddsr_core.storage.store import Store
+from flows.cli import main
 from flows.cli.main import cli
 from tests.helpers.commands import ROOT
 
@@ -59,11 +62,11 @@ def test_help_names_every_command_once_in_a_section_and_cuts_no_line():
     for name, command in cli.commands.items():
         line = command.get_short_help_str(200)
         assert len(line) <= 60
-        assert f"  {name:<9}  {line}\n" in text or f"  {name}" in text
+        assert f"\n  {name}" in text
         assert line in text
-    assert [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
-        "Options:", "Distillation:", "SR networks:", "Nightly distillation:", "Results:", "Set-up:",
-    ]  # fmt: skip
+    heads = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert heads == ["Options:", *(f"{section.title}:" for section in cli.sections)]
+    assert {"Distillation:", "SR networks:", "Nightly distillation:", "Results:", "Settings:", "Set-up:"} < set(heads)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["runs", "--home", "nowhere"], ["distill", "--help"]])
@@ -84,6 +87,87 @@ def test_every_option_has_a_help_text_that_is_a_sentence():
                 text = (parameter.help or "").split("  [")[0].split("\n")[0].strip()
                 assert text[:1].isupper() or text.split(":")[0] in str(parameter.type), (name, parameter.name)
                 assert text.endswith("."), (name, parameter.name)
+
+
+def test_every_command_prints_json_when_asked():
+    for name, command in cli.commands.items():
+        assert any("--json" in parameter.opts for parameter in command.params), name
+
+
+def test_runs_have_a_head_and_tell_interrupted_and_cancelled_from_failed(tmp_path: Path):
+    store = Store(tmp_path)
+    here = {"preset": "demo", "host": socket.gethostname(), "started": "2026-01-02T03:04:05+00:00"}
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    stages = [
+        {"name": "patches", "counts": {"photos": 6}},
+        {"name": "evaluate (bicubic)", "counts": {"metrics": {"psnr_y": 30.0}}},
+        {"name": "evaluate (edsr random)", "counts": {"metrics": {"psnr_y": 25.5}}},
+        {"name": "evaluate (edsr distilled)", "counts": {"metrics": {"psnr_y": 26.251}}},
+    ]
+    states = [
+        {"name": "alive", "status": "running", "pid": os.getpid()},
+        {"name": "dead", "status": "running", "pid": ended.pid},
+        {"name": "elsewhere", "status": "running", "pid": ended.pid, "host": "another"},
+        {"name": "stopped", "status": "cancelled"},
+        {"name": "done", "status": "completed", "finished": "2026-01-02T04:04:10+00:00", "stages": stages},
+    ]
+    for state in states:
+        store.write_file(f"runs/{state['name']}/run.json", json.dumps({**here, **state}).encode())
+    head, *rows = [line.split() for line in ddsr("runs", "--home", tmp_path).output.splitlines()]
+    assert head[:3] == ["run", "status", "preset"]
+    assert {row[0]: row[1] for row in rows} == {
+        "alive": "running", "dead": "interrupted", "elsewhere": "running", "stopped": "cancelled", "done": "completed",
+    }  # fmt: skip
+    done = next(row for row in rows if row[0] == "done")
+    assert done[3:6] == ["6", "26.25", "dB"]
+    assert done[-1] == "1:00:05"
+    listed = json.loads(ddsr("runs", "--json", "--home", tmp_path).output)
+    assert {state["name"]: state["status"] for state in listed}["dead"] == "interrupted"
+
+
+def test_a_config_is_printed_and_read_again_as_toml_and_as_yaml(tmp_path: Path):
+    (tmp_path / "a.toml").write_text(ddsr("config", "--preset", "best", "--set", "sample.count=9").output)
+    assert ddsr("config", "--config", tmp_path / "a.toml").output == (tmp_path / "a.toml").read_text()
+    (tmp_path / "b.yaml").write_text("vae: null\nsample:\n  count: 9\n")
+    values = json.loads(ddsr("config", "--preset", "best", "--config", tmp_path / "b.yaml", "--json").output)
+    assert (values["sample"]["count"], values["vae"], values["base"]) == (9, None, "facebook/DiT-XL-2-512")
+    (tmp_path / "c.yaml").write_text("sample: [")
+    assert_failed(ddsr("config", "--config", tmp_path / "c.yaml"), "not YAML", "c.yaml")
+    (tmp_path / "d.yml").write_text("- 1\n")
+    assert_failed(ddsr("config", "--config", tmp_path / "d.yml"), "has no fields")
+
+
+def test_fields_say_type_range_values_and_when_to_change_them():
+    text = ddsr("fields", "sample").output
+    assert "sample.count  (int, at least 1, at most 100000)\n    Images in the distilled set.\n" in text
+    assert "demo: 70" in text
+    assert "sample:" in ddsr("fields").output
+    rows = json.loads(ddsr("fields", "sr.train", "--json").output)
+    assert {row["name"] for row in rows} >= {"sr.train.iterations", "sr.train.learning_rate"}
+    assert all(row["description"] for row in json.loads(ddsr("fields", "--json").output))
+    assert_failed(ddsr("fields", "smaple"), "no settings 'smaple'", "sample")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "plain"),
+    [
+        ({}, [], True), ({}, ["--prefect"], False), ({"PREFECT_API_URL": "http://x/api"}, [], False),
+        ({"PREFECT_API_URL": "http://x/api"}, ["--no-prefect"], True),
+    ],
+)  # fmt: skip
+def test_a_run_is_plain_unless_a_server_is_set_up_or_prefect_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: list[str], plain: bool
+):
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(main, "run_pipeline", lambda **options: given.update(options))
+    assert ddsr("distill", "--images", "x", *words).exit_code == 0
+    assert given["no_prefect"] is plain
 
 
 def test_the_old_name_of_the_protocol_is_accepted():
