@@ -211,19 +211,24 @@ def push(run: str, repository: str, network: str | None, private: bool, dry_run:
 def gc(delete: bool, nights: int | None, home: str | None, as_json: bool) -> None:
     """Remove artifacts that no run and no version uses.
 
-    Runs that are running or have failed keep what they have built.
+    Runs that are running or have failed keep what they have built. Files that ddsr has not made are left alone, and a folder
+    that is not a home is refused.
 
     Example: ddsr gc --delete
     """
-    from ddsr_core.gc import collect_garbage  # imports the pipeline
+    from ddsr_core.gc import artifact_folders, collect_garbage  # imports the pipeline
 
-    removed = collect_garbage(open_store(home_of(home)), delete, nights)
+    store = open_store(home_of(home))
+    removed = collect_garbage(store, delete, nights)
+    left = {str(folder): reason for folder, reason in artifact_folders(store) if reason}
     if as_json:
         artifacts = [{"path": str(path), "bytes": size} for path, size in removed]
-        click.echo(json.dumps({"deleted": delete, "artifacts": artifacts}, indent=2))
+        click.echo(json.dumps({"deleted": delete, "artifacts": artifacts, "left": left}, indent=2))
         return
     for path, size in removed:
         click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
+    for folder, reason in left.items():
+        click.echo(f"left alone {folder}: {reason}")
     total = sum(size for _, size in removed) / 1e6
     hint = "" if delete or not removed else ". Remove them with `ddsr gc --delete`."
     click.echo(f"{len(removed)} folders, {total:.1f} MB{hint}")
