@@ -33,16 +33,12 @@ Network = Annotated[str, Field(json_schema_extra={"enum": list(ARCHITECTURES)})]
 class TrainRequest(Execution):
     """One SR network to train."""
 
-    data: Path = Field(
-        description="Folder of HR images, image set such as runs/demo/distilled, or Parquet."
-    )
+    data: Path = Field(description="Folder of HR images, image set such as runs/demo/distilled, or Parquet.")
     arch: Network = Field("edsr-small", description="Network.")
     training_set: TrainingSetName = Field("full", description="What of the data to train on. full: the data as it is.")
     count: AtLeastOne = Field(70, description="Number of crops, for training sets that are cut out of the data.")
     patch_px: int = Field(64, ge=16, description="Height and width of these crops in pixels.")
-    embeddings: Literal["vgg16", "open_clip"] = Field(
-        "vgg16", description="Features that k-center and hdc compare by."
-    )
+    embeddings: Literal["vgg16", "open_clip"] = Field("vgg16", description="Features that k-center and hdc compare by.")
     iterations: AtLeastOne = Field(2000, description="Optimizer steps. The paper's networks take 100,000 and more.")
     overrides: tuple[str, ...] = Field((), description="Fields of the recipe to change, such as batch_size=8.")
     run: str | None = Field(None, description="Name of the run below home/runs. Without it, network and data.")
@@ -65,9 +61,7 @@ class EvaluateRequest(Execution):
     """Networks to measure on a test set."""
 
     test: Path = Field(description="Folder of HR images, or one with HR/ and LRx4/ in it.")
-    weights: tuple[str, ...] = Field(
-        (), description="Weights files or train_sr folders. Bicubic is always measured."
-    )
+    weights: tuple[str, ...] = Field((), description="Weights files or train_sr folders. Bicubic is always measured.")
     protocol: EvaluateConfig = EvaluateConfig()
     run: str | None = Field(None, description="Name of the run below home/runs. Without it, evaluate and the test set.")
 

@@ -56,7 +56,7 @@ def embed(config: EmbeddingsConfig, side_px: int, batch: int) -> Count:
 def embed_texts(config: EmbeddingsConfig, batch: int) -> Count:
     """One batch of texts through the text tower of an open_clip model."""
     with counting() as count, torch.inference_mode():
-        model = make_embedder(config).model
+        model: Any = make_embedder(config).model
         count.take()
         model.encode_text(torch.zeros(batch, model.context_length, dtype=torch.long))
         return count.take()
@@ -323,7 +323,7 @@ def sample(config: SampleConfig, shape: BaseShape, batch: int) -> SampleUnits:
             guided(model.dit, rows, scale, config.guided_channels)(x, 0)
             units.append(count.take())
         _decode(model, x[:1], config.decode_tile_px, shape.factor)
-        return SampleUnits(*units, count.take())
+        return SampleUnits(units[0], units[1], count.take())
 
 
 def _decode(model: Any, latent: Tensor, tile_px: int | None, factor: int) -> None:
