@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import tomllib
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.storage.store import Store
@@ -55,6 +57,32 @@ def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, 
         where=f"{store.url}/runs/{wanted}",
         fix=f"choose another name, such as --run {name}; or remove that folder if you no longer need it",
     )
+
+
+#: How a run can end without having finished.
+Stopped = Literal["failed", "interrupted", "cancelled"]
+
+
+def this_process() -> dict[str, Any]:
+    """What run.json says of the process that works on the run."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def status_of(state: Mapping[str, Any]) -> str:
+    """The status in a run.json; ``interrupted`` if its process has died without saying so.
+
+    A process can only be looked up on its own machine; elsewhere, a run that says it is running counts as running.
+    """
+    status = str(state["status"])
+    if status != "running" or state.get("host") != socket.gethostname() or "pid" not in state:
+        return status
+    try:
+        os.kill(int(state["pid"]), 0)
+    except ProcessLookupError:
+        return "interrupted"
+    except PermissionError:  # it is alive, and someone else's
+        pass
+    return status
 
 
 def list_runs(store: Store) -> list[dict[str, Any]]:

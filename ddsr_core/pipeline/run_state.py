@@ -18,7 +18,7 @@ from ddsr_core.baselines.names import label_of
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
-from ddsr_core.pipeline.run_folder import check_run_name, published_state, read_run, run_folder
+from ddsr_core.pipeline.run_folder import Stopped, check_run_name, published_state, read_run, run_folder, this_process
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
 from ddsr_core.report.card import write_data_card
 from ddsr_core.report.html import write_report
@@ -87,8 +87,8 @@ def begin_step(store: Store, name: str, config: BaseModel, about: Mapping[str, s
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", to_toml(config).encode())
-        state = {"name": name, "preset": "", **about, "status": "running", "started": now(), "kept": sorted(earlier)}
-        write_json(folder / "run.json", state)
+        state = {"name": name, "preset": "", **about, "status": "running", **this_process(), "started": now()}
+        write_json(folder / "run.json", {**state, "kept": sorted(earlier)})
     store.push(f"runs/{name}")
     return folder
 
@@ -158,22 +158,25 @@ def failure_noted(store: Store, name: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        fail_run(store, name, "stopped by the user")
+        fail_run(store, name, "stopped by the user", "interrupted")
         raise
-    except BaseException as error:  # SIGTERM of a cancelled run, memory that is used up …
+    except Exception as error:
         fail_run(store, name, str(error) or type(error).__name__)
         raise
+    except BaseException as error:  # SIGTERM, as of a run that is cancelled in the Prefect UI
+        fail_run(store, name, str(error) or type(error).__name__, "cancelled")
+        raise
 
 
-def fail_run(store: Store, name: str, message: str) -> None:
+def fail_run(store: Store, name: str, message: str, status: Stopped = "failed") -> None:
     """Note in run.json why the run has stopped. One that was finished before it could begin again stays so."""
     path = run_folder(store, name) / "run.json"
     try:
         state = json.loads(path.read_text()) if path.exists() else {}
         if state.get("status") != "running":
             return
-        run_log(store, name)(f"failed: {message}")
-        write_json(path, {**state, "status": "failed", "message": message, "finished": now()})
+        run_log(store, name)(f"{status}: {message}")
+        write_json(path, {**state, "status": status, "message": message, "finished": now()})
         store.push(f"runs/{name}")
     except (StorageError, OSError) as error:  # most likely what the run has failed of
         LOG.warning("%s: that the run has failed is not noted: %s", path, error)
