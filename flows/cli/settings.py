@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ddsr_core.errors import ConfigError
+from ddsr_core.pipeline.config import load_config, to_toml
 from flows.cli.options import Group, config_options, json_option, preset_option
 
 
@@ -29,8 +30,6 @@ def config(preset: str, file: Path | None, overrides: tuple[str, ...], as_json: 
 
     Example: ddsr config --preset best > my.toml
     """
-    from ddsr_core.pipeline.config import load_config, to_toml  # imports pydantic models of every stage
-
     loaded = load_config(preset, file, overrides)
     click.echo(json.dumps(loaded.model_dump(mode="json"), indent=2) if as_json else to_toml(loaded).rstrip())
 
