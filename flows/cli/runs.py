@@ -12,6 +12,7 @@ import click
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import list_runs, read_run, status_of
 from ddsr_core.storage.remote_store import open_store
+from flows.cli.networks import steps
 from flows.cli.options import Group, home_option, json_option, print_table
 
 
@@ -127,11 +128,9 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
-    from ddsr_core.pipeline.steps import search_run  # imports torch
-
     if (text is None) == (image is None):
         raise click.UsageError("Give either a text or --image FILE.")
-    rows = search_run(open_store(home_of(home)), name, image or text or "", count, sheet)
+    rows = steps().search_run(open_store(home_of(home)), name, image or text or "", count, sheet)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -160,9 +159,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
-    from flows.cli.single_steps import export_model  # imports torch and diffusers
-
-    folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
+    folder = steps().export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
     if as_json:
         click.echo(json.dumps({"model": str(folder), "format": kind, "weights": weights}, indent=2))
         return

@@ -58,6 +58,6 @@ def test_next_steps_are_commands_with_their_paths_filled_in(report: Report):
         "--set", "sr.seeds=[0, 1, 2]", "--run", "cats-seeds", "--home", "/h",
     ]  # fmt: skip
     assert train.command.startswith("ddsr train-sr --data /h/runs/cats/distilled --arch edsr")
-    assert upscale.command.endswith("edsr-small-full-0/train/weights.safetensors")  # it has the highest PSNR-Y
+    assert upscale.command == "ddsr upscale IN OUT --weights cats:edsr-small/full --home /h"  # it has the highest PSNR-Y
     assert next_steps(report, Path("/h/runs/cats"), "better")[0].command == "ddsr push cats ORG/NAME --home /h"
     assert "sample.count=28" in next_steps(report, Path("/h/runs/cats"), "worse")[0].command
