@@ -88,20 +88,19 @@ def one_after_another(
 
 @contextmanager
 def watched(row: Measured) -> Iterator[None]:
-    forget_peak()
-    row.before = resident()
     counter = FlopCounterMode(display=False)
     with mock.patch.object(evaluate, "overlapped", one_after_another), counter:
         yield
-    row.flops, row.bytes = counter.get_total_flops(), resident("VmHWM")
+    row.flops = counter.get_total_flops()
 
 
 @contextmanager
 def timed(row: Measured) -> Iterator[None]:
-    begun = time.process_time()
+    forget_peak()
+    row.before, begun = resident(), time.process_time()
     with mock.patch.object(evaluate, "overlapped", one_after_another):
         yield
-    row.seconds = time.process_time() - begun
+    row.seconds, row.bytes = time.process_time() - begun, resident("VmHWM")
 
 
 def run(config: Any, photos: Path, tests: Path, home: Path, watch: Callable[[Measured], Any]) -> list[Measured]:
@@ -127,7 +126,7 @@ def measure(config: Any, photos: Path, tests: Path) -> list[Measured]:
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         rows = run(config, photos, tests, Path(first), watched)
         for row, again in zip(rows, run(config, photos, tests, Path(second), timed), strict=True):
-            row.seconds = again.seconds
+            row.seconds, row.bytes, row.before = again.seconds, again.bytes, again.before
     return rows
 
 
@@ -173,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         libraries = resident()
         rows = measure(config, photos, tests)
         machine = measure_machine("cpu", time.process_time, cores=1)
+        print(machine.rates, machine.host, file=sys.stderr, flush=True)
         planned = plan(Request(config, sizes_of_photos(photos)[0], sizes_of_photos(tests)[0], machine))
     print(f"One thread of {machine.name}, {os.cpu_count()} cores; libraries {libraries / MIB:.0f} MiB.\n")
     print(table(planned, rows))

@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from ddsr_core.baselines.names import label_of
 from ddsr_core.errors import InputError, StorageError
@@ -49,12 +51,33 @@ class Outcome:
     stages: list[dict[str, Any]]
 
 
-def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
-    """Make the run folder and say in it that the run has begun. What an earlier run of that name has made is kept for it.
+def start_run(
+    store: Store,
+    name: str,
+    config: PipelineConfig,
+    images: Path,
+    test: Path | None,
+    identity: Mapping[str, str | None] | None = None,
+) -> Path:
+    """Make the run folder and note in it that the run has begun. Artifacts of an earlier run of that name stay pinned.
+
+    Args:
+        identity: values of `ddsr_core.pipeline.run_folder.IDENTITY`.
 
     Raises:
         ConfigError: as `check_run_name`.
         StorageError: the home cannot be written.
+    """
+    named = {"preset": config.preset, "images": str(images), "test": None if test is None else str(test)}
+    return begin_step(store, name, config, {**named, **(identity or {})})
+
+
+def begin_step(store: Store, name: str, config: BaseModel, about: Mapping[str, str | None]) -> Path:
+    """As `start_run`, for a run of a single step.
+
+    Args:
+        config: what its config.toml will say.
+        about: more fields of run.json: its identity, and in words what it is.
     """
     check_run_name(name)
     folder = run_folder(store, name)
@@ -63,9 +86,8 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", to_toml(config).encode())
-        named = {"images": str(images), "test": None if test is None else str(test)}
-        state = {"name": name, "preset": config.preset, "status": "running", **named}
-        write_json(folder / "run.json", {**state, **this_process(), "started": now(), "kept": sorted(earlier)})
+        state = {"name": name, "preset": "", **about, "status": "running", **this_process(), "started": now()}
+        write_json(folder / "run.json", {**state, "kept": sorted(earlier)})
     store.push(f"runs/{name}")
     return folder
 
@@ -96,9 +118,8 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
         state = _over(json.loads((folder / "run.json").read_text()))
         times = {**{name: state.get(name) for name in ("images", "test", "started")}, "finished": now()}
         record = to_record(name, stages, comparison).model_copy(update=times)
-        write_json(
-            folder / "run.json", {**state, **record.model_dump(mode="json", exclude={"config"}), "status": "completed"}
-        )
+        stated = portable(store, record.model_dump(mode="json", exclude={"config"}))
+        write_json(folder / "run.json", {**state, **stated, "status": "completed"})
         report = write_report(folder, record)
         write_data_card(folder / "distilled", record)
     store.push(f"runs/{name}", mirror=True)
@@ -107,12 +128,22 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
 
 def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
     """Note in run.json that a run which has no report is finished, and its stages; one that was used several times once."""
-    records = {item.artifact.key: _stage_record(item).model_dump(mode="json") for item in stages}
+    records = {item.artifact.key: portable(store, _stage_record(item).model_dump(mode="json")) for item in stages}
     path = run_folder(store, name) / "run.json"
     with storage_errors(path):
         state = _over(json.loads(path.read_text()))
         write_json(path, {**state, "status": "completed", "finished": now(), "stages": list(records.values())})
     store.push(f"runs/{name}", mirror=True)
+
+
+def portable(store: Store, value: Any) -> Any:
+    """Plain data with paths of artifacts relative to the home, so that a home can be moved or copied."""
+    if isinstance(value, dict):
+        return {name: portable(store, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [portable(store, item) for item in value]
+    root = f"{store.home}/artifacts/"
+    return f"artifacts/{value.removeprefix(root)}" if isinstance(value, str) and value.startswith(root) else value
 
 
 def _over(state: dict[str, Any]) -> dict[str, Any]:

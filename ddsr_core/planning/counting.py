@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -165,12 +166,12 @@ class _Counting(TorchDispatchMode):
             if known is not None and known() is storage:
                 continue
             fresh = True
-            self.alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._freed(key, size))
+            self.alive[key] = weakref.ref(storage, partial(self._freed, key, size))
             self.count.live_bytes += size
         self.count.peak_bytes = max(self.count.peak_bytes, self.count.live_bytes)
         return fresh
 
-    def _freed(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int, storage: object) -> None:
         self.alive.pop(key, None)
         self.count.live_bytes -= size
 

@@ -176,6 +176,6 @@ def _quiet() -> Iterator[None]:
 
 def _without_weights(kind: type[Any]) -> Any:
     """A module whose constructor would read weights, before that."""
-    module = kind.__new__(kind)
+    module = object.__new__(kind)
     nn.Module.__init__(module)
     return module

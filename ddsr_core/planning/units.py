@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,10 @@ from ddsr_core.baselines.gsdd import augment, features
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.gaussian import STEPS
+from ddsr_core.diffusion.latents import Latents
 from ddsr_core.diffusion.memory import choose_checkpointing
 from ddsr_core.diffusion.samplers import guided
-from ddsr_core.diffusion.training_set import Batch
+from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Evaluator, ReferenceFeatures
 from ddsr_core.imaging.bicubic import psnr_bic, upsample
@@ -55,7 +56,7 @@ def embed(config: EmbeddingsConfig, side_px: int, batch: int) -> Count:
 def embed_texts(config: EmbeddingsConfig, batch: int) -> Count:
     """One batch of texts through the text tower of an open_clip model."""
     with counting() as count, torch.inference_mode():
-        model = make_embedder(config).model
+        model: Any = make_embedder(config).model
         count.take()
         model.encode_text(torch.zeros(batch, model.context_length, dtype=torch.long))
         return count.take()
@@ -100,6 +101,15 @@ class _Trainer(FinetuneTrainer):
         return self.batch
 
 
+#: Steps whose samples for L_SR are drawn as the run draws them; of longer runs the average is taken.
+DRAWN_STEPS = 500
+#: Which t a batch has does not depend on the patches: one of one number stands for them.
+ONE_PATCH = TrainingSet(
+    Latents([""], np.zeros(1, np.float32), np.zeros((2, 1, 1, 1, 1), np.float16), None), torch.zeros(1, dtype=torch.long),
+    torch.zeros(1, dtype=torch.long),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class FinetuneJob:
     """What the cost of fine-tuning depends on.
@@ -123,16 +133,35 @@ class FinetuneJob:
         """Patches of a step in one process."""
         return self.config.batch_size // self.config.processes
 
+    @cached_property
+    def drawn(self) -> list[int]:
+        """Samples that L_SR sees in each part of each of the first steps, as the run will draw them."""
+        config = self.config
+        if config.lsr_mode != "target":
+            return [self.part // config.accumulate]
+        known = min(self.steps, DRAWN_STEPS)
+        batches = (
+            draw_batch(ONE_PATCH, step=step, size=config.batch_size, null_row=0, label_dropout=config.label_dropout,
+                       flip=config.flip, seed=config.seed)
+            for step in range(known)
+        )  # fmt: skip
+        parts = config.accumulate * config.processes
+        return [int((t <= config.lsr_last_step).sum()) for batch in batches for t in batch.t.chunk(parts)] or [0]
+
     @property
     def chance(self) -> float:
         """That L_SR sees a sample."""
-        return (self.config.lsr_last_step + 1) / STEPS if self.config.lsr_mode == "target" else 1.0
+        if self.config.lsr_mode == "target" and self.steps > DRAWN_STEPS:
+            return (self.config.lsr_last_step + 1) / STEPS
+        return sum(self.drawn) / len(self.drawn) / (self.part // self.config.accumulate)
 
     @property
     def most(self) -> int:
         """Samples that L_SR sees at once, once in the run."""
         accumulate = self.config.accumulate
-        return most_at_once(self.part // accumulate, self.chance, self.steps * accumulate)
+        if self.steps <= DRAWN_STEPS or self.config.lsr_mode != "target":
+            return max(self.drawn)
+        return max(*self.drawn, most_at_once(self.part // accumulate, self.chance, self.steps * accumulate))
 
     @property
     def share(self) -> float:
@@ -294,7 +323,7 @@ def sample(config: SampleConfig, shape: BaseShape, batch: int) -> SampleUnits:
             guided(model.dit, rows, scale, config.guided_channels)(x, 0)
             units.append(count.take())
         _decode(model, x[:1], config.decode_tile_px, shape.factor)
-        return SampleUnits(*units, count.take())
+        return SampleUnits(units[0], units[1], count.take())
 
 
 def _decode(model: Any, latent: Tensor, tile_px: int | None, factor: int) -> None:

@@ -71,6 +71,7 @@ def demo(**options: Any) -> None:
     home = open_store(home_of(options["home"])).home
     with storage_errors(home):
         images, test = write_demo_photos(home / "demo-photos")
+    options["name"] = options["name"] or "demo"
     run_pipeline(images=images, test=test, preset="demo", **options)
 
 

@@ -16,7 +16,7 @@ from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import find_weights
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.remote_store import open_store
-from flows.cli.options import Group, device_option, home_option, json_option
+from flows.cli.options import Group, complete_networks, device_option, home_option, json_option
 
 
 @click.group(cls=Group, title="SR networks")
@@ -48,30 +48,32 @@ def steps() -> Any:
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Optimizer steps.")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
               help="Override a field of the recipe, such as batch_size=8. May be repeated.")  # fmt: skip
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: network and data]")
 @home_option
 @device_option
 @json_option
 def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str,
-             iterations: int, overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
+             iterations: int, overrides: tuple[str, ...], name: str | None, home: str | None, device: str,
+             as_json: bool) -> None:  # fmt: skip
     """Train one SR network on a folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    store = open_store(home_of(home))
-    store.check()
-    crops = steps().Crops(training_set, count, patch_px, embeddings)
-    artifact, cached = steps().train_one(
-        store, data, crops, arch=arch, iterations=iterations, overrides=overrides, device=device
-    )
-    result = {"weights": artifact.path / "weights.safetensors", "cached": cached, **artifact.manifest.counts}
+    trained = steps().train_one(
+        home_of(home), data=data, training_set=training_set, count=count, patch_px=patch_px, embeddings=embeddings,
+        arch=arch, iterations=iterations, overrides=overrides, run=name, device=device,
+    )  # fmt: skip
+    artifact, cached = trained.weights, trained.cached
+    weights = artifact.path / "weights.safetensors"
+    result = {"run": trained.run, "weights": weights, "cached": cached, **artifact.manifest.counts}
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
     else:
-        click.echo(f"Weights: {result['weights']} (and .pth){' from cache' if cached else ''}")
+        click.echo(f"Run: {trained.run}. Weights: {weights} (and .pth){' from cache' if cached else ''}")
 
 
 @networks.command()
-@click.option("--weights", required=True, multiple=True,
+@click.option("--weights", required=True, multiple=True, shell_complete=complete_networks,
               help="Weights file, train_sr folder, network of a run such as demo:edsr-small/distilled, or bicubic. May "
                    "be repeated.")  # fmt: skip
 @click.option("--test", required=True, help="Folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …).")
@@ -87,25 +89,27 @@ def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, pa
 @click.option("--lpips-vgg", is_flag=True, hidden=True, help="The same as --metric lpips_vgg.")
 @click.option("--dists", is_flag=True, hidden=True, help="The same as --metric dists.")
 @click.option("--round-y", is_flag=True, help="Round Y to 8 bits, as MATLAB and many published tables do. BasicSR does not.")
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: evaluate-TEST]")
 @home_option
 @device_option
 def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale: int, mod_crop: int | None,
-             more_metrics: tuple[str, ...], no_lpips: bool, lpips_vgg: bool, dists: bool, round_y: bool, home: str | None,
-             device: str) -> None:  # fmt: skip
+             more_metrics: tuple[str, ...], no_lpips: bool, lpips_vgg: bool, dists: bool, round_y: bool, name: str | None,
+             home: str | None, device: str) -> None:  # fmt: skip
     """Measure SR networks and bicubic on a test set.
 
     Reports PSNR and SSIM on Y and RGB, and LPIPS.
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
-    store = open_store(home_of(home))
-    store.check()
     switches = dict.fromkeys(more_metrics, True)
     switches |= {name: value for name, value in {"lpips_vgg": lpips_vgg, "dists": dists}.items() if value}
     switches |= {"lpips": False} if no_lpips else {}
     config = checked(EvaluateConfig, {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches})
-    names = {str(find_weights(store, name)): name for name in weights}
-    measured = steps().evaluate_networks(store, names, Path(test), config, device)
+    store = open_store(home_of(home))
+    names = {str(find_weights(store, weight)): weight for weight in weights}
+    measured = steps().evaluate_networks(
+        home_of(home), test=test, weights=tuple(names), protocol=config, run=name, device=device
+    )
     artifacts = {names.get(path, path): artifact for path, artifact in measured.items()}
     summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
     chosen = summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights]
@@ -126,6 +130,7 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 @click.option(
     "--weights",
     required=True,
+    shell_complete=complete_networks,
     help="Weights file, train_sr folder, or network of a run such as demo:edsr-small/distilled. Any file that spandrel "
     "opens will do.",
 )
