@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ddsr_core.baselines.names import WHOLE
 from ddsr_core.metrics.spec import METRICS
-from ddsr_core.report.data import Report, read_curves
+from ddsr_core.report.data import DISTILLED, Report, read_curves
 from ddsr_core.report.record import SrRecord
 from ddsr_core.report.statistics import LEAST_PHOTOS, LEAST_SEEDS, Level
 
@@ -128,8 +129,10 @@ def _after_verdict(report: Report, run_dir: Path, level: Level) -> NextStep | No
         photos = max((result.test_images for result in report.sr), default=0)
         more = f" and at least {LEAST_PHOTOS} test photos" if photos < LEAST_PHOTOS else ""
         test = {"test": "MORE-TEST-PHOTOS"} if photos < LEAST_PHOTOS else {}
-        seeds = ", ".join(map(str, range(LEAST_SEEDS)))
-        options = {**again, **test, "config": run_dir / "config.toml", "set": f"sr.seeds=[{seeds}]", "run": f"{name}-seeds"}
+        changes = [f"sr.seeds=[{', '.join(map(str, range(LEAST_SEEDS)))}]"]
+        if not {result.record.source for result in report.sr} - {DISTILLED, *WHOLE}:
+            changes.append("sr.training_sets=['distilled', 'random', 'full']")
+        options = {**again, **test, "config": run_dir / "config.toml", "set": changes, "run": f"{name}-seeds"}
         purpose = f"Find out whether the set is good: repeat with {LEAST_SEEDS} seeds{more}"
         return NextStep(purpose, _command("ddsr distill", **options, home=home))
     count = 2 * report.distilled.count
@@ -143,4 +146,5 @@ def _best_network(report: Report) -> SrRecord | None:
 
 
 def _command(words: str, **options: object) -> str:
-    return " ".join([words, *(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())])
+    given = [(name, item) for name, value in options.items() for item in (value if isinstance(value, list) else [value])]
+    return " ".join([words, *(f"--{name} {shlex.quote(str(item))}" for name, item in given)])
