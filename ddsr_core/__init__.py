@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ddsr_core.threads import shorten_spin
+
 __version__ = "0.1.0"
 __all__ = ["demo_photos", "distill", "evaluate", "list_runs", "load_distilled", "preset_config", "reproduce", "search",
            "train", "upscale"]  # fmt: skip
+
+shorten_spin()
 
 
 def __getattr__(name: str) -> Any:

@@ -52,3 +52,15 @@ RESTORED_LABEL = "distilled + restored"
 RESTORED_MEANING = (
     "the distilled images, their detail replaced by what a teacher SR network restores from their own LR images"
 )
+
+
+def label_of(source: str, restored: bool) -> str:
+    """What tables call a training set.
+
+    Args:
+        restored: whether detail was restored in the distilled images.
+
+    >>> label_of("distilled", True), label_of("distilled", False), label_of("random", True)
+    ('distilled + restored', 'distilled', 'random')
+    """
+    return RESTORED_LABEL if source == "distilled" and restored else source

@@ -11,6 +11,7 @@ from typing import Any
 from ddsr_core.baselines.names import WHOLE
 from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.experiments.markdown import tables_markdown
+from ddsr_core.experiments.page import experiment_page
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.decode import read_rgb
@@ -56,6 +57,8 @@ class Experiment:
         with storage_errors(self.folder):
             for ending, text in (("md", self.markdown()), ("csv", as_csv(self.cells)), ("json", self.json())):
                 write_atomically(self.folder / f"{self.design.name}.{ending}", text.encode())
+            page = experiment_page(self.cells, self.bicubic, self.design, self.about, self.total, self.folder)
+            write_atomically(self.folder / "report.html", page.encode())
             for metric in (name for name in self.design.metrics if self.design.columns and name in self.bicubic):
                 plot = plot_metric(self.cells, self.bicubic, self.design, metric)
                 write_atomically(self.folder / f"{self.design.name}-{metric}.svg", plot)

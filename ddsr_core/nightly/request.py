@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from ddsr_core.metrics.spec import MetricName
-from ddsr_core.nightly.night import Night
+from ddsr_core.nightly.night import Night, outcome_data, outcome_if_unchanged, photo_cache_of, run_night
+from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import RunRequest
+from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.storage.remote_store import open_store
 
 
 class NightRequest(RunRequest):
@@ -31,3 +35,16 @@ class NightRequest(RunRequest):
         return Night(
             self.name, self.images, self.test, config, self.metric, self.margin, self.warm, self.warm_steps
         )  # fmt: skip
+
+
+def run_night_plainly(request: NightRequest, progress: ProgressFactory = silent) -> dict[str, Any]:
+    """A night without Prefect; what came of it, as of `outcome_data`."""
+    store = open_store(request.home)
+    backend = plain_backend(request, store, progress, request.name, photo_cache_of(request.name))
+    return outcome_data(run_night(request.night(), store, backend), request.name)
+
+
+def unchanged_night(request: NightRequest) -> dict[str, Any] | None:
+    """What a night comes to if nothing has changed; None if there is work to do."""
+    outcome = outcome_if_unchanged(request.night(), open_store(request.home))
+    return None if outcome is None else outcome_data(outcome, request.name)

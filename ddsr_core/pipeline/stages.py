@@ -41,12 +41,14 @@ class Backend:
         home: what another process opens the run's store by.
         device: torch device, or auto.
         networks: trains many SR networks at once (`ddsr_core.pipeline.networks`); None: one after another.
+        only_small: use ``networks`` only if every network has a small step (`ddsr_core.pipeline.networks.has_small_step`).
     """
 
     build: Build
     home: str
     device: str = "auto"
     networks: RunParts | None = None
+    only_small: bool = False
 
 
 @dataclass(frozen=True)

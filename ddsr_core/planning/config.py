@@ -16,7 +16,7 @@ MACHINES = Path(__file__).with_name("machines.toml")
 
 
 class Rates(BaseModel):
-    """How fast a device computes. An operator takes the longer of arithmetic and memory traffic, and its launch.
+    """How fast a device computes. An operator takes its arithmetic, its memory traffic, and its launch.
 
     ``_half``: in bfloat16 with float32 sums.
     """

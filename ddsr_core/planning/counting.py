@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -90,13 +91,24 @@ class Count:
 
     def times(self, count: float) -> Count:
         """The same work done ``count`` times on average, one after another: no more memory."""
-        scaled: Counter[Op] = Counter()
-        for op, times in self.ops.items():
-            scaled[op] = times * count  # type: ignore[assignment]  # an average need not be whole
-        return Count(scaled, self.peak_bytes, self.live_bytes)
+        return Count(_scaled((self, count)), self.peak_bytes, self.live_bytes)
 
     def __add__(self, other: Count) -> Count:
-        return Count(self.ops + other.ops, max(self.peak_bytes, other.peak_bytes), self.live_bytes)
+        return Count(_scaled((self, 1), (other, 1)), max(self.peak_bytes, other.peak_bytes), self.live_bytes)
+
+
+def mixed(small: Count, large: Count, at: float) -> Count:
+    """Work between two that were counted, or beyond them, that grows linearly: 0 is ``small``, 1 is ``large``."""
+    return Count(_scaled((small, 1 - at), (large, at)), max(small.peak_bytes, large.peak_bytes))
+
+
+def _scaled(*parts: tuple[Count, float]) -> Counter[Op]:
+    """Operators of several counts, each so many times; an average need not be whole."""
+    ops: Counter[Op] = Counter()
+    for count, times in parts:
+        for op, calls in count.ops.items():
+            ops[op] += calls * times  # type: ignore[assignment]
+    return ops
 
 
 class _Counting(TorchDispatchMode):
@@ -154,12 +166,12 @@ class _Counting(TorchDispatchMode):
             if known is not None and known() is storage:
                 continue
             fresh = True
-            self.alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._freed(key, size))
+            self.alive[key] = weakref.ref(storage, partial(self._freed, key, size))
             self.count.live_bytes += size
         self.count.peak_bytes = max(self.count.peak_bytes, self.count.live_bytes)
         return fresh
 
-    def _freed(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int, storage: object) -> None:
         self.alive.pop(key, None)
         self.count.live_bytes -= size
 
@@ -244,9 +256,9 @@ def counting(answers: Answers | None = None) -> Iterator[Count]:
 
 @contextmanager
 def _no_initialization() -> Iterator[None]:
-    """Weights stay as they are made: `trunc_normal_` would draw again until numbers are small, and numbers there are none."""
+    """Weights stay as they are made: `trunc_normal_` would draw again until all numbers are small."""
     init = torch.nn.init
-    names = [name for name in vars(init) if name.endswith("_") and not name.endswith("__") and callable(getattr(init, name))]
+    names = [name for name in vars(init) if name.endswith("_") and not name.endswith("__")]
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(mock.patch.object(init, name, lambda tensor, *_, **__: tensor))

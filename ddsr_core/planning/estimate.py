@@ -22,7 +22,7 @@ from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.stage import Artifact, Manifest, Source, Stage, StageInput
 
 #: Memory that torch, diffusers and the rest take once imported, GiB; measured. With CUDA its host part comes on top.
-LIBRARIES_GIB, CUDA_HOST_GIB = 0.8, 1.5
+LIBRARIES_GIB, CUDA_HOST_GIB = 1.1, 1.5
 #: A CUDA context, and what the allocator loses between blocks, as a share of what is asked for; estimated.
 CONTEXT_GIB, FRAGMENTS = 0.5, 0.05
 #: A run takes this long to start: imports, hashing, Prefect; s.
@@ -264,13 +264,13 @@ HOST_OF_GPU = Rates(
 
 
 def device_seconds(count: Count, rates: Rates) -> float:
-    """Every operator takes the longer of its arithmetic and its memory traffic, and its launch."""
+    """Every operator takes its arithmetic, its memory traffic, and its launch, one after another."""
     return sum(times * _op_seconds(op, rates) for op, times in count.ops.items())
 
 
 def _op_seconds(op: Op, rates: Rates) -> float:
     arithmetic = op.flops / getattr(rates, op.kind + ("_half" if op.half else "")) if op.flops else 0.0
-    return max(arithmetic, op.bytes / rates.bandwidth) + rates.launch
+    return arithmetic + op.bytes / rates.bandwidth + rates.launch
 
 
 #: Stage -> fields that lower its memory, the mildest first.
@@ -286,6 +286,7 @@ _REMEDIES: Mapping[str, tuple[str, ...]] = {
 
 def _remedy(request: Request, context: Context, noted: Noted) -> str:
     """The first single field, as ``field=value`` for ``--set``, that makes a stage fit; empty if none does."""
+    context.memory_only = True
     for name in _REMEDIES.get(noted.stage.name, ()):
         for value in _candidates(name, noted.config):
             smaller = noted.config.model_copy(update={name: value})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,15 +155,27 @@ def make_embedder(config: EmbeddingsConfig) -> OpenClipEmbedder | Vgg16Embedder:
         if config.model not in open_clip.list_models():
             raise ConfigError(f"open_clip has no model {config.model!r}", where="embeddings.model")
         embedder = _without_weights(OpenClipEmbedder)
-        embedder.name, embedder.model = config.model, open_clip.create_model(config.model)
+        with _quiet():  # it warns that the weights are random
+            embedder.name, embedder.model = config.model, open_clip.create_model(config.model)
         size = open_clip.get_model_config(config.model)["vision_cfg"]["image_size"]
         embedder.image_px = int(size if isinstance(size, int) else size[0])
         embedder.mean, embedder.std = (0.5,) * 3, (0.5,) * 3
     return embedder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
 def _without_weights(kind: type[Any]) -> Any:
     """A module whose constructor would read weights, before that."""
-    module = kind.__new__(kind)
+    module = object.__new__(kind)
     nn.Module.__init__(module)
     return module

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from ddsr_core.baselines.config import GSDDConfig
 from ddsr_core.baselines.gsdd import augment, features
-from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.gaussian import STEPS
+from ddsr_core.diffusion.latents import Latents
 from ddsr_core.diffusion.memory import choose_checkpointing
 from ddsr_core.diffusion.samplers import guided
-from ddsr_core.diffusion.training_set import Batch
+from ddsr_core.diffusion.training_set import Batch, TrainingSet, draw_batch
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Evaluator, ReferenceFeatures
 from ddsr_core.imaging.bicubic import psnr_bic, upsample
 from ddsr_core.imaging.images import to_signed
 from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.planning.config import Machine
-from ddsr_core.planning.counting import Answers, Count, Op, counting
+from ddsr_core.planning.counting import Answers, Count, counting, mixed
 from ddsr_core.planning.shapes import BaseShape, make_base, make_codec, make_embedder
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.sampling.config import SampleConfig
@@ -56,7 +56,7 @@ def embed(config: EmbeddingsConfig, side_px: int, batch: int) -> Count:
 def embed_texts(config: EmbeddingsConfig, batch: int) -> Count:
     """One batch of texts through the text tower of an open_clip model."""
     with counting() as count, torch.inference_mode():
-        model = make_embedder(config).model
+        model: Any = make_embedder(config).model
         count.take()
         model.encode_text(torch.zeros(batch, model.context_length, dtype=torch.long))
         return count.take()
@@ -101,39 +101,149 @@ class _Trainer(FinetuneTrainer):
         return self.batch
 
 
-def finetune(
-    config: FinetuneConfig, shape: BaseShape, decoder: Any, labels: int, steps: int, sample_batch: int
-) -> FinetuneUnits:
-    """Steps of one process, with as many samples in L_SR as there are on average; memory for as many as come once.
+#: Steps whose samples for L_SR are drawn as the run draws them; of longer runs the average is taken.
+DRAWN_STEPS = 500
+#: Which t a batch has does not depend on the patches: one of one number stands for them.
+ONE_PATCH = TrainingSet(
+    Latents([""], np.zeros(1, np.float32), np.zeros((2, 1, 1, 1, 1), np.float16), None), torch.zeros(1, dtype=torch.long),
+    torch.zeros(1, dtype=torch.long),
+)  # fmt: skip
 
-    Args:
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """What the cost of fine-tuning depends on.
+
+    Attributes:
         decoder: config of the VAE that L_SR decodes with; None for the base model's own.
         labels: number of pseudo-labels.
         steps: of the whole run.
         sample_batch: images that are sampled at once during training.
     """
-    answers = Answers(distinct=1)
-    part = config.batch_size // config.processes
-    fixed = {"processes": 1, "batch_size": part, "compile": False, "class_row_init": "null"}
-    alone = config.model_copy(update=fixed)
+
+    config: FinetuneConfig
+    shape: BaseShape
+    decoder: Mapping[str, Any] | None
+    labels: int
+    steps: int
+    sample_batch: int
+
+    @property
+    def part(self) -> int:
+        """Patches of a step in one process."""
+        return self.config.batch_size // self.config.processes
+
+    @cached_property
+    def drawn(self) -> list[int]:
+        """Samples that L_SR sees in each part of each of the first steps, as the run will draw them."""
+        config = self.config
+        if config.lsr_mode != "target":
+            return [self.part // config.accumulate]
+        known = min(self.steps, DRAWN_STEPS)
+        batches = (
+            draw_batch(ONE_PATCH, step=step, size=config.batch_size, null_row=0, label_dropout=config.label_dropout,
+                       flip=config.flip, seed=config.seed)
+            for step in range(known)
+        )  # fmt: skip
+        parts = config.accumulate * config.processes
+        return [int((t <= config.lsr_last_step).sum()) for batch in batches for t in batch.t.chunk(parts)] or [0]
+
+    @property
+    def chance(self) -> float:
+        """That L_SR sees a sample."""
+        if self.config.lsr_mode == "target" and self.steps > DRAWN_STEPS:
+            return (self.config.lsr_last_step + 1) / STEPS
+        return sum(self.drawn) / len(self.drawn) / (self.part // self.config.accumulate)
+
+    @property
+    def most(self) -> int:
+        """Samples that L_SR sees at once, once in the run."""
+        accumulate = self.config.accumulate
+        if self.steps <= DRAWN_STEPS or self.config.lsr_mode != "target":
+            return max(self.drawn)
+        return max(*self.drawn, most_at_once(self.part // accumulate, self.chance, self.steps * accumulate))
+
+    @property
+    def share(self) -> float:
+        """``most`` as a share of a part of the batch."""
+        return self.most * self.config.accumulate / self.part
+
+    def of_depth(self, blocks: int) -> FinetuneJob:
+        """The same with a network of fewer blocks, as many of which have DiffFit's scales in proportion."""
+        dit, config = self.shape.dit, self.config
+        scales = round(config.gamma_blocks * blocks / dit.depth)
+        shape = replace(self.shape, dit=dit.model_copy(update={"depth": blocks}))
+        return replace(self, shape=shape, config=config.model_copy(update={"gamma_blocks": scales}))
+
+    def trainer(self) -> _Trainer:
+        """One process of it, on fake tensors."""
+        fixed = {"processes": 1, "batch_size": self.part, "compile": False, "class_row_init": "null"}
+        decoder = None if self.decoder is None else make_codec(self.decoder)
+        labels = {label: label for label in range(self.labels)}
+        trainer = _Trainer(make_base(self.shape), self.config.model_copy(update=fixed), labels, decoder=decoder)
+        trainer.batch = _batch(self.shape, self.part)
+        return trainer
+
+
+def finetune(job: FinetuneJob) -> FinetuneUnits:
+    """Steps with as many samples in L_SR as there are on average; memory for as many as come at once.
+
+    A network of many blocks takes one step; what the rarer steps add is counted on two networks of few blocks, as it grows
+    by the same amount with every block.
+    """
+    depth = job.shape.dit.depth
+    if depth <= max(SHALLOW):
+        steps = _steps(job)
+    else:
+        few, more = (_steps(job.of_depth(blocks)) for blocks in SHALLOW)
+        at = (depth - SHALLOW[0]) / (SHALLOW[1] - SHALLOW[0])
+        steps = Steps(*(mixed(less, greater, at) for less, greater in zip(few, more, strict=True)))
+    answers = Answers(distinct=1, share=job.share)
     with counting(answers) as count:
-        base = make_base(shape)
-        trainer = _Trainer(base, alone, {label: label for label in range(labels)}, decoder=_codec(decoder))
-        trainer.batch = _batch(shape, part)
-        chance = (config.lsr_last_step + 1) / STEPS if config.lsr_mode == "target" else 1.0
-        often = most_at_once(part // config.accumulate, chance, steps * config.accumulate)
-        answers.share = often * config.accumulate / part
+        trainer = job.trainer()
+        trainer.step = 1  # measures no gradient norms
         count.take()
-        measured, peak = _step(trainer, count)
-        step, _ = _step(trainer, count)
-        step = Count(step.ops, max(step.peak_bytes, peak))
-        if config.lsr_mode == "target":
+        full, peak = _step(trainer, count)
+        forward, decode = _sampled(trainer, job.sample_batch, count)
+        trained = sum(p.numel() for p in trainer.parameters)
+    weight = job.chance / job.share if job.share and job.config.lsr_mode == "target" else 1.0
+    rest = steps.least.times(1 - weight)
+    step = Count((full.times(weight) + rest).ops, peak)
+    return FinetuneUnits(Count(steps.measured.ops, peak), step, forward, decode, trained)
+
+
+#: Blocks of the networks that rarer steps are counted on.
+SHALLOW = (2, 4)
+
+
+class Steps(NamedTuple):
+    """A step that measures gradient norms, and a step without any sample for L_SR."""
+
+    measured: Count
+    least: Count
+
+
+def _steps(job: FinetuneJob) -> Steps:
+    answers = Answers(distinct=1, share=job.share)
+    with counting(answers) as count:
+        trainer = job.trainer()
+        count.take()
+        measured, _ = _step(trainer, count)
+        if job.config.lsr_mode == "target":
             answers.share = 0.0
-            weight = chance * part / (often * config.accumulate) if often else 0.0
-            least, _ = _step(trainer, count)
-            step = Count((step.times(weight) + least.times(1 - weight)).ops, step.peak_bytes)
-        forward, decode = _sampled(trainer, sample_batch, count)
-        return FinetuneUnits(measured, step, forward, decode, sum(p.numel() for p in trainer.parameters))
+        least, _ = _step(trainer, count)
+        return Steps(measured, least)
+
+
+def finetune_memory(job: FinetuneJob) -> Count:
+    """One step alone: for a look whether it fits."""
+    with counting(Answers(distinct=1, share=job.share)) as count:
+        trainer = job.trainer()
+        trainer.step = 1
+        count.take()
+        step, peak = _step(trainer, count)
+        sampled = _sampled(trainer, job.sample_batch, count)
+        return Count(step.ops, max(peak, *(part.peak_bytes for part in sampled)))
 
 
 def _step(trainer: _Trainer, count: Count) -> tuple[Count, int]:
@@ -175,10 +285,6 @@ def _batch(shape: BaseShape, size: int) -> Batch:
     )  # fmt: skip
 
 
-def _codec(vae: Any) -> Codec | None:
-    return None if vae is None else make_codec(vae)
-
-
 def checkpointed(config: FinetuneConfig, shape: BaseShape, decoder: Any, machine: Machine) -> FinetuneConfig:
     """The config with checkpointing decided as the machine's free memory would decide it.
 
@@ -217,7 +323,7 @@ def sample(config: SampleConfig, shape: BaseShape, batch: int) -> SampleUnits:
             guided(model.dit, rows, scale, config.guided_channels)(x, 0)
             units.append(count.take())
         _decode(model, x[:1], config.decode_tile_px, shape.factor)
-        return SampleUnits(*units, count.take())
+        return SampleUnits(units[0], units[1], count.take())
 
 
 def _decode(model: Any, latent: Tensor, tile_px: int | None, factor: int) -> None:
@@ -319,12 +425,3 @@ def invert(config: GSDDConfig, generator: TrainSRConfig, side_px: int, share: in
         (mean - target).square().mean().backward()
         optimizer.step()
         return count.take()
-
-
-def linear(small: Count, large: Count, at: float) -> Count:
-    """Work of an image between two that were counted, or beyond them, by its share of the way: 0 small, 1 large."""
-    mixed: Counter[Op] = Counter()
-    for count, share in ((small, 1 - at), (large, at)):
-        for op, times in count.ops.items():
-            mixed[op] += times * share  # type: ignore[assignment]
-    return Count(mixed, max(small.peak_bytes, large.peak_bytes))

@@ -14,12 +14,13 @@ from ddsr_core.evaluation.evaluator import MOST_BYTES
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.planning import units
 from ddsr_core.planning.config import HostRates, Machine
-from ddsr_core.planning.counting import Count
+from ddsr_core.planning.counting import Count, mixed
 from ddsr_core.planning.shapes import BaseShape, base_shape, vae_shape
 from ddsr_core.pseudo_labels.scoring import WORKERS
 from ddsr_core.pseudo_labels.windows import offsets
 from ddsr_core.sampling.restoration import BATCH as RESTORE_BATCH
 from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.grids import CROPS
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.train_sr import GRIDS
 
@@ -70,6 +71,7 @@ class Context:
 
     def __init__(self, config: PipelineConfig, machine: Machine, accepted: float) -> None:
         self.config, self.machine, self.accepted = config, machine, accepted
+        self.memory_only = False  # whether a look at the memory of a stage is enough
         self.evaluated: set[Any] = set()
         self._known: dict[str, Any] = {}
 
@@ -123,8 +125,10 @@ def patches(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
     for (height, width), count in usable.items():
         rows, columns = (len(offsets(side - side % 4, px, config.stride_px, config.flush_right)) for side in (height, width))
         windows += rows * columns * count
-    share = config.quantile if config.quantile is not None else context.accepted
-    accepted = int(share * windows)
+    if config.quantile is not None:  # the lowest ones, up to a score that occurs
+        accepted = int(config.quantile * (windows - 1)) + 1 if windows else 0
+    else:
+        accepted = int(context.accepted * windows)
     largest = max((height * width for height, width in photos), default=0)
     # Photos are decoded to be scored, and those with accepted windows once more to be cut.
     images = {
@@ -141,11 +145,12 @@ def patches(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
 def embeddings(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
     sizes = inputs["patches"].sizes
     count, side = sizes.total(), _side(sizes)
-    batch = max(1, min(config.batch_size, count))
+    batch = config.batch_size
     unit = context.once("embed", [config, side, batch], lambda: units.embed(config, side, batch))
     images = {"png_decode": megapixels(sizes)}
     memory = count * VECTOR_BYTES + 4 * batch * side**2 * 3
-    return Work(count, "patches", unit.times(count / batch), images=images, disk=count * VECTOR_BYTES,
+    whole = -(-count // batch)  # the last batch is padded
+    return Work(count, "patches", unit.times(whole), images=images, disk=count * VECTOR_BYTES,
                 host_bytes=memory), Output(sizes)  # fmt: skip
 
 
@@ -182,10 +187,10 @@ def finetune(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Outpu
     cost = finetune_samples.sample_cost(shape.image_px)
     sheet = min(context.config.clusters.k, cost.labels) * cost.columns
     at_once = min(finetune_samples.SAMPLE_BATCH, max(sheet, cost.texture_images))
-    parts = context.once(
-        "finetune", [config, steps],
-        lambda: units.finetune(config, shape, context.decoder, context.config.clusters.k, steps, at_once),
-    )  # fmt: skip
+    job = units.FinetuneJob(config, shape, context.decoder, context.config.clusters.k, steps, at_once)
+    if context.memory_only:
+        return Work(steps, "steps", units.finetune_memory(job)), Output(sizes)
+    parts = context.once("finetune", [config, steps], lambda: units.finetune(job))
     measured = -(-steps // config.norm_every)
     sheets = 1 + len(_marks(steps, config.sample_every)) if config.sample_every else 0
     per_label = -(-cost.texture_images // context.config.clusters.k)
@@ -274,7 +279,8 @@ def train_sr(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Outpu
     recipe = config.model_copy(update={"seed": 0})
     parts = context.once("train", [recipe, device], lambda: units.train_sr(recipe, device))
     steps = parts.first.times(plan.switch) + parts.second.times(plan.iterations - plan.switch)
-    count = steps + parts.crop.times(4 * GRIDS)
+    grids = len(_marks(config.iterations, max(1, config.iterations // GRIDS)))
+    count = steps + parts.crop.times(grids * CROPS + 1)  # one to see what the network upscales by
     pixels = megapixels(data)
     packed = pixels * 1e6 * 3 * (1 + 1 / 16)
     decode = "jpeg_decode" if max(data, default=(0, 0)) != min(data, default=(0, 0)) else "png_decode"
@@ -308,7 +314,7 @@ def evaluate(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Outpu
         small, large = of(ordered[0]), of(ordered[-1])
         first, last = (height * width for height, width in (ordered[0], ordered[-1]))
         mean = megapixels(cut) * 1e6 / cut.total()
-        total = units.linear(small, large, (mean - first) / max(1, last - first)).times(cut.total())
+        total = mixed(small, large, (mean - first) / max(1, last - first)).times(cut.total())
     work = Work(tests.total(), "photos", total, images={"jpeg_decode": megapixels(tests)}, disk=1e5)
     return work, Output(tests)
 

@@ -8,6 +8,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ddsr_core.errors import TrainingError
+from ddsr_core.pretrain.checkpoints import save_checkpoint
 from ddsr_core.progress import Bar
+
+#: Steps between two rows of the curve.
+CURVE_EVERY = 25
 
 
 def new_autoencoder(channels: int, decoder_blocks: tuple[int, ...] = (3, 3, 1)) -> AutoencoderTiny:
@@ -62,7 +69,9 @@ def batch_of(patches: np.ndarray, size: int, seed: int, step: int) -> Tensor:
 
 
 class AutoencoderTrainer:
-    """The state of one run: networks, optimisers, and a step for each phase."""
+    """The state of one phase: networks, optimizers, steps done, curve."""
+
+    PARTS = ("vae", "discriminator", "optimizer", "optimizer_d")
 
     def __init__(self, vae: AutoencoderTiny, perceptual: nn.Module, learning_rate: float, latent_noise: float) -> None:
         self.vae = vae.to(memory_format=torch.channels_last)
@@ -73,6 +82,19 @@ class AutoencoderTrainer:
         self.optimizer_d = torch.optim.Adam(
             self.discriminator.parameters(), lr=2 * learning_rate, betas=(0.5, 0.9), fused=True
         )
+        self.done = 0
+        self.curve: list[dict[str, float]] = []
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that `restore` needs."""
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return {"done": self.done, "curve": self.curve, **parts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a `checkpoint`."""
+        self.done, self.curve = state["done"], state["curve"]
+        for name in self.PARTS:
+            getattr(self, name).load_state_dict(state[name])
 
     def decode_noisy(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         """Decode latents with a little noise, so that the decoder forgives what the diffusion model gets wrong."""
@@ -89,7 +111,7 @@ class AutoencoderTrainer:
     def step(
         self, real: Tensor, weights: dict[str, float], generator: torch.Generator, adversarial: bool
     ) -> dict[str, float]:
-        """One optimiser step of phase 1 (``adversarial`` false) or phase 2. Returns each term's value."""
+        """One optimizer step of phase 1 (``adversarial`` false) or phase 2. Returns each term's value."""
         with torch.autocast("cpu", torch.bfloat16):
             if adversarial:
                 with torch.no_grad():
@@ -129,30 +151,42 @@ class AutoencoderTrainer:
         optimizer.step()
 
 
-def train_autoencoder(
-    trainer: AutoencoderTrainer,
-    patches: np.ndarray,
-    *,
-    steps: range,
-    total: int,
-    batch_size: int,
-    learning_rate: float,
-    weights: dict[str, float],
-    adversarial: bool,
-    seed: int,
-    bar: Bar,
-) -> list[dict[str, float]]:
-    """Run one phase over ``steps`` of ``total`` (cosine learning rate) and return its curve."""
+@dataclass(frozen=True)
+class Phase:
+    """One phase of the training.
+
+    Attributes:
+        steps: how many there are.
+        learning_rate: at its start; it falls along a cosine.
+        weights: of the terms of the loss.
+        adversarial: phase 2 (the decoder alone, with a discriminator) instead of phase 1.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weights: dict[str, float]
+    adversarial: bool
+    seed: int
+    checkpoint_every: int
+
+
+def train_autoencoder(trainer: AutoencoderTrainer, patches: np.ndarray, phase: Phase, path: Path, bar: Bar) -> None:
+    """Run a phase to its end, from the checkpoint in ``path`` if there is one."""
     generator = torch.Generator()
-    curve: list[dict[str, float]] = []
-    trainer.vae.encoder.requires_grad_(not adversarial)
-    for step in steps:
-        rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+    trainer.vae.encoder.requires_grad_(not phase.adversarial)
+    while trainer.done < phase.steps:
+        step = trainer.done
+        rate = phase.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / phase.steps)))
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate
-        generator.manual_seed(seed * 1_000_003 + step)
-        terms = trainer.step(batch_of(patches, batch_size, seed, step), weights, generator, adversarial)
-        curve.append({"step": step, **terms})
+        generator.manual_seed(phase.seed * 1_000_003 + step)
+        batch = batch_of(patches, phase.batch_size, phase.seed, step)
+        terms = trainer.step(batch, phase.weights, generator, phase.adversarial)
+        trainer.done += 1
+        if step % CURVE_EVERY == 0:
+            trainer.curve.append({"step": step, **terms})
+            bar.note(" ".join(f"{name} {value:.3f}" for name, value in terms.items()))
+        if trainer.done % phase.checkpoint_every == 0 and trainer.done < phase.steps:
+            save_checkpoint(path, trainer.checkpoint())
         bar.advance()
-        bar.note(" ".join(f"{name} {value:.3f}" for name, value in terms.items()))
-    return curve

@@ -1,87 +1,129 @@
-"""Training patches of `ddsr-tiny`: textured windows of a folder of photographs, at several scales.
+"""Training patches of a base model: textured windows of a folder of photographs, at several scales.
 
-The photographs of the published weights come from Debian's wallpaper packages (`scripts/fetch_wallpapers.py`).
+A tenth of the photos is held out, chosen by file name, so that scores are measured on photos that were never seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.bicubic import downsample, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.photos import find_images
+from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.pseudo_labels.config import PatchesConfig
+from ddsr_core.pseudo_labels.windows import score_windows
 
 
-def window_psnr_bic(image: np.ndarray, window_px: int, stride_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """PSNR_bic in dB of every window of a photo (``uint8 (H, W, 3)``), from one resampling of the whole photo.
+@dataclass(frozen=True)
+class PatchSet:
+    """What is cut out of the photos.
 
-    Returns:
-        ``(psnr (rows, columns), ys (rows,), xs (columns,))``.
+    Attributes:
+        train: ``uint8 (N, px, px, 3)``.
+        held_out: the same of other photos.
+        threshold_db: PSNR_bic that a window had to be below.
+        photos: number of photos with at least one window, training and held out.
     """
-    height, width = (side - side % 4 for side in image.shape[:2])
-    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)[:height, :width] / 255
-    hr = torch.from_numpy(grey)[None, None]
-    error = (hr - upsample(downsample(hr)))[0, 0].double().square().numpy()
-    integral = np.pad(error.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    ys = np.arange(0, height - window_px + 1, stride_px)
-    xs = np.arange(0, width - window_px + 1, stride_px)
-    top, bottom = integral[ys], integral[ys + window_px]
-    total = bottom[:, xs + window_px] - bottom[:, xs] - top[:, xs + window_px] + top[:, xs]
-    return -10 * np.log10(total / window_px**2 + 1e-12), ys, xs
+
+    train: np.ndarray
+    held_out: np.ndarray
+    threshold_db: float
+    photos: tuple[int, int]
 
 
-def scaled_copies(image: np.ndarray, short_sides_px: tuple[int, ...], least_reduction: float) -> Iterator[np.ndarray]:
-    """The photo at each short side that makes it at least ``least_reduction`` times smaller (which removes JPEG marks)."""
+@dataclass(frozen=True)
+class _Windows:
+    """Candidate windows of one photo with their PSNR_bic."""
+
+    pixels: np.ndarray
+    psnr_bic: np.ndarray
+    held_out: bool
+
+
+def scaled_copies(image: np.ndarray, config: PretrainConfig) -> Iterator[np.ndarray]:
+    """The photo at up to ``config.scales`` sizes, each at least ``least_reduction`` times smaller than the original."""
     height, width = image.shape[:2]
-    for short_side in short_sides_px:
-        factor = min(height, width) / short_side
-        if factor >= least_reduction:
-            size = (round(width / factor), round(height / factor))
-            yield np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    short = min(height, width)
+    side = min(float(config.largest_short_side_px), short / config.least_reduction)
+    for _ in range(config.scales):
+        if side < max(config.smallest_short_side_px, config.image_px):
+            return
+        size = (max(config.image_px, round(width * side / short)), max(config.image_px, round(height * side / short)))
+        yield np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+        side *= config.scale_step
 
 
-def textured_patches(
-    folder: Path,
-    *,
-    window_px: int,
-    stride_px: int,
-    below_db: float,
-    short_sides_px: tuple[int, ...],
-    least_reduction: float,
-    most: int,
-    seed: int,
-    progress: ProgressFactory = silent,
-) -> np.ndarray:
-    """Every window of every photo and scale with PSNR_bic below ``below_db``, at most ``most`` of them drawn by ``seed``.
+def is_held_out(name: str, share: float) -> bool:
+    """Whether a photo belongs to the held-out ones: decided by its file name alone (fetched ones are named by content)."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < share * 2**32
 
-    Returns:
-        ``uint8 (N, window_px, window_px, 3)``.
+
+def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory = silent) -> PatchSet:
+    """Cut the textured windows of every photo: the share ``keep_share`` of them with the lowest PSNR_bic.
 
     Raises:
-        InputError: no photo has such a window.
+        InputError: no window is left for training or for the scores.
     """
     photos = find_images(folder)
-    kept: list[np.ndarray] = []
+    cut: list[_Windows] = []
     with progress("Cutting patches", total=len(photos), unit="photos") as bar:
-        for path in photos:
-            for image in scaled_copies(read_rgb(path), short_sides_px, least_reduction):
-                psnr, ys, xs = window_psnr_bic(image, window_px, stride_px)
-                for row, column in zip(*np.nonzero(psnr < below_db), strict=True):
-                    y, x = ys[row], xs[column]
-                    kept.append(image[y : y + window_px, x : x + window_px].copy())
+        for number, path in enumerate(photos):
+            held_out = is_held_out(path.name, config.held_out_share)
+            cut.append(_windows(read_rgb(path), held_out, config, np.random.default_rng((config.seed, number))))
             bar.advance()
-    if not kept:
+    scores = np.concatenate([windows.psnr_bic for windows in cut]) if cut else np.empty(0)
+    if not len(scores):
         raise InputError(
-            f"no window of {len(photos)} photos has a PSNR_bic below {below_db} dB",
+            f"none of {len(photos)} photos is large enough",
             where=folder,
-            fix="bring larger or more textured photos, or raise pretrain.below_db",
+            fix=f"bring photos of at least {config.smallest_short_side_px * config.least_reduction:.0f} px on their short "
+            "side, or lower smallest_short_side_px",
         )
-    chosen = np.random.default_rng(seed).permutation(len(kept))[:most]
-    return np.stack([kept[index] for index in chosen])
+    threshold = float(np.quantile(scores, config.keep_share))
+    parts = [_chosen(cut, threshold, held, config) for held in (False, True)]
+    for part, what in zip(parts, ("training", "held-out"), strict=True):
+        if not len(part):
+            raise InputError(
+                f"the {what} photos have no window with a PSNR_bic below {threshold:.1f} dB",
+                where=folder,
+                fix="bring more photos, raise keep_share, or change held_out_share",
+            )
+    counts = tuple(
+        sum(windows.held_out == held and bool((windows.psnr_bic <= threshold).any()) for windows in cut)
+        for held in (False, True)
+    )
+    return PatchSet(parts[0], parts[1], threshold, (counts[0], counts[1]))
+
+
+def _windows(image: np.ndarray, held_out: bool, config: PretrainConfig, rng: np.random.Generator) -> _Windows:
+    """At most ``most_per_photo`` windows of a photo, drawn from all of its copies."""
+    rule = PatchesConfig(patch_px=config.image_px, stride_px=config.stride_px)
+    copies = list(scaled_copies(image, config))
+    scored = [score_windows(copy, rule) for copy in copies]
+    places = [(index, k) for index, windows in enumerate(scored) for k in range(len(windows.psnr_bic))]
+    chosen = sorted(rng.permutation(len(places))[: config.most_per_photo])
+    pixels, psnr = [], []
+    for index, k in (places[i] for i in chosen):
+        y, x = int(scored[index].y[k]), int(scored[index].x[k])
+        pixels.append(copies[index][y : y + config.image_px, x : x + config.image_px])
+        psnr.append(scored[index].psnr_bic[k])
+    shape = (0, config.image_px, config.image_px, 3)
+    return _Windows(np.stack(pixels) if pixels else np.empty(shape, np.uint8), np.array(psnr, np.float32), held_out)
+
+
+def _chosen(cut: list[_Windows], threshold: float, held_out: bool, config: PretrainConfig) -> np.ndarray:
+    most = config.held_out_patches if held_out else config.most_patches
+    kept = [windows.pixels[windows.psnr_bic <= threshold] for windows in cut if windows.held_out == held_out]
+    count = sum(len(part) for part in kept)
+    if not count:
+        return np.empty((0, config.image_px, config.image_px, 3), np.uint8)
+    order = np.random.default_rng(config.seed).permutation(count)[:most]
+    return np.concatenate(kept)[order]

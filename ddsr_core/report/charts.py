@@ -15,8 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 CURVE_POINTS = 150
 #: Share of a curve's points in the window of its moving average.
 SMOOTHING = 0.08
-#: Of dot plots: height of a row and width of the labels, in units of the view box.
-ROW_HEIGHT, LABEL_WIDTH = 26, 192
+#: Of dot plots, in units of the view box: height of a row, width of a letter, and most space for labels.
+ROW_HEIGHT, LETTER_WIDTH, MOST_LABEL_WIDTH = 26, 6.9, 250
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -117,7 +117,9 @@ class _Frame:
         span = (self.y_high - self.y_low) or 1
         return HEIGHT - BOTTOM - (value - self.y_low) / span * (HEIGHT - TOP - BOTTOM)
 
-    def svg(self, title: str, shapes: str, x_label: str, y_label: str) -> str:
+    def svg(
+        self, title: str, shapes: str, x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]] | None = None
+    ) -> str:
         bottom, middle = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2
         parts = [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" class="chart">',
@@ -127,8 +129,10 @@ class _Frame:
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-        for value in ticks(self.x_low, self.x_high):
-            parts.append(f'<text x="{self.x(value):.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
+        if x_ticks is None:
+            x_ticks = [(value, f"{value:g}") for value in ticks(self.x_low, self.x_high)]
+        for value, text in x_ticks:
+            parts.append(f'<text x="{self.x(value):.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
         parts.append(shapes)
         parts.append(
@@ -166,11 +170,11 @@ def dot_plot(rows: Sequence[Dots], *, title: str, x_label: str, line: float, lin
     ends = [row.mean + sign * (row.half_width or 0) for row in rows for sign in (-1, 1)]
     values = [line, *ends, *(value for row in rows for value in row.values)]
     low, high = min(values), max(values)
-    margin = 0.06 * (high - low or 1)
+    margin, left = 0.06 * (high - low or 1), min(MOST_LABEL_WIDTH, 14 + LETTER_WIDTH * max(len(row.label) for row in rows))
     low, high, bottom = low - margin, high + margin, 22 + ROW_HEIGHT * len(rows)
 
     def x(value: float) -> float:
-        return LABEL_WIDTH + (value - low) / (high - low) * (WIDTH - LABEL_WIDTH - RIGHT)
+        return left + (value - low) / (high - low) * (WIDTH - left - RIGHT)
 
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {bottom + BOTTOM}" role="img" aria-label="{escape(title)}" class="chart">',
@@ -181,18 +185,60 @@ def dot_plot(rows: Sequence[Dots], *, title: str, x_label: str, line: float, lin
         parts.append(f'<text x="{x(value):.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<line class="axis" x1="{x(line):.1f}" x2="{x(line):.1f}" y1="18" y2="{bottom}"/>')
     parts.append(f'<text x="{x(line):.1f}" y="12" text-anchor="middle">{escape(line_label)}</text>')
-    parts += [_dots(row, 22 + ROW_HEIGHT * (index + 0.5), x) for index, row in enumerate(rows)]
-    middle = (LABEL_WIDTH + WIDTH) / 2
+    parts += [_dots(row, left, 22 + ROW_HEIGHT * (index + 0.5), x) for index, row in enumerate(rows)]
+    middle = (left + WIDTH) / 2
     parts.append(f'<text x="{middle}" y="{bottom + 34}" text-anchor="middle">{escape(x_label)}</text></svg>')
     return "".join(parts)
 
 
-def _dots(row: Dots, y: float, x: Callable[[float], float]) -> str:
+def _dots(row: Dots, left: float, y: float, x: Callable[[float], float]) -> str:
     color = f"c{row.color}"
-    parts = [f'<text class="label" x="{LABEL_WIDTH - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(row.label)}</text>']
+    parts = [f'<text class="label" x="{left - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(row.label)}</text>']
     if row.half_width is not None:
-        left, right = x(row.mean - row.half_width), x(row.mean + row.half_width)
-        parts.append(f'<line class="interval {color}" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        ends = x(row.mean - row.half_width), x(row.mean + row.half_width)
+        parts.append(f'<line class="interval {color}" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
     parts += [f'<circle class="seed {color}" cx="{x(value):.1f}" cy="{y:.1f}" r="3"/>' for value in row.values]
     parts.append(f'<circle class="dot {color}" cx="{x(row.mean):.1f}" cy="{y:.1f}" r="5"/>')
     return "".join(parts)
+
+
+@dataclass(frozen=True)
+class SeedLine:
+    """A line through the means of several seeds.
+
+    Attributes:
+        points: (x, one value per seed), x above 0; empty for a horizontal line at the mean of ``level``.
+        level: values of a horizontal line, one per seed.
+        color: number of its color, 0 to 5; None for gray.
+    """
+
+    label: str
+    points: Sequence[tuple[int, Sequence[float]]] = ()
+    level: Sequence[float] = ()
+    color: int | None = None
+
+
+def seed_chart(lines: Sequence[SeedLine], *, title: str, x_label: str, y_label: str) -> str:
+    """Means over seeds against a count on a logarithmic axis, with a dot per seed; levels are dashed lines."""
+    columns = sorted({x for line in lines for x, _ in line.points})
+    values = [v for line in lines for _, own in line.points for v in own] + [v for line in lines for v in line.level]
+    if not columns:
+        return ""
+    frame = _Frame(np.log10([columns[0] / 1.15, columns[-1] * 1.15]), np.array(values))
+    shapes = []
+    for line in lines:
+        color = "axis" if line.color is None else f"c{line.color}"
+        if line.level:
+            y = frame.y(sum(line.level) / len(line.level))
+            ends = f'x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"'
+            shapes.append(f'<line class="level {color}" {ends}><title>{escape(line.label)}</title></line>')
+            continue
+        x_places = np.log10([x for x, _ in line.points])
+        means = np.array([sum(own) / len(own) for _, own in line.points])
+        shapes.append(_polyline(frame, x_places, means, f"line {color}", line.label))
+        for x, own in line.points:
+            for value in own:
+                place = f'cx="{frame.x(math.log10(x)):.1f}" cy="{frame.y(value):.1f}"'
+                shapes.append(f'<circle class="seed {color}" {place} r="3.5"/>')
+    x_ticks = [(math.log10(column), f"{column:,}") for column in columns]
+    return frame.svg(title, "".join(shapes), x_label, y_label, x_ticks)

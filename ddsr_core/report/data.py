@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from ddsr_core.baselines.names import RESTORED_LABEL, TRAINING_SETS, TrainingSetName
+from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName, label_of
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import read_image_set
@@ -168,7 +168,7 @@ class Report(Frozen):
 
     def label_of(self, source: str) -> str:
         """What tables call a training set: `distilled` names its detail restoration where there is one."""
-        return RESTORED_LABEL if source == DISTILLED and self.run.restored else source
+        return label_of(source, self.run.restored)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``report.json``."""

@@ -17,10 +17,10 @@ from ddsr_core.imaging.images import encode_png, save_png
 THUMB_PX = 128
 
 
-def thumbnail_uri(image: np.ndarray) -> str:
-    """A WebP data URI of ``uint8 (H, W, 3)``, at most `THUMB_PX` wide and high; lossy, for overviews."""
+def thumbnail_uri(image: np.ndarray, px: int = THUMB_PX) -> str:
+    """A WebP data URI of ``uint8 (H, W, 3)``, at most ``px`` wide and high; lossy, for overviews."""
     picture = Image.fromarray(image)
-    picture.thumbnail((THUMB_PX, THUMB_PX), Image.Resampling.LANCZOS)
+    picture.thumbnail((px, px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=92, method=4)
     return _uri(buffer.getvalue(), "image/webp")

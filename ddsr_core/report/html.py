@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from ddsr_core.report import charts, figures, views
 from ddsr_core.report.advice import next_steps, notices
 from ddsr_core.report.cost import cost_of
 from ddsr_core.report.data import Report, gather, psnr_bic_groups, real_patches
+from ddsr_core.report.license import base_name, license_note
 from ddsr_core.report.page import page
 from ddsr_core.report.record import RunRecord
 from ddsr_core.report.table import as_csv, as_markdown, metrics_shown, plain_table, table_rows
@@ -87,30 +87,5 @@ def render(report: Report, run_dir: Path) -> str:
         finetune_charts=views.finetune_charts(report),
         sr_charts=views.sr_charts(report),
         config=json.dumps(report.run.config, indent=2, ensure_ascii=False, default=str),
-        license=license_note(_base_name(report.run.config)),
+        license=license_note(base_name(report.run.config)),
     )
-
-
-def _base_name(config: dict[str, Any]) -> str | None:
-    """The base model that a run's config names as ``base``, at the top level or in a stage."""
-    for value in (config.get("base"), *(v.get("base") for v in config.values() if isinstance(v, dict))):
-        if isinstance(value, str):
-            return value
-    return None
-
-
-def license_note(base: str | None) -> str:
-    """What the license of the base model's weights means for images sampled from it."""
-    if base is None:
-        return "The run does not name its base model. Check the license of its weights before you share the images."
-    if "dit-xl" in base.lower():
-        return (
-            f"The base model {base} is licensed under CC-BY-NC-4.0, for non-commercial use only. Whether images sampled "
-            "from it inherit that limit is not settled; treat the distilled set as non-commercial."
-        )
-    if base.rstrip("/").endswith("ddsr-tiny"):
-        return (
-            "The base model ddsr-tiny was trained for this project on freely licensed photographs, which its model card "
-            "names. The distilled set also derives from your photos, so their licenses apply to it."
-        )
-    return f"The base model is {base}. Check its license before you share its weights or images sampled from it."

@@ -89,11 +89,25 @@ def is_positive(gains: Sequence[float]) -> bool:
     >>> is_positive([0.5, 0.6, 0.4]), is_positive([0.5, -0.1, 0.2]), is_positive([0.5, 0.6])
     (True, False, False)
     """
-    if len(gains) < LEAST_SEEDS:
-        return False
-    error = float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
-    return float(np.mean(gains)) > _quantile(len(gains)) * error
+    return len(gains) >= LEAST_SEEDS and float(np.mean(gains)) > half_width(gains)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of Student's interval around the mean of at least two values.
+
+    >>> round(half_width([0.1, 0.2, 0.3]), 4)
+    0.2484
+    """
+    return _quantile(len(values)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def _quantile(samples: int) -> float:
     return float(stdtrit(samples - 1, (1 + CONFIDENCE) / 2))
+
+
+def plural(count: int, noun: str) -> str:
+    """
+    >>> plural(1, "seed"), plural(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

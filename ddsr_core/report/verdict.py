@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ddsr_core.baselines.names import WHOLE
 from ddsr_core.report.data import DISTILLED, RANDOM, Report
-from ddsr_core.report.statistics import LEAST_PHOTOS, LEAST_SEEDS, Difference, Level, difference
+from ddsr_core.report.statistics import LEAST_PHOTOS, LEAST_SEEDS, Difference, Level, difference, plural
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,3 @@ def in_words(item: Difference) -> str:
     """Such as ``+0.12 ± 0.05 dB PSNR-Y``, with a true minus sign."""
     value = f"{item.mean:+.2f}".replace("-", "\N{MINUS SIGN}")
     return f"{value} dB PSNR-Y" if item.half_width is None else f"{value} ± {item.half_width:.2f} dB PSNR-Y"
-
-
-def plural(count: int, noun: str) -> str:
-    """
-    >>> plural(1, "seed"), plural(3, "seed")
-    ('1 seed', '3 seeds')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

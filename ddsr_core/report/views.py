@@ -12,7 +12,8 @@ from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.report import charts, figures
 from ddsr_core.report.data import Curves, DistilledImage, Report, SrResult, read_curves, real_patches
-from ddsr_core.report.verdict import Verdict, plural
+from ddsr_core.report.statistics import plural
+from ddsr_core.report.verdict import Verdict
 
 PER_CLUSTER = 10
 MAX_CLUSTERS = 50

@@ -103,8 +103,8 @@ def print_results(
     """Print a table of SR results: the default metrics, and others if a row has them.
 
     Args:
-        rows: ``arch``, ``source`` and metrics by name; bicubic is a row.
-        origin: heading of the column ``source``.
+        rows: ``arch``, ``source``, metrics by name, and a ``label`` if tables call the source otherwise. Bicubic is a row.
+        origin: heading of the column of sources.
     """
     if not rows:
         return
@@ -115,5 +115,7 @@ def print_results(
     for metric in metrics:
         table.add_column(metric.heading, justify="right")
     for row in rows:
-        table.add_row(row["arch"], row["source"], *(metric.text(row.get(metric.name)) for metric in metrics))
+        table.add_row(
+            row["arch"], row.get("label", row["source"]), *(metric.text(row.get(metric.name)) for metric in metrics)
+        )
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)

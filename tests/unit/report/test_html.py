@@ -14,7 +14,7 @@ import pytest
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.report.data import means_of
-from ddsr_core.report.html import license_note, overview_figure, write_report
+from ddsr_core.report.html import overview_figure, write_report
 from ddsr_core.report.record import RunRecord
 from tests.helpers.fake_run import HOSTILE, fake_run
 
@@ -193,11 +193,3 @@ def test_overview_picture(run: RunRecord, tmp_path: Path) -> None:
     assert picture.shape[1] > 7 * 96
     without = run.model_copy(update={"sr": ()})
     assert read_rgb(overview_figure(without, tmp_path / "b.png")).shape[0] < picture.shape[0]
-
-
-@pytest.mark.parametrize(
-    ("base", "words"),
-    [("facebook/DiT-XL-2-512", "CC-BY-NC-4.0"), ("ddsr-tiny", "model card"), (None, "does not name")],
-)
-def test_license_note(base: str | None, words: str) -> None:
-    assert words in license_note(base)
