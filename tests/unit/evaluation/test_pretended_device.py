@@ -8,7 +8,7 @@ import torch
 from skimage import data as photos
 
 from ddsr_core.config import Runtime
-from ddsr_core.evaluation import evaluate
+from ddsr_core.evaluation import evaluate, evaluator
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.images import save_png
 from ddsr_core.metrics import dists
@@ -37,6 +37,7 @@ def test_evaluation_gives_the_bytes_of_the_cpu(
     torch.save(random_weights(3), weights_of_dists)
     monkeypatch.setattr(dists, "_installed", lambda: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(evaluator, "_LAST", evaluator._LastTestSet())  # another test's features are on another device
     config = EvaluateConfig(metrics=METRICS, crops=1, crop_px=48, tile_px=tile_px, tile_overlap_px=4)
     weights = write_teacher(tmp_path / "network")
     evaluate.run(config, test=test_set, weights=weights, out=tmp_path / "cpu", runtime=Runtime())
