@@ -31,7 +31,7 @@ VARIANTS: Mapping[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fine_tuning_gives_the_bytes_of_the_cpu(inputs: dict[str, Path], tmp_path: Path, variant: str):
-    config = CONFIG.model_copy(update={"precision": "fp32", **VARIANTS[variant]})
+    config = CONFIG.model_copy(update={"precision": "fp32", "steps": 4, "norm_every": 2, **VARIANTS[variant]})
     finetune.run(config, **inputs, out=tmp_path / "cpu", runtime=Runtime())
     with pretended_cuda():
         finetune.run(config, **inputs, out=tmp_path / "cuda", runtime=Runtime(device="cuda"))
