@@ -56,7 +56,7 @@ def embed(config: EmbeddingsConfig, side_px: int, batch: int) -> Count:
 def embed_texts(config: EmbeddingsConfig, batch: int) -> Count:
     """One batch of texts through the text tower of an open_clip model."""
     with counting() as count, torch.inference_mode():
-        model = make_embedder(config).model
+        model: Any = make_embedder(config).model
         count.take()
         model.encode_text(torch.zeros(batch, model.context_length, dtype=torch.long))
         return count.take()
@@ -318,12 +318,12 @@ def sample(config: SampleConfig, shape: BaseShape, batch: int) -> SampleUnits:
         x = torch.randn(batch, dit.in_channels, dit.latent_px, dit.latent_px)
         rows = torch.zeros(batch, dtype=torch.long)
         count.take()
-        units = []
-        for scale in (config.guidance_scale, 1.0):
-            guided(model.dit, rows, scale, config.guided_channels)(x, 0)
-            units.append(count.take())
+        guided(model.dit, rows, config.guidance_scale, config.guided_channels)(x, 0)
+        with_guidance = count.take()
+        guided(model.dit, rows, 1.0, config.guided_channels)(x, 0)
+        without = count.take()
         _decode(model, x[:1], config.decode_tile_px, shape.factor)
-        return SampleUnits(*units, count.take())
+        return SampleUnits(with_guidance, without, count.take())
 
 
 def _decode(model: Any, latent: Tensor, tile_px: int | None, factor: int) -> None:
