@@ -14,7 +14,8 @@ and a call that was cut off continues.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,15 @@ from ddsr_core.experiments.request import ExperimentRequest, run_experiment_plai
 from ddsr_core.imaging import demo_photos as bundled
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import read_image_set
-from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline import run_folder, steps
 from ddsr_core.pipeline.config import PipelineConfig, Preset, checked, load_config
 from ddsr_core.pipeline.plain import plain_backend
-from ddsr_core.pipeline.request import Execution, RunRequest
+from ddsr_core.pipeline.request import RunRequest
 from ddsr_core.pipeline.run import run_plainly
 from ddsr_core.pipeline.run_state import Outcome
-from ddsr_core.pipeline.stages import Backend
+from ddsr_core.pipeline.step_runs import EvaluateRequest, TrainRequest, run_evaluation, run_training
 from ddsr_core.pipeline.steps import Crops
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.upscale import Upscaled
 from ddsr_core.sr.upscale import upscale as enlarge
 from ddsr_core.storage.remote_store import open_store
@@ -124,6 +123,7 @@ def train(
     *,
     crops: Crops | None = None,
     home: str | Path = HOME,
+    run: str | None = None,
     device: str = "auto",
     progress: ProgressFactory = silent,
     **recipe: Any,
@@ -134,6 +134,7 @@ def train(
         data: a folder of images, a distilled set, a patches artifact, or Parquet.
         arch: a name in `ddsr_core.sr.architectures.ARCHITECTURES`, or ``"module:Class"``.
         crops: which crops of the images to train on; None for the images as they are.
+        run: name of the run below ``home/runs``; None: network and data.
         recipe: fields of `ddsr_core.sr.config.TrainSRConfig`, such as ``iterations=2000``.
 
     Returns:
@@ -143,9 +144,12 @@ def train(
         ConfigError: an unknown architecture or field.
         InputError: no images.
     """
-    config = steps.with_overrides(TrainSRConfig, {"arch": arch, **recipe})
-    artifact, _ = steps.train_one(_backend(home, device, progress), config, photo_source(data), crops or Crops())
-    return artifact.path
+    cut = crops or Crops()
+    named = {"data": data, "arch": arch, "training_set": cut.source, "count": cut.budget, "patch_px": cut.patch_px}
+    more = {"embeddings": cut.embeddings, "overrides": tuple(_overrides(recipe)), "home": home, "device": device, "run": run}
+    request = checked(TrainRequest, {**named, **more})
+    store = open_store(home)
+    return run_training(request, store, plain_backend(request, store, progress)).weights.path
 
 
 def evaluate(
@@ -153,6 +157,7 @@ def evaluate(
     test: str | Path,
     *,
     home: str | Path = HOME,
+    run: str | None = None,
     device: str = "auto",
     progress: ProgressFactory = silent,
     **protocol: Any,
@@ -162,6 +167,7 @@ def evaluate(
     Args:
         weights: a weights file or a folder of `train`; None for bicubic upscaling.
         test: a folder of HR images, or one with ``HR/`` and ``LRx4/``.
+        run: name of the run below ``home/runs``; None: ``evaluate-`` and the test set.
         protocol: fields of `ddsr_core.evaluation.evaluate.EvaluateConfig`, such as ``lpips=False``.
 
     Returns:
@@ -171,8 +177,10 @@ def evaluate(
         InputError: no such weights or images.
     """
     name = BICUBIC if weights is None else str(weights)
-    config = steps.with_overrides(EvaluateConfig, protocol)
-    measured = steps.evaluate_networks(_backend(home, device, progress), [name], Path(test), config)
+    named = {"test": test, "weights": () if weights is None else (name,), "protocol": checked(EvaluateConfig, protocol)}
+    request = checked(EvaluateRequest, {**named, "home": home, "device": device, "run": run})
+    store = open_store(home)
+    measured = run_evaluation(request, store, plain_backend(request, store, progress))
     return dict(measured[name].manifest.counts["metrics"])
 
 
@@ -245,7 +253,10 @@ def demo_photos(folder: str | Path) -> tuple[Path, Path]:
     return bundled.write_demo_photos(Path(folder))
 
 
-def _backend(home: str | Path, device: str, progress: ProgressFactory) -> Backend:
-    store = open_store(home)
-    store.check()
-    return plain_backend(Execution(home=str(home), device=device), store, progress)
+def _overrides(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """``field=value`` texts of nested fields."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _overrides(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={'null' if value is None else json.dumps(value)}"

@@ -1,17 +1,26 @@
-"""Garbage collection of a home: which artifacts are still named by a run or a version, and removal of the others."""
+"""Garbage collection of a home: which artifacts are still named by a run or a version, and removal of the others.
+
+Only what ddsr has made is removed: folders ``artifacts/<stage>/<key>`` of a home whose manifest names that stage, that key
+and every file in them, and partial builds beside their lock file. Links are not followed. Everything else is left alone, and
+a folder that is not a home is refused.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ddsr_core.errors import StorageError
 from ddsr_core.nightly.registry import night_lock, read_registry, registry_names
 from ddsr_core.pipeline.pins import pinned_keys
 from ddsr_core.pipeline.run_folder import list_runs
+from ddsr_core.storage.home import is_home
 from ddsr_core.storage.remote_store import RemoteStore
+from ddsr_core.storage.stage import KEY_LENGTH, foreign_files, read_manifest
 from ddsr_core.storage.store import Store
 
 #: An artifact's folder, or its URL in a home on S3, and its size in bytes.
@@ -32,18 +41,62 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
         Path (or URL) and size in bytes of each artifact, in the order of their paths.
 
     Raises:
-        StorageError: a night is running.
+        StorageError: the folder is not a home of ddsr; or a night is running; or the record of a run cannot be read, so that
+            what it names is unknown.
     """
+    if not (store.home / "artifacts").exists() and not isinstance(store, RemoteStore):
+        return []
+    require_home(store)
     with ExitStack() as stack:
         for name in registry_names(store):
             stack.enter_context(store.locked(night_lock(name), "gc", f"a night of {name!r}, begun", wait=False))
         # Folders are listed before the keys are read: whatever is finished after this line is not in the list, and whatever
         # began before it has its key pinned by the time keys are read.
-        folders = sorted(folder for folder in (store.home / "artifacts").glob("*/*") if folder.is_dir())
+        folders = [folder for folder, reason in artifact_folders(store) if not reason]
         published = store.published() if isinstance(store, RemoteStore) else {}
-        used = used_keys(store, nights)
+        try:
+            used = used_keys(store, nights)
+        except (ValueError, KeyError, TypeError) as error:
+            fix = "Restore the damaged run.json below runs/, or remove the folder of its run."
+            raise StorageError(f"the record of a run cannot be read: {error}", where=store.home / "runs", fix=fix) from error
         local = _collect_local(store, folders, used, delete)
         return local + (_collect_published(store, published, used, delete) if isinstance(store, RemoteStore) else [])
+
+
+def require_home(store: Store) -> None:
+    """Make sure that a folder is a home of ddsr before anything in it is removed.
+
+    Raises:
+        StorageError: it is not.
+    """
+    if (store.home / "artifacts").exists() and not is_home(store.home):
+        fix = "Name the folder that ddsr has made with --home."
+        raise StorageError("this is not a home of ddsr; nothing is removed", where=store.home, fix=fix)
+
+
+def artifact_folders(store: Store) -> list[tuple[Path, str]]:
+    """Every folder ``artifacts/<stage>/<name>`` in the order of their paths, and why it is not ours; empty if it is."""
+    root = store.home / "artifacts"
+    if root.is_symlink() or not root.is_dir():
+        return []
+    stages = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.is_symlink()]
+    return [(folder, _why_foreign(folder)) for stage in stages for folder in sorted(stage.iterdir()) if folder.is_dir()]
+
+
+def _why_foreign(folder: Path) -> str:
+    """Why a folder is not an artifact or partial build of ours; empty if it is one."""
+    key = folder.name.removesuffix(".partial")
+    if folder.is_symlink():
+        return "it is a link"
+    if not re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", key):
+        return "its name is not a key"
+    if folder.name != key:
+        return "" if folder.with_name(f"{key}.lock").exists() else "no build of ddsr has left it"
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest.belongs_to(folder.parent.name, key):
+        return "its manifest is missing or damaged"
+    foreign = foreign_files(folder, manifest)
+    return f"it contains a foreign file: {foreign[0]}" if foreign else ""
 
 
 def _collect_local(store: Store, folders: list[Path], used: set[str], delete: bool) -> list[Removed]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.pipeline.config import PipelineConfig, Preset
-from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner, RunRequest
+from ddsr_core.pipeline.config import Preset
+from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner, RunRequest
 from ddsr_core.pipeline.run import open_run
 from ddsr_core.pipeline.run_state import Outcome
 from ddsr_core.pipeline.stages import Distilled, PseudoLabels
@@ -28,7 +28,7 @@ def distill(
     test: Path | None = None,
     preset: Preset = "demo",
     overrides: tuple[str, ...] = (),
-    config: PipelineConfig | None = None,
+    config: GivenConfig = None,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
@@ -44,9 +44,9 @@ def distill(
         test: Test photos. Without them, one photo in ten is held out.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        run: Name of the run below home/runs. Without it, the name of the preset.
+        run: Name of the run below home/runs. Without it, preset and folder, such as best-holidays.
         device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
@@ -62,7 +62,7 @@ def distill(
         workers=workers,
     )  # fmt: skip
     store = open_store(request.home)
-    with open_run(request, store, prefect_backend(request, store)) as begun:
+    with open_run(request, store, prefect_backend(request, store), wait=True) as begun:
         photos, stages = begun.photos, begun.stages
 
         # Section II-A: pseudo labels

@@ -11,8 +11,8 @@ from prefect.artifacts import create_markdown_artifact
 from ddsr_core.metrics.spec import MetricName
 from ddsr_core.nightly.night import outcome_data, photo_cache_of, run_night
 from ddsr_core.nightly.request import NightRequest
-from ddsr_core.pipeline.config import PipelineConfig, Preset
-from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
+from ddsr_core.pipeline.config import Preset
+from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
@@ -25,7 +25,7 @@ def nightly(
     test: Path,
     preset: Preset = "demo",
     overrides: tuple[str, ...] = (),
-    config: PipelineConfig | None = None,
+    config: GivenConfig = None,
     name: str = "nightly",
     metric: MetricName = "psnr_y",
     margin: float = 0.0,
@@ -47,7 +47,7 @@ def nightly(
         test: Photos that the old and the new set are compared on.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
         name: Name of the series: its history and its current set lie in home/nightly/NAME.
         metric: What the two sets are compared by.
         margin: How much worse the new set may be, in the metric's unit.

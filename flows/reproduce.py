@@ -10,8 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from ddsr_core.experiments.names import ExperimentName, ProtocolName
 from ddsr_core.experiments.request import ExperimentRequest, run_experiment
-from ddsr_core.pipeline.config import PipelineConfig, Preset
-from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
+from ddsr_core.pipeline.config import Preset
+from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
@@ -25,7 +25,7 @@ def reproduce(
     protocol: ProtocolName = "mini",
     preset: Preset | None = None,
     overrides: tuple[str, ...] = (),
-    config: PipelineConfig | None = None,
+    config: GivenConfig = None,
     seeds: AtLeastOne = 3,
     home: Home = "ddsr-home",
     run: str | None = None,
@@ -45,7 +45,7 @@ def reproduce(
         protocol: mini: small networks and few images. paper: the paper's networks and numbers of images.
         preset: Values that the configuration starts from. Without it, demo for mini and best for paper.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
         seeds: How many seeds, counted from 0.
         home: Folder or s3://bucket/prefix for artifacts and runs.
         run: Name of the run below home/runs. Without it, the name of the experiment.

@@ -22,7 +22,6 @@ from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import decode_rgb
 from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_parquet
 from ddsr_core.imaging.images import save_png, to_float
-from ddsr_core.imaging.kernel import Kernel
 from ddsr_core.imaging.photos import iter_photos
 from ddsr_core.sr.data import count_images
 from ddsr_core.storage.files import write_atomically, write_json
@@ -106,7 +105,7 @@ def _random_crops(config: CropsConfig, photos: Path, out: Path, runtime: Runtime
             for index, y, x in crops.get(number, ()):
                 crop = pixels[y : y + config.patch_px, x : x + config.patch_px]  # type: ignore[index]
                 save_png(out / image_set_name(index), crop)
-                rows[index] = {"photo": photo.name, "y": y, "x": x, "psnr_bic": _psnr_bic(crop, config.kernel)}
+                rows[index] = {"photo": photo.name, "y": y, "x": x, "psnr_bic": _psnr_bic(crop, config)}
                 bar.advance()
     return [rows[index] for index in range(config.count)], {"photos": len(crops), "skipped": skipped}
 
@@ -153,7 +152,7 @@ def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Run
                 write_atomically(out / image_set_name(index), data)
                 rows[index] = {
                     **{name: patch_row[name] for name in ("photo", "y", "x")},
-                    "psnr_bic": _psnr_bic(pixels, config.kernel),
+                    "psnr_bic": _psnr_bic(pixels, config),
                 }
                 bar.advance()
     return [rows[index] for index in range(config.count)], {
@@ -162,8 +161,8 @@ def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Run
     }
 
 
-def _psnr_bic(crop: np.ndarray, kernel: Kernel) -> float:
-    return round(float(psnr_bic(to_float(crop), kernel)), 4)
+def _psnr_bic(crop: np.ndarray, config: CropsConfig) -> float:
+    return round(float(psnr_bic(to_float(crop), config.kernel, config.scale)), 4)
 
 
 #: Kind -> the input that it needs, and its writer.

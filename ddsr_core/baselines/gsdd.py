@@ -55,19 +55,21 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
         config: number of images and recipe.
         patches: patches artifact.
         clusters: clusters artifact with the pseudo-labels of the patches.
-        generator: train_sr folder of an x4 network, which GSDD trains adversarially.
+        generator: train_sr folder of a network of the config's scale, which GSDD trains adversarially.
         out: output folder. Finished classes stay in ``out/resume``, where an interrupted run continues.
         runtime: device and progress.
 
     Raises:
-        ConfigError: the generator does not upscale by 4.
+        ConfigError: the generator has another scale.
         InputError: patches and clusters do not belong together.
         TrainingError: a loss is not finite.
     """
     loaded = load_network(generator)
-    if loaded.scale != 4:
+    if loaded.scale != config.scale:
         raise ConfigError(
-            f"the generator upscales by {loaded.scale}, not by 4", where=generator, fix="train an x4 generator"
+            f"the generator upscales by {loaded.scale}, not by {config.scale}",
+            where=generator,
+            fix=f"train an x{config.scale} generator",
         )
     network = loaded.module.to(runtime.device).requires_grad_(False)
     of_label = _patches_by_label(patches, clusters)
@@ -86,7 +88,7 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
                 np.savez(buffer, images=made, losses=losses)
                 write_atomically(finished, buffer.getvalue())
             with np.load(finished) as done:
-                rows += [_save(out, len(rows) + index, image, label) for index, image in enumerate(done["images"])]
+                rows += [_save(config, out, len(rows) + index, image, label) for index, image in enumerate(done["images"])]
             bar.advance(share)
     finish_image_set(out, rows, {"pseudo_label": pa.int32(), "psnr_bic": pa.float32()})
     curve = write_curves(out, [label for label, share in enumerate(shares) if share])
@@ -108,7 +110,7 @@ def invert(
 
     Args:
         config: recipe.
-        network: x4 generator, frozen, on the device.
+        network: generator, frozen, on the device.
         real: patches of the class, ``uint8 (n, H, W, 3)``.
         share: number of images of the class.
         label: pseudo-label. Random numbers depend on (seed, label, step) alone.
@@ -160,7 +162,7 @@ def initial_latents(config: GSDDConfig, real: np.ndarray, share: int, label: int
     """Initial latents of a class, ``float32 (share, 3, h, w)`` in [0, 1]."""
     generator = np.random.default_rng([config.seed, label])
     order = np.concatenate([generator.permutation(len(real)) for _ in range(-(-share // len(real)))])[:share]
-    lr = make_lr(to_float(real[order]))
+    lr = make_lr(to_float(real[order]), config.scale)
     if config.init == "real":
         return lr
     noise = torch.from_numpy(generator.standard_normal(lr.shape).astype(np.float32))
@@ -257,9 +259,9 @@ def _read_pool(config: GSDDConfig, patches: Path, ids: list[str], label: int) ->
     return np.stack(pool)
 
 
-def _save(out: Path, index: int, image: np.ndarray, label: int) -> dict[str, object]:
+def _save(config: GSDDConfig, out: Path, index: int, image: np.ndarray, label: int) -> dict[str, object]:
     save_png(out / image_set_name(index), image)
-    return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(to_float(image))), 4)}
+    return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(to_float(image), scale=config.scale)), 4)}
 
 
 STAGE = Stage("gsdd", version=2, run=run, config=GSDDConfig, section="III", on_gpu=True)

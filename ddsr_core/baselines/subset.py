@@ -117,7 +117,7 @@ def equal_draw(labels: np.ndarray, count: int, seed: int) -> list[int]:
 
 def by_loss(config: SubsetConfig, pool: Path, runtime: Runtime, weights: Path | None) -> list[int]:
     """Indices chosen by *loss ranking* (see the module)."""
-    error = srcnn_errors(train_srcnn(config, pool, runtime), pool, runtime)
+    error = srcnn_errors(config, train_srcnn(config, pool, runtime), pool, runtime)
     return loss_ranked(error, config)
 
 
@@ -143,9 +143,9 @@ def train_srcnn(config: SubsetConfig, pool: Path, runtime: Runtime) -> nn.Module
     with runtime.progress("Training the SRCNN", total=config.srcnn_steps, unit="steps") as bar:
         for step in range(config.srcnn_steps):
             random = np.random.default_rng([config.seed, step])
-            crops = [_cut(read_rgb(paths[int(i)]), random) for i in random.integers(len(paths), size=BATCH)]
+            crops = [_cut(read_rgb(paths[int(i)]), random, config.scale) for i in random.integers(len(paths), size=BATCH)]
             hr = to_float(np.stack(crops)).to(runtime.device)
-            blurred, sharp = gray(upsample(make_lr(hr))), gray(hr)
+            blurred, sharp = gray(upsample(make_lr(hr, config.scale), config.scale)), gray(hr)
             loss = (blurred + network(blurred) - sharp).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -154,19 +154,19 @@ def train_srcnn(config: SubsetConfig, pool: Path, runtime: Runtime) -> nn.Module
     return network.eval()
 
 
-def _cut(image: np.ndarray, random: np.random.Generator, px: int = 48) -> np.ndarray:
-    side = min(px, *(edge // 4 * 4 for edge in image.shape[:2]))
+def _cut(image: np.ndarray, random: np.random.Generator, scale: int, px: int = 48) -> np.ndarray:
+    side = min(px, *(edge // scale * scale for edge in image.shape[:2]))
     y, x = (int(random.integers(edge - side + 1)) for edge in image.shape[:2])
     return image[y : y + side, x : x + side]
 
 
-def srcnn_errors(network: nn.Module, pool: Path, runtime: Runtime) -> np.ndarray:
+def srcnn_errors(config: SubsetConfig, network: nn.Module, pool: Path, runtime: Runtime) -> np.ndarray:
     """Mean squared error of the network on every image of the pool: ``(n,)``."""
     errors = []
     with torch.inference_mode():
         for batch in batches(pool, "Ranking by loss", runtime):
             hr = to_float(batch).to(runtime.device)
-            blurred = gray(upsample(make_lr(hr)))
+            blurred = gray(upsample(make_lr(hr, config.scale), config.scale))
             errors.append((blurred + network(blurred) - gray(hr)).square().mean((1, 2, 3)).cpu().numpy())
     return np.concatenate(errors)
 

@@ -26,7 +26,7 @@ from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import decode_rgb
 from ddsr_core.imaging.image_sets import read_image_parquet
 from ddsr_core.imaging.images import to_float, to_signed
-from ddsr_core.storage.files import allocate, write_atomically, write_json
+from ddsr_core.storage.files import TEMPORARY, allocate, write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 MEAN, LOG_VARIANCE, PATCHES = "mean.npy", "log_variance.npy", "patches.parquet"
@@ -161,7 +161,7 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> None:
     A sparse file would end the process (SIGBUS) as soon as the disk is full; here that is an OSError.
     """
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     with temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         allocate(file, file.tell() + 2 * math.prod(shape))

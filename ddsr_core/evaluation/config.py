@@ -24,7 +24,11 @@ class EvaluateConfig(StageConfig):
         description="HR images are cropped to a multiple of it. Empty: the scale. Set 8 for the published OST300 figures.",
     )
     metrics: tuple[MetricName, ...] = Field(DEFAULT_METRICS, min_length=1, description="What is measured.")
-    round_y: bool = Field(False, description="Round Y to whole levels as MATLAB does. BasicSR does not round.")
+    round_y: bool = Field(
+        False,
+        description="Round Y to whole levels, as MATLAB and many published tables do. Bicubic then enlarges Y alone, as "
+        "their bicubic rows do. BasicSR does not round.",
+    )
     tile_px: int = Field(
         512, ge=0, description="Larger LR images are processed in tiles of this side. Lower it if memory runs out; 0: never."
     )

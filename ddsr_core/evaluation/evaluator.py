@@ -20,11 +20,11 @@ from ddsr_core.errors import InputError
 from ddsr_core.evaluation.config import MIN_SIDE_PX, EvaluateConfig
 from ddsr_core.evaluation.scores import ImageScores
 from ddsr_core.evaluation.test_sets import HrImage, spare_px
-from ddsr_core.imaging.bicubic import make_lr
+from ddsr_core.imaging.bicubic import downsample, make_lr, upsample
 from ddsr_core.imaging.images import to_float
 from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.metrics.lpips import Lpips, distance
-from ddsr_core.metrics.psnr_ssim import fidelity, full_precision
+from ddsr_core.metrics.psnr_ssim import fidelity, full_precision, luma_fidelity, rgb_to_y, to_levels
 from ddsr_core.metrics.spec import METRICS
 
 #: float32 (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale).
@@ -50,12 +50,14 @@ class Enlarged:
         hr: uint8 (H, W, 3), cropped as the protocol says.
         lr: float32 (1, 3, H / scale, W / scale).
         sr: float32 (1, 3, H, W), output of the network, not clamped.
+        sr_y: (1, 1, H, W) in 0..255, Y that was enlarged alone (`published_bicubic_y`); None: Y of ``sr`` is measured.
     """
 
     name: str
     hr: np.ndarray
     lr: Tensor
     sr: Tensor
+    sr_y: Tensor | None = None
 
 
 class ReferenceFeatures:
@@ -163,7 +165,9 @@ class Evaluator:
         config = self.config
         small = make_lr(to_float(hr).to(self.device), config.scale) if lr is None else to_float(lr).to(self.device)
         sr = enlarge(self.network, small, scale=config.scale, tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
-        return Enlarged(name, hr, small, sr)
+        alone = lr is None and config.round_y and isinstance(self.network, Bicubic)
+        sr_y = published_bicubic_y(luma(hr, self.device), config.scale) if alone else None
+        return Enlarged(name, hr, small, sr, sr_y)
 
     def score(self, image: Enlarged) -> ImageScores:
         """Every metric of one image."""
@@ -172,12 +176,50 @@ class Evaluator:
         if self.fidelities:
             pixel = fidelity(image.sr, target, crop_border=self.config.scale, round_y=self.config.round_y)
             values = {name: getattr(pixel, name).item() for name in self.fidelities}
+            if image.sr_y is not None:
+                psnr, ssim = luma_fidelity(image.sr_y, luma(image.hr, self.device), crop_border=self.config.scale)
+                alone = {"psnr_y": psnr.item(), "ssim_y": ssim.item()}
+                values |= {name: value for name, value in alone.items() if name in values}
         for name, measure in self.measures.items():
             if isinstance(measure, Lpips):
                 values[name] = distance(measure.features(image.sr), self.references.of(image.hr, measure)).item()
             else:
                 values[name] = measure(image.sr, target).item()
         return ImageScores(image.name, image.hr.shape[0], image.hr.shape[1], values)
+
+
+class Bicubic:
+    """Bicubic enlargement in the place of a network.
+
+    Args:
+        scale: upsampling factor.
+    """
+
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+
+    def __call__(self, lr: Tensor) -> Tensor:
+        return upsample(lr, self.scale)
+
+
+def luma(image: np.ndarray, device: str) -> Tensor:
+    """Y of a uint8 (H, W, 3) image, rounded to whole levels: (1, 1, H, W) in 16..235."""
+    return rgb_to_y(to_levels(to_float(image).to(device))).round()
+
+
+def published_bicubic_y(hr_y: Tensor, scale: int) -> Tensor:
+    """The bicubic row of published tables: Y is reduced and enlarged alone, and the LR image is not rounded.
+
+    The rows go back to the scripts of SRCNN (Dong et al., TPAMI 2016): 33.66 dB, 30.39 dB and 28.42 dB on Set5.
+
+    Args:
+        hr_y: (1, 1, H, W) in 0..255, rounded.
+        scale: factor of both.
+
+    Returns:
+        (1, 1, H, W), rounded.
+    """
+    return upsample(downsample(hr_y, scale), scale).round().clamp(0, 255)
 
 
 def load_measure(metric: str, device: str) -> Measure:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from ddsr_core.errors import InputError
+from ddsr_core.imaging.decode import UnusableImage, image_size
 from ddsr_core.imaging.photos import Photo, iter_photos
 
 #: Folders of HR images, and of LR images beside them ({scale} is filled in). Glob patterns; the first match counts.
@@ -19,9 +16,6 @@ HR_FOLDERS = ("HR", "GT", "GTmod*", "*_HR")
 LR_FOLDERS = ("LRx{scale}", "LR_bicubic/X{scale}", "LRbicx{scale}", "*_LR_bicubic/X{scale}", "LR/X{scale}", "LR")
 
 _SRF = re.compile(r"(?P<name>.*)_SRF_(?P<scale>\d+)_(?P<kind>HR|LR)")
-_EXIF_ORIENTATION = 0x0112
-#: EXIF orientations from this one on swap height and width.
-_ON_ITS_SIDE = 5
 
 
 @dataclass(frozen=True)
@@ -145,12 +139,8 @@ def _check_sizes(pair: HrImage, scale: int, mod_crop: int) -> None:
 
 
 def _size(photo: Photo) -> tuple[int, int] | None:
-    """Displayed width and height, from the file's header."""
+    """Width and height as shown, from the file's header; None if it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(photo.load()))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return image_size(photo.bytes())
+    except UnusableImage:
         return None
-    on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) >= _ON_ITS_SIDE
-    return (image.height, image.width) if on_its_side else (image.width, image.height)

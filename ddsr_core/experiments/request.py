@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ from ddsr_core.storage.store import Store
 
 class ExperimentRequest(RunRequest):
     """One experiment."""
+
+    kind: ClassVar[str] = "reproduce"
 
     test: Path = Field(description="Test photos.")
     preset: Preset | None = Field(  # type: ignore[assignment]
@@ -55,7 +57,7 @@ def run_experiment(request: ExperimentRequest, store: Store, backend: Backend) -
     """
     with open_run(request, store, backend) as run:
         measured = measure(design_of(request.experiment, request.protocol), run, request.seeds, request.command)
-        return finish(run, measured), measured.markdown()
+        return {**finish(run, measured), "run": run.name}, measured.markdown()
 
 
 def run_experiment_plainly(request: ExperimentRequest, progress: ProgressFactory = silent) -> dict[str, Any]:

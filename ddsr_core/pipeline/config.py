@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import tomli_w
+import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ddsr_core.baselines.config import GSDDConfig
@@ -120,11 +121,11 @@ def load_config(
     """
     if preset not in preset_names():
         raise ConfigError(f"no preset {preset!r}", where="--preset", fix=f"choose one of: {', '.join(preset_names())}")
-    values = _read_toml(PRESETS / f"{preset}.toml")
+    values = _read_values(PRESETS / f"{preset}.toml")
     if protocol is not None:
-        values = merge(values, _read_toml(PROTOCOLS / f"{protocol}.toml"))
+        values = merge(values, _read_values(PROTOCOLS / f"{protocol}.toml"))
     if file is not None:
-        values = merge(values, _read_toml(file))
+        values = merge(values, _read_values(file))
     return _complete({"preset": preset, **values}, overrides)
 
 
@@ -215,14 +216,20 @@ def _replaced(value: Any, old: Any, new: Any) -> Any:
     return new if value == old else value
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> dict[str, Any]:
+    """The values of a TOML file, or of a YAML file by its suffix."""
     try:
-        values = _replaced(tomllib.loads(Path(path).read_text()), "null", None)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = yaml.safe_load(text) or {} if Path(path).suffix in (".yaml", ".yml") else tomllib.loads(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config file is not YAML: {error}", where=path) from error
     except OSError as error:
         raise ConfigError(f"the config file cannot be read: {error.strerror}", where=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config file is not TOML: {error}", where=path) from error
-    return _complete_alternatives(values)
+    if not isinstance(values, dict):
+        raise ConfigError("the config file has no fields", where=path, fix="Write `stage:` and its fields below it.")
+    return _complete_alternatives(_replaced(values, "null", None))
 
 
 #: Pairs of fields of which exactly one is set.

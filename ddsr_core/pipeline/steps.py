@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,14 +15,12 @@ from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.diffusion.export import export
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.evaluation import evaluate
-from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png
-from ddsr_core.imaging.photos import iter_photos, photo_source
+from ddsr_core.imaging.photos import iter_photos
 from ddsr_core.pipeline.config import PipelineConfig, checked, merge, parse_override
 from ddsr_core.pipeline.run_folder import artifact_paths, read_config
-from ddsr_core.pipeline.stages import Backend, Stages
+from ddsr_core.pipeline.stages import Stages
 from ddsr_core.pseudo_labels import search
 from ddsr_core.pseudo_labels.embeddings import read_config as read_embeddings_config
 from ddsr_core.sampling.sample import load_tuned
@@ -65,21 +63,6 @@ class Crops:
     embeddings: str = "vgg16"
 
 
-def train_one(backend: Backend, recipe: TrainSRConfig, data: Source, crops: Crops) -> tuple[Artifact, bool]:
-    """Train one network on ``data`` as it is, or on crops of it.
-
-    Returns:
-        The weights, and whether they were already there.
-
-    Raises:
-        InputError: ``data`` is not a generated set of that kind.
-    """
-    stages = Stages(_config_of(crops), backend)
-    images = _images_of(stages, data, crops.source)
-    weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch)
-    return weights, stages.runs[-1].cached
-
-
 def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
     """The config with the published crop shrunk to the images, if they are smaller than it; else as it is."""
     published = plan_of(config).lr_patch_px
@@ -90,7 +73,13 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
     return config if largest >= published else config.model_copy(update={"lr_patch_px": largest})
 
 
-def _images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
+def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
+    """The data as they are, or crops of them.
+
+    Raises:
+        ConfigError: there is no such kind of training set.
+        InputError: the data are not a generated set of that kind.
+    """
     if kind not in TRAINING_SETS:
         raise ConfigError(f"unknown training set {kind!r}", where="source", fix=f"one of: {', '.join(TRAINING_SETS)}")
     if TRAINING_SETS[kind].generated:
@@ -104,7 +93,7 @@ def _images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact 
     return accepted if kind == "full-thresholded" else stages.accepted_crops(accepted)
 
 
-def _config_of(crops: Crops) -> PipelineConfig:
+def config_of(crops: Crops) -> PipelineConfig:
     """A config whose stages cut such crops."""
     size = crops.patch_px
     values = {
@@ -114,24 +103,6 @@ def _config_of(crops: Crops) -> PipelineConfig:
         "sample": {"count": crops.budget},
     }
     return checked(PipelineConfig, values)
-
-
-def evaluate_networks(
-    backend: Backend, weights: Iterable[str], test: Path, config: EvaluateConfig
-) -> Mapping[str, Artifact]:
-    """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not.
-
-    Raises:
-        InputError: no weights, or no test images.
-    """
-    tests = photo_source(test)
-    named = {name: weights_source(Path(name).expanduser()) for name in weights if name != evaluate.BICUBIC}
-
-    def measure(label: str, **inputs: Source) -> Artifact:
-        return backend.build(evaluate.STAGE, config, {"test": tests, **inputs}, label)[0]
-
-    networks = {name: measure(name, weights=source) for name, source in named.items()}  # first: weights may be damaged
-    return {evaluate.BICUBIC: measure(evaluate.BICUBIC), **networks}
 
 
 def summary_of(evaluated: Artifact) -> dict[str, Any]:

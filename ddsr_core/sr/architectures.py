@@ -14,6 +14,8 @@ from ddsr_core.sr import recipes
 from ddsr_core.sr.recipes import Recipe
 
 _ARCHS = "ddsr_core.sr.archs"
+#: Upsampling factor of the classes in `archs` unless they are told another one.
+DEFAULT_SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Architecture:
             names and passes unknown names through. None if the class uses the public names.
         public_names: ``module:function`` that renames the class's state dict to what other programs open.
         bf16_on_cpu: whether bfloat16 is faster on a CPU. It is slower for the small matrix products of transformers.
+        takes_scale: whether the class has an argument ``scale``, 4 by default.
     """
 
     factory: str
@@ -41,6 +44,12 @@ class Architecture:
     own_names: str | None = None
     public_names: str | None = None
     bf16_on_cpu: bool = True
+    takes_scale: bool = True
+
+    def arguments(self, scale: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the class for an upsampling factor, with ``overrides`` over them."""
+        scaled = {"scale": scale} if scale != DEFAULT_SCALE and self.takes_scale else {}
+        return {**self.kwargs, **scaled, **overrides}
 
 
 def _edsr(params: int, recipe: Recipe = recipes.EDSR, **kwargs: Any) -> Architecture:
@@ -94,7 +103,7 @@ def find_architecture(name: str) -> Architecture:
         return ARCHITECTURES[name]
     module, _, class_name = name.partition(":")
     if class_name.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return Architecture(factory=name)
+        return Architecture(factory=name, takes_scale=False)
     raise ConfigError(
         f"unknown architecture {name!r}",
         where="arch",

@@ -11,6 +11,8 @@ from pydantic import Field, JsonValue
 
 from ddsr_core.config import StageConfig
 
+#: Upsampling factors that networks are trained for.
+Scale = Literal[2, 3, 4]
 Schedule = Literal["cosine", "step"]
 GanName = Literal["real-esrgan", "realsr"]
 DiscriminatorName = Literal["unet", "vgg"]
@@ -51,7 +53,7 @@ class TrainSRConfig(StageConfig):
 
     arch: str = Field("srformer-light", description="Name of the network, or module:Class of your own.")
     arch_kwargs: dict[str, JsonValue] = Field({}, description="Arguments of the network that override its defaults.")
-    scale: Literal[4] = Field(4, description="Upsampling factor.")
+    scale: Scale = Field(4, description="Upsampling factor.")
     gan: GanConfig | None = Field(None, description="Train against a discriminator. Empty: L1 loss alone.")
     iterations: int = Field(
         100_000, ge=1, description="Optimizer steps. Every training set that is compared gets the same number."

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import make_lr
 from ddsr_core.imaging.images import to_float, to_uint8
-from ddsr_core.imaging.photos import find_images, iter_photos
+from ddsr_core.imaging.photos import count_photos, iter_photos
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.storage.files import write_json
 
@@ -205,15 +203,7 @@ def count_images(data: Path) -> int:
     Raises:
         InputError: the path does not exist, or a Parquet file is damaged.
     """
-    files = find_images(data)
-    if files:
-        return len(files)
-    shards = sorted(data.glob("*.parquet")) if data.is_dir() else [data]
-    try:
-        readers = [pq.ParquetFile(shard) for shard in shards if shard.suffix == ".parquet"]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError("not a readable Parquet file", where=data, fix=str(error)) from error
-    return sum(reader.metadata.num_rows for reader in readers if "image" in reader.schema_arrow.names)
+    return count_photos(data)
 
 
 def _pack(

@@ -7,6 +7,7 @@ the first, as Real-ESRGAN starts from Real-ESRNet. Any network that maps LR to H
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,15 +70,22 @@ def trunk_source(config: GanConfig | None) -> Source | None:
     return Source(file, sha256_of(file))
 
 
-def new_adversary(config: GanConfig, hr_px: int, trunk: Path | None, device: str) -> Adversary:
-    """A discriminator with random weights (torch's global generator) for crops of ``hr_px``, and the perceptual loss.
+def new_adversary(config: GanConfig, lr_px: int, scale: int, trunk: Path | None, device: str) -> Adversary:
+    """A discriminator with random weights (torch's global generator), and the perceptual loss.
+
+    Args:
+        config: recipe.
+        lr_px: height and width of the LR crops.
+        scale: upsampling factor. The discriminator sees crops of ``scale * lr_px``.
+        trunk: weights file of the perceptual loss; located automatically if None.
+        device: torch device.
 
     Raises:
         ConfigError: the discriminator cannot take crops of that size.
         MissingWeightsError, InputError: the perceptual trunk is missing or cannot be used.
     """
     recipe = gan_recipe(config)
-    discriminator = new_discriminator(recipe.discriminator, config.discriminator_channels, hr_px)
+    discriminator = new_discriminator(recipe.discriminator, config.discriminator_channels, lr_px, scale)
     discriminator = discriminator.to(device).to(memory_format=torch.channels_last).train()
     perceptual, facts = None, {"trunk": "none", "source": "left out by the config"}
     if config.trunk != "none":
@@ -89,19 +97,20 @@ def new_adversary(config: GanConfig, hr_px: int, trunk: Path | None, device: str
     return Adversary(discriminator, optimizer, perceptual, recipe, facts)
 
 
-def new_discriminator(kind: DiscriminatorName, channels: int, hr_px: int) -> nn.Module:
+def new_discriminator(kind: DiscriminatorName, channels: int, lr_px: int, scale: int = 4) -> nn.Module:
     """basicsr's U-Net with spectral norm (Real-ESRGAN) or its VGG-style network (RealSR, DF2K track).
 
     Raises:
-        ConfigError: it cannot take HR crops of ``hr_px``.
+        ConfigError: it cannot take HR crops of ``scale * lr_px``.
     """
+    hr_px = lr_px * scale
     networks = import_basicsr("archs.discriminator_arch")
     fitting = hr_px % 8 == 0 if kind == "unet" else hr_px in (128, 256)
     if not fitting:
-        sizes = "a multiple of 2" if kind == "unet" else "32 or 64"
-        raise ConfigError(
-            f"the discriminator cannot take crops of {hr_px} px", where="lr_patch_px", fix=f"set lr_patch_px to {sizes}"
-        )
+        sizes = [px // scale for px in (128, 256) if px % scale == 0]
+        fix = f"set lr_patch_px to {' or '.join(map(str, sizes))}" if sizes else "set gan.discriminator to unet"
+        fix = f"set lr_patch_px to a multiple of {8 // math.gcd(8, scale)}" if kind == "unet" else fix
+        raise ConfigError(f"the discriminator cannot take crops of {hr_px} px", where="lr_patch_px", fix=fix)
     if kind == "unet":
         unet: nn.Module = networks.UNetDiscriminatorSN(3, channels)
         return unet

@@ -15,6 +15,7 @@ from torch import nn
 
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.gan import Adversary, new_adversary
 from ddsr_core.sr.networks import build_network
@@ -62,8 +63,8 @@ def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None) -> 
     plan = plan_of(config)
     with own_randomness(torch.device("cpu")):
         torch.manual_seed(config.seed)
-        network = build_network(config.arch, config.arch_kwargs)
-        adversary = new_adversary(config.gan, plan.lr_patch_px * config.scale, trunk, device) if config.gan else None
+        network = build_network(config.arch, find_architecture(config.arch).arguments(config.scale, config.arch_kwargs))
+        adversary = new_adversary(config.gan, plan.lr_patch_px, config.scale, trunk, device) if config.gan else None
     network = network.to(device).to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(network).requires_grad_(False).eval()
     if config.compile:

@@ -84,7 +84,7 @@ def run(config: TrainSRConfig, *, data: Path, out: Path, runtime: Runtime, trunk
     provenance: dict[str, Any] = {"iterations": config.iterations, "seed": config.seed}
     if config.gan and state.adversary:
         provenance |= {"gan": config.gan.recipe, "perceptual": state.adversary.facts}
-    kwargs = {**find_architecture(config.arch).kwargs, **config.arch_kwargs}
+    kwargs = find_architecture(config.arch).arguments(config.scale, config.arch_kwargs)
     save_weights(out, state.ema, config.arch, kwargs, config.scale, provenance)
     write_curves(out / "curves.csv", state)
     summary = {

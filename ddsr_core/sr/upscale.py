@@ -5,22 +5,20 @@ The scale is read from the weights: an x2 network gives x2 images. A network tha
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 from torch import nn
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import upsample
-from ddsr_core.imaging.decode import MAX_PIXELS, decode_rgb
+from ddsr_core.imaging.decode import MAX_PIXELS, Picture, decode_picture, image_size
 from ddsr_core.imaging.images import encode_png, to_float, to_uint8
-from ddsr_core.imaging.photos import IMAGE_SUFFIXES, find_images
+from ddsr_core.imaging.photos import IMAGE_SUFFIXES, Photo, find_images, shown
 from ddsr_core.imaging.tiling import count_tiles, enlarge
 from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.files import write_atomically
@@ -107,37 +105,14 @@ def upscale(
     return done
 
 
-class Picture(NamedTuple):
-    """An image to enlarge.
-
-    Attributes:
-        rgb: uint8 (H, W, 3).
-        alpha: uint8 (H, W) if the image has transparency.
-        icc_profile: color profile, if it is one for RGB.
-    """
-
-    rgb: np.ndarray
-    alpha: np.ndarray | None
-    icc_profile: bytes | None
-
-
 def read_picture(path: Path) -> Picture:
     """Read an image file in any format that `decode_rgb` accepts.
 
     Raises:
-        InputError: the image cannot be read.
+        UnusableImage: the image cannot be read.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError("cannot be read", where=path, fix=str(error)) from error
-    rgb = decode_rgb(data, str(path))  # validates the file; composites transparency on white
-    image = Image.open(io.BytesIO(data))
-    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-    if image.mode[0] in "IF" or ("A" not in image.getbands() and "transparency" not in image.info):
-        return Picture(rgb, None, profile)
-    pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
-    return Picture(pixels[..., :3], pixels[..., 3], profile)
+    photo = Photo(shown(path), Path(path).read_bytes)
+    return decode_picture(photo.bytes(), photo.name)
 
 
 def _check_scale(scale: int, expected: int | None, name: str, weights: Path) -> None:
@@ -201,10 +176,11 @@ def _targets(source: Path, output: Path) -> list[tuple[Path, Path]]:
 
 def _count_tiles(path: Path, tile_px: int, overlap_px: int) -> int:
     try:
-        with Image.open(path) as image:
-            return count_tiles(image.height, image.width, tile_px, overlap_px)
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return 0  # the file is skipped, with its reason, when it is read
+        size = image_size(Path(path).read_bytes())
+    except OSError:
+        size = None
+    # A file without a size is skipped, with its reason, when it is read.
+    return 0 if size is None else count_tiles(size[1], size[0], tile_px, overlap_px)
 
 
 def _enlarge(

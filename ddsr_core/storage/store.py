@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -24,6 +24,7 @@ from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ChangedInputError, StorageError
 from ddsr_core.storage.files import (
     now,
+    remove_temporary_files,
     sha256_of,
     storage_errors,
     sync_folder,
@@ -194,10 +195,12 @@ class Store:
                 LOG.warning("waiting for %s by %s", what or name, _owner(note))
                 lock.acquire()
         try:
-            note.write_text(Owner.here(run).model_dump_json())
+            with suppress(OSError):  # the note only tells others whom they wait for
+                note.write_text(Owner.here(run).model_dump_json())
             yield
         finally:
-            note.unlink(missing_ok=True)
+            with suppress(OSError):
+                note.unlink(missing_ok=True)
             lock.release()
 
     def _build_locked(
@@ -215,6 +218,7 @@ class Store:
             shutil.rmtree(partial)
             raise
         shutil.rmtree(partial / RESUME, ignore_errors=True)
+        remove_temporary_files(partial)
         files = file_entries(partial)
         if not files:
             raise StorageError(f"the stage {stage.name} has written nothing", where=partial, fix="report this as a bug")

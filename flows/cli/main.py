@@ -42,6 +42,7 @@ from flows.cli.options import (
 from flows.cli.plan import planning
 from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
+from flows.cli.settings import settings_group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,6 +71,7 @@ def demo(**options: Any) -> None:
     home = open_store(home_of(options["home"])).home
     with storage_errors(home):
         images, test = write_demo_photos(home / "demo-photos")
+    options["name"] = options["name"] or "demo"
     run_pipeline(images=images, test=test, preset="demo", **options)
 
 
@@ -161,14 +163,16 @@ def doctor(home: str | None, as_json: bool) -> None:
               help="Photos to train on.  [default: photographs from Debian packages, downloaded]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the base model.")
 @set_option("prior_steps=100", "Change one field of the recipe; may be repeated.")
-def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None:
+@json_option
+def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train a small base model, such as ddsr-tiny, on photos.
 
     Example: ddsr pretrain --out my-base --photos photos/
     """
     from flows.cli.single_steps import pretrain_base  # imports torch
 
-    click.echo(f"Base model: {pretrain_base(photos, out, overrides)}")
+    folder = pretrain_base(photos, out, overrides)
+    click.echo(json.dumps({"base": str(folder)}) if as_json else f"Base model: {folder}")
 
 
 @setup.command()
@@ -179,7 +183,8 @@ def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None
 @click.option("--silence", type=click.IntRange(35), default=120, show_default=True, metavar="SECONDS",
               help="A run without a heartbeat for this long has crashed; heartbeats come every 30 s. Raise it if busy "
                    "machines are taken for dead.")  # fmt: skip
-def deploy(gpus: int, pool_type: Any, silence: int) -> None:
+@json_option
+def deploy(gpus: int, pool_type: Any, silence: int, as_json: bool) -> None:
     """Set up work pools and deployments on the Prefect server.
 
     Also sets up concurrency limits and automations. PREFECT_API_URL names the server. The command is idempotent.
@@ -188,13 +193,17 @@ def deploy(gpus: int, pool_type: Any, silence: int) -> None:
     """
     from deployments.deploy import deploy as bring_up  # imports Prefect
 
-    for what, verdict in bring_up(gpus, pool_type, timedelta(seconds=silence)):
+    changes = list(bring_up(gpus, pool_type, timedelta(seconds=silence)))
+    if as_json:
+        click.echo(json.dumps([{"what": what, "verdict": verdict} for what, verdict in changes], indent=2))
+        return
+    for what, verdict in changes:
         click.echo(f"{verdict:<10} {what}")
     click.echo("Start a worker for CPU work: prefect worker start --pool cpu --type process")
     click.echo("and one per GPU: CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --type process --limit 1")
 
 
-for group in (distillation, planning, networks, nights, finished, setup):
+for group in (distillation, planning, networks, nights, finished, settings_group, setup):
     cli.add_section(group)
 
 

@@ -14,7 +14,6 @@ from ddsr_core.metrics.spec import METRICS
 from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.storage.files import write_json
-from ddsr_core.storage.remote_store import open_store
 from flows.cli.options import Group, device_option, home_option, json_option
 
 
@@ -47,33 +46,36 @@ def steps() -> Any:
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Optimizer steps.")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
               help="Override a field of the recipe, such as batch_size=8. May be repeated.")  # fmt: skip
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: network and data]")
 @home_option
 @device_option
 @json_option
 def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str,
-             iterations: int, overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
+             iterations: int, overrides: tuple[str, ...], name: str | None, home: str | None, device: str,
+             as_json: bool) -> None:  # fmt: skip
     """Train one SR network on a folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    store = open_store(home_of(home))
-    store.check()
-    crops = steps().Crops(training_set, count, patch_px, embeddings)
-    artifact, cached = steps().train_one(
-        store, data, crops, arch=arch, iterations=iterations, overrides=overrides, device=device
-    )
-    result = {"weights": artifact.path / "weights.safetensors", "cached": cached, **artifact.manifest.counts}
+    trained = steps().train_one(
+        home_of(home), data=data, training_set=training_set, count=count, patch_px=patch_px, embeddings=embeddings,
+        arch=arch, iterations=iterations, overrides=overrides, run=name, device=device,
+    )  # fmt: skip
+    artifact, cached = trained.weights, trained.cached
+    weights = artifact.path / "weights.safetensors"
+    result = {"run": trained.run, "weights": weights, "cached": cached, **artifact.manifest.counts}
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
     else:
-        click.echo(f"Weights: {result['weights']} (and .pth){' from cache' if cached else ''}")
+        click.echo(f"Run: {trained.run}. Weights: {weights} (and .pth){' from cache' if cached else ''}")
 
 
 @networks.command()
 @click.option("--weights", required=True, multiple=True, help="Weights file, train_sr folder, or bicubic. May be repeated.")
 @click.option("--test", required=True, help="Folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …).")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=None,
-              help="Write the metrics to this file: an object, or a list if several weights are given.")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), is_flag=False, flag_value="-",
+              default=None, metavar="[FILE]",
+              help="Print JSON, or write it to FILE: an object, or a list if several weights are given.")  # fmt: skip
 @click.option("--scale", type=click.IntRange(2, 8), default=4, show_default=True, help="Upsampling factor of the networks.")
 @click.option("--mod-crop", type=click.IntRange(1), default=None,
               help="Crop HR images to a multiple of it. Default: the scale. Set 8 for published OST300.")  # fmt: skip
@@ -83,27 +85,32 @@ def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, pa
 @click.option("--lpips-vgg", is_flag=True, hidden=True, help="The same as --metric lpips_vgg.")
 @click.option("--dists", is_flag=True, hidden=True, help="The same as --metric dists.")
 @click.option("--round-y", is_flag=True, help="Round Y to 8 bits, as MATLAB and many published tables do. BasicSR does not.")
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: evaluate-TEST]")
 @home_option
 @device_option
 def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale: int, mod_crop: int | None,
-             more_metrics: tuple[str, ...], no_lpips: bool, lpips_vgg: bool, dists: bool, round_y: bool, home: str | None,
-             device: str) -> None:  # fmt: skip
+             more_metrics: tuple[str, ...], no_lpips: bool, lpips_vgg: bool, dists: bool, round_y: bool, name: str | None,
+             home: str | None, device: str) -> None:  # fmt: skip
     """Measure SR networks and bicubic on a test set.
 
     Reports PSNR and SSIM on Y and RGB, and LPIPS.
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
-    store = open_store(home_of(home))
-    store.check()
     switches = dict.fromkeys(more_metrics, True)
     switches |= {name: value for name, value in {"lpips_vgg": lpips_vgg, "dists": dists}.items() if value}
     switches |= {"lpips": False} if no_lpips else {}
     config = checked(EvaluateConfig, {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches})
-    artifacts = steps().evaluate_networks(store, weights, Path(test), config, device)
+    artifacts = steps().evaluate_networks(
+        home_of(home), test=test, weights=weights, protocol=config, run=name, device=device
+    )
     summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
+    chosen = summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights]
+    if json_file == Path("-"):
+        click.echo(json.dumps(chosen, indent=2))
+        return
     if json_file is not None:
-        write_json(json_file, summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights])
+        write_json(json_file, chosen)
     rows = [{"arch": summary["network"], "source": name, **summary["metrics"]} for name, summary in summaries.items()]
     steps().print_results(rows, title=f"SR networks on the test photos (x{scale})", origin="weights")
     for name, artifact in artifacts.items():
@@ -130,8 +137,9 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="What to do with output files that exist.")  # fmt: skip
 @device_option
-def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: str,
-            device: str) -> None:  # fmt: skip
+@json_option
+def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: str, device: str,
+            as_json: bool) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
     The upsampling factor is that of the weights. Transparency is kept. The results are 8-bit PNG files.
@@ -139,8 +147,16 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
     Example: ddsr upscale small/ large/ --weights ddsr-home/…/weights.safetensors
     """
     done = steps().upscale(source, output, weights, device, scale=scale, tile_px=tile, existing=existing)
-    kept = f", {len(done.kept)} kept" if done.kept else ""
-    click.echo(f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept}: {output}")
+    if as_json:
+        skipped = {str(path): reason for path, reason in done.skipped.items()}
+        written, kept = [str(path) for path in done.written], [str(path) for path in done.kept]
+        result = {"network": done.network, "scale": done.scale, "written": written, "kept": kept, "skipped": skipped}
+        click.echo(json.dumps(result, indent=2))
+        return
+    kept_text = f", {len(done.kept)} kept" if done.kept else ""
+    click.echo(
+        f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept_text}: {output}"
+    )
     for path, reason in done.skipped.items():
         click.echo(f"  {path}: {reason}")
 
@@ -148,7 +164,8 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 @networks.command("export-sr")
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
-def export_sr(weights: Path, output: Path) -> None:
+@json_option
+def export_sr(weights: Path, output: Path, as_json: bool) -> None:
     """Export an SR network to ONNX.
 
     WEIGHTS is a train_sr folder or a weights file. The ONNX file takes images of any size; its output is compared with
@@ -158,6 +175,11 @@ def export_sr(weights: Path, output: Path) -> None:
     Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """
     network, differences = steps().export_network(weights, output)
+    if as_json:
+        largest = {f"{height}x{width}": difference for (height, width), difference in differences.items()}
+        result = {"network": network.name, "scale": network.scale, "file": str(output), "largest_difference": largest}
+        click.echo(json.dumps(result, indent=2))
+        return
     click.echo(f"{network.name} x{network.scale}: {output}")
     for (height, width), difference in differences.items():
         click.echo(f"  LR of {height}x{width} px: largest difference between onnxruntime and PyTorch {difference:.1e}")

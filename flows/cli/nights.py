@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def _line(version: Version) -> str:
 @click.argument("to", type=int, required=False)
 @series_option
 @home_option
-def rollback(to: int | None, name: str, home: str | None) -> None:
+@json_option
+def rollback(to: int | None, name: str, home: str | None, as_json: bool) -> None:
     """Make an earlier version of a nightly set active again.
 
     Without TO, that is the version which was active before the current one.
@@ -103,4 +105,4 @@ def rollback(to: int | None, name: str, home: str | None) -> None:
     from ddsr_core.nightly.night import roll_back  # imports torch
 
     registry = roll_back(open_store(home_of(home)), name, to)
-    click.echo(f"Active version: {registry.active}")
+    click.echo(json.dumps({"active": registry.active}) if as_json else f"Active version: {registry.active}")

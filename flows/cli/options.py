@@ -10,6 +10,7 @@ import click
 
 import ddsr_core
 from ddsr_core.errors import DdsrError
+from flows.cli.temporary_server import names_server
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: What `click.option` returns: it decorates a command.
@@ -65,6 +66,13 @@ def presets() -> Mapping[str, str]:
     return dict(sorted(first.items(), key=lambda item: item[0] != "demo"))
 
 
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns as wide as their widest cell; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def images_option(function: F) -> F:
     text = "Training photos: a folder, a Parquet file with an image column, or a glob pattern."
     return click.option("--images", required=True, metavar="PATH", help=text)(function)
@@ -95,7 +103,7 @@ def set_option(example: str, text: str = "Change one setting; may be repeated.")
 def config_options(function: F) -> F:
     """``--config`` and ``--set``."""
     function = set_option("sample.count=140", "Change one setting of the preset; may be repeated.")(function)
-    text = "TOML file whose values replace those of the preset."
+    text = "TOML or YAML file whose values replace those of the preset. `ddsr config` prints one."
     return click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help=text)(function)
 
 
@@ -114,8 +122,16 @@ def device_option(function: F) -> F:
 
 
 def prefect_option(function: F) -> F:
-    text = "Run the stages without Prefect. The results are the same."
-    return click.option("--no-prefect", is_flag=True, help=text)(function)
+    """``--prefect`` or ``--no-prefect``; the command gets ``no_prefect``."""
+    text = (
+        "Record the run on a Prefect server, a temporary one if none is set up, or not. The results are the same.  "
+        "[default: with Prefect if a server is set up, such as by PREFECT_API_URL]"
+    )
+    return click.option("--no-prefect/--prefect", "no_prefect", default=None, callback=_without_prefect, help=text)(function)
+
+
+def _without_prefect(context: click.Context, parameter: click.Parameter, value: bool | None) -> bool:
+    return not names_server() if value is None else value
 
 
 def run_option(default: str) -> Option:

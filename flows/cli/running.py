@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,6 @@ from ddsr_core.pipeline.config import checked, load_config
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.request import RunRequest
 from ddsr_core.pipeline.run_folder import check_run_name, run_folder
-from ddsr_core.progress import ProgressFactory
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.prefect_settings import apply_defaults
 from flows.cli.temporary_server import begin_server, wait_for_server
@@ -25,11 +25,11 @@ from flows.cli.temporary_server import begin_server, wait_for_server
 R = TypeVar("R", bound=RunRequest)
 
 
-def progress_for() -> ProgressFactory:
-    """How progress is shown on this terminal."""
-    from flows.cli.console import progress_for  # imports rich, which `ddsr --help` does not need
+def console() -> Any:
+    """What is shown on this terminal: the module imports rich, which `ddsr --help` does not need."""
+    from flows.cli import console
 
-    return progress_for()
+    return console
 
 
 def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: str | None, workers: int, **fields: Any) -> R:
@@ -87,12 +87,12 @@ def call_flow(entry: str, name: str, request: RunRequest) -> Any:
     begun = begin_server()
     from tasks import progress as shown  # after the defaults are set, as it imports Prefect
 
-    shown.current.set(progress_for())
+    shown.current.set(console().progress_for())
     module, _, function = entry.partition(":")
     flow = getattr(importlib.import_module(module), function)
     if begun:
         wait_for_server()
-    fields = {name: value for name, value in request if name in flow.parameters.properties}
+    fields = {name: value for name, value in request if name in signature(flow.fn).parameters}
     return flow.with_options(flow_run_name=name)(**fields)
 
 
@@ -104,16 +104,14 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, **options
     with stopping():
         check(request)
         if no_prefect:
-            outcome = run_plainly(request, progress_for())
+            outcome = run_plainly(request, console().progress_for())
         else:
             outcome = call_flow("flows.distill:distill", request.run_name, request)
     if as_json:
         facts = {"run": outcome.run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
         click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
         return
-    from flows.cli.console import print_results  # as in `progress_for`
-
-    print_results(outcome.table)
+    console().print_results(outcome.table)
     cached = sum(row["cached"] for row in outcome.stages)
     click.echo(f"{len(outcome.stages)} stages, {cached} from cache. Distilled set: {outcome.folder / 'distilled'}")
     click.echo(f"Report: {outcome.report}")
@@ -130,7 +128,7 @@ def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
     with stopping():
         check(request)
         if no_prefect:
-            data = run_night_plainly(request, progress_for())
+            data = run_night_plainly(request, console().progress_for())
         else:
             unchanged = None if os.environ.get("PREFECT_API_URL") else unchanged_night(request)
             data = unchanged or call_flow("flows.nightly:nightly", request.name, request)
@@ -146,10 +144,10 @@ def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **optio
     with stopping():
         check(request)
         if no_prefect:
-            measured = run_experiment_plainly(request, progress_for())
+            measured = run_experiment_plainly(request, console().progress_for())
         else:
             measured = call_flow("flows.reproduce:reproduce", request.run_name, request)
-    folder = run_folder(open_store(request.home), request.run_name)
+    folder = run_folder(open_store(request.home), measured["run"])
     if as_json:
         click.echo(json.dumps(measured, indent=2))
         return

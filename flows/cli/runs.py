@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddsr_core.pipeline.home import home_of
-from ddsr_core.pipeline.run_folder import list_runs, read_run
+from ddsr_core.pipeline.run_folder import list_runs, read_run, status_of
 from ddsr_core.storage.remote_store import open_store
-from flows.cli.options import Group, home_option, json_option
+from flows.cli.options import Group, home_option, json_option, print_table
 
 
 @click.group(cls=Group, title="Results")
@@ -22,18 +24,45 @@ def finished() -> None:
 @home_option
 @json_option
 def runs(home: str | None, as_json: bool) -> None:
-    """List the runs of a home.
+    """List the runs of a home, oldest first.
+
+    The best PSNR-Y is that of the best SR network of the run; times are local.
 
     Example: ddsr runs
     """
     states = list_runs(open_store(home_of(home)))
     if as_json:
-        click.echo(json.dumps(states, indent=2))
+        click.echo(json.dumps([{**state, "status": status_of(state)} for state in states], indent=2))
         return
     if not states:
         click.echo(f"{home_of(home)} has no runs. Start with `ddsr demo`.")
-    for state in states:
-        click.echo(f"{state['name']:<24} {state['status']:<10} {state['preset']:<9} {state.get('started', '')}")
+    else:
+        print_table([RUN_COLUMNS, *map(run_row, states)])
+
+
+RUN_COLUMNS = ("run", "status", "preset", "photos", "best PSNR-Y", "started", "took")
+
+
+def run_row(state: dict[str, Any]) -> tuple[str, ...]:
+    """A run's cells of `RUN_COLUMNS`."""
+    counts = {stage["name"]: stage.get("counts", {}) for stage in state.get("stages", [])}
+    scores = [
+        own["metrics"]["psnr_y"]
+        for name, own in counts.items()
+        if name.startswith("evaluate (") and name != "evaluate (bicubic)" and own.get("metrics", {}).get("psnr_y")
+    ]
+    started, finished = (
+        datetime.fromisoformat(state[name]) if state.get(name) else None for name in ("started", "finished")
+    )
+    return (
+        state["name"],
+        status_of(state),
+        state["preset"],
+        f"{counts.get('patches', {}).get('photos', '')}",
+        f"{max(scores):.2f} dB" if scores else "",
+        f"{started.astimezone():%Y-%m-%d %H:%M}" if started else "",
+        str(timedelta(seconds=round((finished - started).total_seconds()))) if started and finished else "",
+    )
 
 
 @finished.command()
@@ -49,7 +78,10 @@ def show(run: str, home: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(state, indent=2))
         return
-    click.echo(f"{state['name']}: {state['status']} ({state['preset']})")
+    click.echo(f"{state['name']}: {status_of(state)} ({state['preset']})")
+    for name in ("images", "test", "started", "finished"):
+        if state.get(name) not in (None, "None"):
+            click.echo(f"  {name + ':':<10} {state[name]}")
     for stage in state.get("stages", []):
         origin = "from cache" if stage["cached"] else "built"
         click.echo(f"  {stage['name']:<40} {stage['key']}  {stage['seconds']:>8.1f} s  {origin}")
@@ -61,15 +93,22 @@ def show(run: str, home: str | None, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--picture", type=click.Path(path_type=Path), metavar="FILE", help="Also write an overview picture (PNG).")
 @home_option
-def report(run: str, picture: Path | None, home: str | None) -> None:
+@json_option
+def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> None:
     """Write the report of a run again.
 
     Example: ddsr report demo --picture overview.png
     """
     from flows.cli.reports import rewrite_report  # imports the report, pyarrow and matplotlib
 
-    for what, path in rewrite_report(open_store(home_of(home)), run, picture).items():
-        click.echo(f"{what}: {path}")
+    written = rewrite_report(open_store(home_of(home)), run, picture)
+    if as_json:
+        click.echo(
+            json.dumps({name.lower().replace(" ", "_"): path for name, path in written.items()}, indent=2, default=str)
+        )
+        return
+    for name, path in written.items():
+        click.echo(f"{name}: {path}")
 
 
 @finished.command()
@@ -112,7 +151,9 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 @click.option("--base", metavar="MODEL", help="Base model; needed if an adapter's folder is given instead of a run.")
 @click.option("--vae", metavar="MODEL", help="VAE, if it is not the one of the base model.")
 @home_option
-def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: str | None) -> None:
+@json_option
+def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: str | None,
+           as_json: bool) -> None:  # fmt: skip
     """Export the fine-tuned diffusion model of a run.
 
     The DiffFit parameters are merged into the weights, so other programs load them without ddsr.
@@ -122,6 +163,9 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
     from flows.cli.single_steps import export_model  # imports torch and diffusers
 
     folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
+    if as_json:
+        click.echo(json.dumps({"model": str(folder), "format": kind, "weights": weights}, indent=2))
+        return
     click.echo(f"Model: {folder}")
     if kind == "diffusers":
         click.echo("diffusers computes timestep frequencies slightly differently; two lines in README.md correct that.")
@@ -163,18 +207,28 @@ def push(run: str, repository: str, network: str | None, private: bool, dry_run:
 @click.option("--nights", type=click.IntRange(1), metavar="N",
               help="For each nightly series, keep only the last N versions and rollback steps.  [default: all]")  # fmt: skip
 @home_option
-def gc(delete: bool, nights: int | None, home: str | None) -> None:
+@json_option
+def gc(delete: bool, nights: int | None, home: str | None, as_json: bool) -> None:
     """Remove artifacts that no run and no version uses.
 
-    Runs that are running or have failed keep what they have built.
+    Runs that are running or have failed keep what they have built. Files that ddsr has not made are left alone, and a folder
+    that is not a home is refused.
 
     Example: ddsr gc --delete
     """
-    from ddsr_core.gc import collect_garbage  # imports the pipeline
+    from ddsr_core.gc import artifact_folders, collect_garbage  # imports the pipeline
 
-    removed = collect_garbage(open_store(home_of(home)), delete, nights)
+    store = open_store(home_of(home))
+    removed = collect_garbage(store, delete, nights)
+    left = {str(folder): reason for folder, reason in artifact_folders(store) if reason}
+    if as_json:
+        artifacts = [{"path": str(path), "bytes": size} for path, size in removed]
+        click.echo(json.dumps({"deleted": delete, "artifacts": artifacts, "left": left}, indent=2))
+        return
     for path, size in removed:
         click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
+    for folder, reason in left.items():
+        click.echo(f"left alone {folder}: {reason}")
     total = sum(size for _, size in removed) / 1e6
     hint = "" if delete or not removed else ". Remove them with `ddsr gc --delete`."
     click.echo(f"{len(removed)} folders, {total:.1f} MB{hint}")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddsr_core.sr.archs.srformer import reflect_to_multiple
 from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
@@ -27,18 +28,25 @@ class RRDBNet(import_basicsr("archs.rrdbnet_arch").RRDBNet):  # type: ignore[mis
         feat: channels of the trunk.
         blocks: residual-in-residual dense blocks.
         grow: channels that each convolution of a dense block adds. Other programs expect 32.
-        scale: only 4.
+        scale: 4, or 2 as Real-ESRGAN's x2 model: the input is folded into channels, 2x2 pixels each.
 
     Raises:
         ValueError: another scale.
     """
 
     def __init__(self, feat: int = 64, blocks: int = 23, grow: int = 32, scale: int = 4) -> None:
-        if scale != 4:
-            raise ValueError(f"the generator enlarges by 4, not by {scale}")
-        super().__init__(3, 3, num_feat=feat, num_block=blocks, num_grow_ch=grow)
+        if scale not in (2, 4):
+            raise ValueError(f"RRDBNet upscales by 2 or 4, not by {scale}")
+        super().__init__(3, 3, scale=scale, num_feat=feat, num_block=blocks, num_grow_ch=grow)
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.scale == 2:
+            x = F.pixel_unshuffle(reflect_to_multiple(reflect_to_multiple(x, 2, 2), 3, 2), 2)
+        return self.upscale(x)[..., : height * self.scale, : width * self.scale]
+
+    def upscale(self, x: Tensor) -> Tensor:
+        """The network on its folded input: ``(B, C, h, w)`` to ``(B, 3, 4h, 4w)``."""
         x = self.conv_first(x)
         x = x + self.conv_body(self.body(x))
         for conv in (self.conv_up1, self.conv_up2):
@@ -73,17 +81,17 @@ def _own_name(name: str) -> str:
 def rrdbnet_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Arguments of the `RRDBNet` that a state dict (`own_names`) belongs to, or None if it belongs to another network.
 
-    Generators for x2 and x1 (12 or 48 input channels) and ESRGAN+ are other networks.
+    Generators for x1 (48 input channels) and ESRGAN+ are other networks.
     """
     needed = ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_body.weight", "conv_hr.weight", "conv_last.weight")
     if not all(name in state for name in needed) or any("conv1x1" in name for name in state):
         return None
     feat, channels = state["conv_first.weight"].shape[:2]
-    if channels != 3:
+    if channels not in (3, 12):
         return None
     return {
         "feat": feat,
         "blocks": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body.")),
         "grow": state["body.0.rdb1.conv1.weight"].shape[0],
-        "scale": 4,
+        "scale": 4 if channels == 3 else 2,
     }

@@ -35,7 +35,7 @@ def night(home: Path, *words: str) -> tuple[int, str]:
     return typed(home, *command, "--warm-steps", "1", *words)
 
 
-@pytest.mark.parametrize("more", [[], ["--no-prefect"]])
+@pytest.mark.parametrize("more", [[], ["--prefect"], ["--no-prefect"]])
 def test_where_nothing_has_changed_no_temporary_server_is_started(home: Path, more: list[str], monkeypatch):
     monkeypatch.setattr(running, "call_flow", lambda *_: pytest.fail("there is nothing to do"))
     assert night(home, *more) == (0, "**n**: nothing has changed since version 1. Active: version 1.\n\n")
@@ -46,7 +46,7 @@ def test_where_something_has_changed_the_flow_gets_every_option(home: Path, monk
     calls = []
     monkeypatch.setattr(running, "call_flow", lambda *given: calls.append(given) or {"text": "done"})
     put(home.parent / "photos", "c")
-    assert night(home, "--margin", "0.5", "--cold") == (0, "done\n")
+    assert night(home, "--margin", "0.5", "--cold", "--prefect") == (0, "done\n")
     [(entry, _, request)] = calls
     assert entry == "flows.nightly:nightly"
     assert (request.name, request.margin, request.warm, request.warm_steps) == (NAME, 0.5, False, 1)

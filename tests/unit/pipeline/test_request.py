@@ -35,10 +35,32 @@ def test_a_flow_asks_for_the_fields_of_its_request_with_the_same_defaults(flow: 
             assert field.default == parameter.default, name
 
 
-def test_a_run_is_named_by_the_user_or_by_its_preset():
-    assert RunRequest(images=Path("x"), preset="paper").run_name == "paper"
-    assert RunRequest(images=Path("x"), run="mine").run_name == "mine"
+@pytest.mark.parametrize(
+    ("photos", "name"),
+    [("/data/holidays", "paper-holidays"), ("/data/holidays/*.jpg", "paper-holidays"), ("/data/a b.parquet", "paper-a-b")],
+)
+def test_a_run_is_named_by_its_preset_and_photos(photos: str, name: str):
+    assert RunRequest(images=Path(photos), preset="paper").run_name == name
+    assert RunRequest(images=Path(photos), run="mine").run_name == "mine"
+
+
+def test_an_experiments_run_is_named_like_it():
     assert ExperimentRequest(images=Path("x"), test=Path("y"), experiment="table2").run_name == "table2"
+
+
+def test_a_complete_config_is_not_mixed_with_another_preset():
+    best = load_config("best")
+    assert RunRequest(images=Path("x"), config=best).resolved_config() == best
+    assert RunRequest(images=Path("x"), config=best, overrides=("sample.count=3",)).resolved_config().sample.count == 3
+    with pytest.raises(ConfigError, match="contradict each other"):
+        checked(RunRequest, {"images": "x", "config": best, "preset": "paper"})
+
+
+def test_the_form_asks_for_preset_and_overrides_and_not_for_every_field():
+    for flow in (distill, reproduce, nightly):
+        asked = flow.parameters.properties
+        assert "config" not in asked
+        assert {"preset", "overrides"} <= set(asked)
 
 
 def test_an_experiment_starts_from_the_preset_of_its_protocol():

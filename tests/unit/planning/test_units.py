@@ -15,7 +15,7 @@ from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Evaluator
 from ddsr_core.planning import shapes, units
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
-from ddsr_core.pseudo_labels.embeddings import load_embedder
+from ddsr_core.pseudo_labels.embedders import load_embedder
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.networks import build_network

@@ -116,6 +116,6 @@ def test_rcan_and_rrdbnet_are_basicsrs():
     torch.testing.assert_close(rrdbnet(lr), theirs(lr), rtol=0, atol=1e-6)
 
 
-def test_the_generator_enlarges_by_four_only():
-    with pytest.raises(ConfigError, match="by 4, not by 2"):
-        build_network("rrdbnet", {"scale": 2})
+def test_the_generator_upscales_by_two_or_four():
+    with pytest.raises(ConfigError, match="by 2 or 4, not by 3"):
+        build_network("rrdbnet", {"scale": 3})

@@ -107,7 +107,7 @@ def test_one_step_equals_basicsrs(name, trunk):
     recipe = GAN_RECIPES[name]
     torch.manual_seed(1)
     generator = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
-    discriminator = new_discriminator(recipe.discriminator, 4, 128)
+    discriminator = new_discriminator(recipe.discriminator, 4, 32)
     loss = Perceptual(load_trunk(trunk), recipe.blocks)
     lr, hr = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 128, 128)
 
@@ -297,10 +297,18 @@ def test_a_run_does_not_go_on_with_another_trunk(data, trunk, tmp_path):
         run(config, data=data, out=tmp_path / "out", runtime=Runtime(), trunk=tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize(("name", "px"), [("realsr", 64), ("real-esrgan", 36)])
-def test_crops_that_the_discriminator_cannot_take(name, px):
-    with pytest.raises(ConfigError, match=f"crops of {px} px"):
-        new_adversary(GanConfig(recipe=name, discriminator_channels=4, trunk="none"), px, None, "cpu")
+@pytest.mark.parametrize(
+    ("name", "lr_px", "scale", "fix"),
+    [
+        ("realsr", 16, 4, "lr_patch_px to 32 or 64"), ("realsr", 32, 2, "lr_patch_px to 64 or 128"),
+        ("realsr", 32, 3, "gan.discriminator to unet"), ("real-esrgan", 9, 4, "multiple of 2"),
+        ("real-esrgan", 10, 2, "multiple of 4"), ("real-esrgan", 12, 3, "multiple of 8"),
+    ],
+)  # fmt: skip
+def test_crops_that_the_discriminator_cannot_take(name, lr_px, scale, fix):
+    with pytest.raises(ConfigError, match=f"crops of {lr_px * scale} px") as caught:
+        new_adversary(GanConfig(recipe=name, discriminator_channels=4, trunk="none"), lr_px, scale, None, "cpu")
+    assert fix in str(caught.value)
 
 
 def test_an_unknown_recipe_is_refused():
