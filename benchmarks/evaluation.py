@@ -15,7 +15,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import astuple
 from pathlib import Path
 
 import cv2
@@ -23,19 +22,19 @@ import numpy as np
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Enlarged, Evaluator, ReferenceFeatures, overlapped
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import to_float, to_uint8
 from ddsr_core.imaging.photos import find_images
 from ddsr_core.metrics.lpips import lpips_network
+from ddsr_core.metrics.spec import DEFAULT_METRICS, METRICS
 from ddsr_core.sr.basicsr_compat import import_basicsr
 
 CROP_BORDER = 4
 #: Photos between one contestant's turn and the next.
 TURN = 4
-METRICS = ("PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB", "LPIPS")
 Scores = tuple[float, ...]
 
 
@@ -46,7 +45,7 @@ def ours(device: str) -> Callable[[list[Enlarged]], list[Scores]]:
 
     def score(images: list[Enlarged]) -> list[Scores]:
         scored = overlapped(images, lambda image: image, evaluator.score, device)
-        return [astuple(row)[3:8] for row in scored]
+        return [tuple(row.values[name] for name in DEFAULT_METRICS) for row in scored]
 
     return score
 
@@ -99,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     contestants = {"ddsr": ours(options.device), "basicsr + lpips": theirs(options.device)}
     seconds: dict[tuple[str, int], list[float]] = {(name, n): [] for name in contestants for n in range(options.networks)}
-    worst = np.zeros(len(METRICS))
+    worst = np.zeros(len(DEFAULT_METRICS))
     paths = find_images(options.photos)[: options.count]
     for score in [ours(options.device), contestants["basicsr + lpips"]]:  # warm up; these features are not reused
         score(enlarged(paths[:1], 0, options.device))
@@ -123,7 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
         if mine:
             medians = f"{statistics.median(mine) * 1e3:.1f} | {statistics.median(peer) * 1e3:.1f}"
             print(f"| {title} | {medians} | {sum(peer) / sum(mine):.2f} |")
-    print("\nlargest difference: " + ", ".join(f"{name} {value:.1e}" for name, value in zip(METRICS, worst, strict=True)))
+    print(
+        "\nlargest difference: "
+        + ", ".join(f"{METRICS[name].label} {value:.1e}" for name, value in zip(DEFAULT_METRICS, worst, strict=True))
+    )
 
 
 if __name__ == "__main__":

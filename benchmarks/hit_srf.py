@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from ddsr_core.sr.archs.hit_srf import Correlation, PositionBias
+from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.state import State, new_state
-from ddsr_core.sr.train import TrainSRConfig, train_step
+from ddsr_core.sr.train_sr import train_step
 
 
 class ExplicitBias(PositionBias):
@@ -77,7 +79,7 @@ def measure(
     config: TrainSRConfig, steps: int, clock: Callable[[], float]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """By way: seconds of each step, and the largest difference of its output from ddsr's before the first step."""
-    plan, scale = config.plan, config.scale
+    plan, scale = plan_of(config), config.scale
     states = {way: new_training(config, way) for way in WAYS}
     generator = torch.Generator().manual_seed(0)
     lr = torch.rand(plan.batch_size, 3, plan.lr_patch_px, plan.lr_patch_px, generator=generator)

@@ -61,7 +61,7 @@ def environment_of(way: str, folder: Path) -> Iterator[tuple[dict[str, str], tup
     clean = {**clean, "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT)}
     with prefect_server(folder / "server") if way == "running server" else nullcontext() as server:
         address = {"PREFECT_API_URL": server.url} if server else {}
-        yield {**clean, **address}, ("--no-prefect",) if way == "without Prefect" else ()
+        yield {**clean, **address}, ("--no-prefect" if way == "without Prefect" else "--prefect",)
 
 
 def run_demo(home: Path, overrides: tuple[str, ...], environment: dict[str, str], options: tuple[str, ...]) -> Command:

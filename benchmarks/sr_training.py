@@ -26,12 +26,14 @@ from ddsr_core.imaging.bicubic import make_lr
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.imaging.photos import find_images
-from ddsr_core.sr import train as ours_module
+from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.basicsr_compat import import_basicsr
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.data import batches, pack_pairs
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.state import new_state
-from ddsr_core.sr.train import TrainSRConfig, train_step
+from ddsr_core.sr.train_sr import train_step
 
 SUB_IMAGE_PX = 480
 PARTS = ("data", "forward and backward", "optimizer", "EMA")
@@ -140,15 +142,15 @@ def basicsr_step(network: dict[str, Any], data: Path, arguments: argparse.Namesp
 
 
 def ddsr_step(config: TrainSRConfig, data: Path, folder: Path, watch: Watch) -> Callable[[], None]:
-    """One iteration of `ddsr_core.sr.train.train`."""
-    plan, device = config.plan, torch.device("cpu")
+    """One iteration of `ddsr_core.sr.train_sr.train`."""
+    plan, device = plan_of(config), torch.device("cpu")
     pairs = pack_pairs(data / "HR", folder, plan.lr_patch_px)
     state = new_state(config, "cpu")
     bf16 = config.precision == "bf16" and find_architecture(config.arch).bf16_on_cpu
     feed: Iterator = batches(pairs, config.seed, range(config.iterations), plan.batch_size, device)
     fetch = watch.timed("data", lambda: next(feed))
     state.optimizer.step = watch.timed("optimizer", state.optimizer.step)  # type: ignore[method-assign]
-    ours_module.update_ema = watch.timed("EMA", ours_module.update_ema)  # type: ignore[attr-defined]
+    train_sr.update_ema = watch.timed("EMA", train_sr.update_ema)  # type: ignore[attr-defined]
 
     def work() -> None:
         train_step(config, state, *fetch(), bf16).tolist()

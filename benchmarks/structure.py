@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to measure")
     options = parser.parse_args(arguments)
     store = Store(options.home)
-    config = load_config("demo", None, [*AS_SAMPLED, *options.set], scale="mini")
+    config = load_config("demo", None, [*AS_SAMPLED, *options.set], protocol="mini")
     stages = Stages(config, plain_backend(Execution(device="cpu"), store, progress_for()))
     accepted = stages.patches(photo_source(options.photos))
     network = load_network(stages.train_sr(config.teacher, accepted, "teacher").path).module
@@ -80,7 +80,7 @@ def rows(stages: Stages, accepted: Path, options: argparse.Namespace) -> Iterato
     yield "the same, encoded and decoded", through_the_base(stages.config, real)
     photos = photo_source(options.photos)
     for name in options.only:
-        changed = load_config("demo", None, [*AS_SAMPLED, *SETTINGS[name], *options.set], scale="mini")
+        changed = load_config("demo", None, [*AS_SAMPLED, *SETTINGS[name], *options.set], protocol="mini")
         distilled = distill(stages.with_config(changed), photos).images
         pictures = [read_rgb(distilled.path / row["file_name"]) for row in read_image_set(distilled.path)]
         yield name, to_float(np.stack(pictures))

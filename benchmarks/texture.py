@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     store, photos = Store(options.home), photo_source(options.photos)
     print("| fine-tuned with | PSNR_bic of samples, dB | of the patches, dB | max cosine to a patch |\n|---|---|---|---|")
     for name in options.only:
-        config = load_config("demo", None, [*AS_SAMPLED, *SETTINGS[name], *options.set], scale="mini")
+        config = load_config("demo", None, [*AS_SAMPLED, *SETTINGS[name], *options.set], protocol="mini")
         stages = Stages(config, plain_backend(Execution(device="cpu"), store, progress_for()))
         distilled = distill(stages, photos).images
         summary = json.loads((distilled.path / "summary.json").read_text())

@@ -9,14 +9,16 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: Modules that ddsr's step imports when it is loaded but does not use when it runs.
-REPLACED = (
-    "pydantic", "safetensors", "safetensors.torch", "pyarrow", "pyarrow.parquet", "PIL",
-)  # fmt: skip
+#: Packages that ddsr's step imports when it is loaded but does not use when it runs.
+REPLACED = ("pydantic", "safetensors", "pyarrow", "PIL", "sklearn", "lancedb", "cv2", "threadpoolctl", "tomli_w", "filelock")
+#: Modules of ddsr that use such a package when they are loaded. The step uses nothing of them.
+NEEDED_BY = {"PIL": ("ddsr_core.imaging.decode",)}
 MISSING = object()
 
 
@@ -57,11 +59,27 @@ class StandIn(ModuleType):
         return self.known.get(name) or type(name, (Exception,), {})
 
 
+class StandInFinder(MetaPathFinder, Loader):
+    """Finds a stand-in for each of ``packages``, and for every module inside it."""
+
+    def __init__(self, packages: Collection[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] in self.packages else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return StandIn(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """A stand-in has no code."""
+
+
 def install() -> list[str]:
     """Install the stand-ins; returns the names of the absent packages."""
-    roots = dict.fromkeys(name.split(".")[0] for name in REPLACED)
-    absent = [name for name in roots if importlib.util.find_spec(name) is None]
-    for name in REPLACED:
-        if name.split(".")[0] in absent:
+    absent = [name for name in REPLACED if importlib.util.find_spec(name) is None]
+    sys.meta_path.append(StandInFinder(absent))
+    for package in absent:
+        for name in NEEDED_BY.get(package, ()):
             sys.modules[name] = StandIn(name)
     return absent

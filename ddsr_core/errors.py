@@ -37,6 +37,10 @@ class InputError(DdsrError):
     """Images, data sets or weights that cannot be used as they are."""
 
 
+class ChangedInputError(InputError):
+    """An input changed while a stage read it. Nothing of that build can be reused."""
+
+
 class MissingWeightsError(InputError):
     """Weights that are neither on disk nor downloadable; the message names the exact files to supply."""
 

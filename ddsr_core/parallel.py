@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +26,8 @@ R = TypeVar("R")
 #: Upper limit on the parts of one stage: enough to keep every worker busy, as each part costs its caller some bookkeeping.
 MAX_PARTS = 128
 PARENT_CHECK_S = 1.0
+#: Processes that share this machine's memory, if this is a worker process.
+_worker_processes = 1
 
 
 class RunParts(Protocol):
@@ -87,6 +90,34 @@ def prefetch(function: Callable[[T], R], items: Iterable[T], workers: int, in_fl
             yield waiting.popleft().result()
 
 
+class MemoryBudget:
+    """Memory that the threads of this process share, and that worker processes divide among them.
+
+    Args:
+        total: bytes.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, amount: int) -> Iterator[None]:
+        """Hold ``amount`` bytes; wait while they are not free. More than the whole budget is held alone."""
+        limit = self.total // _worker_processes
+        amount = min(amount, limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + amount <= limit)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
 def begin_worker(workers: int, parent: int) -> None:
     """Give this worker process its share of the cores, and end it when its parent process ends.
 
@@ -94,6 +125,8 @@ def begin_worker(workers: int, parent: int) -> None:
         workers: number of processes that share the cores.
         parent: process id of the command that started the worker.
     """
+    global _worker_processes
+    _worker_processes = workers
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when it is imported

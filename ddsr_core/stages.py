@@ -14,7 +14,7 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample
-from ddsr_core.sr import train
+from ddsr_core.sr import train_sr
 from ddsr_core.storage.stage import Stage
 
 #: Stage name -> stage.
@@ -31,7 +31,7 @@ STAGES: Mapping[str, Stage] = {
         crops.STAGE,
         subset.STAGE,
         gsdd.STAGE,
-        train.STAGE,
+        train_sr.STAGE,
         evaluate.STAGE,
     )
 }

@@ -37,7 +37,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from ddsr_core.errors import ConfigError, DdsrError
-from flows.cli.running import home_of
+from ddsr_core.pipeline.home import home_of
 from tasks.gpu_slots import GPU_SLOTS
 
 PoolType = Literal["process", "docker", "kubernetes"]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ddsr_core.stages import STAGES
-from ddsr_core.storage.store import Stage
+from ddsr_core.storage.stage import Stage
 
 PAGE = Path(__file__).with_name("artifacts.md")
 BEGIN, END = "<!-- stages: written by `python -m docs.stage_table` -->", "<!-- end of stages -->"

@@ -1,1 +1,1 @@
-"""What a user runs. Each flow reads like the pipeline's table of contents."""
+"""What a user runs. Each flow reads like the table of contents of the pipeline."""

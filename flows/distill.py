@@ -11,8 +11,8 @@ from pathlib import Path
 
 from prefect import flow
 
-from ddsr_core.pipeline.config import PipelineConfig, Preset
-from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner, RunRequest
+from ddsr_core.pipeline.config import Preset
+from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner, RunRequest
 from ddsr_core.pipeline.run import open_run
 from ddsr_core.pipeline.run_state import Outcome
 from ddsr_core.pipeline.stages import Distilled, PseudoLabels
@@ -28,12 +28,13 @@ def distill(
     test: Path | None = None,
     preset: Preset = "demo",
     overrides: tuple[str, ...] = (),
-    config: PipelineConfig | None = None,
+    config: GivenConfig = None,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
     gpu: Gpu = "local",
     runner: Runner = "sequential",
+    side_by_side: bool = True,
     workers: AtLeastOne = 2,
 ) -> Outcome:
     """Distill a folder of photos and compare SR networks trained on the result.
@@ -43,22 +44,25 @@ def distill(
         test: Test photos. Without them, one photo in ten is held out.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        run: Name of the run below home/runs. Without it, the name of the preset.
+        run: Name of the run below home/runs. Without it, preset and folder, such as best-holidays.
         device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
             in threads or processes of its machine, or on Ray.
+        side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
+            sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: How many of them at once. The sequential runner ignores it.
     """
     refuse_endless_crashes()
     request = RunRequest(
         images=images, test=test, preset=preset, overrides=overrides, config=config, home=home, run=run, device=device,
-        gpu=gpu, runner=runner, workers=workers,
+        gpu=gpu, runner=runner, side_by_side=side_by_side,
+        workers=workers,
     )  # fmt: skip
     store = open_store(request.home)
-    with open_run(request, store, prefect_backend(request, store)) as begun:
+    with open_run(request, store, prefect_backend(request, store), wait=True) as begun:
         photos, stages = begun.photos, begun.stages
 
         # Section II-A: pseudo labels

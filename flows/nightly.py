@@ -8,11 +8,11 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.nightly.night import challenge, facts_of, photo_cache_of
-from ddsr_core.nightly.registry import Metric
+from ddsr_core.metrics.spec import MetricName
+from ddsr_core.nightly.night import outcome_data, photo_cache_of, run_night
 from ddsr_core.nightly.request import NightRequest
-from ddsr_core.pipeline.config import PipelineConfig, Preset
-from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
+from ddsr_core.pipeline.config import Preset
+from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
@@ -25,9 +25,9 @@ def nightly(
     test: Path,
     preset: Preset = "demo",
     overrides: tuple[str, ...] = (),
-    config: PipelineConfig | None = None,
+    config: GivenConfig = None,
     name: str = "nightly",
-    metric: Metric = "psnr_y",
+    metric: MetricName = "psnr_y",
     margin: float = 0.0,
     warm: bool = True,
     warm_steps: int | None = None,
@@ -35,18 +35,19 @@ def nightly(
     device: str = "auto",
     gpu: Gpu = "local",
     runner: Runner = "sequential",
+    side_by_side: bool = True,
     workers: AtLeastOne = 2,
 ) -> dict[str, Any]:
-    """Distill again if photos or settings have changed; the new set takes the old one's place if it is not worse.
+    """Distill again if photos or settings have changed. The new set becomes the active one if it is not worse.
 
-    Returns `version`, the new one or none where nothing had changed, `champion`, the number of the one in use, and `text`.
+    Returns `version` (the new one, or none if nothing had changed), `active_version` (a number) and `text`.
 
     Args:
         images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
         test: Photos that the old and the new set are compared on.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
         name: Name of the series: its history and its current set lie in home/nightly/NAME.
         metric: What the two sets are compared by.
         margin: How much worse the new set may be, in the metric's unit.
@@ -57,16 +58,19 @@ def nightly(
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
             in threads or processes of its machine, or on Ray.
+        side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
+            sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: How many of them at once. The sequential runner ignores it.
     """
     refuse_endless_crashes()
     request = NightRequest(
         images=images, test=test, preset=preset, overrides=overrides, config=config, name=name, metric=metric, margin=margin,
-        warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, workers=workers,
+        warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, side_by_side=side_by_side,
+        workers=workers,
     )  # fmt: skip
     store = open_store(request.home)
-    outcome = challenge(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))
-    facts = facts_of(outcome, name)
-    get_run_logger().info(facts["text"].splitlines()[0].replace("**", ""))
-    create_markdown_artifact(facts["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")
-    return facts
+    outcome = run_night(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))
+    data = outcome_data(outcome, name)
+    get_run_logger().info(data["text"].splitlines()[0].replace("**", ""))
+    create_markdown_artifact(data["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")
+    return data

@@ -8,10 +8,10 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from ddsr_core.experiments.paper_tables import ExperimentName, Scale
+from ddsr_core.experiments.names import ExperimentName, ProtocolName
 from ddsr_core.experiments.request import ExperimentRequest, run_experiment
-from ddsr_core.pipeline.config import PipelineConfig, Preset
-from ddsr_core.pipeline.request import AtLeastOne, Gpu, Runner
+from ddsr_core.pipeline.config import Preset
+from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
@@ -22,16 +22,17 @@ def reproduce(
     images: Path,
     test: Path,
     experiment: ExperimentName = "ablation",
-    scale: Scale = "mini",
+    protocol: ProtocolName = "mini",
     preset: Preset | None = None,
     overrides: tuple[str, ...] = (),
-    config: PipelineConfig | None = None,
+    config: GivenConfig = None,
     seeds: AtLeastOne = 3,
     home: Home = "ddsr-home",
     run: str | None = None,
     device: str = "auto",
     gpu: Gpu = "local",
     runner: Runner = "sequential",
+    side_by_side: bool = True,
     workers: AtLeastOne = 2,
     command: str = "the flow `reproduce`",
 ) -> dict[str, Any]:
@@ -41,10 +42,10 @@ def reproduce(
         images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
         test: Test photos.
         experiment: What is measured.
-        scale: mini: small networks and few images. paper: the paper's networks and numbers.
+        protocol: mini: small networks and few images. paper: the paper's networks and numbers of images.
         preset: Values that the configuration starts from. Without it, demo for mini and best for paper.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
+        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
         seeds: How many seeds, counted from 0.
         home: Folder or s3://bucket/prefix for artifacts and runs.
         run: Name of the run below home/runs. Without it, the name of the experiment.
@@ -52,13 +53,17 @@ def reproduce(
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
             in threads or processes of its machine, or on Ray.
+        side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
+            sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: How many of them at once. The sequential runner ignores it.
         command: How the experiment was started. It stands above the table.
     """
     refuse_endless_crashes()
     request = ExperimentRequest(
-        images=images, test=test, experiment=experiment, scale=scale, preset=preset, overrides=overrides, config=config,
-        seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, workers=workers, command=command,
+        images=images, test=test, experiment=experiment, protocol=protocol, preset=preset, overrides=overrides,
+        config=config, seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, side_by_side=side_by_side,
+        workers=workers,
+        command=command,
     )  # fmt: skip
     store = open_store(request.home)
     measured, tables = run_experiment(request, store, prefect_backend(request, store))

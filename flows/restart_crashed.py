@@ -1,6 +1,6 @@
 """The restart-crashed flow schedules crashed runs again. An automation starts it at each crash, and a schedule now and then.
 
-Events get lost when a server dies, come late, or come several times where SQLite is busy; states do not. So automations
+Events get lost when a server dies, come late, or come several times if SQLite is busy; states do not. So automations
 only start this flow, and it decides by the states. It imports nothing heavy and ends within seconds.
 """
 
@@ -22,22 +22,22 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import deployment
 
-from tasks.recovery import MAX_ATTEMPTS, go_on
+from tasks.recovery import MAX_ATTEMPTS, restart
 
-#: A run that has crashed before that is left to people.
+#: Runs that crashed longer ago are left to people.
 MEMORY = timedelta(days=2)
 PAUSE_SECONDS = 3.0
 
 
 @flow(name="restart-crashed", persist_result=False)
 def restart_crashed() -> int:
-    """Schedule crashed runs again, or end them where they were being cancelled. Nobody needs to start it."""
+    """Schedule crashed runs again, or end them if they were being cancelled. Nobody needs to start this."""
     logger = get_run_logger()
     done = 0
     with get_client(sync_client=True) as client:
         while runs := [run for run in crashed(client) if run.run_count < MAX_ATTEMPTS]:
             for run in runs:
-                logger.info("%s (%s), begun %d times: %s", run.name, run.id, run.run_count, go_on(client, run))
+                logger.info("%s (%s), begun %d times: %s", run.name, run.id, run.run_count, restart(client, run))
                 done += 1
             time.sleep(PAUSE_SECONDS)  # for what crashes meanwhile: no second run of this flow is beside this one
     return done
@@ -45,7 +45,7 @@ def restart_crashed() -> int:
 
 def crashed(client: SyncPrefectClient) -> list[FlowRun]:
     """Runs of our deployments that have crashed of late, except runs of this flow."""
-    found = client.read_flow_runs(
+    recent = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),
             tags=FlowRunFilterTags(all_=["ddsr"]),
@@ -53,4 +53,4 @@ def crashed(client: SyncPrefectClient) -> list[FlowRun]:
             end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - MEMORY),
         )
     )
-    return [run for run in found if str(run.deployment_id) != deployment.id]
+    return [run for run in recent if str(run.deployment_id) != deployment.id]

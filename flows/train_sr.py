@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 
-from ddsr_core.imaging.photos import photo_source
-from ddsr_core.pipeline.request import Execution, Gpu
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.pipeline.request import AtLeastOne, Gpu
+from ddsr_core.pipeline.step_runs import Network, TrainRequest, run_training
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.stage import Manifest
 from tasks.backend import prefect_backend
+from tasks.recovery import refuse_endless_crashes
 
 
 @flow(name="train-sr")
 def train_sr(
-    data: Path, config: TrainSRConfig | None = None, home: Home = "ddsr-home", device: str = "auto", gpu: Gpu = "local"
+    data: Path,
+    arch: Network = "edsr-small",
+    training_set: TrainingSetName = "full",
+    count: AtLeastOne = 70,
+    patch_px: int = 64,
+    embeddings: Literal["vgg16", "open_clip"] = "vgg16",
+    iterations: AtLeastOne = 2000,
+    overrides: tuple[str, ...] = (),
+    run: str | None = None,
+    home: Home = "ddsr-home",
+    device: str = "auto",
+    gpu: Gpu = "local",
 ) -> Manifest:
     """Train one SR network.
 
     Args:
-        data: Folder of HR images, an image set such as a run's `distilled/`, a patches artifact, or Parquet.
-        config: Network and recipe.
-        home: Folder or s3://bucket/prefix for artifacts.
+        data: Folder of HR images, image set such as a run's `distilled/`, patches artifact, or Parquet.
+        arch: Network.
+        training_set: What of the data to train on. full: the data as it is.
+        count: Number of crops, for training sets that are cut out of the data.
+        patch_px: Height and width of these crops in pixels.
+        embeddings: Features that k-center and hdc compare crops by.
+        iterations: Optimizer steps. The paper's networks take 100,000 and more.
+        overrides: Fields of the recipe to change, such as batch_size=8.
+        run: Name of the run below home/runs. Without it, network and data.
+        home: Folder or s3://bucket/prefix for artifacts and runs.
         device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
-    config = config or TrainSRConfig()
-    inputs = {"data": photo_source(data), **train.trunk_input(config)}
-    backend = prefect_backend(Execution(home=home, device=device, gpu=gpu), open_store(home))
-    return backend.build(train.STAGE, config, inputs, config.arch)[0].manifest
+    refuse_endless_crashes()
+    request = TrainRequest(
+        data=data, arch=arch, training_set=training_set, count=count, patch_px=patch_px, embeddings=embeddings,
+        iterations=iterations, overrides=overrides, run=run, home=home, device=device, gpu=gpu,
+    )  # fmt: skip
+    store = open_store(request.home)
+    return run_training(request, store, prefect_backend(request, store), wait=True).weights.manifest

@@ -1,1 +1,1 @@
-"""Thin Prefect adapters around the stages of ``ddsr_core``: cache keys, retries, results, artifacts. No maths."""
+"""Prefect around the stages of ``ddsr_core``: cache keys, retries, results, pages in the UI. No mathematics."""

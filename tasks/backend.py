@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ddsr_core.config import StageConfig, resolve_device
+from ddsr_core.pipeline.plain import beside, idle_cores
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Backend
 from ddsr_core.storage.stage import Artifact, Stage, StageInput
@@ -26,4 +27,7 @@ def prefect_backend(execution: Execution, store: Store, photo_cache: str | None 
         known = photo_cache if stage.photo_cache else None
         return build_stage(store, stage, config, inputs, here, label, known)
 
+    if execution.gpu == "local" and beside(execution, device):
+        spread = here.model_copy(update={"runner": "processes", "workers": idle_cores()})
+        return Backend(build, store.url, device, networks_at_once(spread), only_small=True)
     return Backend(build, store.url, device, networks_at_once(here))

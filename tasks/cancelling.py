@@ -1,6 +1,6 @@
-"""A run that is being cancelled ends, even where the worker that should end it has died or has lost the server.
+"""A run that is being cancelled ends even if its worker has died or has lost the server.
 
-Prefect leaves that to the worker. A worker that was killed leaves its runs behind, which nobody could cancel any more.
+Prefect leaves cancelling to the worker. Without this module, nobody could cancel the runs of a worker that was killed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled
 
+#: Pause between two looks at the state of the flow run.
 LOOK_SECONDS = 3.0
-#: What the worker, if there is one, has to do it itself.
+#: How long the worker, if there is one, has to end the run itself.
 GRACE_SECONDS = 5.0
 
 
 @contextmanager
 def ending_when_cancelled() -> Iterator[None]:
-    """Meanwhile, this process gets SIGTERM where its flow run is being cancelled and its worker does nothing about it.
+    """Send SIGTERM to this process if its flow run is being cancelled and its worker does nothing about it.
 
-    Only for runs of deployments: others end with Ctrl-C.
+    Only runs of deployments need this: the others end with Ctrl-C.
     """
     if flow_run.id is None or not _is_deployed(flow_run.id):
         yield
@@ -43,7 +44,7 @@ def ending_when_cancelled() -> Iterator[None]:
 
 @cache
 def _is_deployed(run: str) -> bool:
-    """Whether the current flow run, ``run``, is of a deployment; the server is asked once a run, not once a stage."""
+    """Whether the current flow run, ``run``, belongs to a deployment. The server is asked once per run."""
     return deployment.id is not None
 
 
@@ -53,7 +54,7 @@ def _watch(run: str, done: Event) -> None:
         while not done.wait(LOOK_SECONDS):
             try:
                 state = client.read_flow_run(run).state  # type: ignore[arg-type]
-            except httpx.HTTPError:  # the server is away: it is asked again
+            except httpx.HTTPError:  # the server does not answer: ask again
                 continue
             if state is None or state.type != StateType.CANCELLING:
                 since = None

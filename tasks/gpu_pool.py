@@ -1,4 +1,4 @@
-"""Stages that are sent to another work pool: the flow that asks waits, and gets back nothing but the manifest's key."""
+"""Stages that run on the GPU work pool: the run that needs one waits for it, and finds the artifact in the home."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from prefect.states import Cancelling
 
 from ddsr_core.errors import ConfigError, DdsrError
 from tasks.cancelling import ending_when_cancelled
-from tasks.recovery import MAX_ATTEMPTS, go_on, retry_while_server_down
+from tasks.recovery import MAX_ATTEMPTS, restart, retry_while_server_down
 
-#: The deployment of `flows.run_stage`, on the pool for GPUs.
+#: The deployment of `flows.run_stage`, on the GPU work pool.
 DEPLOYMENT = "stage/cuda"
 POLL_SECONDS = 2.0
-#: `flows.restart_crashed` has so long to schedule a crashed run again before whoever waits for that run does it.
+#: How long `flows.restart_crashed` has to schedule a crashed run again before the run that waits for it does.
 RESTART_SECONDS = 30.0
 
 
 def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
-    """Run `flows.run_stage` on the pool and wait. Where this run is stopped, the one that it waits for is cancelled.
+    """Run `flows.run_stage` on the pool and wait for it. If this run is stopped, the other one is cancelled.
 
     Raises:
-        ConfigError: nothing is deployed there.
+        ConfigError: no deployment takes GPU stages.
         DdsrError: the run on the pool failed, crashed for good, or was cancelled.
     """
     with get_client(sync_client=True) as client:
@@ -49,7 +49,7 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
         raise DdsrError(
             f"{name} ended as {state.name} on the pool: {state.message or 'no message'}",
             where=f"flow run {started.name} ({started.id})",
-            fix="see that run's log; once mended, retry this run: finished stages are kept",
+            fix="see that run's log; once the cause is fixed, retry this run: finished stages are kept",
         )
 
 
@@ -57,7 +57,7 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
 def _cancelled_with_us(client: SyncPrefectClient, run: UUID) -> Iterator[None]:
     try:
         yield
-    except BaseException:  # a signal, mostly: nobody would wait for that run any more
+    except BaseException:  # mostly a signal: nobody would wait for that run
         client.set_flow_run_state(run, Cancelling(message="the run that waited for it was stopped"))
         raise
 
@@ -66,14 +66,14 @@ def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
     """The last state of a run. `flows.restart_crashed` schedules a crashed one again, or, if that is busy, this does."""
     crashed_at: float | None = None
     while True:
-        there = retry_while_server_down(lambda: client.read_flow_run(run))
-        state = there.state
+        current = retry_while_server_down(lambda: client.read_flow_run(run))
+        state = current.state
         if state is None or not state.is_final():
             crashed_at = None
-        elif state.type != StateType.CRASHED or there.run_count >= MAX_ATTEMPTS:
+        elif state.type != StateType.CRASHED or current.run_count >= MAX_ATTEMPTS:
             return state
         else:
             crashed_at = crashed_at or time.monotonic()
             if time.monotonic() - crashed_at > RESTART_SECONDS:
-                retry_while_server_down(partial(go_on, client, there))
+                retry_while_server_down(partial(restart, client, current))
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Parts of a stage's work as mapped tasks: what `ddsr_core.parallel` asks for, on the task runner that the run names."""
+"""Parts of a stage's work as mapped tasks: a `ddsr_core.parallel.Spread` on the task runner of the run."""
 
 from __future__ import annotations
 

@@ -1,27 +1,30 @@
-"""What a stage has made, as pictures on its run's page: sample sheets, restored crops, curves."""
+"""The results of a stage as pictures for its page in the UI: contact sheets, restored crops, curves."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
+from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.storage.stage import Artifact
 
-#: The server keeps a picture in its database, as text.
+#: Longest side of a picture. The server keeps pictures as text in its database.
 SIDE_PX = 1024
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 100, 10, 96
 
 
 def pictures(artifact: Artifact) -> Mapping[str, str]:
-    """Name -> data URI of a stage that has something to show; nothing for the others."""
-    draw = DRAWN.get(artifact.manifest.stage)
+    """Name -> data URI of each picture of a stage; empty for a stage without pictures."""
+    draw = PICTURES.get(artifact.manifest.stage)
     return draw(artifact.path) if draw else {}
 
 
@@ -30,8 +33,6 @@ def _finetuned(folder: Path) -> Mapping[str, str]:
 
 
 def _sampled(folder: Path) -> Mapping[str, str]:
-    from ddsr_core.imaging.contact_sheet import contact_sheet
-
     rows = read_image_set(folder)
     shown = rows[:: -(-len(rows) // SHEET_IMAGES)]
     images = [read_rgb(folder / row["file_name"]) for row in shown]
@@ -43,7 +44,11 @@ def _trained(folder: Path) -> Mapping[str, str]:
     return {**curves, "restored": _last(folder / "grids")} if any((folder / "grids").glob("*.png")) else curves
 
 
-DRAWN: Mapping[str, Callable[[Path], Mapping[str, str]]] = {"finetune": _finetuned, "sample": _sampled, "train_sr": _trained}
+PICTURES: Mapping[str, Callable[[Path], Mapping[str, str]]] = {
+    "finetune": _finetuned,
+    "sample": _sampled,
+    "train_sr": _trained,
+}
 
 
 def _last(folder: Path) -> str:
@@ -51,11 +56,7 @@ def _last(folder: Path) -> str:
 
 
 def _curves(path: Path) -> str:
-    """Every column of a table of curves over its steps, one small plot each."""
-    import csv
-
-    from matplotlib.figure import Figure
-
+    """Every column of a table of curves over the steps, each in a small plot."""
     with path.open(newline="") as file:
         rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
     names = [name for name in rows[0] if name != "step"] if rows else []

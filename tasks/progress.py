@@ -1,7 +1,7 @@
-"""How a stage's progress is shown inside a task: the caller's choice, handed over beside Prefect's parameters.
+"""How a stage shows its progress inside a task. The caller chooses, outside of Prefect's parameters.
 
-Task parameters must be plain data, and a progress bar is not. Where nobody has chosen (a run started from the UI), a
-line every ten seconds goes to the run's log.
+Task parameters must be plain data, and a progress bar is not. If nobody has chosen, as in a run started from the UI, the
+run's log gets a line every ten seconds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from prefect import get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from ddsr_core.progress import Bar, ProgressFactory
+from tasks.run_pages import artifact_key
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -40,17 +43,13 @@ class _LoggedBar:
         self.logger.info("%s: %d/%d %s %s", self.title, self.done, self.total, self.unit, self.text)
 
     def show(self) -> None:
-        """Bring the progress artifact up to date; there is none before the first `LOG_EVERY_SECONDS`."""
+        """Update the progress artifact. There is none in the first `LOG_EVERY_SECONDS`."""
         try:
             self.publish(100 * self.done / max(1, self.total))
-        except httpx.HTTPError as error:  # no reason to stop what is being computed
+        except httpx.HTTPError as error:  # no reason to stop the computation
             self.logger.warning("progress is not shown: the Prefect server does not answer (%s)", error)
 
     def publish(self, percent: float) -> None:
-        from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-        from tasks.run_pages import artifact_key
-
         if self.artifact is None:
             key = f"ddsr-{artifact_key(self.title)}"
             self.artifact = create_progress_artifact(percent, key=key, description=f"{self.title}, {self.unit}")  # type: ignore[assignment]
@@ -60,9 +59,7 @@ class _LoggedBar:
 
 @contextmanager
 def logged(title: str, *, total: int, unit: str = "items", done: int = 0) -> Iterator[Bar]:
-    """A `ProgressFactory` that writes to the log of the Prefect run it is used in."""
-    from prefect import get_run_logger
-
+    """A `ProgressFactory` that writes to the log of the current Prefect run."""
     bar = _LoggedBar(title, total, unit, done, get_run_logger())
     yield bar
     bar.log()

@@ -1,4 +1,4 @@
-"""Runs that go on whatever dies: a crashed one is scheduled again, and one that loses the Prefect server waits for it."""
+"""What makes runs survive: a crashed run is scheduled again, and a run that loses the Prefect server waits for it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prefect.states import AwaitingRetry, Cancelled, Failed
 from ddsr_core.errors import DdsrError
 
 T = TypeVar("T")
-LOG = logging.getLogger("ddsr.attempts")
-#: One that always crashes must come to an end.
+LOG = logging.getLogger("ddsr.recovery")
+#: A run that always crashes must come to an end.
 MAX_ATTEMPTS = 10
-#: How long a run sits out that the server does not answer, beyond what Prefect's client does by itself.
+#: How long a run waits for a server that does not answer, beyond what Prefect's client waits.
 OUTAGE_SECONDS, OUTAGE_POLL_SECONDS = 1800.0, 3.0
 
 
@@ -27,22 +27,25 @@ def refuse_endless_crashes() -> None:
     """Fail the current flow run if it has begun more than `MAX_ATTEMPTS` times.
 
     Raises:
-        DdsrError: it has.
+        DdsrError: it has begun more often.
     """
     count = flow_run.run_count or 0
     if count > MAX_ATTEMPTS:
         raise DdsrError(
             f"this run has begun {count} times and never ended",
             where=f"flow run {flow_run.name}",
-            fix="see its log for what kills it (memory, mostly), and start a new run: finished stages are kept",
+            fix="see its log for what kills it (often memory), and start a new run: finished stages are kept",
         )
 
 
-def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
-    """Schedule a crashed run again, or end it as cancelled where it died while it was being cancelled; what was done.
+def restart(client: SyncPrefectClient, run: FlowRun) -> str:
+    """Schedule a crashed run again, or end it as cancelled if it died while it was being cancelled.
 
-    One that has crashed `MAX_ATTEMPTS` times fails, whether it had begun or not: Prefect counts only beginnings, and a pod
+    A run that has crashed `MAX_ATTEMPTS` times fails, whether it had begun or not: Prefect counts only beginnings, and a pod
     that gets no node never begins.
+
+    Returns:
+        What was done: ``scheduled again``, ``cancelled`` or ``failed``.
     """
     states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
     if sum(state.type == StateType.CRASHED for state in states) >= MAX_ATTEMPTS:
@@ -52,7 +55,7 @@ def go_on(client: SyncPrefectClient, run: FlowRun) -> str:
     if before and before[-1] in (StateType.CANCELLING, StateType.CANCELLED):
         client.set_flow_run_state(run.id, Cancelled(message="it died while it was being cancelled"), force=True)
         return "cancelled"
-    client.set_flow_run_state(run.id, AwaitingRetry(message="crashed: it goes on where it stood"))
+    client.set_flow_run_state(run.id, AwaitingRetry(message="crashed: it continues where it stopped"))
     return "scheduled again"
 
 
@@ -60,7 +63,7 @@ def retry_while_server_down(call: Callable[[], T]) -> T:
     """Call; if the Prefect server cannot be reached, call again until it can. ``call`` must be safe to repeat.
 
     Raises:
-        Exception: whatever else ``call`` raises, and an outage that outlasts `OUTAGE_SECONDS`.
+        Exception: whatever else ``call`` raises, and an outage that lasts longer than `OUTAGE_SECONDS`.
     """
     since: float | None = None
     while True:
@@ -75,7 +78,7 @@ def retry_while_server_down(call: Callable[[], T]) -> T:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an exception comes of a server that could not be reached or was not able to answer, not of our own work."""
+    """Whether an exception was caused by a server that could not be reached or could not answer, not by our own work."""
     chain = list(_causes(error))
     return any(_is_of_outage(item) for item in chain) and not any(isinstance(item, DdsrError) for item in chain)
 

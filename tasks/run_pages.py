@@ -1,4 +1,4 @@
-"""What a run leaves in the Prefect UI: a page for each stage, the tables of the run, and where its report is."""
+"""What a run shows in the Prefect UI: a page per stage, the tables of the run, and the place of its report."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from ddsr_core.storage.stage import Artifact
 from tasks.previews import pictures
 from tasks.recovery import retry_while_server_down
 
-#: Address of a web server that shows ``<home>/runs``. Browsers open no file:// link of a page that comes over http.
+#: Address of a web server that shows ``<home>/runs``. Browsers open no file:// link from a page that comes over http.
 REPORTS_URL = "DDSR_REPORTS_URL"
 DIGITS = 4
 
 
-def publish_stage(artifact: Artifact, label: str, there: bool) -> None:
-    """The page of a stage: what it was built from and with, what came of it, and pictures where it has some.
+def publish_stage(artifact: Artifact, label: str, cached: bool) -> None:
+    """The page of a stage: its inputs, settings and results, and pictures if it has some.
 
     Args:
         label: the task run's name.
-        there: it was found, not built.
+        cached: it was found in the store, not built.
     """
-    facts = artifact.manifest
-    verdict = "from the cache; it was built" if there else "built"
+    manifest = artifact.manifest
+    verdict = "from the cache; it was built" if cached else "built"
     text = [
-        f"**{label}**: {verdict} in {facts.seconds:.0f} s on {facts.device}, {facts.bytes / 1e6:.1f} MB, key `{facts.key}`",
+        f"**{label}**: {verdict} in {manifest.seconds:.0f} s on {manifest.device}, {manifest.bytes / 1e6:.1f} MB, "
+        f"key `{manifest.key}`",
         *(f"![{name}]({uri})" for name, uri in pictures(artifact).items()),
-        _table("result", "", facts.counts),
-        _table("setting", "value", facts.config),
-        _table("input", "digest", {name: digest[:16] for name, digest in facts.parents.items()}),
+        _table("result", "", manifest.counts),
+        _table("setting", "value", manifest.config),
+        _table("input", "digest", {name: digest[:16] for name, digest in manifest.parents.items()}),
     ]
     page = "\n\n".join(text)
     retry_while_server_down(
-        lambda: create_markdown_artifact(page, key=f"ddsr-{facts.stage}", description=f"{label}: {verdict}")
+        lambda: create_markdown_artifact(page, key=f"ddsr-{artifact_key(label)}", description=f"{label}: {verdict}")
     )
 
 
 def publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:
-    """Two tables, one row an SR network and one row a stage, and where ``report.html`` is.
+    """Two tables, with one row per SR network and one row per stage, and the place of ``report.html``.
 
     Args:
         run: its name below ``home/runs``.
@@ -69,20 +70,20 @@ def _report(run: str, home: str) -> str:
     base = os.environ.get(REPORTS_URL)
     place = f"`{home}/runs/{run}/report.html`" + ("" if "://" in home else f" on {socket.gethostname()}")
     if base:
-        return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nIt lies in {place}."
+        return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nThe file is {place}."
     return (
-        f"The report lies in {place}.\n\nA browser opens no file from here. For a link in this place, let a web server show "
-        f"`{home}/runs`, and set `{REPORTS_URL}` to its address for the workers."
+        f"The report is {place}.\n\nA browser opens no file from here. To get a link, serve `{home}/runs` with a web server "
+        f"and set `{REPORTS_URL}` to its address for the workers."
     )
 
 
-def _table(head: str, value: str, facts: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {_rounded(item)} |" for name, item in _flat(facts)]
+def _table(head: str, value: str, items: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | {_rounded(item)} |" for name, item in _flat(items)]
     return "\n".join([f"| {head} | {value} |", "|---|---|", *rows]) if rows else ""
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in facts.items():
+def _flat(items: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in items.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:

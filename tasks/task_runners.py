@@ -1,4 +1,4 @@
-"""Where work of one stage or one run is done side by side: Prefect's task runners by name."""
+"""Prefect's task runners by the names that a request uses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.parallel import begin_worker
 from ddsr_core.pipeline.request import Runner
 
-#: A head node that is there answers at once; one that is not must not take a minute to be missed.
+#: A head node that is up answers at once; a missing one should be reported within seconds, not minutes.
 RAY_ANSWERS_S = 10.0
-#: Bytes for what tasks hand over, which is next to nothing: their results lie in the home.
+#: Bytes for what tasks hand over, which is little: their results are in the home.
 RAY_OBJECTS = 2**27
 
 
 def task_runner(runner: Runner, workers: int) -> TaskRunner[Any]:
-    """Prefect's task runner of that name. Ray: the cluster that $RAY_ADDRESS names, else one of this machine.
+    """The task runner of that name. Ray means the cluster that $RAY_ADDRESS names, or else one of this machine alone.
 
     Args:
-        workers: at once; on a Ray cluster that is there already, as many as it has room for.
+        workers: how many at once; a running Ray cluster takes as many as it has room for.
 
     Raises:
         ConfigError: prefect-ray is not installed, or nothing answers at $RAY_ADDRESS.
@@ -47,17 +47,17 @@ def task_runner(runner: Runner, workers: int) -> TaskRunner[Any]:
 
 
 def check_answers(address: str) -> None:
-    """Make sure that something listens where a Ray cluster should be. Ray itself tries for minutes, then ends the process.
+    """Make sure that something listens at a Ray cluster's address. Ray itself tries for minutes, then ends the process.
 
     Raises:
-        ConfigError: nothing does, or it is no address.
+        ConfigError: nothing listens, or this is no address.
     """
     try:
         place = urlsplit(address if "://" in address else f"//{address}")
         host, port = place.hostname, place.port
     except ValueError:
         host, port = None, None
-    fix = "start one with `ray start --head` and name it as HOST:PORT, or unset RAY_ADDRESS for one of this machine alone"
+    fix = "start one (`ray start --head`) and name it as HOST:PORT, or unset RAY_ADDRESS to use this machine alone"
     if not host or not port:
         raise ConfigError("not the address of a Ray cluster", where=f"RAY_ADDRESS={address}", fix=fix)
     try:
@@ -67,10 +67,10 @@ def check_answers(address: str) -> None:
 
 
 def ray_resources(device: str) -> AbstractContextManager[None]:
-    """What Ray reserves for each task that is submitted meanwhile: a core, and a GPU where the work is for one.
+    """While this is open, Ray reserves a core for each submitted task, and a GPU if the work is for one.
 
     Args:
-        device: ``auto`` takes a GPU where the cluster has any.
+        device: ``auto`` takes a GPU if the cluster has any.
     """
     import ray
     from prefect_ray.context import remote_options

@@ -1,17 +1,17 @@
-"""GSDD, the paper's rival (Zhang et al., AAAI 2024): images inverted from the generator of an SR-GAN. Our reading of it.
+"""Stage `gsdd`: our reading of GSDD (Zhang et al., AAAI 2024), the distillation method that the paper compares with.
 
-No code of GSDD is public. What is written about it: the latent of a pretrained SR-GAN's generator is optimized image by
-image, so that the set's features match those of the real images of its class under one differentiable augmentation, with
-a regulariser of weight 0.1. What we took where nothing is written:
+GSDD has no public code. Published is: the latent of a pretrained SR-GAN's generator is optimized image by image, so that
+the set's features match those of the real images of its class under one differentiable augmentation, with a regularizer
+of weight 0.1. Where the publication leaves a choice, this module takes:
 
-- The latent of an image is the generator's input ``z``, an LR image ``(3, h, w)``, and the image is ``G(z)``. It begins at
-  the LR of a real patch of its class, or at noise around their mean.
-- Features are those of the generator's own trunk, of the HR images themselves (it is fully convolutional): the last feature
-  map at its input's resolution, averaged over a 4 x 4 grid, each of the averages in units of its deviation over real
-  patches, so that the two terms of the loss weigh the same for every network. Distribution matching (Zhao & Bilen 2023):
-  the mean over the set's images of a class comes near the mean over real ones, in squared distance.
-- The augmentation is a crop of half the side and one of eight turns, the same for real and synthetic images of a step.
-- The regulariser holds ``z`` near its beginning, in mean squared distance.
+- The latent of an image is the generator's input ``z``, an LR image ``(3, h, w)``, and the image is ``G(z)``. It is
+  initialized with the LR image of a real patch of its class, or with noise around their mean.
+- Features are those of the generator's own trunk on the HR images (it is fully convolutional): the last feature map at the
+  resolution of its input, averaged over a 4 x 4 grid, each average divided by its standard deviation over real patches, so
+  that both terms of the loss have the same weight for every network. Distribution matching (Zhao & Bilen 2023): the mean
+  over the set's images of a class approaches the mean over real ones, in squared distance.
+- The augmentation is a crop of half the side and one of eight symmetries, the same for real and synthetic images of a step.
+- The regularizer is the mean squared distance between ``z`` and its initial value.
 - Classes are the pseudo-labels, as there are no labels. The generator is trained here, on the accepted patches.
 """
 
@@ -20,38 +20,32 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ddsr_core.config import Runtime, StageConfig
+from ddsr_core.baselines.config import GSDDConfig
+from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
-from ddsr_core.imaging import images
+from ddsr_core.imaging.bicubic import make_lr, psnr_bic
+from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_parquet
+from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.sampling.allocation import images_per_label
+from ddsr_core.sr.data import count_images
+from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 GRID = 4
-#: Real patches of a class that its mean is taken over, at most: as many as fit into memory at 512 px.
+#: Most real patches of a class that its mean is taken over: at 512 px they fit into memory.
 POOL = 512
-#: Real patches that the features' deviations are taken over, at most.
+#: Most real patches that the standard deviations of the features are taken over.
 SCALE_SAMPLE = 64
-
-
-class GSDDConfig(StageConfig):
-    """How many images, and how they are inverted."""
-
-    count: int = Field(420, ge=1, description="images, as many as the distilled set has")
-    steps: int = Field(100, ge=0, le=100_000, description="optimizer steps a class; 0 leaves the beginning as it is")
-    learning_rate: float = Field(0.01, gt=0, le=1, description="of Adam on the latents, whose range is [0, 1]")
-    batch_real: int = Field(16, ge=1, le=1024, description="real patches a step")
-    regulariser: float = Field(0.1, ge=0, description="weight of the distance of a latent to its beginning")
-    start: Literal["real", "noise"] = Field("real", description="where a latent begins: the LR of a patch, or noise")
-    seed: int = Field(42, ge=0, lt=2**31, description="of beginnings, batches and crops")
 
 
 def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, out: Path, runtime: Runtime) -> StageResult:
@@ -59,23 +53,24 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
 
     Args:
         config: number of images and recipe.
-        patches: patches artifact; ``clusters``: its pseudo-labels.
-        generator: train_sr folder of a x4 network, adversarially trained for GSDD proper.
-        out: output folder; a class that is done stays in ``out/resume`` when a run is cut off.
+        patches: patches artifact.
+        clusters: clusters artifact with the pseudo-labels of the patches.
+        generator: train_sr folder of a network of the config's scale, which GSDD trains adversarially.
+        out: output folder. Finished classes stay in ``out/resume``, where an interrupted run continues.
         runtime: device and progress.
 
     Raises:
-        ConfigError: the generator does not enlarge by 4.
+        ConfigError: the generator has another scale.
         InputError: patches and clusters do not belong together.
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss is not finite.
     """
-    import pyarrow as pa
-
-    from ddsr_core.sr.weights import load_network
-
     loaded = load_network(generator)
-    if loaded.scale != 4:
-        raise ConfigError(f"the generator enlarges by {loaded.scale}, not by 4", where=generator)
+    if loaded.scale != config.scale:
+        raise ConfigError(
+            f"the generator upscales by {loaded.scale}, not by {config.scale}",
+            where=generator,
+            fix=f"train an x{config.scale} generator",
+        )
     network = loaded.module.to(runtime.device).requires_grad_(False)
     of_label = _patches_by_label(patches, clusters)
     shares = images_per_label(config.count, [len(ids) for ids in of_label])
@@ -85,17 +80,17 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
         for label, share in enumerate(shares):
             if not share:
                 continue
-            kept = out / RESUME / f"class-{label:04d}.npz"
-            if not kept.exists():
+            finished = out / RESUME / f"class-{label:04d}.npz"
+            if not finished.exists():
                 real = _read_pool(config, patches, of_label[label], label)
                 made, losses = invert(config, network, real, share, label, runtime.device)
                 buffer = io.BytesIO()
                 np.savez(buffer, images=made, losses=losses)
-                write_atomically(kept, buffer.getvalue())
-            with np.load(kept) as done:
-                rows += [_save(out, len(rows) + index, image, label) for index, image in enumerate(done["images"])]
+                write_atomically(finished, buffer.getvalue())
+            with np.load(finished) as done:
+                rows += [_save(config, out, len(rows) + index, image, label) for index, image in enumerate(done["images"])]
             bar.advance(share)
-    images.finish_image_set(out, rows, {"pseudo_label": pa.int32(), "psnr_bic": pa.float32()})
+    finish_image_set(out, rows, {"pseudo_label": pa.int32(), "psnr_bic": pa.float32()})
     curve = write_curves(out, [label for label, share in enumerate(shares) if share])
     counts = {
         "count": len(rows),
@@ -114,30 +109,30 @@ def invert(
     """Optimize the latents of one class.
 
     Args:
-        network: x4 generator, frozen, on the device.
+        config: recipe.
+        network: generator, frozen, on the device.
         real: patches of the class, ``uint8 (n, H, W, 3)``.
-        share: number of images.
-        label: of the class; draws depend on (seed, label, step) alone.
+        share: number of images of the class.
+        label: pseudo-label. Random numbers depend on (seed, label, step) alone.
+        device: torch device.
 
     Returns:
         Images ``uint8 (share, H, W, 3)`` and the loss of each step ``float64 (steps,)``.
     """
-    import torch
-
-    begin = beginnings(config, real, share, label).to(device)
-    unit = deviations(network, images.to_float(real[:SCALE_SAMPLE]).to(device))
-    z = begin.clone().requires_grad_(True)
+    initial = initial_latents(config, real, share, label).to(device)
+    unit = deviations(network, to_float(real[:SCALE_SAMPLE]).to(device))
+    z = initial.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([z], lr=config.learning_rate)
     losses = np.empty(config.steps)
     for step in range(config.steps):
         generator = np.random.default_rng([config.seed, label, step])
         chosen = generator.integers(len(real), size=config.batch_real)
-        batch = images.to_float(real[chosen]).to(device)
+        batch = to_float(real[chosen]).to(device)
         corner, turn = generator.random(2), int(generator.integers(8))
         with torch.no_grad():
             target = features(network, augment(batch, corner, turn)).mean(0)
         mean = features(network, augment(network(z), corner, turn)).mean(0)
-        loss = ((mean - target) / unit).square().mean() + config.regulariser * (z - begin).square().mean()
+        loss = ((mean - target) / unit).square().mean() + config.regularizer * (z - initial).square().mean()
         losses[step] = loss.item()
         if not np.isfinite(losses[step]):
             raise TrainingError(
@@ -152,44 +147,36 @@ def invert(
             z.clamp_(0, 1)
     with torch.no_grad():
         made = torch.cat([network(part) for part in z.split(config.batch_real)])
-    return images.to_uint8(made), losses
+    return to_uint8(made), losses
 
 
 def deviations(network: nn.Module, real: Tensor) -> Tensor:
-    """Sample deviation of each feature over real patches, ``(C * GRID**2,)``; 1 for those that hardly vary."""
-    import torch
-
+    """Standard deviation of each feature over real patches, ``(C * GRID**2,)``; 1 for features that hardly vary."""
     with torch.no_grad():
-        found = features(network, augment(real, np.array([0.5, 0.5]), 0))
-    spread = found.std(0) if len(found) > 1 else torch.zeros_like(found[0])
+        of_real = features(network, augment(real, np.array([0.5, 0.5]), 0))
+    spread = of_real.std(0) if len(of_real) > 1 else torch.zeros_like(of_real[0])
     return torch.where(spread > 1e-6, spread, torch.ones_like(spread))
 
 
-def beginnings(config: GSDDConfig, real: np.ndarray, share: int, label: int) -> Tensor:
-    """Where the latents of a class begin, ``float32 (share, 3, h, w)`` in [0, 1]."""
-    import torch
-
-    from ddsr_core.imaging.bicubic import make_lr
-
+def initial_latents(config: GSDDConfig, real: np.ndarray, share: int, label: int) -> Tensor:
+    """Initial latents of a class, ``float32 (share, 3, h, w)`` in [0, 1]."""
     generator = np.random.default_rng([config.seed, label])
     order = np.concatenate([generator.permutation(len(real)) for _ in range(-(-share // len(real)))])[:share]
-    lr = make_lr(images.to_float(real[order]))
-    if config.start == "real":
+    lr = make_lr(to_float(real[order]), config.scale)
+    if config.init == "real":
         return lr
     noise = torch.from_numpy(generator.standard_normal(lr.shape).astype(np.float32))
     return (lr.mean(dim=(0, 2, 3), keepdim=True) + lr.std() * noise).clamp(0, 1)
 
 
 def augment(batch: Tensor, corner: np.ndarray, turn: int) -> Tensor:
-    """One crop of half the side and one of the square's 8 symmetries, the same for every image; differentiable.
+    """Crop half the side and apply one of the square's 8 symmetries, the same for every image. Differentiable.
 
     Args:
         batch: ``(B, 3, H, W)``.
-        corner: top and left as shares of the room there is, in [0, 1).
+        corner: top and left as fractions of the possible offsets, in [0, 1).
         turn: ``turn % 4`` quarter turns, mirrored for ``turn >= 4``.
     """
-    import torch
-
     height, width = batch.shape[-2] // 2, batch.shape[-1] // 2
     top, left = int(corner[0] * (height + 1)), int(corner[1] * (width + 1))
     crop = torch.rot90(batch[..., top : top + height, left : left + width], turn % 4, (2, 3))
@@ -197,13 +184,11 @@ def augment(batch: Tensor, corner: np.ndarray, turn: int) -> Tensor:
 
 
 def features(network: nn.Module, batch: Tensor) -> Tensor:
-    """The generator's last feature map at the resolution of its input, averaged over a grid; ``(B, C * GRID**2)``.
+    """The generator's last feature map at the resolution of its input, averaged over a grid: ``(B, C * GRID**2)``.
 
     Raises:
         ConfigError: the network has no such feature map.
     """
-    import torch.nn.functional as F
-
     size = batch.shape[-2:]
     seen: list[Tensor] = []
 
@@ -219,19 +204,17 @@ def features(network: nn.Module, batch: Tensor) -> Tensor:
             hook.remove()
     if not seen:
         raise ConfigError(
-            "the generator has no feature map as large as its input", where="gsdd", fix="choose another network"
+            "the generator has no feature map at the resolution of its input", where="gsdd", fix="choose another network"
         )
     return F.adaptive_avg_pool2d(seen[0].float(), GRID).flatten(1)
 
 
 def _is_feature_map(output: object, size: tuple[int, ...]) -> bool:
-    import torch
-
     return isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[-2:] == size and output.shape[1] > 3
 
 
 def write_curves(out: Path, labels: list[int]) -> list[float]:
-    """``curves.csv``: the loss of each step, mean over the classes; returns it."""
+    """Write ``curves.csv``, the loss of each step averaged over the classes, and return these losses."""
     losses = []
     for label in labels:
         with np.load(out / RESUME / f"class-{label:04d}.npz") as done:
@@ -243,44 +226,42 @@ def write_curves(out: Path, labels: list[int]) -> list[float]:
 
 
 def _patches_by_label(patches: Path, clusters: Path) -> list[list[str]]:
-    """Ids of every pseudo-label's patches, in the order of the table."""
-    import pyarrow.parquet as pq
-
+    """Patch ids of every pseudo-label, in the order of the table."""
     sizes = json.loads((clusters / "summary.json").read_text())["sizes"]
     table = pq.read_table(clusters / "labels.parquet", columns=["patch_id", "pseudo_label"]).to_pydict()
     of_label: list[list[str]] = [[] for _ in sizes]
     for name, label in zip(table["patch_id"], table["pseudo_label"], strict=True):
         of_label[label].append(name)
     if sum(map(len, of_label)) != images_in(patches):
-        raise InputError("patches and clusters do not belong together", where=clusters, fix="give those of one run")
+        raise InputError(
+            "patches and clusters do not belong together", where=clusters, fix="use patches and clusters of the same run"
+        )
     return of_label
 
 
 def images_in(patches: Path) -> int:
     """Number of patches of an artifact."""
-    from ddsr_core.sr.data import count_images
-
     return count_images(patches)
 
 
 def _read_pool(config: GSDDConfig, patches: Path, ids: list[str], label: int) -> np.ndarray:
-    """At most `POOL` patches of a class, drawn at random, ``uint8 (n, H, W, 3)``."""
+    """At most `POOL` patches of a class, sampled at random: ``uint8 (n, H, W, 3)``."""
     chosen = set(np.random.default_rng([config.seed, label]).permutation(np.array(ids, object))[:POOL])
-    found = [
-        images.decode_rgb(row["image"]["bytes"], str(row["patch_id"]))
-        for row in images.read_image_parquet(patches)
+    pool = [
+        decode_rgb(row["image"]["bytes"], str(row["patch_id"]))
+        for row in read_image_parquet(patches)
         if row["patch_id"] in chosen
     ]
-    if len(found) != len(chosen):
-        raise InputError("patches and clusters do not belong together", where=patches, fix="give those of one run")
-    return np.stack(found)
+    if len(pool) != len(chosen):
+        raise InputError(
+            "patches and clusters do not belong together", where=patches, fix="use patches and clusters of the same run"
+        )
+    return np.stack(pool)
 
 
-def _save(out: Path, index: int, image: np.ndarray, label: int) -> dict[str, object]:
-    from ddsr_core.imaging.bicubic import psnr_bic
-
-    images.save_png(out / images.image_set_name(index), image)
-    return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(images.to_float(image))), 4)}
+def _save(config: GSDDConfig, out: Path, index: int, image: np.ndarray, label: int) -> dict[str, object]:
+    save_png(out / image_set_name(index), image)
+    return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(to_float(image), scale=config.scale)), 4)}
 
 
 STAGE = Stage("gsdd", version=2, run=run, config=GSDDConfig, section="III", on_gpu=True)

@@ -1,4 +1,4 @@
-"""The kinds of training set that SR networks are trained on and compared by: the only place that names them."""
+"""The kinds of training sets that SR networks are trained on and compared by, defined nowhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-#: Kinds of training set, in the order of tables: the baselines, ours, everything.
+#: Kinds of training sets in the order of tables: baselines, ours, everything.
 TrainingSetName = Literal[
     "random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", "base", "distilled", "full", "full-thresholded"
 ]
@@ -14,19 +14,20 @@ TrainingSetName = Literal[
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Facts of one kind of training set.
+    """One kind of training set.
 
     Attributes:
-        name: in configs, options, tables and ``report.json``.
-        meaning: what a table's legend says of it.
-        whole: everything there is: it has no number of images to be compared at.
-        drawn: made by a model in a run of the pipeline; ``ddsr train-sr`` cannot cut it out of a folder of photos.
+        name: name in configs, options, tables and ``report.json``.
+        meaning: description in the legend of a table.
+        whole: whether it contains all photos or patches, so that it has no number of images to be compared at.
+        generated: whether a run of the pipeline generates it with a model. ``ddsr train-sr`` cannot cut such a set out of
+            a folder of photos.
     """
 
     name: TrainingSetName
     meaning: str
     whole: bool = False
-    drawn: bool = False
+    generated: bool = False
 
 
 TRAINING_SETS: Mapping[TrainingSetName, TrainingSet] = {
@@ -37,12 +38,29 @@ TRAINING_SETS: Mapping[TrainingSetName, TrainingSet] = {
         TrainingSet("k-center", "crops that cover the embedding space"),
         TrainingSet("hdc", "crops with many edges, from every cluster of texture"),
         TrainingSet("loss-ranked", "crops that a small network finds hard, without the hardest"),
-        TrainingSet("gsdd", "images inverted from an SR-GAN's generator (our reading of GSDD)", drawn=True),
-        TrainingSet("base", "images sampled from the base model without fine-tuning", drawn=True),
-        TrainingSet("distilled", "images sampled from the fine-tuned model and selected", drawn=True),
+        TrainingSet("gsdd", "images inverted from an SR-GAN's generator (our reading of GSDD)", generated=True),
+        TrainingSet("base", "images sampled from the base model without fine-tuning", generated=True),
+        TrainingSet("distilled", "images sampled from the fine-tuned model and selected", generated=True),
         TrainingSet("full", "all photos, for as many iterations", whole=True),
         TrainingSet("full-thresholded", "all accepted patches, for as many iterations", whole=True),
     )
 }
-#: Kinds that are everything there is.
+#: Kinds that contain all photos or patches.
 WHOLE: tuple[TrainingSetName, ...] = tuple(name for name, kind in TRAINING_SETS.items() if kind.whole)
+#: What tables call `distilled` where a teacher network has restored detail in it (``sample.detail_restoration`` above 0).
+RESTORED_LABEL = "distilled + restored"
+RESTORED_MEANING = (
+    "the distilled images, their detail replaced by what a teacher SR network restores from their own LR images"
+)
+
+
+def label_of(source: str, restored: bool) -> str:
+    """What tables call a training set.
+
+    Args:
+        restored: whether detail was restored in the distilled images.
+
+    >>> label_of("distilled", True), label_of("distilled", False), label_of("random", True)
+    ('distilled + restored', 'distilled', 'random')
+    """
+    return RESTORED_LABEL if source == "distilled" and restored else source

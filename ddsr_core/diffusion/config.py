@@ -14,6 +14,7 @@ LAST_STEP_OF_SIGNAL = 258
 ClassRowInit = Literal["imagenet_rows", "null", "clip_nearest"]
 LsrMode = Literal["off", "pixels", "target"]
 X0Hat = Literal["x0", "difference"]
+Checkpointing = Literal["auto", "on", "decoder", "off"]
 
 
 class LatentsConfig(StageConfig):
@@ -116,18 +117,20 @@ class FinetuneConfig(StageConfig):
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="Precision of the networks. Noising and losses are always computed in float32."
     )
-    checkpointing: Literal["auto", "on", "off"] = Field(
+    checkpointing: Checkpointing = Field(
         "auto",
-        description="Recompute transformer blocks in the backward pass to save memory; auto does so if activations would "
-        "not fit on the GPU.",
+        description="What to recompute in the backward pass to save memory: decoder makes L_SR decode one image at a time, "
+        "on also recomputes transformer blocks, off nothing. auto takes the first of off, decoder, on that fits the GPU.",
     )
     compile: bool = Field(
         False, description="Compile the network with torch.compile. Worth it for thousands of steps on a GPU."
     )
     norm_every: int = Field(50, ge=1, description="Steps between measurements of the gradient norm of each loss term.")
     checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints that an interrupted run resumes from.")
-    sample_every: int = Field(
-        1_000, ge=1, description="Steps between sample sheets. One is also made before the first and after the last step."
+    sample_every: int | None = Field(
+        1_000,
+        ge=1,
+        description="Steps between sample sheets; one is also made before the first and after the last step. null: none.",
     )
     seed: int = Field(0, ge=0, description="Seed of batches, noise and label dropout.")
 

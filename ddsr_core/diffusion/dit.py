@@ -207,7 +207,7 @@ class DiT(nn.Module):
         c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, c, use_reentrant=False)
+                tokens = checkpoint(block, tokens, c, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens = block(tokens, c)
         return self.unpatchify(self.final_layer(tokens, c))

@@ -109,7 +109,8 @@ def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runti
     """Advance ``trainer`` to its last step, with sample sheets and checkpoints along the way."""
     config, writes, steps = trainer.config, trainer.group.rank == 0, trainer.config.total_steps(len(data))
     checkpoint = out / RESUME / "checkpoint.pt"
-    if trainer.step == 0 and writes:
+    writes_sheets = writes and config.sample_every is not None
+    if trainer.step == 0 and writes_sheets:
         write_sheet(trainer, out)
     with runtime.progress("Fine-tuning", total=steps, unit="steps", done=trainer.step) as bar:
         while trainer.step < steps:
@@ -122,7 +123,7 @@ def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runti
                     trainer.save(checkpoint)  # the state before the bad step
                 raise
             trainer.curve.append({"step": trainer.step, **row})
-            if writes and (trainer.step % config.sample_every == 0 or trainer.step == steps):
+            if writes_sheets and (trainer.step % (config.sample_every or 1) == 0 or trainer.step == steps):
                 write_sheet(trainer, out)
             if writes and trainer.step % config.checkpoint_every == 0:
                 trainer.save(checkpoint)

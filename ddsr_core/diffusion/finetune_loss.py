@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddsr_core.diffusion.base import Base
 from ddsr_core.diffusion.codec import Codec
@@ -29,6 +30,7 @@ class FinetuneLoss:
     Attributes:
         base: the network, with DiffFit's parameters, and its VAE.
         decoder: what L_SR decodes with: the base's own VAE, or a smaller one for the same latents.
+        slice_decoder: L_SR decodes one image at a time, and again in the backward pass, to save memory.
         lsr_share: factor of ``lambda_sr``, 0 to 1; see `FinetuneTrainer.adapt_lsr`.
     """
 
@@ -37,7 +39,7 @@ class FinetuneLoss:
         self.device = next(base.dit.parameters()).device
         self.schedule = Schedule(self.device)
         self.half = config.precision == "bf16"
-        self.lsr_share = 1.0
+        self.slice_decoder, self.lsr_share = False, 1.0
         self.predict: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(base.dit) if config.compile else base.dit
 
     def terms(
@@ -89,7 +91,15 @@ class FinetuneLoss:
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in about [-1, 1] for L_SR, decoded in ``config.precision``."""
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.half):
-            return self.decoder.decode(latents)
+            if not self.slice_decoder:
+                return self.decoder.decode(latents)
+            return torch.cat([recomputed(self.decoder.decode, latent[None]) for latent in latents])
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, computed again in the backward pass instead of storing its activations; it must not be random."""
+    result: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 def total(terms: dict[str, Tensor], group: ProcessGroup) -> Tensor:

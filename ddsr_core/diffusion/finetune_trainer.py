@@ -17,8 +17,9 @@ from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import Adapter, initialize_rows, unfreeze
 from ddsr_core.diffusion.distributed import ProcessGroup, SingleProcess
-from ddsr_core.diffusion.dit import DiT, DiTConfig
+from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.finetune_loss import TERMS, FinetuneLoss, gradients, total
+from ddsr_core.diffusion.memory import choose_checkpointing, free_memory
 from ddsr_core.diffusion.minimax import Memories
 from ddsr_core.diffusion.training_set import Batch, Part, TrainingSet, draw_batch, parts_of
 from ddsr_core.errors import InputError, TrainingError
@@ -26,10 +27,6 @@ from ddsr_core.storage.files import write_atomically
 
 #: Samples that are smoother than the patches by this much get the full weight of L_SR.
 LSR_BAND_DB = 1.0
-#: Numbers that DiffFit's backward pass needs per token, width and block, with fused attention; measured on DiT-XL/2.
-KEPT_PER_TOKEN = 16
-#: Share of the free GPU memory that activations may take before blocks are recomputed instead.
-MEMORY_SHARE = 0.7
 
 
 class StepResult(NamedTuple):
@@ -78,7 +75,9 @@ class FinetuneTrainer:
             keep_frozen_in_bf16(base.dit)
         self.memories = Memories.of_size(config.memory_size)
         self.loss = FinetuneLoss(base, config, decoder)
-        base.dit.checkpoint_blocks = wants_checkpointing(config, base.dit.config, self.loss.device)
+        free = free_memory(self.loss.device)
+        checkpointing = choose_checkpointing(config, base.dit.config, self.loss.decoder, free)
+        base.dit.checkpoint_blocks, self.loss.slice_decoder = checkpointing == "on", checkpointing in ("decoder", "on")
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.texture: list[dict[str, float]] = []
@@ -266,20 +265,3 @@ def keep_frozen_in_bf16(dit: DiT) -> None:
 
 def _sum(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     return {name: [x + y for x, y in zip(a[name], b[name], strict=True)] for name in b} if a else b
-
-
-def wants_checkpointing(config: FinetuneConfig, shape: DiTConfig, device: torch.device) -> bool:
-    """Whether blocks are recomputed in the backward pass: as configured, or if activations would not fit on the GPU."""
-    if config.checkpointing != "auto":
-        return config.checkpointing == "on"
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return activation_bytes(config, shape) > MEMORY_SHARE * free
-
-
-def activation_bytes(config: FinetuneConfig, shape: DiTConfig) -> int:
-    """Bytes that the DiT stores for the backward pass of one part of a batch: 1 GiB per image for DiT-XL/2-512 in bf16."""
-    tokens = (shape.latent_px // shape.patch) ** 2
-    images = config.batch_size // (config.accumulate * config.processes)
-    return images * tokens * shape.hidden * shape.depth * KEPT_PER_TOKEN * (2 if config.precision == "bf16" else 4)

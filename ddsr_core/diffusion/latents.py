@@ -7,10 +7,10 @@ runs the encoder (which costs as much as the DiT's own forward pass).
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import decode_rgb
 from ddsr_core.imaging.image_sets import read_image_parquet
 from ddsr_core.imaging.images import to_float, to_signed
-from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.storage.files import TEMPORARY, allocate, write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 MEAN, LOG_VARIANCE, PATCHES = "mean.npy", "log_variance.npy", "patches.parquet"
@@ -148,11 +148,24 @@ class _Journal:
 
 def _put(path: Path, values: np.ndarray, start: int, total: int) -> None:
     """Write ``values (2, B, …)`` at patch ``start`` of the array file, which is created at its full size."""
-    shape = (2, total, *values.shape[2:])
-    mode: Any = "r+" if path.exists() else "w+"
-    array = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
+    if not path.exists():
+        _allocate(path, (2, total, *values.shape[2:]))
+    array = np.lib.format.open_memmap(path, mode="r+")
     array[:, start : start + values.shape[1]] = values
     array.flush()
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> None:
+    """Create an array file of float16 zeros with all its disk space.
+
+    A sparse file would end the process (SIGBUS) as soon as the disk is full; here that is an OSError.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        allocate(file, file.tell() + 2 * math.prod(shape))
+    temporary.replace(path)
 
 
 def _write_patches(path: Path, names: list[str], psnr: list[float]) -> None:

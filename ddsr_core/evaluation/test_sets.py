@@ -1,39 +1,33 @@
-"""Test sets as they are published: which files are HR images, and which LR image belongs to each."""
+"""Published layouts of test sets: which files are HR images, and which LR image belongs to each."""
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from ddsr_core.errors import InputError
+from ddsr_core.imaging.decode import UnusableImage, image_size
 from ddsr_core.imaging.photos import Photo, iter_photos
 
-#: Folders of HR images, and of LR images beside them ({scale} is filled in); glob patterns, the first that is there.
+#: Folders of HR images, and of LR images beside them ({scale} is filled in). Glob patterns; the first match counts.
 HR_FOLDERS = ("HR", "GT", "GTmod*", "*_HR")
 LR_FOLDERS = ("LRx{scale}", "LR_bicubic/X{scale}", "LRbicx{scale}", "*_LR_bicubic/X{scale}", "LR/X{scale}", "LR")
 
 _SRF = re.compile(r"(?P<name>.*)_SRF_(?P<scale>\d+)_(?P<kind>HR|LR)")
-_EXIF_ORIENTATION = 0x0112
-#: Orientations from this one on lie on their side.
-_ON_ITS_SIDE = 5
 
 
 @dataclass(frozen=True)
 class HrImage:
-    """An HR image and, in a set of pairs, its given LR image."""
+    """An HR image, with its LR image if the test set contains pairs."""
 
     hr: Photo
     lr: Photo | None = None
 
 
 def find_pairs(test: Path | str, scale: int = 4, mod_crop: int = 0) -> list[HrImage]:
-    """The images of a test set, in order of name.
+    """The images of a test set, ordered by name.
 
     ========================================================  =================================================
     layout                                                    what is taken
@@ -49,11 +43,11 @@ def find_pairs(test: Path | str, scale: int = 4, mod_crop: int = 0) -> list[HrIm
 
     Args:
         test: a folder, or any other photo source.
-        scale: enlargement that the pairs are for.
-        mod_crop: an HR image may be larger than its LR image times ``scale`` by less than this, or than ``scale``.
+        scale: upsampling factor of the pairs.
+        mod_crop: HR images may exceed ``scale`` times their LR image by less than this, or than ``scale``.
 
     Raises:
-        InputError: there is no image, an image of a pair has no partner, or the partner is not of ``1 / scale`` the size.
+        InputError: no images, an image of a pair without its partner, or a partner that is not ``1 / scale`` as large.
     """
     folder = Path(test).expanduser()
     if folder.is_dir():
@@ -68,22 +62,22 @@ def find_pairs(test: Path | str, scale: int = 4, mod_crop: int = 0) -> list[HrIm
 
 
 def spare_px(hr: tuple[int, int], lr: tuple[int, int], scale: int, mod_crop: int = 0) -> tuple[int, int]:
-    """How much larger an HR image is than its LR image times ``scale``; sizes in pixels, in one order.
+    """By how many pixels an HR image exceeds ``scale`` times its LR image. Both sizes are in the same order.
 
     Raises:
-        InputError: negative, or as much as ``scale`` and ``mod_crop``.
+        InputError: the excess is negative, or not below ``scale`` and ``mod_crop``.
     """
     spare = hr[0] - lr[0] * scale, hr[1] - lr[1] * scale
     if min(spare) < 0 or max(spare) >= max(mod_crop, scale):
         raise InputError(
             f"LR {lr[0]}x{lr[1]} is not HR {hr[0]}x{hr[1]} divided by {scale}",
-            fix=f"give LR images of 1/{scale} the size",
+            fix=f"provide LR images of 1/{scale} the size",
         )
     return spare
 
 
 def _srf_pairs(folder: Path, scale: int) -> list[HrImage]:
-    """Pairs of files ``*_SRF_<scale>_HR`` and ``_LR``, between which other methods' results may lie."""
+    """Pairs of files ``*_SRF_<scale>_HR`` and ``_LR``. Results of other methods in the same folder are ignored."""
     named = [(match, photo) for photo in iter_photos(folder) if (match := _SRF.fullmatch(_stem(photo)))]
     if not named:
         return []
@@ -135,7 +129,7 @@ def _stem(photo: Photo) -> str:
 
 def _check_sizes(pair: HrImage, scale: int, mod_crop: int) -> None:
     sizes = [_size(photo) for photo in (pair.hr, pair.lr) if photo]
-    if len(sizes) == 1 or None in sizes:  # one that cannot be read is skipped with its reason when its turn comes
+    if len(sizes) == 1 or None in sizes:  # an unreadable image is skipped with its reason when it is measured
         return
     hr, lr = (size for size in sizes if size)
     try:
@@ -145,12 +139,8 @@ def _check_sizes(pair: HrImage, scale: int, mod_crop: int) -> None:
 
 
 def _size(photo: Photo) -> tuple[int, int] | None:
-    """Width and height as shown, from the file's header."""
+    """Width and height as shown, from the file's header; None if it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(photo.load()))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return image_size(photo.bytes())
+    except UnusableImage:
         return None
-    on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) >= _ON_ITS_SIDE
-    return (image.height, image.width) if on_its_side else (image.width, image.height)

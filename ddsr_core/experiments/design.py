@@ -1,9 +1,9 @@
 """Experiments on the method: variants of one config, each with several seeds, and the tables that compare them.
 
-A variant changes a few fields and nothing else, so that all of them share the stages before the change. Within a column
-every training set has as many images (but for the whole data), and each network the same recipe and iterations on them; a
-seed means the same fine-tuning noise, sampling noise, crops and SR initialization in every variant, so that differences can
-be taken seed by seed.
+A variant changes a few fields and nothing else, so all variants share the stages before the change. Within a column every
+training set has the same number of images (except the full data), and each network is trained on each of them by the same
+recipe for the same number of iterations. A seed fixes the fine-tuning noise, sampling noise, crops and SR initialization of
+every variant, so differences are taken seed by seed.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.names import RESTORED_MEANING, TRAINING_SETS, TrainingSetName
+from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.pipeline.config import PipelineConfig, merge
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
 
-#: What every variant is compared with, seed by seed.
+#: Every variant is compared with this one, seed by seed.
 REFERENCE = "random"
-METRICS = (("psnr_y", "PSNR-Y, dB", 3), ("ssim_y", "SSIM-Y", 4), ("lpips", "LPIPS", 4))
-FACTS = (
+#: Statistics of a training set's images in tables: name, heading, digits.
+STATISTICS = (
     ("psnr_bic_mean", "PSNR_bic of the images, dB", 2),
-    ("psnr_bic_real_mean", "of the accepted patches, dB", 2),
+    ("psnr_bic_real_mean", "PSNR_bic of the accepted patches, dB", 2),
     ("max_cosine_to_train", "max cosine to a patch", 3),
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A training set made in another way: its name, what it is, and the fields that differ from the config.
+    """One kind of training set in an experiment.
 
     Attributes:
-        source: ``distilled``, or what the networks are trained on instead.
-        images: size of the set; None for the config's ``sample.count``, or where it is all there is.
+        name: in tables and files.
+        meaning: what it is, for the legend of a table.
+        changes: fields that differ from the config of the experiment.
+        source: ``distilled``, or the training set that the networks get instead.
+        images: size of the set; None for the config's ``sample.count`` or for the full data.
     """
 
     name: str
@@ -55,7 +59,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Network:
-    """An SR network of an experiment: what tables call it, its architecture, and fields of its recipe that differ."""
+    """An SR network of an experiment: its name in tables, its architecture, and the fields of its recipe that differ."""
 
     name: str
     arch: str
@@ -66,16 +70,29 @@ class Network:
         return TrainSRConfig.model_validate(merge(base.sr.recipe(self.arch, seed).model_dump(), self.recipe))
 
 
-_AS_DRAWN = {"oversample": 1, "max_cosine": 1.0, "detail_restoration": 0.0}
-_BARE = {"lambda_r": 0.0, "lambda_d": 0.0, "lsr_mode": "off"}
+#: Images as the diffusion model samples them: none is selected, none restored.
+_AS_SAMPLED = {"oversample": 1, "max_cosine": 1.0, "detail_restoration": 0.0}
+_WITHOUT_EXTRA_LOSSES = {"lambda_r": 0.0, "lambda_d": 0.0, "lsr_mode": "off"}
 
-#: The parts of the method, added one by one.
+#: The parts of the method, one more per variant.
 ABLATION = (
-    Variant("base", "the base model as it is", {"finetune": {"steps": 0, "epochs": None}, "sample": _AS_DRAWN}),
-    Variant("difffit", "fine-tuned by DiffFit with L_simple alone", {"finetune": _BARE, "sample": _AS_DRAWN}),
-    Variant("minimax", "+ L_r and L_d", {"finetune": {"lsr_mode": "off"}, "sample": _AS_DRAWN}),
-    Variant("lsr-paper", "+ L_SR as the paper words it", {"finetune": {"lsr_mode": "pixels"}, "sample": _AS_DRAWN}),
-    Variant("lsr-target", "+ L_SR `target` instead", {"finetune": {"lsr_mode": "target"}, "sample": _AS_DRAWN}),
+    Variant(
+        "base",
+        TRAINING_SETS["base"].meaning,
+        {"finetune": {"steps": 0, "epochs": None}, "sample": _AS_SAMPLED},
+    ),
+    Variant(
+        "difffit", "fine-tuned by DiffFit with L_simple alone", {"finetune": _WITHOUT_EXTRA_LOSSES, "sample": _AS_SAMPLED}
+    ),
+    Variant("minimax", "`difffit` + L_r and L_d", {"finetune": {"lsr_mode": "off"}, "sample": _AS_SAMPLED}),
+    Variant(
+        "lsr-paper", "`minimax` + L_SR as the paper words it", {"finetune": {"lsr_mode": "pixels"}, "sample": _AS_SAMPLED}
+    ),
+    Variant(
+        "lsr-target",
+        "`minimax` + L_SR with `lsr_mode=target`",
+        {"finetune": {"lsr_mode": "target"}, "sample": _AS_SAMPLED},
+    ),
     Variant(
         "select",
         "`lsr-target`, over-sampled and selected",
@@ -83,31 +100,34 @@ ABLATION = (
     ),
     Variant(
         "restored",
-        "`select`, its detail restored",
+        f"`select` with restored detail: {RESTORED_MEANING}",
         {"finetune": {"lsr_mode": "target"}, "sample": {"detail_restoration": 1.0}},
     ),
 )
-#: What the variants are measured against: other training sets for the same networks.
-BASELINES = (
-    Variant("random", "random crops of the photos", source="random"),
-    Variant("threshold", "accepted patches, drawn at random", source="threshold"),
-    Variant("full", "all photos, as many iterations", source="full"),
-)
+
+
+def baseline(kind: TrainingSetName, images: int | None = None) -> Variant:
+    """A training set that distilled sets are compared with."""
+    return Variant(kind, TRAINING_SETS[kind].meaning, source=kind, images=images)
+
+
+BASELINES = tuple(baseline(kind) for kind in ("random", "threshold", "full"))
 
 
 @dataclass(frozen=True)
 class Design:
-    """An experiment: its training sets, its networks, and how its table is laid out.
+    """An experiment: its training sets, its networks, and the layout of its tables.
 
     Attributes:
-        name: of the command's choice and of the files.
+        name: of the experiment and its files.
         distilled: at least one.
-        baselines: what the distilled sets are measured against.
-        networks: none for those of the config, ``sr.archs``.
-        columns: what the columns of its tables are; None for one row a training set and network.
-        metrics: what its tables and plots show.
-        title, notes: stand above the tables and below them.
-        with_paper: whether the paper's cells are comparable and stand under ours.
+        baselines: what the distilled sets are compared with.
+        networks: empty for those of the config, ``sr.archs``.
+        columns: what the columns of its tables are; None for one row per training set and network.
+        metrics: shown in its tables and plots.
+        title: above the tables.
+        notes: below the tables.
+        with_paper: whether the paper's figures are comparable and are printed under ours.
     """
 
     name: str
@@ -115,7 +135,7 @@ class Design:
     baselines: tuple[Variant, ...]
     networks: tuple[Network, ...] = ()
     columns: Literal["images", "iterations"] | None = None
-    metrics: tuple[str, ...] = ("psnr_y", "ssim_y", "lpips")
+    metrics: tuple[MetricName, ...] = ("psnr_y", "ssim_y", "lpips")
     title: str = ""
     notes: tuple[str, ...] = ()
     with_paper: bool = False
@@ -125,7 +145,7 @@ class Design:
         return (*self.distilled, *self.baselines)
 
     def networks_of(self, config: PipelineConfig) -> tuple[Network, ...]:
-        """Its networks, or those of a config."""
+        """The networks of the design; those of the config if it names none."""
         return self.networks or tuple(Network(arch, arch) for arch in config.sr.archs)
 
 
@@ -134,28 +154,29 @@ ABLATION_DESIGN = Design("ablation", ABLATION, BASELINES)
 
 @dataclass(frozen=True)
 class Cell:
-    """One SR network of an experiment.
+    """One trained and measured SR network of an experiment.
 
     Attributes:
-        network: what the tables call it.
+        variant: name of its training set.
+        network: its name in tables.
         metrics: means over the test photos, such as ``psnr_y``.
-        images: size of its training set; None if that is all photos or all accepted patches.
+        statistics: of its training images, such as ``psnr_bic_mean``; empty for training sets that have none.
+        images: size of its training set; None for all photos or all accepted patches.
         iterations: of its training.
-        facts: of its training set, such as ``psnr_bic_mean``; empty where there are none.
     """
 
     variant: str
     network: str
     seed: int
     metrics: Mapping[str, float]
-    facts: Mapping[str, float] = field(default_factory=dict)
+    statistics: Mapping[str, float] = field(default_factory=dict)
     images: int | None = None
     iterations: int | None = None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; the deviation of a single seed is 0."""
+    """Mean and sample standard deviation over seeds. The deviation of a single seed is 0."""
 
     mean: float
     deviation: float
@@ -165,15 +186,16 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
-    def text(self, digits: int) -> str:
-        spread = f" ± {self.deviation:.{digits}f}" if self.count > 1 else ""  # one seed has none
-        return f"{self.mean:.{digits}f}{spread}"
+    def text(self, digits: int, sign: str = "") -> str:
+        """Such as ``25.20 ± 0.03``; without deviation for one seed. ``sign="+"`` writes a plus before a positive mean."""
+        deviation = f" ± {self.deviation:.{digits}f}" if self.count > 1 else ""
+        return f"{self.mean:{sign}.{digits}f}{deviation}"
 
 
 def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """A row a variant and network, in the order of their first cells: `Spread` of every metric and fact.
+    """One row per variant and network, in the order of their first cells: `Spread` of every metric and statistic.
 
-    ``difference`` is that of PSNR-Y to random crops, taken seed by seed; None where no seed has both.
+    ``difference`` is PSNR-Y minus that of random crops, taken seed by seed; None if no seed has both.
     """
     cells = list(cells)
     reference = {(cell.network, cell.seed): cell.metrics["psnr_y"] for cell in cells if cell.variant == REFERENCE}
@@ -187,7 +209,7 @@ def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:
                 "network": network,
                 "seeds": len(mine),
                 "metrics": {name: Spread.of([cell.metrics[name] for cell in mine]) for name in mine[0].metrics},
-                "facts": {name: Spread.of([cell.facts[name] for cell in mine]) for name in mine[0].facts},
+                "statistics": {name: Spread.of([cell.statistics[name] for cell in mine]) for name in mine[0].statistics},
                 "difference": Spread.of(paired) if paired else None,
             }
         )
@@ -195,56 +217,64 @@ def summarize(cells: Iterable[Cell]) -> list[dict[str, Any]]:
 
 
 def seeds_note(cells: Sequence[Cell]) -> str:
-    """What the numbers of a table are."""
+    """The sentence under a table that says what its numbers are."""
     if len({cell.seed for cell in cells}) <= 1:
-        return "One seed: it says where to look, and nothing can be claimed from it."
+        return "One seed: differences may be noise. Run at least three seeds before you draw a conclusion."
     return "Mean ± sample standard deviation over seeds; differences are taken seed by seed."
 
 
-def as_markdown(cells: Sequence[Cell], bicubic: Mapping[str, float], variants: Sequence[Variant], about: str) -> str:
-    """The table with what it was made by above it, and what each variant is below it."""
-    measured = [metric for metric in METRICS if metric[0] in bicubic]
-    header = ["training set", "network", "seeds", *(title for _, title, _ in measured), "against random, dB"]
-    header += [title for _, title, _ in FACTS]
+def as_markdown(cells: Sequence[Cell], bicubic: Mapping[str, float], design: Design, about: str) -> str:
+    """The table of an experiment without columns: how it was made, one row per training set and network, the legend."""
+    metrics = [METRICS[name] for name in design.metrics if name in bicubic]
+    header = ["training set", "network", "seeds", *(metric.heading for metric in metrics), "against random, dB"]
+    header += [heading for _, heading, _ in STATISTICS]
     bicubic_row = [
         "bicubic",
         "",
         "",
-        *(f"{bicubic[name]:.{digits}f}" for name, _, digits in measured),
+        *(metric.text(bicubic[metric.name]) for metric in metrics),
         "",
-        *("" for _ in FACTS),
+        *("" for _ in STATISTICS),
     ]
-    lines = [about, "", _line(header), _line(["---"] * len(header)), _line(bicubic_row)]
+    lines = [about, "", markdown_row(header), markdown_row(["---"] * len(header)), markdown_row(bicubic_row)]
     for row in summarize(cells):
         difference = row["difference"]
-        known = [row["metrics"][name].text(digits) for name, _, digits in measured]
-        facts = [row["facts"][name].text(digits) if name in row["facts"] else "" for name, _, digits in FACTS]
+        values = [row["metrics"][metric.name].text(metric.digits) for metric in metrics]
+        statistics = [
+            row["statistics"][name].text(digits) if name in row["statistics"] else "" for name, _, digits in STATISTICS
+        ]
         against = difference.text(3) if difference and row["variant"] != REFERENCE else ""
-        lines.append(_line([row["variant"], row["network"], str(row["seeds"]), *known, against, *facts]))
-    lines += ["", seeds_note(cells), ""]
-    lines += [f"- `{variant.name}`: {variant.meaning}" for variant in variants]
+        lines.append(markdown_row([row["variant"], row["network"], str(row["seeds"]), *values, against, *statistics]))
+    lines += ["", seeds_note(cells), "", *legend(design)]
     return "\n".join(lines) + "\n"
 
 
-def _line(values: Iterable[str]) -> str:
+def legend(design: Design) -> list[str]:
+    """One line per training set: its name and what it is."""
+    meanings = {variant.name: variant.meaning for variant in design.variants}
+    return [f"- `{name}`: {meaning}" for name, meaning in meanings.items()]
+
+
+def markdown_row(values: Iterable[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(values)} |"
 
 
 def as_csv(cells: Iterable[Cell]) -> str:
-    """Every cell as it was measured."""
+    """One row per cell, with every metric and statistic as it was measured."""
     cells = list(cells)
     names = sorted({name for cell in cells for name in cell.metrics})
-    facts = sorted({name for cell in cells for name in cell.facts})
+    statistics = sorted({name for cell in cells for name in cell.statistics})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["variant", "network", "images", "iterations", "seed", *names, *facts])
+    writer.writerow(["variant", "network", "images", "iterations", "seed", *names, *statistics])
     for cell in cells:
-        values = [cell.metrics.get(name, "") for name in names] + [cell.facts.get(name, "") for name in facts]
+        values = [cell.metrics.get(name, "") for name in names] + [cell.statistics.get(name, "") for name in statistics]
         writer.writerow([cell.variant, cell.network, cell.images, cell.iterations, cell.seed, *values])
     return buffer.getvalue()
 
 
 def as_json(cells: Iterable[Cell], bicubic: Mapping[str, float], about: str) -> str:
-    """What the tables are made of, for programs."""
-    facts = {"about": about, "bicubic": dict(bicubic), "cells": [asdict(cell) for cell in cells]}
-    return json.dumps(facts, indent=2) + "\n"
+    """The cells and the bicubic row as JSON."""
+    content = {"about": about, "bicubic": dict(bicubic), "cells": [asdict(cell) for cell in cells]}
+    return json.dumps(content, indent=2) + "\n"

@@ -1,69 +1,52 @@
-"""The paper's tables as experiments: what is trained on what, at which numbers of images; and the paper's own cells.
+"""The paper's tables as experiments: which training sets, networks and numbers of images; and the paper's own figures.
 
-`design_of` names every experiment of ``ddsr reproduce``. ``paper`` is the networks and numbers of the paper, ``mini`` the
-same tables with small networks and few images, for a machine without a GPU.
+`design_of` returns the design of every experiment of ``ddsr reproduce``. Protocol ``paper`` has the networks and numbers of
+images of the paper; protocol ``mini`` has the same tables with small networks and few images, for a machine without a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS, WHOLE, TrainingSetName
 from ddsr_core.errors import ConfigError
-from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant
-from ddsr_core.pipeline.config import Preset, merge
+from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant, baseline
+from ddsr_core.experiments.names import EXPERIMENTS, ExperimentName, ProtocolName
+from ddsr_core.metrics.spec import MetricName
+from ddsr_core.pipeline.config import merge
 
-Scale = Literal["mini", "paper"]
-ExperimentName = Literal["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"]
+#: Numbers of training images; Table III has only the larger ones.
+COUNTS: Mapping[ProtocolName, tuple[int, ...]] = {"mini": (7, 70), "paper": (7, 35, 70, 140, 280, 420)}
+COUNTS_3: Mapping[ProtocolName, tuple[int, ...]] = {"mini": (7, 70), "paper": (140, 280, 420)}
+BUDGETS: Mapping[ProtocolName, tuple[int, ...]] = {"mini": (300, 1_000, 3_000), "paper": (10_000, 30_000, 100_000)}
 
-#: The preset that a scale is laid over where none is named.
-DEFAULT_PRESET: Mapping[Scale, Preset] = {"mini": "demo", "paper": "best"}
-
-#: Numbers of training images; Table III's are the larger ones.
-COUNTS: Mapping[Scale, tuple[int, ...]] = {"mini": (7, 70), "paper": (7, 35, 70, 140, 280, 420)}
-COUNTS_3: Mapping[Scale, tuple[int, ...]] = {"mini": (7, 70), "paper": (140, 280, 420)}
-BUDGETS: Mapping[Scale, tuple[int, ...]] = {"mini": (300, 1_000, 3_000), "paper": (10_000, 30_000, 100_000)}
-
-#: What moved the small set most (docs/results): L_SR off, a choice by SR gain, and restored detail.
+#: What improves the small set most (docs/results): no L_SR, and selection by SR gain.
 _BY_GAIN = {"oversample": 10, "sr_gain_share": 0.2, "allocation": "proportional"}
-#: Every one as it is drawn, begun at patches that are spread over their cluster; copies are not refused, as a weak start
-#: gives hardly anything else.
-_BEGUN = {
+#: Samples that start at patches spread over their cluster, without selection. Copies are not refused: at low strength
+#: hardly anything else is sampled.
+_FROM_PATCHES = {
     "init": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
     "max_cosine": 1.0, "detail_restoration": 0.0,
 }  # fmt: skip
-#: Images as the diffusion model draws them, chosen, with nothing done to them: as near to the paper as ddsr-tiny allows.
-DRAWN: Mapping[Scale, Mapping[str, Any]] = {
+#: Images as the diffusion model samples them, then selected and not changed: as close to the paper as ddsr-tiny allows.
+DISTILLED: Mapping[ProtocolName, Mapping[str, Any]] = {
     "mini": {"finetune": {"lsr_mode": "off"}, "sample": {**_BY_GAIN, "detail_restoration": 0.0}},
     "paper": {"sample": {"detail_restoration": 0.0}},
 }
-#: The same with detail restored.
-DISTILLED: Mapping[Scale, Mapping[str, Any]] = {
-    scale: merge(changes, {"sample": {"detail_restoration": 1.0}}) for scale, changes in DRAWN.items()
+#: The same images with restored detail.
+RESTORED: Mapping[ProtocolName, Mapping[str, Any]] = {
+    protocol: merge(changes, {"sample": {"detail_restoration": 1.0}}) for protocol, changes in DISTILLED.items()
 }
-NEAR: Mapping[Scale, Mapping[str, Any]] = {
-    scale: merge(changes, {"sample": {**_BEGUN, "strength": 0.1}}) for scale, changes in DRAWN.items()
+NEAR_COPIES = "near-copies"
+NEAR_COPIES_MEANING = "images sampled from patches noised to t = 100: nearly copies of them"
+NEAR_COPIES_CHANGES: Mapping[ProtocolName, Mapping[str, Any]] = {
+    protocol: merge(changes, {"sample": {**_FROM_PATCHES, "strength": 0.1}}) for protocol, changes in DISTILLED.items()
 }
 
-MEANINGS: Mapping[TrainingSetName, str] = {
-    "distilled": "images drawn by this method from pure noise, their detail restored from their own LR images",
-    "gsdd": "inverted from an SR-GAN's generator, our reading of GSDD",
-    "base": "images of the base model as it is",
-    "threshold": "accepted patches, drawn at random",
-    "random": "random crops of the photos",
-    "k-center": "crops that cover the embedding space",
-    "hdc": "crops with many edges, from every cluster of texture",
-    "loss-ranked": "crops that a small network finds hard, without the hardest",
-    "full": "all photos, as many iterations",
-    "full-thresholded": "all accepted patches, as many iterations",
-}
-DRAWN_MEANING = "the same images as they were drawn"
-NEAR_MEANING = "drawn from patches noised to t = 100: nearly copies of them"
-WHOLE: tuple[TrainingSetName, ...] = ("full", "full-thresholded")
-
-#: In miniature one convolutional network and one transformer (half the iterations: a step takes it longer).
-_PSNR_NETWORKS: Mapping[Scale, tuple[Network, ...]] = {
+#: Protocol mini has one convolutional network and one transformer; the latter gets half the iterations, as its steps take
+#: longer.
+_PSNR_NETWORKS: Mapping[ProtocolName, tuple[Network, ...]] = {
     "mini": (Network("EDSR", "edsr-small"), Network("SRFormer", "srformer-small", {"iterations": 500})),
     "paper": (
         Network("EDSR", "edsr"),
@@ -72,178 +55,175 @@ _PSNR_NETWORKS: Mapping[Scale, tuple[Network, ...]] = {
         Network("HiT-SR", "hit-srf"),
     ),
 }
-#: RealSR's VGG-style discriminator wants crops of 128 px: for small patches the U-Net stands in for it. On a CPU a step
-#: against a discriminator takes ten times as long as one on L1: hence the small batch and budget.
+#: RealSR's VGG-style discriminator needs crops of 128 px, so small patches use the U-Net instead. On a CPU a step with a
+#: discriminator takes ten times as long as one on L1: hence the small batch and the few iterations.
 _SMALL_GAN = {"discriminator": "unet", "discriminator_channels": 16, "learning_rate": 2e-4}
 _SMALL_STEPS = {"learning_rate": 1e-3, "batch_size": 4, "iterations": 400}
-_REAL_ESRGAN: Mapping[Scale, Network] = {
+_REAL_ESRGAN: Mapping[ProtocolName, Network] = {
     "mini": Network("Real-ESRGAN", "rrdbnet-small", {**_SMALL_STEPS, "gan": {"recipe": "real-esrgan", **_SMALL_GAN}}),
     "paper": Network("Real-ESRGAN", "rrdbnet", {"gan": {"recipe": "real-esrgan"}}),
 }
-_REALSR: Mapping[Scale, Network] = {
+_REALSR: Mapping[ProtocolName, Network] = {
     "mini": Network("RealSR", "rrdbnet-small", {**_SMALL_STEPS, "gan": {"recipe": "realsr", **_SMALL_GAN}}),
     "paper": Network("RealSR", "rrdbnet", {"gan": {"recipe": "realsr"}}),
 }
 
 
-def design_of(name: ExperimentName, scale: Scale) -> Design:
-    """An experiment of ``ddsr reproduce`` at a scale.
+def design_of(name: ExperimentName, protocol: ProtocolName) -> Design:
+    """The design of an experiment under a protocol.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: unknown experiment.
     """
+    gan: tuple[MetricName, ...] = ("ssim_y", "lpips", "psnr_y")
     match name:
         case "ablation":
             return ABLATION_DESIGN
         case "table1":
-            return _grid(name, "Table I: GAN networks, distilled against GSDD", scale, ("gsdd", "full"),
-                         COUNTS, (_REALSR[scale], _REAL_ESRGAN[scale]), ("ssim_y", "lpips", "psnr_y"))  # fmt: skip
+            networks = (_REALSR[protocol], _REAL_ESRGAN[protocol])
+            return _grid(name, protocol, ("gsdd", "full"), networks, gan)
         case "table2":
-            return _grid(name, "Table II: networks trained on L1", scale, ("threshold", "random", *WHOLE),
-                         COUNTS, _PSNR_NETWORKS[scale], ("psnr_y", "psnr_rgb", "ssim_y", "lpips"))  # fmt: skip
+            metrics: tuple[MetricName, ...] = ("psnr_y", "psnr_rgb", "ssim_y", "lpips")
+            return _grid(name, protocol, ("threshold", "random", *WHOLE), _PSNR_NETWORKS[protocol], metrics)
         case "table3":
-            return _grid(name, "Table III: Real-ESRGAN on distilled images and on crops", scale,
-                         ("random", "threshold", *WHOLE), COUNTS_3, (_REAL_ESRGAN[scale],),
-                         ("ssim_y", "lpips", "psnr_y"))  # fmt: skip
+            return _grid(name, protocol, ("random", "threshold", *WHOLE), (_REAL_ESRGAN[protocol],), gan, COUNTS_3)
         case "budget":
-            return _budget(scale)
+            return _budget(protocol)
         case "sources":
-            return _sources(scale)
+            return _sources(protocol)
         case "starts":
-            return _starts(scale)
+            return _starts(protocol)
         case "shares":
-            return _shares(scale)
-    raise ConfigError(f"no experiment {name!r}", where="experiment", fix="`ddsr reproduce --help` names them")
+            return _shares(protocol)
+    raise ConfigError(f"no experiment {name!r}", where="experiment", fix=f"Choose one of: {', '.join(EXPERIMENTS)}.")
+
+
+def _distilled(protocol: ProtocolName, images: int | None = None) -> tuple[Variant, Variant]:
+    """The distilled set with restored detail, and as it was sampled and selected."""
+    return (
+        Variant(RESTORED_LABEL, RESTORED_MEANING, RESTORED[protocol], images=images),
+        Variant("distilled", TRAINING_SETS["distilled"].meaning, DISTILLED[protocol], images=images),
+    )
 
 
 def _grid(
-    name: str, title: str, scale: Scale, sources: Sequence[TrainingSetName], counts: Mapping[Scale, tuple[int, ...]],
-    networks: tuple[Network, ...], metrics: tuple[str, ...],
+    name: ExperimentName, protocol: ProtocolName, sources: Sequence[TrainingSetName], networks: tuple[Network, ...],
+    metrics: tuple[MetricName, ...], counts: Mapping[ProtocolName, tuple[int, ...]] = COUNTS,
 ) -> Design:  # fmt: skip
-    """Every source at every number of images; the whole data once."""
-    drawn = tuple(
-        Variant(kind, meaning, changes, images=count)
-        for kind, meaning, changes in (
-            ("distilled", MEANINGS["distilled"], DISTILLED[scale]),
-            ("drawn", DRAWN_MEANING, DRAWN[scale]),
-        )
-        for count in counts[scale]
-    )
-    others = tuple(
-        Variant(source, MEANINGS[source], source=source, images=count)
-        for source in sources
-        for count in ((None,) if source in WHOLE else counts[scale])
-    )
+    """Every training set at every number of images; the full data once."""
+    pairs = [_distilled(protocol, count) for count in counts[protocol]]
     return Design(
         name,
-        drawn,
-        others,
+        (*(restored for restored, _ in pairs), *(sampled for _, sampled in pairs)),
+        tuple(baseline(source, count) for source in sources for count in ((None,) if source in WHOLE else counts[protocol])),
         networks,
         "images",
         metrics,
-        title,
-        NOTES[name] if scale == "paper" else (MINI_NOTE,),
-        with_paper=scale == "paper",
+        EXPERIMENTS[name],
+        NOTES[name] if protocol == "paper" else (MINI_NOTE,),
+        with_paper=protocol == "paper",
     )
 
 
-def _budget(scale: Scale) -> Design:
-    """One network and number of images at several numbers of iterations: where does data become the limit?"""
-    first = _PSNR_NETWORKS[scale][0]
-    networks = tuple(Network(first.name, first.arch, {"iterations": count}) for count in BUDGETS[scale])
-    sources: tuple[TrainingSetName, ...] = ("threshold", "random", *WHOLE)
+def _budget(protocol: ProtocolName) -> Design:
+    """One network and number of images at several numbers of iterations: when does data become the limit?"""
+    first = _PSNR_NETWORKS[protocol][0]
     return Design(
         "budget",
-        (Variant("distilled", MEANINGS["distilled"], DISTILLED[scale]), Variant("drawn", DRAWN_MEANING, DRAWN[scale])),
-        tuple(Variant(source, MEANINGS[source], source=source) for source in sources),
-        networks,
+        _distilled(protocol),
+        tuple(baseline(source) for source in ("threshold", "random", *WHOLE)),
+        tuple(Network(first.name, first.arch, {"iterations": count}) for count in BUDGETS[protocol]),
         "iterations",
-        title="The metrics against the number of iterations",
-        notes=("Every number is a training of its own, with the whole schedule in it.",),
+        title=_titled("budget"),
+        notes=("Each number of iterations is a training of its own, with its whole learning-rate schedule.",),
     )
 
 
-def _sources(scale: Scale) -> Design:
-    """Every source of training images at one number of images."""
-    sources: tuple[TrainingSetName, ...] = ("random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", *WHOLE)
+def _sources(protocol: ProtocolName) -> Design:
+    """Every training set at one number of images."""
+    untuned = {"finetune": {"steps": 0, "epochs": None}, "sample": {"detail_restoration": 0.0}}
+    kinds: tuple[TrainingSetName, ...] = ("random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", *WHOLE)
     return Design(
         "sources",
         (
-            Variant(
-                "base", MEANINGS["base"], {"finetune": {"steps": 0, "epochs": None}, "sample": {"detail_restoration": 0.0}}
-            ),
-            Variant("distilled", MEANINGS["distilled"], DISTILLED[scale]),
-            Variant("drawn", DRAWN_MEANING, DRAWN[scale]),
-            Variant("near", NEAR_MEANING, NEAR[scale]),
+            Variant("base", TRAINING_SETS["base"].meaning, untuned),
+            *_distilled(protocol),
+            Variant(NEAR_COPIES, NEAR_COPIES_MEANING, NEAR_COPIES_CHANGES[protocol]),
         ),
-        tuple(Variant(source, MEANINGS[source], source=source) for source in sources),
-        title="Sources of training images",
+        tuple(baseline(kind) for kind in kinds),
+        title=_titled("sources"),
     )
 
 
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 1.0)
 
 
-def _starts(scale: Scale) -> Design:
-    """From real patches to pure noise: what of a set's worth is lost on the way?"""
+def _starts(protocol: ProtocolName) -> Design:
+    """From real patches to pure noise: where is a set's value lost on the way?"""
     return Design(
         "starts",
         tuple(
             Variant(
                 f"strength-{strength}",
-                f"drawn from patches noised to t = {strength * 1000:.0f}" if strength < 1 else "drawn from pure noise",
-                merge(DRAWN[scale], {"sample": {**_BEGUN, "strength": strength}}),
+                f"sampled from patches noised to t = {strength * 1000:.0f}" if strength < 1 else "sampled from pure noise",
+                merge(DISTILLED[protocol], {"sample": {**_FROM_PATCHES, "strength": strength}}),
             )
             for strength in STRENGTHS
         ),
-        tuple(Variant(source, MEANINGS[source], source=source) for source in ("random", "threshold", *WHOLE)),
-        title="Samples that start at real patches",
+        tuple(baseline(source) for source in ("random", "threshold", *WHOLE)),
+        title=_titled("starts"),
     )
 
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def _shares(scale: Scale) -> Design:
-    """How much of the detail is restored, for networks trained on L1 and against a discriminator."""
+def _shares(protocol: ProtocolName) -> Design:
+    """How much detail is restored, for networks trained on L1 and with a discriminator."""
     return Design(
         "shares",
         tuple(
             Variant(
                 f"share-{share}",
-                f"{share:.0%} of the images' detail restored, the rest as it was drawn",
-                merge(DRAWN[scale], {"sample": {"detail_restoration": share}}),
+                f"distilled images with {share:.0%} of their detail restored by a teacher SR network",
+                merge(DISTILLED[protocol], {"sample": {"detail_restoration": share}}),
             )
             for share in SHARES
         ),
-        tuple(Variant(source, MEANINGS[source], source=source) for source in ("random", "threshold")),
-        (*_PSNR_NETWORKS[scale], _REAL_ESRGAN[scale]),
-        title="Shares of restored detail",
+        tuple(baseline(source) for source in ("random", "threshold")),
+        (*_PSNR_NETWORKS[protocol], _REAL_ESRGAN[protocol]),
+        title=_titled("shares"),
     )
 
 
+def _titled(name: ExperimentName) -> str:
+    meaning = EXPERIMENTS[name]
+    return meaning[0].upper() + meaning[1:]
+
+
 MINI_NOTE = (
-    "The paper's cells are left out: there the photos are OST and OST300, the images have 512 px, networks are full-size. "
-    "Only the order of the rows can be compared."
+    "The paper's figures are left out: it trains full-size networks on 512-px images of OST and tests on OST300, so only "
+    "the order of the rows can be compared."
 )
 NOTES: Mapping[str, tuple[str, ...]] = {
     "table1": (
-        "*paper*: iterations are not given there. Its `full` (SSIM .83, LPIPS .09 to .11) cannot have the protocol of its "
-        "other tables, where networks trained on L1 reach .73 to .75; it is probably GSDD's figure.",
+        "*paper*: the paper does not give the number of iterations. Its `full` (SSIM .83, LPIPS .09 to .11) cannot follow "
+        "the protocol of its other tables, where networks trained on L1 reach SSIM .73 to .75; it is probably that of GSDD.",
     ),
     "table2": (
-        "*paper*: its rows of EDSR and RCAN fit RGB, those of SRFormer and HiT-SR fit Y (the two are 1.32 dB apart on gray "
-        "images); each stands under that metric. Iterations are not given there.",
+        "*paper*: the rows of EDSR and RCAN fit PSNR on RGB, those of SRFormer and HiT-SR fit PSNR on Y (the two are 1.32 "
+        "dB apart on gray images); each is printed under the metric it fits. The number of iterations is not given.",
     ),
     "table3": (
-        "*paper*: iterations are not given there. It reports no spread; differences of .001 to .01 are within a seed's.",
+        "*paper*: the paper gives neither the number of iterations nor a spread; differences of .001 to .01 are within the "
+        "spread of seeds.",
     ),
 }
 
-#: A row of the paper: metric -> value by column, the last one its `full`.
+#: A row of the paper: metric -> values by column.
 PaperRow = Mapping[str, tuple[float, ...]]
 _TABLE_1_FULL = {"RealSR": (0.8254, 0.1123), "Real-ESRGAN": (0.8367, 0.0903)}
-#: Table, network, source -> the paper's cells at `COUNTS` (Table III: `COUNTS_3`) of scale ``paper``.
+#: (Table, network, training set) -> the paper's figures at `COUNTS` (Table III: `COUNTS_3`) of protocol ``paper``.
 PAPER: Mapping[tuple[str, str, str], PaperRow] = {
     ("table1", "RealSR", "gsdd"): {
         "ssim_y": (0.4173, 0.4323, 0.4288, 0.4042, 0.5142, 0.6205),
@@ -293,7 +273,7 @@ PAPER: Mapping[tuple[str, str, str], PaperRow] = {
 
 
 def paper_cells(table: str, network: str, source: str, metric: str) -> Mapping[int | None, float]:
-    """The paper's figures of a row by number of images, None for all of them; empty where it has none."""
+    """The paper's figures of a row by number of images (None: the full data); empty if the paper has none."""
     values = PAPER.get((table, network, source), {}).get(metric, ())
     if source == "full":
         return dict.fromkeys((None,), values[0]) if values else {}

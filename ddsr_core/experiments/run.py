@@ -1,4 +1,4 @@
-"""Experiments as chains of stages: `ddsr reproduce`. What is there is not built again, so that a broken run goes on."""
+"""Experiments as sequences of stages: `ddsr reproduce`. An interrupted one continues: finished stages are in the cache."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddsr_core.baselines.names import WHOLE
 from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.experiments.markdown import tables_markdown
-from ddsr_core.experiments.paper_tables import WHOLE
+from ddsr_core.experiments.page import experiment_page
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.decode import read_rgb
@@ -23,20 +24,24 @@ from ddsr_core.pipeline.run import Run
 from ddsr_core.pipeline.run_folder import run_folder
 from ddsr_core.pipeline.run_state import complete_run
 from ddsr_core.pipeline.stages import Stages
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import storage_errors, write_atomically
 from ddsr_core.storage.stage import Artifact, Source, StageInput
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
-FACTS = ("psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
+STATISTICS = ("psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
 
 
 @dataclass
 class Experiment:
-    """What an experiment has measured so far, and where it is written.
+    """What an experiment has measured so far.
 
     Attributes:
-        total: cells that it will have.
+        folder: that its tables and plots are written to.
+        about: how the tables were made.
+        total: number of cells that it will have.
+        bicubic: metrics of bicubic upscaling.
     """
 
     design: Design
@@ -47,11 +52,13 @@ class Experiment:
     cells: list[Cell] = field(default_factory=list)
 
     def add(self, cell: Cell) -> None:
-        """Take a cell in and write tables and plots anew: what is known can be looked at while the rest is computed."""
+        """Add a cell and write tables and plots again, so that they can be read while the rest is computed."""
         self.cells.append(cell)
         with storage_errors(self.folder):
             for ending, text in (("md", self.markdown()), ("csv", as_csv(self.cells)), ("json", self.json())):
                 write_atomically(self.folder / f"{self.design.name}.{ending}", text.encode())
+            page = experiment_page(self.cells, self.bicubic, self.design, self.about, self.total, self.folder)
+            write_atomically(self.folder / "report.html", page.encode())
             for metric in (name for name in self.design.metrics if self.design.columns and name in self.bicubic):
                 plot = plot_metric(self.cells, self.bicubic, self.design, metric)
                 write_atomically(self.folder / f"{self.design.name}-{metric}.svg", plot)
@@ -59,7 +66,7 @@ class Experiment:
     def markdown(self) -> str:
         if self.design.columns:
             return tables_markdown(self.cells, self.bicubic, self.design, self.about)
-        return as_markdown(self.cells, self.bicubic, self.design.variants, self.about)
+        return as_markdown(self.cells, self.bicubic, self.design, self.about)
 
     def json(self) -> str:
         return as_json(self.cells, self.bicubic, self.about)
@@ -67,21 +74,21 @@ class Experiment:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The images that a variant's networks are trained on, and what is known of them."""
+    """The images that the networks of a variant are trained on, and their statistics."""
 
     variant: Variant
     data: StageInput
     images: int | None
-    facts: dict[str, float]
+    statistics: dict[str, float]
 
 
 def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
     """Measure every training set of a design (`ddsr_core.experiments.design`) with the same networks and iterations.
 
     Args:
-        run: with test photos; its config is what the design's variants change.
-        seeds: number of seeds, 0 … seeds - 1.
-        command: how the table was made; stands above it.
+        run: with test photos; the variants change its config.
+        seeds: number of seeds, counted from 0.
+        command: that started the experiment; printed above its tables.
     """
     stages, tests = run.stages, run.test_photos
     config, folder = stages.config, run_folder(run.store, run.name)
@@ -91,7 +98,7 @@ def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
     for job, (trained_on, network) in prefetched(stages, jobs_of(design, run, tests, seeds)):
         _, measured = network_of(stages, job, trained_on.data, tests)
         done = Cell(
-            trained_on.variant.name, network.name, job.recipe.seed, metrics_of(measured), trained_on.facts,
+            trained_on.variant.name, network.name, job.recipe.seed, metrics_of(measured), trained_on.statistics,
             trained_on.images, job.recipe.iterations,
         )  # fmt: skip
         experiment.add(done)
@@ -100,7 +107,7 @@ def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
 
 
 def jobs_of(design: Design, run: Run, tests: Source, seeds: int) -> Iterator[tuple[NetworkJob, tuple[TrainingSet, Network]]]:
-    """The networks of an experiment, seed by seed; training sets are made as their turn comes."""
+    """The networks of an experiment, seed by seed. A training set is made when its first network is due."""
     config = run.stages.config
     for seed in range(seeds):
         for trained_on in training_sets(run.stages, design, run.photos, seed):
@@ -118,22 +125,23 @@ def training_sets(stages: Stages, design: Design, photos: Source, seed: int) -> 
     for variant in design.distilled:
         seeded = variant.config(stages.config, seed)
         distilled = distill(stages.with_config(seeded), photos)
-        yield TrainingSet(variant, distilled.images, seeded.sample.count, facts_of(distilled.images))
+        yield TrainingSet(variant, distilled.images, seeded.sample.count, statistics_of(distilled.images))
     for variant in design.baselines:
         seeded = variant.config(stages.config, seed)
         data = training_set(stages.with_config(seeded), variant.source, distilled)
         images = None if variant.source in WHOLE else seeded.sample.count
-        yield TrainingSet(variant, data, images, facts_of(data) if isinstance(data, Artifact) else {})
+        yield TrainingSet(variant, data, images, statistics_of(data) if isinstance(data, Artifact) else {})
 
 
 def sheet_name(trained_on: TrainingSet) -> str:
-    """Of a training set's contact sheet."""
+    """Name of the contact sheet of a training set."""
     variant = trained_on.variant
-    return variant.name if variant.images is None else f"{variant.name}-{variant.images}"
+    name = variant.name.replace(" + ", "-")
+    return name if variant.images is None else f"{name}-{variant.images}"
 
 
 def write_sheet(image_set: Path, path: Path) -> None:
-    """A contact sheet of a training set; of a large one, images at equal distances."""
+    """Write a contact sheet of a training set; of a large set, every n-th image."""
     rows = read_image_set(image_set)
     shown = rows[:: -(-len(rows) // SHEET_IMAGES)]
     images = [read_rgb(image_set / row["file_name"]) for row in shown]
@@ -141,27 +149,27 @@ def write_sheet(image_set: Path, path: Path) -> None:
         save_png(path, contact_sheet(images, SHEET_COLUMNS, SHEET_PX))
 
 
-def facts_of(artifact: Artifact) -> dict[str, float]:
-    """What its stage has counted of a set's images."""
+def statistics_of(artifact: Artifact) -> dict[str, float]:
+    """What the stage has computed about the images of a set."""
     counts = artifact.manifest.counts
-    return {name: float(counts[name]) for name in FACTS if name in counts}
+    return {name: float(counts[name]) for name in STATISTICS if name in counts}
 
 
 def metrics_of(evaluated: Artifact) -> dict[str, float]:
-    """The means that were asked for."""
+    """The metrics that were measured, as means over the test photos."""
     return {name: value for name, value in evaluated.manifest.counts["metrics"].items() if value is not None}
 
 
 def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -> str:
-    """The line above a table: the command and what every cell has in common."""
+    """The line above a table: the command, and what all cells have in common."""
     networks = []
     for network in design.networks_of(config):
         recipe = network.config(config, 0)
         arch = "" if network.name == recipe.arch else f"`{recipe.arch}`, "
-        networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {recipe.plan.batch_size})")
+        networks.append(f"{network.name} ({arch}{recipe.iterations} iterations at batch {plan_of(recipe).batch_size})")
     counts = sorted({variant.images or config.sample.count for variant in design.variants if variant.source not in WHOLE})
     return (
-        f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px a set, base `{config.base}`, "
+        f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px per set, base `{config.base}`, "
         f"{', '.join(networks)}, {seeds} seed{'s' if seeds > 1 else ''}."
     )
 

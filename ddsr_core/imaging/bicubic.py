@@ -1,4 +1,4 @@
-"""Bicubic x4 resampling with the two kernels that the literature confuses, and PSNR_bic (paper, equation 1).
+"""Bicubic resampling with the two kernels that the literature confuses, and PSNR_bic (paper, equation 1).
 
 ``matlab``: antialiased, a = -0.5, symmetric borders, as MATLAB's ``imresize`` and the LR images of SR benchmarks.
 ``opencv``: not antialiased, a = -0.75, replicated borders, as the authors' code that scores patches. Its PSNR_bic is 1.0
@@ -88,18 +88,19 @@ def gray(x: Tensor) -> Tensor:
     return (x * weights[None, :, None, None]).sum(1, keepdim=True)
 
 
-def psnr_bic(x: Tensor, kernel: Kernel = "matlab") -> Tensor:
-    """PSNR_bic (paper, equation 1): how well an image survives bicubic x4 reduction and enlargement.
+def psnr_bic(x: Tensor, kernel: Kernel = "matlab", scale: int = SCALE) -> Tensor:
+    """PSNR_bic (paper, equation 1): how well an image survives bicubic reduction and enlargement.
 
     Low values mean much texture. Differentiable.
 
     Args:
-        x: ``float (B, 3, H, W)`` in [0, 1]; sides are multiples of 4.
+        x: ``float (B, 3, H, W)`` in [0, 1]; sides are multiples of ``scale``.
         kernel: of both resamplings.
+        scale: factor of both resamplings, 4 in the paper.
 
     Returns:
         ``(B,)`` in dB, at most 120.
     """
     luma = gray(x)
-    error = (luma - upsample(downsample(luma, kernel=kernel), kernel=kernel)).square().mean((1, 2, 3))
+    error = (luma - upsample(downsample(luma, scale, kernel), scale, kernel)).square().mean((1, 2, 3))
     return -10 * torch.log10(error + 1e-12)

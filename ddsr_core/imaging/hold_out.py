@@ -1,56 +1,158 @@
-"""Held-out test photos for a user who names none: a fixed share, chosen by content, never seen in training."""
+"""Training and test photos that have no picture in common: named by the user, or held out of one source.
+
+Pictures are compared by the content of their files, so that copies under other names are found. A split is a pair of folders
+of links below ``home/splits``; pictures in Parquet files are copied there.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddsr_core.config import digest_of
 from ddsr_core.errors import ConfigError
-from ddsr_core.imaging.photos import find_images, photo_digests
-from ddsr_core.storage.files import storage_errors
+from ddsr_core.imaging.decode import UnusableImage
+from ddsr_core.imaging.photos import IMAGE_SUFFIXES, UNREADABLE, Photo, digested_photos, shown, source_digest
+from ddsr_core.storage.files import storage_errors, write_atomically
 from ddsr_core.storage.stage import Source
 
 TEST_SHARE = 10
+#: A held-out photo must have sides of at least this many pixels, or metrics could not be computed on it.
+MIN_TEST_PX = 32
+_FIX = "add photos, name test photos with --test, or stop after sampling with --set 'sr.archs=[]'"
 
 
-def hold_out(photos: Path, home: Path) -> tuple[Source, Source]:
-    """Split a folder of photos into folders of links below ``home/splits``: one photo in ten (at least one) is for testing.
+@dataclass(frozen=True)
+class Separated:
+    """Training and test photos without a common picture.
 
-    The choice depends on the photos' content alone; copies of a photo land on the same side. Each photo is read once.
+    Attributes:
+        train: without the photos that are also test photos.
+        test: unchanged.
+        left_out: names of the training photos that were left out.
+    """
+
+    train: Source
+    test: Source
+    left_out: tuple[str, ...] = ()
+
+
+def keep_apart(photos: Path | str, tests: Path | str, home: Path) -> Separated:
+    """Leave every test photo out of the training photos. Each photo is read once.
+
+    Args:
+        photos: training photos, any photo source.
+        tests: test photos, any photo source.
+        home: its folder ``splits`` receives links to the remaining training photos, if some are left out.
+
+    Raises:
+        ConfigError: no training photo remains.
+        InputError: one of the sources does not exist or contains no image file.
+        StorageError: the home cannot be written.
+    """
+    test_entries, entries = digested_photos(tests), digested_photos(photos)
+    test = _source(tests, test_entries)
+    tested = {digest for _, digest in test_entries if not digest.startswith(UNREADABLE)}
+    remaining = [(photo, digest) for photo, digest in entries if digest not in tested]
+    left_out = tuple(photo.name for photo, digest in entries if digest in tested)
+    if not left_out:
+        return Separated(_source(photos, entries), test)
+    if all(digest.startswith(UNREADABLE) for _, digest in remaining):
+        raise ConfigError(
+            f"all {len(left_out)} training photos are test photos",
+            where=photos,
+            fix="name other test photos, or none: then one photo in ten is held out",
+        )
+    root = home / "splits" / digest_of(["apart", sorted(tested), _source(photos, entries).digest])[:32]
+    with storage_errors(home):
+        return Separated(_place(Path(photos), root / "train", remaining), test, left_out)
+
+
+def hold_out(photos: Path | str, home: Path) -> tuple[Source, Source]:
+    """Split a photo source in two: one photo in ten, at least one, is for testing. Each photo is read once.
+
+    The test photos are the first ones, in order of their digests, that can be decoded. The choice depends on the content of
+    photos alone, and does not change when a photo on the training side is damaged. Copies of a photo are on the same side.
+
+    Args:
+        photos: any photo source.
+        home: its folder ``splits`` receives links to the photos.
 
     Returns:
         ``(train, test)``.
 
     Raises:
-        ConfigError: not a folder, or fewer than two different photos.
+        ConfigError: fewer than two different photos, or none that can be tested on.
+        InputError: the source does not exist or contains no image file.
+        StorageError: the home cannot be written.
     """
-    photos = Path(photos).expanduser()
-    if not photos.is_dir() or not find_images(photos):
-        raise ConfigError(
-            "only a folder of image files can be split into training and test photos", where=photos,
-            fix="name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
-        )  # fmt: skip
-    digests = photo_digests(photos)
-    contents = sorted({digest for _, digest in digests})
-    if len(contents) < 2:
-        raise ConfigError(
-            "a single photo cannot be both training and test data", where=photos,
-            fix="add photos, name test photos with --test, or stop after sampling with --set 'sr.archs=[]'",
-        )  # fmt: skip
-    held = set(contents[: max(1, len(contents) // TEST_SHARE)])
-    root = home / "splits" / digest_of(sorted(digests))[:32]
-    sides = {side: [pair for pair in digests if (pair[1] in held) == (side == "test")] for side in ("train", "test")}
+    entries = digested_photos(photos)
+    by_content: dict[str, Photo] = {}
+    for photo, digest in entries:
+        by_content.setdefault(photo.name if digest.startswith(UNREADABLE) else digest, photo)
+    if len(by_content) < 2:
+        raise ConfigError("a single photo cannot be both training and test data", where=photos, fix=_FIX)
+    readable = sorted({digest for _, digest in entries if not digest.startswith(UNREADABLE)})
+    held = _testable((by_content[digest] for digest in readable), max(1, len(by_content) // TEST_SHARE))
+    if not held:
+        raise ConfigError(f"no photo of at least {MIN_TEST_PX} px can be tested on", where=photos, fix=_FIX)
+    names = {photo.name for photo in held}
+    tested = {digest for photo, digest in entries if photo.name in names}
+    root = home / "splits" / _source(photos, entries).digest[:32]
     with storage_errors(home):
-        for side, pairs in sides.items():
-            for name, _ in pairs:
-                _link(root / side / name, photos / name)
-    train, test = (Source(root / side, digest_of(sorted(pairs))) for side, pairs in sides.items())
+        train = _place(Path(photos), root / "train", [pair for pair in entries if pair[1] not in tested])
+        test = _place(Path(photos), root / "test", [pair for pair in entries if pair[1] in tested])
     return train, test
+
+
+def _source(source: Path | str, entries: list[tuple[Photo, str]]) -> Source:
+    return Source(Path(source).expanduser(), source_digest((photo.name, digest) for photo, digest in entries))
+
+
+def _testable(candidates: Iterable[Photo], count: int) -> list[Photo]:
+    """The first photos that can be decoded and are large enough, at most ``count``."""
+    chosen: list[Photo] = []
+    for photo in candidates:
+        if len(chosen) == count:
+            break
+        try:
+            if min(photo.read().shape[:2]) >= MIN_TEST_PX:
+                chosen.append(photo)
+        except UnusableImage:  # it stays on the training side, where it is counted with its reason
+            continue
+    return chosen
+
+
+def _place(source: Path, folder: Path, entries: list[tuple[Photo, str]]) -> Source:
+    """A folder of links to these photos, or of copies of rows of Parquet files, as a photo source."""
+    placed: list[tuple[str, str]] = []
+    for number, (photo, digest) in enumerate(entries):
+        name = _name(photo, source.expanduser(), number)
+        if photo.path is not None:
+            _link(folder / name, photo.path)
+        elif not digest.startswith(UNREADABLE):
+            write_atomically(folder / name, photo.load())
+        else:
+            continue
+        placed.append((shown(name), digest))
+    return Source(folder, source_digest(placed))
+
+
+def _name(photo: Photo, source: Path, number: int) -> str:
+    """Where a photo lies in the folder of links: as below its source, or else numbered."""
+    if photo.path is None:
+        suffix = Path(photo.name).suffix.lower()
+        return f"{number:08d}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"
+    if photo.path.is_relative_to(source) and photo.path != source:
+        return photo.path.relative_to(source).as_posix()
+    return f"{number:08d}-{photo.path.name}"
 
 
 def _link(link: Path, photo: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.exists():
+    target = photo.resolve()
+    if not link.is_symlink() or Path(os.readlink(link)) != target:
         link.unlink(missing_ok=True)
-        os.symlink(photo.resolve(), link)
+        os.symlink(target, link)

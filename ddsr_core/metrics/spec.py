@@ -1,13 +1,12 @@
-"""Name, label, unit, digits and direction of every metric, defined nowhere else."""
+"""Name, label, unit, digits, direction and implementation of every metric, defined nowhere else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-#: Metrics of an SR network that `ddsr evaluate` can report, in the order of tables.
-MetricName = Literal["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips", "lpips_vgg", "dists"]
+from pydantic import AfterValidator, WithJsonSchema
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,18 @@ class Metric:
         digits: decimals to show.
         higher_is_better: direction.
         default: whether it is reported by default.
+        measure: ``module:factory`` of the implementation. The factory takes a torch device and returns a callable that maps
+            two batches ``(B, 3, H, W)`` in [0, 1], SR and HR, to values ``(B,)``. Empty: a field of
+            `ddsr_core.metrics.psnr_ssim.Fidelity`, which computes its four metrics in one pass.
     """
 
-    name: MetricName
+    name: str
     label: str
     unit: str = ""
     digits: int = 4
     higher_is_better: bool = True
     default: bool = True
+    measure: str = ""
 
     @property
     def heading(self) -> str:
@@ -49,18 +52,35 @@ class Metric:
         return value - reference if self.higher_is_better else reference - value
 
 
-#: A new metric is one line here and a function in `ddsr_core.metrics`.
-METRICS: Mapping[MetricName, Metric] = {
+#: Every metric of an SR network, in the order of tables. A new one is a file in `ddsr_core.metrics` and one line here.
+METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("psnr_y", "PSNR-Y", "dB", digits=3),
         Metric("ssim_y", "SSIM-Y"),
         Metric("psnr_rgb", "PSNR-RGB", "dB", digits=3),
         Metric("ssim_rgb", "SSIM-RGB"),
-        Metric("lpips", "LPIPS", higher_is_better=False),
-        Metric("lpips_vgg", "LPIPS-VGG", higher_is_better=False, default=False),
-        Metric("dists", "DISTS", higher_is_better=False, default=False),
+        Metric("lpips", "LPIPS", higher_is_better=False, measure="ddsr_core.metrics.lpips:lpips_alex"),
+        Metric("lpips_vgg", "LPIPS-VGG", higher_is_better=False, default=False, measure="ddsr_core.metrics.lpips:lpips_vgg"),
+        Metric("dists", "DISTS", higher_is_better=False, default=False, measure="ddsr_core.metrics.dists:Dists"),
     )
 }
+
+
+def known_metric(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: not a name in `METRICS`.
+    """
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; use one of {', '.join(METRICS)}")
+    return name
+
+
+#: A name in `METRICS`, as a type of config fields.
+MetricName = Annotated[
+    str, AfterValidator(known_metric), WithJsonSchema({"type": "string", "enum": list(METRICS), "title": "Metric"})
+]
 #: Metrics that are reported by default.
 DEFAULT_METRICS: tuple[MetricName, ...] = tuple(name for name, metric in METRICS.items() if metric.default)

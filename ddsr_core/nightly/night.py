@@ -1,4 +1,4 @@
-"""A night's work: look what has changed, distill again, and let the result challenge the champion."""
+"""One night of a series: find what has changed, distill again, and promote the result unless it is worse."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.imaging.photos import photo_digests, photo_source
+from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.nightly.registry import (
-    Metric,
     Registry,
     Version,
     changing,
@@ -45,20 +47,23 @@ DISTILLING = ("II-A", "II-B", "II-C")
 
 @dataclass(frozen=True)
 class Night:
-    """What is distilled and what for.
+    """What is distilled, and how the result is judged.
 
     Attributes:
         name: of the series, ``nightly/<name>`` in the home.
-        margin: how much worse than the champion a challenger may be, in the metric's unit.
-        warm_steps: optimizer steps of a fine-tuning that goes on from the last adapter; none: as many as from the base.
-        warm: go on from the last adapter; else always from the base.
+        images: training photos.
+        test: test photos, on which SR networks trained on the candidate and on the active version are compared.
+        metric: that they are compared by.
+        margin: how much worse than the active version a candidate may be, in the unit of the metric.
+        warm: continue fine-tuning from the adapter of the active version; else always from the base model.
+        warm_steps: optimizer steps of a fine-tuning that continues; None: as many as from the base model.
     """
 
     name: str
     images: Path
     test: Path
     config: PipelineConfig
-    metric: Metric
+    metric: MetricName
     margin: float
     warm: bool
     warm_steps: int | None
@@ -66,7 +71,7 @@ class Night:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a night came to: the new version, or none where nothing had changed, and the registry now."""
+    """The result of a night: the new version (None if nothing had changed), and the registry before and after it."""
 
     version: Version | None
     before: Registry
@@ -74,142 +79,146 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is there tonight: photos and test photos by name, with the digests of their contents, and of the settings."""
+class Inputs:
+    """The inputs of a night: photos and test photos, by name, with the digests of their content; digest of the settings."""
 
     photos: dict[str, str]
     test: dict[str, str]
     config: str
 
     @property
-    def facts(self) -> tuple[str, str, str]:
-        """As in `Version`: digests of the photos, of the test photos (names and doubles do not count), of the settings."""
+    def digests(self) -> tuple[str, str, str]:
+        """As in `Version`: of the photos, of the test photos (names and duplicates do not count), and of the settings."""
         return digest_of(sorted(set(self.photos.values()))), digest_of(sorted(set(self.test.values()))), self.config
 
 
 def photo_cache_of(name: str) -> str:
-    """The photo_cache of a series, relative to the home."""
+    """The photo cache of a series, relative to the home."""
     return f"{folder_of(name)}/photo_cache"
 
 
-def challenge(night: Night, store: Store, backend: Backend, log: Callable[[str], None] | None = None) -> Outcome:
+def run_night(night: Night, store: Store, backend: Backend, log: Callable[[str], None] | None = None) -> Outcome:
     """Distill again if photos, test photos or settings have changed, and decide whether the result is promoted.
 
-    One night of a name at a time: another one waits, and then finds what the first has made.
+    A series has one night at a time: a second one waits, and then finds that nothing has changed.
 
     Args:
-        backend: with the photo cache of `photo_cache_of`: known photos and patches are not scored and embedded again.
-        log: takes a line when a stage begins and ends; none: the log of the version's run.
+        backend: with the photo cache of `photo_cache_of`, so that known photos are not scored and embedded again.
+        log: takes a line when a stage begins and ends; None: the log of the version's run.
 
     Raises:
         ConfigError: no network to measure with, or a metric that is not measured.
         InputError: no photos, or none that can be used.
-        StorageError: an artifact of the champion is gone.
+        StorageError: an artifact of the active version is missing.
     """
     require_measurable(night)
     with store.locked(night_lock(night.name), night.name, f"a night of {night.name!r}, begun"):
-        registry, seen = read_registry(store, night.name), look(night)
-        if is_unchanged(registry, seen):
+        registry, inputs = read_registry(store, night.name), read_inputs(night)
+        if is_unchanged(registry, inputs):
             repair_current(store, night.name)
             return Outcome(None, registry, registry)
         run = f"{night.name}-{registry.next_number:04d}"
         log = log or run_log(store, run)
         with failure_noted(store, run):
             pins = Pins(store, run)
-            outcome = distill_and_compare(night, store, Stages(night.config, pins.over(backend), log), registry, seen, run)
+            stages = Stages(night.config, pins.over(backend), log)
+            outcome = distill_and_compare(night, store, stages, registry, inputs, run)
         pins.drop()
         return outcome
 
 
-def unchanged(night: Night, store: Store) -> Outcome | None:
-    """What a night comes to where nothing has changed; None where it has: there is work to do.
+def outcome_if_unchanged(night: Night, store: Store) -> Outcome | None:
+    """The result of a night if nothing has changed; None if there is work to do.
 
     Raises:
-        As `challenge`.
+        ConfigError, InputError, StorageError: as `run_night`.
     """
     require_measurable(night)
     registry = read_registry(store, night.name)
-    if not is_unchanged(registry, look(night)):
+    if not is_unchanged(registry, read_inputs(night)):
         return None
     repair_current(store, night.name)
     return Outcome(None, registry, registry)
 
 
-def is_unchanged(registry: Registry, seen: Seen) -> bool:
-    """Whether the last version was made of what is there tonight."""
+def is_unchanged(registry: Registry, inputs: Inputs) -> bool:
+    """Whether the last version was made from these inputs."""
     last = registry.last
-    return last is not None and (last.photos, last.test, last.config) == seen.facts
+    return last is not None and (last.photos, last.test, last.config) == inputs.digests
 
 
 def require_measurable(night: Night) -> None:
-    """
+    """Make sure that the night can be judged.
+
     Raises:
-        ConfigError: no SR network, or a metric that is left out.
+        ConfigError: no SR network, or a metric that is not measured.
     """
     if not night.config.sr.archs:
-        raise ConfigError("a challenger is measured by SR networks", where="config.sr.archs", fix="name at least one")
-    if night.metric == "lpips" and not night.config.evaluate.lpips:
-        fix = "set evaluate.lpips=true, or choose another metric"
-        raise ConfigError("lpips is not measured", where="config.evaluate.lpips", fix=fix)
+        raise ConfigError("versions are compared by SR networks", where="sr.archs", fix="Name at least one network.")
+    if night.metric not in night.config.evaluate.metrics:
+        fix = f"Set evaluate.{night.metric}=true, or choose another metric."
+        raise ConfigError(f"{METRICS[night.metric].label} is not measured", where=f"evaluate.{night.metric}", fix=fix)
 
 
-def look(night: Night) -> Seen:
-    """Read photos, test photos and settings.
+def read_inputs(night: Night) -> Inputs:
+    """Hash photos, test photos and settings.
 
     Raises:
         InputError: no photos, or no base model.
     """
-    return Seen(dict(photo_digests(night.images)), dict(photo_digests(night.test)), settings_of(night))
+    return Inputs(dict(photo_digests(night.images)), dict(photo_digests(night.test)), settings_of(night))
 
 
-def distill_and_compare(night: Night, store: Store, stages: Stages, registry: Registry, seen: Seen, run: str) -> Outcome:
-    """A whole night, from the photos to the new registry."""
+def distill_and_compare(night: Night, store: Store, stages: Stages, registry: Registry, inputs: Inputs, run: str) -> Outcome:
+    """Make and judge a new version, from the photos to the new registry."""
     last, number = registry.last, registry.next_number
-    config, earlier = warm_start(night, store, registry.current, stages)
+    config, earlier = warm_start(night, store, registry.active_version, stages)
     stages, tests = stages.with_config(config), photo_source(night.test)
     start_run(store, run, config, night.images, night.test)
     distilled = distill(stages, photo_source(night.images), earlier)
-    require_same_photos(store, distilled.labels.patches, seen)
+    require_same_photos(store, distilled.labels.patches, inputs)
     comparison = compare_training_sets(stages, distilled, tests)
-    score = score_of(stages, tests, night.metric, distilled.images, "challenger")
-    against = champions_score(stages, tests, night.metric, store, registry)
+    score = score_of(stages, tests, night.metric, distilled.images, "candidate")
+    against = active_score(stages, tests, night.metric, store, registry)
     finish_run(store, run, stages, distilled, comparison)
-    photos, test, settings = seen.facts
+    photos, test, settings = inputs.digests
     version = Version(
         number=number, run=run, made=now(), photos=photos, test=test, config=settings,
-        changes=changes_since(store, night.name, last, seen, distilled.labels.clusters), keys=keys_of(stages, distilled),
-        anew=made_anew(stages, len(set(seen.photos.values()))),
-        warm_from=registry.champion if earlier else None, metric=night.metric, score=score, against=against,
+        changes=changes_since(store, night.name, last, inputs, distilled.labels.clusters), keys=keys_of(stages, distilled),
+        anew=counts_anew(stages, len(set(inputs.photos.values()))),
+        warm_from=registry.active if earlier else None, metric=night.metric, score=score, against=against,
         promoted=False, reason="not compared yet",
     )  # fmt: skip
-    write_photos(store, night.name, number, seen.photos)
+    write_photos(store, night.name, number, inputs.photos)
     while True:
         with changing(store, night.name) as newest:
             if newest == registry:
                 return promote(night, store, registry, version, distilled.images, stages.log)
         if newest.versions != registry.versions:
-            what = f"another night has made version {number} meanwhile"
-            raise StorageError(what, where=f"{store.url}/{folder_of(night.name)}", fix="run again: finished stages are kept")
-        registry = newest  # rolled back meanwhile: another champion is to be beaten
-        version = version.model_copy(update={"against": champions_score(stages, tests, night.metric, store, registry)})
+            what = f"another night has made version {number} in the meantime"
+            raise StorageError(
+                what, where=f"{store.url}/{folder_of(night.name)}", fix="Run again; finished stages are kept."
+            )
+        registry = newest  # a rollback in the meantime: compare with the version that is active now
+        version = version.model_copy(update={"against": active_score(stages, tests, night.metric, store, registry)})
 
 
 def promote(
     night: Night, store: Store, registry: Registry, version: Version, distilled: Artifact, log: Callable[[str], None]
 ) -> Outcome:
-    """Judge a version, put it into the registry, and its set into use if it is promoted."""
+    """Judge a version, add it to the registry, and publish its set if it is promoted."""
     promoted, reason = should_promote(night.metric, version.score, version.against, night.margin)
     version = version.model_copy(update={"promoted": promoted, "reason": reason})
     log(f"version {version.number}: {'promoted' if promoted else 'not promoted'}: {reason}")
     after = registry.with_version(version)
-    if promoted:  # first: if this is cut off, the next night finds the version missing and does it again
+    if promoted:  # before the registry: if this is interrupted, the next night finds no version and repeats the work
         publish_current(store, night.name, distilled)
     write_registry(store, night.name, after)
     return Outcome(version, registry, after)
 
 
 def settings_of(night: Night, files: ModelFiles | None = None) -> str:
-    """Digest of what a night's result depends on besides the photos: config, code of the stages, weights it starts from."""
+    """Digest of everything but photos that a version depends on: config, versions of the stages, pretrained weights."""
     weights = (files or ModelFiles()).all_of(night.config)
     versions = {stage.name: stage.version for stage in STAGES.values() if stage.section in DISTILLING}
     digests = {name: source.digest for name, source in weights.items()}
@@ -217,58 +226,59 @@ def settings_of(night: Night, files: ModelFiles | None = None) -> str:
 
 
 def warm_start(
-    night: Night, store: Store, champion: Version | None, stages: Stages
+    night: Night, store: Store, active: Version | None, stages: Stages
 ) -> tuple[PipelineConfig, Mapping[str, StageInput] | None]:
-    """The night's config and the adapter to go on from: that of the champion, if it was made with the same settings."""
+    """The config, and the adapter to continue from: that of the active version, if it was made with the same settings."""
     config = night.config
-    if not night.warm or champion is None or champion.config != settings_of(night, stages.files):
-        stages.log("fine-tuning starts from the base")
+    if not night.warm or active is None or active.config != settings_of(night, stages.files):
+        stages.log("fine-tuning starts from the base model")
         return config, None
     if night.warm_steps is not None:
         shorter = config.finetune.model_copy(update={"steps": night.warm_steps, "epochs": None})
         config = config.model_copy(update={"finetune": shorter})
-    stages.log(f"fine-tuning goes on from version {champion.number}")
+    stages.log(f"fine-tuning continues from version {active.number}")
     return config, {
-        "from_adapter": kept(store, finetune.STAGE.name, champion),
-        "from_clusters": kept(store, clusters.STAGE.name, champion),
+        "from_adapter": artifact_of(store, finetune.STAGE.name, active),
+        "from_clusters": artifact_of(store, clusters.STAGE.name, active),
     }
 
 
-def require_same_photos(store: Store, accepted: Artifact, seen: Seen) -> None:
-    """Patches must be of the photos that were looked at: the folder may have been written to since.
+def require_same_photos(store: Store, accepted: Artifact, inputs: Inputs) -> None:
+    """Make sure that the patches are of the photos that were hashed: someone may have written to the folder since.
 
     Raises:
         InputError: they are not. The patches are removed, as their key names other photos.
     """
-    import pyarrow.parquet as pq
-
     column = pq.read_table(accepted.path / "scores.parquet", columns=["photo_digest"])["photo_digest"]
-    if not set(column.unique().to_pylist()) <= set(seen.photos.values()):
+    if not set(column.unique().to_pylist()) <= set(inputs.photos.values()):
         store.forget(accepted)
-        fix = "start the night when nobody writes to the photos; finished stages are kept"
+        fix = "Run again when nobody writes to the photos; finished stages are kept."
         raise InputError("photos were changed while they were read", where=accepted.path.name, fix=fix)
 
 
-def kept(store: Store, stage: str, version: Version) -> Artifact:
+def artifact_of(store: Store, stage: str, version: Version) -> Artifact:
     """An artifact of an earlier version.
 
     Raises:
-        StorageError: it is gone or damaged.
+        StorageError: it is missing or damaged.
     """
-    found = store.find(stage, version.keys[stage])
-    if found is None:
+    artifact = store.find(stage, version.keys[stage])
+    if artifact is None:
+        instead = (
+            "roll back to another version (`ddsr versions`, `ddsr rollback`)"
+            if stage == sampling.STAGE.name
+            else "fine-tune from the base model (--cold)"
+        )
         raise StorageError(
             f"version {version.number} has lost its {stage} artifact",
             where=store.folder(stage, version.keys[stage]),
-            fix="bring it back from a back-up; or fine-tune from the base (--cold)"
-            if stage != sampling.STAGE.name
-            else "bring it back from a back-up; or put another version in use: `ddsr versions`, `ddsr rollback`",
+            fix=f"Restore it from a backup, or {instead}.",
         )
-    return found
+    return artifact
 
 
-def score_of(stages: Stages, tests: Source, metric: Metric, images: Artifact, whose: str) -> float:
-    """Mean over networks and seeds of the metric, for SR networks trained on a set by the night's recipe."""
+def score_of(stages: Stages, tests: Source, metric: MetricName, images: Artifact, whose: str) -> float:
+    """Mean of the metric over SR networks and seeds, trained on a set by the recipe of the night."""
     values, recipes = [], stages.config.sr
     for arch in recipes.archs:
         for seed in recipes.seeds:
@@ -278,22 +288,23 @@ def score_of(stages: Stages, tests: Source, metric: Metric, images: Artifact, wh
     return mean(values)
 
 
-def champions_score(stages: Stages, tests: Source, metric: Metric, store: Store, registry: Registry) -> float | None:
-    """Of the champion's set, measured anew where test photos or recipe have changed, else from the cache."""
-    if registry.current is None:
+def active_score(stages: Stages, tests: Source, metric: MetricName, store: Store, registry: Registry) -> float | None:
+    """`score_of` of the active version, which is measured again only if test photos or recipe have changed."""
+    if registry.active_version is None:
         return None
-    return score_of(stages, tests, metric, kept(store, sampling.STAGE.name, registry.current), "champion")
+    active = artifact_of(store, sampling.STAGE.name, registry.active_version)
+    return score_of(stages, tests, metric, active, "active")
 
 
 def keys_of(stages: Stages, distilled: Distilled) -> dict[str, str]:
-    """Keys of the artifacts that later nights go on from."""
+    """Keys of the artifacts that later nights need."""
     adapter = stages.run_of(finetune.STAGE).artifact
     artifacts = (distilled.labels.clusters, adapter, distilled.images)
     return {artifact.manifest.stage: artifact.key for artifact in artifacts}
 
 
-def made_anew(stages: Stages, photos: int) -> dict[str, int]:
-    """Of how many of the night's photos and patches scores and vectors were not known yet."""
+def counts_anew(stages: Stages, photos: int) -> dict[str, int]:
+    """How many photos were scored and patches embedded this night, because they were not in the photo cache."""
     scored, embedded = (stages.run_of(stage) for stage in (patches.STAGE, embeddings.STAGE))
     vectors = embedded.artifact.manifest.counts
     return {
@@ -302,14 +313,16 @@ def made_anew(stages: Stages, photos: int) -> dict[str, int]:
     }
 
 
-def changes_since(store: Store, name: str, last: Version | None, seen: Seen, labels: Artifact) -> dict[str, dict[str, int]]:
-    """Photos and accepted patches that are new, kept and dropped since the last version, as far as that is still known."""
+def changes_since(
+    store: Store, name: str, last: Version | None, inputs: Inputs, labels: Artifact
+) -> dict[str, dict[str, int]]:
+    """Photos and accepted patches that are new, kept and dropped since the last version, as far as its records exist."""
     earlier = read_photos(store, name, last.number) if last else {}
     old = store.find(clusters.STAGE.name, last.keys[clusters.STAGE.name]) if last else None
-    found = {} if earlier is None else {"photos": compare(set(earlier.values()), set(seen.photos.values()))}
+    changes = {} if earlier is None else {"photos": compare(set(earlier.values()), set(inputs.photos.values()))}
     if last is None or old is not None:
-        found["patches"] = compare(patch_ids(old) if old else set(), patch_ids(labels))
-    return found
+        changes["patches"] = compare(patch_ids(old) if old else set(), patch_ids(labels))
+    return changes
 
 
 def compare(before: set[str], after: set[str]) -> dict[str, int]:
@@ -319,13 +332,11 @@ def compare(before: set[str], after: set[str]) -> dict[str, int]:
 
 def patch_ids(labels: Artifact) -> set[str]:
     """The patches of a clusters artifact."""
-    import pyarrow.parquet as pq
-
     return set(pq.read_table(labels.path / "labels.parquet", columns=["patch_id"])["patch_id"].to_pylist())
 
 
 def publish_current(store: Store, name: str, distilled: Artifact) -> None:
-    """Put a set where those who train on it find it: ``nightly/<name>/current``."""
+    """Publish a set as ``nightly/<name>/current``, for those who train on it."""
     folder = store.home / folder_of(name)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -334,63 +345,66 @@ def publish_current(store: Store, name: str, distilled: Artifact) -> None:
 
 
 def repair_current(store: Store, name: str) -> None:
-    """Put the champion's set in its place where something else lies there, or nothing, as after a kill."""
+    """Publish the set of the active version again if ``current`` differs from it, as after a kill."""
     with changing(store, name) as registry:
-        if registry.current is None:
+        if registry.active_version is None:
             return
-        artifact = kept(store, sampling.STAGE.name, registry.current)
+        artifact = artifact_of(store, sampling.STAGE.name, registry.active_version)
         wanted = {path: entry.bytes for path, entry in artifact.manifest.files.items()}
         if store.sizes(f"{folder_of(name)}/current") != wanted:
             publish_current(store, name, artifact)
 
 
 def roll_back(store: Store, name: str, to: int | None = None) -> Registry:
-    """Put an earlier version in the champion's place. While a night goes on, too: its challenger then meets that one.
+    """Make an earlier version active again. A night that is running then compares its candidate with that version.
 
     Raises:
         InputError: there is no such version.
-        StorageError: its set is gone.
+        StorageError: its set is missing.
     """
     with changing(store, name) as before:
         registry = before.rolled_back(to)
-        assert registry.current is not None
-        publish_current(store, name, kept(store, sampling.STAGE.name, registry.current))
+        assert registry.active_version is not None
+        publish_current(store, name, artifact_of(store, sampling.STAGE.name, registry.active_version))
         write_registry(store, name, registry)
         return registry
 
 
-def facts_of(outcome: Outcome, name: str) -> dict[str, Any]:
-    """What a night came to, as plain data: the new version (none where nothing had changed), what is in use, a text."""
+def outcome_data(outcome: Outcome, name: str) -> dict[str, Any]:
+    """The result of a night as plain data: the new version or None, the number of the active one, and a text."""
     version = None if outcome.version is None else outcome.version.model_dump(mode="json")
-    return {"version": version, "champion": outcome.after.champion, "text": as_markdown(outcome, name)}
+    return {"version": version, "active_version": outcome.after.active, "text": as_markdown(outcome, name)}
 
 
 def as_markdown(outcome: Outcome, name: str) -> str:
     """Before and after, for the Prefect UI and the command line."""
     if outcome.version is None:
         assert outcome.before.last is not None
-        champion = outcome.before.current
-        return f"**{name}**: nothing has changed since version {outcome.before.last.number}; in use: version " + (
-            f"{champion.number}.\n" if champion else "none.\n"
-        )
-    version, before = outcome.version, outcome.before.current
+        active = "none" if outcome.before.active is None else f"version {outcome.before.active}"
+        return f"**{name}**: nothing has changed since version {outcome.before.last.number}. Active: {active}.\n"
+    version, before = outcome.version, outcome.before.active_version
     lines = [
         f"**{name}**, version {version.number}: {'promoted' if version.promoted else 'not promoted'}. {version.reason}.",
         "", "| | before | after |", "| --- | --- | --- |",
-        f"| set in use | {f'version {before.number}' if before else 'none'} | version {outcome.after.champion} |",
-        f"| {version.metric} of SR networks | {scored(before, version.against)} | {scored(version, version.score)} |",
+        f"| active | {_version_cell(outcome.before)} | {_version_cell(outcome.after)} |",
+        f"| {METRICS[version.metric].label} of SR networks | {_score_cell(before, version.against)} "
+        f"| {_score_cell(version, version.score)} |",
     ]  # fmt: skip
     for what, counts in version.changes.items():
         new = counts["kept"] + counts["new"]
-        done = f"{'scored' if what == 'photos' else 'embedded'} anew: {version.anew[what]}"
+        done = f"{version.anew[what]} {'scored' if what == 'photos' else 'embedded'} this night"
         lines.append(
             f"| {'accepted patches' if what == 'patches' else what} | {counts['kept'] + counts['dropped']} "
             f"| {new} ({counts['new']} new, {counts['dropped']} dropped; {done}) |"
         )
-    start = "the base" if version.warm_from is None else f"the adapter of version {version.warm_from}"
+    start = "the base model" if version.warm_from is None else f"the adapter of version {version.warm_from}"
     return "\n".join([*lines, "", f"Fine-tuned from {start}. Run and report: `runs/{version.run}`.", ""])
 
 
-def scored(version: Version | None, score: float | None) -> str:
-    """A cell of the table: a score and whose it is."""
+def _version_cell(registry: Registry) -> str:
+    return "none" if registry.active is None else f"version {registry.active}"
+
+
+def _score_cell(version: Version | None, score: float | None) -> str:
+    """A score and the version it belongs to."""
     return "" if version is None or score is None else f"{score:.4f} (version {version.number})"

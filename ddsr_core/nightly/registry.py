@@ -1,7 +1,8 @@
-"""Distilled sets in series: which one is in use (the champion), what came before it, and why each was taken or not.
+"""Series of distilled sets: which version is active, which were active before, and why each was promoted or not.
 
-``<home>/nightly/<name>/registry.json`` is the history, ``current/`` beside it the champion's set, to be trained on, and
-``photos/0001.json`` … say which photos a version was made from. Whoever changes the registry holds its lock (`changing`).
+``<home>/nightly/<name>/registry.json`` is the history. Beside it, ``current/`` holds the active version's set, to train on,
+and ``photos/0001.json`` lists the photos that version 1 was made from. Whoever changes the registry holds its lock
+(`changing`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.storage.files import now
 from ddsr_core.storage.store import Store
 
-Metric = Literal["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb", "lpips"]
-#: Of these, less is better.
-LOWER_IS_BETTER = frozenset({"lpips"})
 FOLDER, FILE = "nightly", "registry.json"
 
 
@@ -28,14 +27,21 @@ class Version(BaseModel):
     """One distilled set that was made and measured.
 
     Attributes:
-        run: its run below ``runs/``, with the report.
+        number: counted from 1.
+        run: name of its run below ``runs/``, which has the report.
         made: UTC, ISO 8601.
-        photos, test, config: digests of what it was made from, measured on, and of the settings.
+        photos: digest of the training photos.
+        test: digest of the test photos.
+        config: digest of the settings.
         changes: photos and patches that were new, kept and dropped since the last version.
-        anew: photos that were scored for it and patches that were embedded; the others were known.
-        keys: stage -> key of the artifacts that others go on from (clusters, finetune, sample).
-        warm_from: number of the version whose adapter fine-tuning went on from.
-        score: of SR networks trained on it, in the unit of the metric; ``against``: of the champion of that day.
+        anew: how many photos were scored and patches embedded for it; the others were known.
+        keys: stage -> key of the artifacts that later nights need (clusters, finetune, sample).
+        warm_from: number of the version whose adapter fine-tuning continued from; None: from the base.
+        metric: that versions are compared by.
+        score: mean of the metric over SR networks trained on this version.
+        against: the same for the version that was active then; None if there was none.
+        promoted: whether it became the active version.
+        reason: why, or why not.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,7 +55,7 @@ class Version(BaseModel):
     anew: dict[str, int]
     keys: dict[str, str]
     warm_from: int | None
-    metric: Metric
+    metric: MetricName
     score: float
     against: float | None
     promoted: bool
@@ -57,11 +63,11 @@ class Version(BaseModel):
 
 
 class ActivePeriod(BaseModel):
-    """A time in which one version is in use; it ends where the next one begins.
+    """A period in which one version is active. It ends when the next one begins.
 
     Attributes:
         since: UTC, ISO 8601.
-        why: it was promoted, or put back.
+        why: ``promoted``, or that a rollback restored it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,121 +77,119 @@ class ActivePeriod(BaseModel):
 
 
 class Registry(BaseModel):
-    """All versions and all reigns, oldest first."""
+    """All versions and all periods in which one was active, oldest first."""
 
     model_config = ConfigDict(frozen=True)
     versions: tuple[Version, ...] = ()
-    reigns: tuple[ActivePeriod, ...] = ()
+    #: Files written before 0.1.0 call it `reigns`.
+    active_periods: tuple[ActivePeriod, ...] = Field((), validation_alias=AliasChoices("active_periods", "reigns"))
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def champion(self) -> int | None:
-        """Number of the version in use."""
-        return self.reigns[-1].version if self.reigns else None
+    def active(self) -> int | None:
+        """Number of the active version."""
+        return self.active_periods[-1].version if self.active_periods else None
 
     @property
-    def current(self) -> Version | None:
-        """The version in use."""
-        return None if self.champion is None else self.version(self.champion)
+    def active_version(self) -> Version | None:
+        """The active version."""
+        return None if self.active is None else self.version(self.active)
 
     @property
     def last(self) -> Version | None:
-        """The version that was made last, promoted or not."""
+        """The latest version, promoted or not."""
         return self.versions[-1] if self.versions else None
 
     @property
     def next_number(self) -> int:
-        """Of the version that is made next."""
+        """Number of the next version."""
         return self.last.number + 1 if self.last else 1
 
     @property
-    def line(self) -> tuple[int, ...]:
-        """The champion and, before it, those that one would go back to step by step.
+    def lineage(self) -> tuple[int, ...]:
+        """The versions that rollbacks would restore one after another, oldest first, and the active version.
 
-        Going back to a version forgets what came after it: of 1, 2, 3, back to 1 and then 4, the line is 1, 4.
+        A rollback to a version forgets what was active after it: after 1, 2, 3, a rollback to 1 and a promotion of 4, the
+        lineage is 1, 4.
         """
-        line: list[int] = []
-        for reign in self.reigns:
-            before = line[: line.index(reign.version)] if reign.version in line else line
-            line = [*before, reign.version]
-        return tuple(line)
+        lineage: list[int] = []
+        for period in self.active_periods:
+            before = lineage[: lineage.index(period.version)] if period.version in lineage else lineage
+            lineage = [*before, period.version]
+        return tuple(lineage)
 
     def recent(self, count: int | None) -> set[int]:
-        """The last ``count`` versions, and the last ``count`` of the line; none: all versions.
-
-        At least the champion and the last version.
-        """
+        """The last ``count`` versions and the last ``count`` of the lineage, at least one of each. None: all versions."""
         numbers = [item.number for item in self.versions]
         if count is None:
             return set(numbers)
-        return {*numbers[-max(1, count) :], *self.line[-max(1, count) :]}
+        return {*numbers[-max(1, count) :], *self.lineage[-max(1, count) :]}
 
     def version(self, number: int) -> Version:
-        """
+        """The version with this number.
+
         Raises:
-            InputError: there is none of that number.
+            InputError: there is none.
         """
-        found = next((item for item in self.versions if item.number == number), None)
-        if found is None:
+        version = next((item for item in self.versions if item.number == number), None)
+        if version is None:
             known = ", ".join(str(item.number) for item in self.versions) or "none yet"
-            raise InputError(f"there is no version {number}", fix=f"versions here: {known}")
-        return found
+            raise InputError(f"there is no version {number}", fix=f"Choose one of the versions of this series: {known}.")
+        return version
 
     def with_version(self, version: Version) -> Registry:
-        """The registry with a new version, which is the champion if it was promoted."""
-        reigns = (
-            (*self.reigns, ActivePeriod(version=version.number, since=now(), why="promoted"))
-            if version.promoted
-            else self.reigns
-        )
-        return Registry(versions=(*self.versions, version), reigns=reigns)
+        """The registry with a new version, which becomes active if it was promoted."""
+        promoted = (ActivePeriod(version=version.number, since=now(), why="promoted"),) if version.promoted else ()
+        return Registry(versions=(*self.versions, version), active_periods=(*self.active_periods, *promoted))
 
     def rolled_back(self, to: int | None = None) -> Registry:
-        """The registry with an earlier champion.
+        """The registry with an earlier version active again.
 
         Args:
-            to: a version; none: the champion before this one.
+            to: number of that version; None: the one that was active before.
 
         Raises:
             InputError: there is no such version.
         """
         if to is None:
-            if len(self.line) < 2:
+            if len(self.lineage) < 2:
                 raise InputError(
-                    "there is no earlier champion to go back to",
-                    where=f"champion: {self.champion or 'none'}",
-                    fix="name a version: `ddsr versions` lists them",
+                    "no earlier version was active",
+                    where=f"active version: {self.active or 'none'}",
+                    fix="Name a version: `ddsr versions` lists them.",
                 )
-            to = self.line[-2]
-        if self.version(to).number == self.champion:
+            to = self.lineage[-2]
+        if self.version(to).number == self.active:
             return self
-        reign = ActivePeriod(version=to, since=now(), why=f"put back in place of version {self.champion}")
-        return Registry(versions=self.versions, reigns=(*self.reigns, reign))
+        period = ActivePeriod(version=to, since=now(), why=f"rolled back from version {self.active}")
+        return Registry(versions=self.versions, active_periods=(*self.active_periods, period))
 
 
-def should_promote(metric: Metric, challenger: float, champion: float | None, margin: float) -> tuple[bool, str]:
-    """Whether a challenger takes the champion's place, and why.
+def should_promote(metric: MetricName, candidate: float, active: float | None, margin: float) -> tuple[bool, str]:
+    """Decide whether a candidate becomes the active version, and say why.
 
     Args:
-        margin: how much worse it may be, in the metric's unit.
+        candidate: score of the candidate.
+        active: score of the active version; None if there is none.
+        margin: how much worse the candidate may be, in the unit of the metric.
 
     >>> should_promote("psnr_y", 26.40, 26.45, margin=0.1)
     (True, 'psnr_y 26.4000 is not worse than 26.4500 by more than 0.1')
     >>> should_promote("lpips", 0.46, 0.45, margin=0.0)
     (False, 'lpips 0.4600 is worse than 0.4500 by more than 0.0')
     """
-    if champion is None:
+    if active is None:
         return True, "the first version"
-    loss = challenger - champion if metric in LOWER_IS_BETTER else champion - challenger
+    loss = -METRICS[metric].gain(candidate, active)
     verdict = "is worse" if loss > margin else "is not worse"
-    return loss <= margin, f"{metric} {challenger:.4f} {verdict} than {champion:.4f} by more than {margin}"
+    return loss <= margin, f"{metric} {candidate:.4f} {verdict} than {active:.4f} by more than {margin}"
 
 
 def read_registry(store: Store, name: str) -> Registry:
-    """The registry of a name; empty where nothing has been made yet.
+    """The registry of a series; empty if it has no version yet.
 
     Raises:
-        ConfigError: the name cannot be one of a folder.
+        ConfigError: the series cannot have this name.
         InputError: the file is damaged.
     """
     path = f"{folder_of(name)}/{FILE}"
@@ -195,34 +199,34 @@ def read_registry(store: Store, name: str) -> Registry:
     try:
         return Registry.model_validate_json(data)
     except ValueError as error:
-        fix = "bring it back from a back-up"
+        fix = "Restore the file from a backup."
         raise InputError(f"the registry is damaged: {error}", where=f"{store.url}/{path}", fix=fix) from error
 
 
 @contextmanager
 def changing(store: Store, name: str) -> Iterator[Registry]:
-    """The registry, which nobody else changes meanwhile. Not to be held for long."""
+    """The registry, locked against changes by others. Hold it briefly."""
     with store.locked(f"{folder_of(name)}/registry", what=f"the registry of {name!r}, changed"):
         yield read_registry(store, name)
 
 
 def write_registry(store: Store, name: str, registry: Registry) -> None:
-    """Keep it, for all machines that share the home."""
+    """Write the registry, for all machines that share the home."""
     store.write_file(f"{folder_of(name)}/{FILE}", _json(registry.model_dump(mode="json")))
 
 
 def registry_names(store: Store) -> list[str]:
-    """The series of a home, those included whose first night is going on."""
+    """The series of a home, including those whose first night is still running."""
     return sorted({path.split("/")[0] for path in store.sizes(FOLDER) if "/" in path})
 
 
 def write_photos(store: Store, name: str, number: int, photos: Mapping[str, str]) -> None:
-    """Keep which photos a version is made from: name -> digest of the content."""
+    """Record which photos a version is made from: name -> digest of the content."""
     store.write_file(_photos_file(name, number), _json(dict(photos)))
 
 
 def read_photos(store: Store, name: str, number: int) -> dict[str, str] | None:
-    """What `write_photos` was given; None if it is gone."""
+    """What `write_photos` recorded; None if the file is gone."""
     data = store.read_file(_photos_file(name, number))
     return None if data is None else dict(json.loads(data))
 
@@ -239,14 +243,14 @@ def folder_of(name: str) -> str:
     """``nightly/<name>``, relative to the home.
 
     Raises:
-        ConfigError: the name has signs that a folder, or a key of Prefect's artifacts, should not have.
+        ConfigError: the name has characters that a folder or the key of a Prefect artifact cannot have.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        fix = "use letters, digits, - and _, and begin with a letter or a digit"
-        raise ConfigError(f"{name!r} cannot be a name", where="name", fix=fix)
+        fix = "Use letters, digits, - and _; begin with a letter or a digit."
+        raise ConfigError(f"{name!r} cannot be the name of a series", where="name", fix=fix)
     return f"{FOLDER}/{name}"
 
 
 def night_lock(name: str) -> str:
-    """The lock of whoever spends a night, relative to the home."""
+    """The lock that a night holds, relative to the home."""
     return f"{folder_of(name)}/night"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from ddsr_core.nightly.night import Night
-from ddsr_core.nightly.registry import Metric
+from ddsr_core.metrics.spec import MetricName
+from ddsr_core.nightly.night import Night, outcome_data, outcome_if_unchanged, photo_cache_of, run_night
+from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import RunRequest
+from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.storage.remote_store import open_store
 
 
 class NightRequest(RunRequest):
@@ -16,7 +20,7 @@ class NightRequest(RunRequest):
 
     test: Path = Field(description="Photos that the old and the new set are compared on.")
     name: str = Field("nightly", description="Name of the series, HOME/nightly/NAME.")
-    metric: Metric = Field("psnr_y", description="What the two sets are compared by.")
+    metric: MetricName = Field("psnr_y", description="What the two sets are compared by.")
     margin: float = Field(0.0, ge=0, description="How much worse the new set may be, in the metric's unit.")
     warm: bool = Field(True, description="Continue from the last adapter. Off: always fine-tune from the base.")
     warm_steps: int | None = Field(None, ge=0, description="Steps of a fine-tuning that continues. None: as from the base.")
@@ -31,3 +35,16 @@ class NightRequest(RunRequest):
         return Night(
             self.name, self.images, self.test, config, self.metric, self.margin, self.warm, self.warm_steps
         )  # fmt: skip
+
+
+def run_night_plainly(request: NightRequest, progress: ProgressFactory = silent) -> dict[str, Any]:
+    """A night without Prefect; what came of it, as of `outcome_data`."""
+    store = open_store(request.home)
+    backend = plain_backend(request, store, progress, request.name, photo_cache_of(request.name))
+    return outcome_data(run_night(request.night(), store, backend), request.name)
+
+
+def unchanged_night(request: NightRequest) -> dict[str, Any] | None:
+    """What a night comes to if nothing has changed; None if there is work to do."""
+    outcome = outcome_if_unchanged(request.night(), open_store(request.home))
+    return None if outcome is None else outcome_data(outcome, request.name)

@@ -6,22 +6,22 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import tomli_w
+import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ddsr_core.baselines.gsdd import GSDDConfig
+from ddsr_core.baselines.config import GSDDConfig
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsConfig
 from ddsr_core.errors import ConfigError
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
-from ddsr_core.sr.gan import GanConfig
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import GanConfig, TrainSRConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"
@@ -109,24 +109,24 @@ def preset_names() -> list[str]:
 
 
 def load_config(
-    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), scale: str | None = None
+    preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), protocol: str | None = None
 ) -> PipelineConfig:
     """A preset, with a TOML file's values over it, with ``field.path=value`` overrides over both.
 
     Args:
-        scale: of an experiment, ``mini`` or ``paper``: its protocol is laid over the preset.
+        protocol: of an experiment, ``mini`` or ``paper``; it is laid over the preset.
 
     Raises:
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
     """
     if preset not in preset_names():
         raise ConfigError(f"no preset {preset!r}", where="--preset", fix=f"choose one of: {', '.join(preset_names())}")
-    values = _read_toml(PRESETS / f"{preset}.toml")
-    if scale is not None:
-        values = merge(values, _read_toml(PROTOCOLS / f"{scale}.toml"))
+    values = _read_values(PRESETS / f"{preset}.toml")
+    if protocol is not None:
+        values = merge(values, _read_values(PROTOCOLS / f"{protocol}.toml"))
     if file is not None:
-        values = merge(values, _read_toml(file))
-    return _checked({"preset": preset, **values}, overrides)
+        values = merge(values, _read_values(file))
+    return _complete({"preset": preset, **values}, overrides)
 
 
 def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConfig:
@@ -135,11 +135,11 @@ def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConf
     Raises:
         ConfigError: unknown field, or a value out of range.
     """
-    return _checked(config.model_dump(), overrides)
+    return _complete(config.model_dump(), overrides)
 
 
 def chosen_config(
-    preset: str, config: PipelineConfig | None, overrides: Iterable[str], scale: str | None = None
+    preset: str, config: PipelineConfig | None, overrides: Iterable[str], protocol: str | None = None
 ) -> PipelineConfig:
     """A config that is given, used as it is, or else the preset; with the overrides over it.
 
@@ -147,26 +147,23 @@ def chosen_config(
         ConfigError: as `load_config`.
     """
     if config is None:
-        return load_config(preset, overrides=overrides, scale=scale)
+        return load_config(preset, overrides=overrides, protocol=protocol)
     return overridden(config, overrides)
 
 
-def _checked(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineConfig:
+def _complete(values: Mapping[str, Any], overrides: Iterable[str]) -> PipelineConfig:
     for text in overrides:
         values = merge(values, parse_override(text, PipelineConfig))
-    try:
-        config = PipelineConfig.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error) from error
+    config = checked(PipelineConfig, values)
     for arch in config.sr.archs:
         find_architecture(arch)  # a wrong name should fail here, not after the fine-tuning
     return config
 
 
 def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """``a.b=value`` to nested dictionaries; the value is TOML if it reads as TOML, else a string; ``null`` is None.
+    """``a.b=value`` to nested dictionaries; the value is TOML if it reads as TOML, else a string.
 
-    ``none`` is None, too, unless it is one of the texts that the field of ``model`` takes, as in ``sample.select=none``.
+    ``null`` and ``none`` are None, unless the field of ``model`` takes that text, as in ``sample.select=none``.
 
     >>> parse_override("finetune.learning_rate=5e-4")
     {'finetune': {'learning_rate': 0.0005}}
@@ -185,7 +182,7 @@ def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str,
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw.strip()
-        if value == "null" or (value == "none" and value not in _texts(model, names)):
+        if value in ("null", "none") and value not in _texts(model, names):
             value = None
     for name in reversed(names):
         value = {name: value}
@@ -219,14 +216,20 @@ def _replaced(value: Any, old: Any, new: Any) -> Any:
     return new if value == old else value
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> dict[str, Any]:
+    """The values of a TOML file, or of a YAML file by its suffix."""
     try:
-        values = _replaced(tomllib.loads(Path(path).read_text()), "null", None)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = yaml.safe_load(text) or {} if Path(path).suffix in (".yaml", ".yml") else tomllib.loads(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config file is not YAML: {error}", where=path) from error
     except OSError as error:
         raise ConfigError(f"the config file cannot be read: {error.strerror}", where=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config file is not TOML: {error}", where=path) from error
-    return _complete_alternatives(values)
+    if not isinstance(values, dict):
+        raise ConfigError("the config file has no fields", where=path, fix="Write `stage:` and its fields below it.")
+    return _complete_alternatives(_replaced(values, "null", None))
 
 
 #: Pairs of fields of which exactly one is set.
@@ -253,18 +256,50 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _explain(error: ValidationError) -> ConfigError:
+#: Fields that were renamed, and what they are called now.
+RENAMED = {
+    "finetune.row_start": "finetune.class_row_init",
+    "judge": "teacher",
+    "sample.restored_share": "sample.detail_restoration",
+    "sr.sources": "sr.training_sets",
+}
+#: Values of choices that were renamed.
+RENAMED_VALUES = {"here": "local", "k-centre": "k-center", "one by one": "sequential"}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked(model: type[M], values: Mapping[str, Any]) -> M:
+    """A model from values.
+
+    Raises:
+        ConfigError: unknown field, or a value out of range; the message names the field and says what to do.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explained(error, model) from error
+
+
+def explained(error: ValidationError, model: type[BaseModel]) -> ConfigError:
+    """What a user can do about the first mistake in the values of a model."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
-    field = ".".join(place)
+    field, given = ".".join(place), first.get("input")
     if first["type"] == "value_error":  # a rule between fields: its text names them and says what to do
         return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", fix="correct the values")
+    if first["type"] == "missing":
+        return ConfigError(f"{field} is missing", where=field, fix="give it a value")
     if first["type"] != "extra_forbidden":
-        return ConfigError(f"{field}: {first['msg']} (given: {first.get('input')!r})", where=field, fix="correct the value")
-    model: Any = PipelineConfig
+        new = RENAMED_VALUES.get(given) if isinstance(given, str) else None
+        fix = f"{given!r} is now called {new!r}" if new else "correct the value"
+        return ConfigError(f"{field}: {first['msg']} (given: {given!r})", where=field, fix=fix)
+    if field in RENAMED:
+        return ConfigError(f"unknown field {field!r}", where=field, fix=f"it is now called {RENAMED[field]!r}")
+    holder: Any = model
     for part in place[:-1]:
-        model = model.model_fields[part].annotation
-        model = next((option for option in get_args(model) if hasattr(option, "model_fields")), model)  # "X | None"
-    close = difflib.get_close_matches(place[-1], model.model_fields, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"fields here: {', '.join(model.model_fields)}"
+        holder = holder.model_fields[part].annotation
+        holder = next((option for option in get_args(holder) if hasattr(option, "model_fields")), holder)  # "X | None"
+    close = difflib.get_close_matches(place[-1], holder.model_fields, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"fields here: {', '.join(holder.model_fields)}"
     return ConfigError(f"unknown field {field!r}", where=field, fix=hint)

@@ -8,7 +8,8 @@ from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embeddings import weights_source
-from ddsr_core.sr.train import TrainSRConfig, trunk_input
+from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.sr.train_sr import trunk_input
 from ddsr_core.storage.stage import Source
 
 

@@ -19,6 +19,9 @@ from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.storage.stage import Artifact, Stage, StageInput
 from ddsr_core.storage.store import Store
 
+#: Memory of a process that trains a small SR network.
+NETWORK_BYTES = 2**30
+
 
 def plain_backend(
     execution: Execution,
@@ -47,7 +50,21 @@ def plain_backend(
         runtime = replace(plain, photo_cache=known if stage.photo_cache else None, run_parts=None if one_process else spread)
         return store.build(stage, config, inputs, runtime)
 
+    if beside(execution, device):
+        return Backend(build, store.url, device, spread_here("processes", idle_cores()), only_small=True)
     return Backend(build, store.url, device, spread if execution.runner == "processes" else None)
+
+
+def beside(execution: Execution, device: str) -> bool:
+    """Whether SR networks with small steps are trained side by side although the runner is sequential."""
+    return execution.side_by_side and execution.runner == "sequential" and device == "cpu" and idle_cores() > 1
+
+
+def idle_cores() -> int:
+    """Cores that this process may use, as far as memory lasts for a network on each."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else NETWORK_BYTES
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, free // NETWORK_BYTES))
 
 
 def require_plain(execution: Execution) -> None:

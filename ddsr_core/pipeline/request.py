@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.storage.remote_store import Home
@@ -15,6 +16,22 @@ Gpu = Literal["local", "pool"]
 #: Where work that can be split is done: in the process of the run, in threads or processes of its machine, or on Ray.
 Runner = Literal["sequential", "threads", "processes", "ray"]
 AtLeastOne = Annotated[int, Field(ge=1)]
+#: A complete configuration as a flow's parameter, for programs. The form shows preset and overrides, not 130 fields.
+GivenConfig = Annotated[PipelineConfig | None, SkipJsonSchema()]
+
+
+def name_of(photos: Path) -> str:
+    """What names of runs call a photo source: ``holidays`` for ``/data/holidays`` and for ``/data/holidays/*.jpg``."""
+    path = photos.expanduser()
+    while path.name and any(sign in path.name for sign in "*?["):
+        path = path.parent
+    text = path.resolve().stem if path.suffix else path.resolve().name
+    return slug(text)
+
+
+def slug(text: str) -> str:
+    """Text as part of a run's name: letters, digits, - and _."""
+    return "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in text).strip("-") or "photos"
 
 
 class Execution(BaseModel):
@@ -30,18 +47,29 @@ class Execution(BaseModel):
         description="Where photos are scored, patches embedded and SR networks trained: one after another in the run's own "
         "process, in threads or processes of its machine, or on Ray.",
     )
+    side_by_side: bool = Field(
+        True,
+        description="Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is "
+        "sequential. Turn it off if memory is short: each takes about 1 GiB.",
+    )
     workers: AtLeastOne = Field(2, description="How many of them at once. The sequential runner ignores it.")
 
 
 class RunRequest(Execution):
-    """One run of the pipeline."""
+    """One run of the pipeline.
+
+    Attributes:
+        kind: of run; runs of different kinds never share a name.
+    """
+
+    kind: ClassVar[str] = "distill"
 
     images: Path = Field(description="Training photos: a folder, a Parquet file with an image column, or a glob pattern.")
     test: Path | None = Field(None, description="Test photos. Without them, one photo in ten is held out.")
     preset: Preset = Field("demo", description="Values that the configuration starts from.")
     overrides: tuple[str, ...] = Field((), description="Single fields to change, such as sample.count=140.")
     config: PipelineConfig | None = Field(None, description="Complete configuration, used as it is instead of a preset.")
-    run: str | None = Field(None, description="Name of the run below home/runs. Without it, the name of the preset.")
+    run: str | None = Field(None, description="Name of the run below home/runs. Without it, preset and folder.")
 
     @property
     def base_preset(self) -> Preset:
@@ -56,7 +84,16 @@ class RunRequest(Execution):
         """
         return chosen_config(self.base_preset, self.config, self.overrides)
 
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.config is not None and self.preset not in (self.config.preset, type(self).model_fields["preset"].default):
+            raise ValueError(
+                f"the preset {self.preset} and a complete configuration (from {self.config.preset}) contradict each other; "
+                "leave one of them out"
+            )
+        return self
+
     @property
     def run_name(self) -> str:
-        """Name of the run."""
-        return self.run or (self.preset if self.config is None else self.config.preset)
+        """Name of the run: the user's, or else preset and photos, such as ``best-holidays``."""
+        return self.run or f"{self.preset if self.config is None else self.config.preset}-{name_of(self.images)}"

@@ -14,7 +14,7 @@ from ddsr_core.pipeline.distill import Comparison, compare, distill
 from ddsr_core.pipeline.pins import Pins
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution, RunRequest
-from ddsr_core.pipeline.run_folder import check_run_name
+from ddsr_core.pipeline.run_folder import check_run_name, free_name
 from ddsr_core.pipeline.run_state import Outcome, failure_noted, finish_run, run_log, start_run
 from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.progress import ProgressFactory, silent
@@ -76,20 +76,25 @@ def run_plainly(request: RunRequest, progress: ProgressFactory = silent) -> Outc
 
 
 @contextmanager
-def open_run(request: RunRequest, store: Store, backend: Backend) -> Iterator[Run]:
+def open_run(request: RunRequest, store: Store, backend: Backend, *, wait: bool = False) -> Iterator[Run]:
     """Begin a run: its config, photos, run folder and pins. If it stops before its end, run.json says why.
 
+    Args:
+        wait: until another command that works on the same run has ended; otherwise, this is an error.
+
     Raises:
-        ConfigError: a wrong name, config, or photos that cannot be split.
+        ConfigError: a wrong name or config, a name that other photos have, or photos that cannot be split.
         InputError: no photos, or no weights.
-        StorageError: the home cannot be written.
+        StorageError: the home cannot be written, or another command works on the run; the message says which.
     """
-    config, name = request.resolved_config(), request.run_name
-    check_run_name(name)
+    config = request.resolved_config()
+    check_run_name(request.run_name)
     store.check()
     photos, tests = photos_of(request, config, store)
-    with failure_noted(store, name):
-        start_run(store, name, config, photos.path, None if tests is None else tests.path)
+    identity = {"kind": request.kind, "photos_digest": photos.digest, "tests_digest": tests.digest if tests else None}
+    name = free_name(store, request.run_name, identity, chosen=request.run is not None)
+    with store.locked(f"locks/run-{name}", name, f"the run {name!r}, begun", wait=wait), failure_noted(store, name):
+        start_run(store, name, config, photos.path, tests.path if tests else None, identity)
         pins = Pins(store, name)
         stages = Stages(config, pins.over(backend), run_log(store, name))
         stages.files.all_of(config)  # missing weights are found before any work is done

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import tomllib
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.storage.store import Store
+
+#: What a run's photos are known by in run.json; a run of one name never goes on with other photos.
+IDENTITY = ("kind", "photos_digest", "tests_digest")
 
 
 def run_folder(store: Store, name: str) -> Path:
@@ -24,6 +31,58 @@ def check_run_name(name: str) -> None:
     """
     if not name or name in (".", "..") or any(sign in "/\\[]*?" or not sign.isprintable() for sign in name):
         raise ConfigError(f"{name!r} cannot be the name of a run", where="run", fix="use letters, digits, - and _")
+
+
+def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, chosen: bool) -> str:
+    """The name of a run: ``wanted``, unless a run of other photos or tests has it.
+
+    Args:
+        identity: values of `IDENTITY`.
+        chosen: whether the user has chosen the name. Other names get a number: ``best-photos-2``.
+
+    Raises:
+        ConfigError: a chosen name that cannot be a run's, or belongs to a run of other photos or tests.
+    """
+    check_run_name(wanted)
+    for number in count(1):
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        state = published_state(store, name)
+        if state is None or all(state.get(field, value) == value for field, value in identity.items()):
+            if number > 1 and chosen:
+                break
+            return name
+    before = published_state(store, wanted) or {}
+    raise ConfigError(
+        f"the run {wanted!r} was made of other photos or tests ({before.get('images')}, {before.get('test')})",
+        where=f"{store.url}/runs/{wanted}",
+        fix=f"choose another name, such as --run {name}; or remove that folder if you no longer need it",
+    )
+
+
+#: How a run can end without having finished.
+Stopped = Literal["failed", "interrupted", "cancelled"]
+
+
+def this_process() -> dict[str, Any]:
+    """What run.json says of the process that works on the run."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def status_of(state: Mapping[str, Any]) -> str:
+    """The status in a run.json; ``interrupted`` if its process has died without saying so.
+
+    A process can only be looked up on its own machine; elsewhere, a run that says it is running counts as running.
+    """
+    status = str(state["status"])
+    if status != "running" or state.get("host") != socket.gethostname() or "pid" not in state:
+        return status
+    try:
+        os.kill(int(state["pid"]), 0)
+    except ProcessLookupError:
+        return "interrupted"
+    except PermissionError:  # it is alive, and someone else's
+        pass
+    return status
 
 
 def list_runs(store: Store) -> list[dict[str, Any]]:

@@ -6,19 +6,23 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from ddsr_core.baselines.names import label_of
 from ddsr_core.errors import InputError, StorageError
 from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
-from ddsr_core.pipeline.run_folder import check_run_name, published_state, read_run, run_folder
+from ddsr_core.pipeline.run_folder import Stopped, check_run_name, published_state, read_run, run_folder, this_process
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
-from ddsr_core.report.data import RunRecord, SrRecord, StageRecord
+from ddsr_core.report.card import write_data_card
 from ddsr_core.report.html import write_report
+from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
 from ddsr_core.storage.files import now, storage_errors, write_atomically, write_json
 from ddsr_core.storage.stage import Artifact
 from ddsr_core.storage.store import LOG, Store
@@ -46,12 +50,33 @@ class Outcome:
     stages: list[dict[str, Any]]
 
 
-def start_run(store: Store, name: str, config: PipelineConfig, images: Path, test: Path | None) -> Path:
-    """Make the run folder and say in it that the run has begun. What an earlier run of that name has made is kept for it.
+def start_run(
+    store: Store,
+    name: str,
+    config: PipelineConfig,
+    images: Path,
+    test: Path | None,
+    identity: Mapping[str, str | None] | None = None,
+) -> Path:
+    """Make the run folder and note in it that the run has begun. Artifacts of an earlier run of that name stay pinned.
+
+    Args:
+        identity: values of `ddsr_core.pipeline.run_folder.IDENTITY`.
 
     Raises:
         ConfigError: as `check_run_name`.
         StorageError: the home cannot be written.
+    """
+    named = {"preset": config.preset, "images": str(images), "test": None if test is None else str(test)}
+    return begin_step(store, name, config, {**named, **(identity or {})})
+
+
+def begin_step(store: Store, name: str, config: BaseModel, about: Mapping[str, str | None]) -> Path:
+    """As `start_run`, for a run of a single step.
+
+    Args:
+        config: what its config.toml will say.
+        about: more fields of run.json: its identity, and in words what it is.
     """
     check_run_name(name)
     folder = run_folder(store, name)
@@ -60,8 +85,8 @@ def start_run(store: Store, name: str, config: PipelineConfig, images: Path, tes
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.toml", to_toml(config).encode())
-        state = {"name": name, "preset": config.preset, "status": "running", "images": str(images), "test": str(test)}
-        write_json(folder / "run.json", {**state, "started": now(), "kept": sorted(earlier)})
+        state = {"name": name, "preset": "", **about, "status": "running", **this_process(), "started": now()}
+        write_json(folder / "run.json", {**state, "kept": sorted(earlier)})
     store.push(f"runs/{name}")
     return folder
 
@@ -86,25 +111,38 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
         comparison: None if no SR network was trained.
     """
     folder = run_folder(store, name)
-    record = to_record(name, stages, comparison)
     with storage_errors(folder):
         publish_distilled(distilled.images, folder / "distilled")
-        started = json.loads((folder / "run.json").read_text())
-        facts = record.model_dump(mode="json", exclude={"config"})
-        write_json(folder / "run.json", {**_over(started), **facts, "status": "completed", "finished": now()})
+        state = _over(json.loads((folder / "run.json").read_text()))
+        times = {**{name: state.get(name) for name in ("images", "test", "started")}, "finished": now()}
+        record = to_record(name, stages, comparison).model_copy(update=times)
+        write_json(
+            folder / "run.json", {**state, **record.model_dump(mode="json", exclude={"config"}), "status": "completed"}
+        )
         report = write_report(folder, record)
+        write_data_card(folder / "distilled", record)
     store.push(f"runs/{name}", mirror=True)
-    return Outcome(name, folder, report, results_table(comparison), stage_rows(stages.runs))
+    return Outcome(name, folder, report, results_table(comparison, record.restored), stage_rows(stages.runs))
 
 
 def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
     """Note in run.json that a run which has no report is finished, and its stages; one that was used several times once."""
-    records = {item.artifact.key: _stage_record(item).model_dump(mode="json") for item in stages}
+    records = {item.artifact.key: portable(store, _stage_record(item).model_dump(mode="json")) for item in stages}
     path = run_folder(store, name) / "run.json"
     with storage_errors(path):
         state = _over(json.loads(path.read_text()))
         write_json(path, {**state, "status": "completed", "finished": now(), "stages": list(records.values())})
     store.push(f"runs/{name}", mirror=True)
+
+
+def portable(store: Store, value: Any) -> Any:
+    """Plain data with paths of artifacts relative to the home, so that a home can be moved or copied."""
+    if isinstance(value, dict):
+        return {name: portable(store, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [portable(store, item) for item in value]
+    root = f"{store.home}/artifacts/"
+    return f"artifacts/{value.removeprefix(root)}" if isinstance(value, str) and value.startswith(root) else value
 
 
 def _over(state: dict[str, Any]) -> dict[str, Any]:
@@ -117,22 +155,25 @@ def failure_noted(store: Store, name: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        fail_run(store, name, "stopped by the user")
+        fail_run(store, name, "stopped by the user", "interrupted")
         raise
-    except BaseException as error:  # SIGTERM of a cancelled run, memory that is used up …
+    except Exception as error:
         fail_run(store, name, str(error) or type(error).__name__)
         raise
+    except BaseException as error:  # SIGTERM, as of a run that is cancelled in the Prefect UI
+        fail_run(store, name, str(error) or type(error).__name__, "cancelled")
+        raise
 
 
-def fail_run(store: Store, name: str, message: str) -> None:
+def fail_run(store: Store, name: str, message: str, status: Stopped = "failed") -> None:
     """Note in run.json why the run has stopped. One that was finished before it could begin again stays so."""
     path = run_folder(store, name) / "run.json"
     try:
         state = json.loads(path.read_text()) if path.exists() else {}
         if state.get("status") != "running":
             return
-        run_log(store, name)(f"failed: {message}")
-        write_json(path, {**state, "status": "failed", "message": message, "finished": now()})
+        run_log(store, name)(f"{status}: {message}")
+        write_json(path, {**state, "status": status, "message": message, "finished": now()})
         store.push(f"runs/{name}")
     except (StorageError, OSError) as error:  # most likely what the run has failed of
         LOG.warning("%s: that the run has failed is not noted: %s", path, error)
@@ -183,13 +224,18 @@ def stage_rows(runs: Iterable[StageRun]) -> list[dict[str, Any]]:
     return [{"stage": r.name, "key": r.key, "seconds": r.seconds, "cached": r.cached} for r in records]
 
 
-def results_table(comparison: Comparison | None) -> list[dict[str, Any]]:
-    """One row per SR network, bicubic first: arch, source, metrics."""
+def results_table(comparison: Comparison | None, restored: bool) -> list[dict[str, Any]]:
+    """One row per SR network, bicubic first: arch, source, label, metrics.
+
+    Args:
+        restored: whether detail was restored in the distilled images, which the label then says.
+    """
     if comparison is None:
         return []
-    rows = [{"arch": "bicubic", "source": "", **comparison.bicubic.artifact.manifest.counts["metrics"]}]
+    rows = [{"arch": "bicubic", "source": "", "label": "", **comparison.bicubic.artifact.manifest.counts["metrics"]}]
     for item in comparison.networks:
-        rows.append({"arch": item.arch, "source": item.source, **item.evaluation.artifact.manifest.counts["metrics"]})
+        row = {"arch": item.arch, "source": item.source, "label": label_of(item.source, restored)}
+        rows.append({**row, **item.evaluation.artifact.manifest.counts["metrics"]})
     return rows
 
 

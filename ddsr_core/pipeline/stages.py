@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ddsr_core.baselines import crops, gsdd, subset
-from ddsr_core.baselines.crops import CropsConfig
-from ddsr_core.baselines.subset import SubsetConfig
+from ddsr_core.baselines.config import CropsConfig, SubsetConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.evaluation import evaluate
@@ -17,8 +16,8 @@ from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample
-from ddsr_core.sr import train
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr import train_sr
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.stage import Artifact, Source, Stage, StageInput
 
 #: Random crops that k-center, HDC and loss ranking choose from, for each image that they choose.
@@ -42,12 +41,14 @@ class Backend:
         home: what another process opens the run's store by.
         device: torch device, or auto.
         networks: trains many SR networks at once (`ddsr_core.pipeline.networks`); None: one after another.
+        only_small: use ``networks`` only if every network has a small step (`ddsr_core.pipeline.networks.has_small_step`).
     """
 
     build: Build
     home: str
     device: str = "auto"
     networks: RunParts | None = None
+    only_small: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Stages:
         """The adapter of the base model: DiffFit, minimax losses and L_SR.
 
         Args:
-            earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters. None: from the base.
+            earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters.
         """
         models = {**self.files.base(self.config), **self.files.lsr_decoder(self.config)}
         learned: dict[str, StageInput] = {"latents": encoded, "clusters": labels, **models, **_given(rows=rows)}
@@ -190,7 +191,7 @@ class Stages:
 
     def train_sr(self, recipe: TrainSRConfig, images: StageInput, label: str) -> Artifact:
         """An SR network trained on ``images``."""
-        return self.build(train.STAGE, recipe, self.training_inputs(recipe, images), label)
+        return self.build(train_sr.STAGE, recipe, self.training_inputs(recipe, images), label)
 
     def training_inputs(self, recipe: TrainSRConfig, images: StageInput) -> dict[str, StageInput]:
         """The inputs of `train_sr`."""

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from ddsr_core.baselines.generated import require_generated
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.diffusion.export import export
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.evaluation import evaluate
-from ddsr_core.evaluation.evaluate import EvaluateConfig
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png
-from ddsr_core.imaging.photos import iter_photos, photo_source
-from ddsr_core.pipeline.config import PipelineConfig, merge, parse_override
+from ddsr_core.imaging.photos import iter_photos
+from ddsr_core.pipeline.config import PipelineConfig, checked, merge, parse_override
 from ddsr_core.pipeline.run_folder import artifact_paths, read_config
-from ddsr_core.pipeline.stages import Backend, Stages
+from ddsr_core.pipeline.stages import Stages
 from ddsr_core.pseudo_labels import search
 from ddsr_core.pseudo_labels.embeddings import read_config as read_embeddings_config
 from ddsr_core.sampling.sample import load_tuned
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.onnx_export import export_onnx
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.weights import LoadedNetwork, load_network
 from ddsr_core.storage.files import sha256_of, storage_errors
 from ddsr_core.storage.stage import Artifact, Source
 from ddsr_core.storage.store import Store
 
+M = TypeVar("M", bound=BaseModel)
 
-def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: Iterable[str] = ()) -> Any:
+
+def with_overrides(config: type[M], values: dict[str, Any], overrides: Iterable[str] = ()) -> M:
     """A stage config from values and ``field=value`` texts.
 
     Raises:
@@ -41,13 +43,7 @@ def with_overrides(config: type[BaseModel], values: dict[str, Any], overrides: I
     """
     for text in overrides:
         values = merge(values, parse_override(text, config))
-    try:
-        return config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        known = f"fields: {', '.join(config.model_fields)}"
-        raise ConfigError(f"{name}: {first['msg']}", where="--set", fix=known) from error
+    return checked(config, values)
 
 
 @dataclass(frozen=True)
@@ -67,24 +63,9 @@ class Crops:
     embeddings: str = "vgg16"
 
 
-def train_one(backend: Backend, recipe: TrainSRConfig, data: Source, crops: Crops) -> tuple[Artifact, bool]:
-    """Train one network on ``data`` as it is, or on crops of it.
-
-    Returns:
-        The weights, and whether they were already there.
-
-    Raises:
-        ConfigError: the kind of training set cannot be cut out of photos.
-    """
-    stages = Stages(_config_of(crops), backend)
-    images = _images_of(stages, data, crops.source)
-    weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch)
-    return weights, stages.runs[-1].cached
-
-
 def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
     """The config with the published crop shrunk to the images, if they are smaller than it; else as it is."""
-    published = config.plan.lr_patch_px
+    published = plan_of(config).lr_patch_px
     first = next(iter(iter_photos(data)), None)
     if config.lr_patch_px is not None or first is None:
         return config
@@ -92,14 +73,18 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
     return config if largest >= published else config.model_copy(update={"lr_patch_px": largest})
 
 
-def _images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
+def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
+    """The data as they are, or crops of them.
+
+    Raises:
+        ConfigError: there is no such kind of training set.
+        InputError: the data are not a generated set of that kind.
+    """
     if kind not in TRAINING_SETS:
         raise ConfigError(f"unknown training set {kind!r}", where="source", fix=f"one of: {', '.join(TRAINING_SETS)}")
-    if TRAINING_SETS[kind].drawn:
-        raise ConfigError(
-            f"the training set {kind!r} is made by a run and cannot be cut out of a folder of images", where="source",
-            fix="name the images of the run as the data, such as ddsr-home/runs/demo/distilled, with the source `full`",
-        )  # fmt: skip
+    if TRAINING_SETS[kind].generated:
+        require_generated(kind, data.path)
+        return data
     if kind == "full":
         return data
     accepted = stages.patches(data) if kind in ("threshold", "full-thresholded") else None
@@ -108,7 +93,7 @@ def _images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact 
     return accepted if kind == "full-thresholded" else stages.accepted_crops(accepted)
 
 
-def _config_of(crops: Crops) -> PipelineConfig:
+def config_of(crops: Crops) -> PipelineConfig:
     """A config whose stages cut such crops."""
     size = crops.patch_px
     values = {
@@ -117,25 +102,7 @@ def _config_of(crops: Crops) -> PipelineConfig:
         "finetune": {"class_row_init": None},
         "sample": {"count": crops.budget},
     }
-    return PipelineConfig.model_validate(values)
-
-
-def evaluate_networks(
-    backend: Backend, weights: Iterable[str], test: Path, config: EvaluateConfig
-) -> Mapping[str, Artifact]:
-    """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not.
-
-    Raises:
-        InputError: no weights, or no test images.
-    """
-    tests = photo_source(test)
-    named = {name: weights_source(Path(name).expanduser()) for name in weights if name != evaluate.BICUBIC}
-
-    def measure(label: str, **inputs: Source) -> Artifact:
-        return backend.build(evaluate.STAGE, config, {"test": tests, **inputs}, label)[0]
-
-    networks = {name: measure(name, weights=source) for name, source in named.items()}  # first: weights may be damaged
-    return {evaluate.BICUBIC: measure(evaluate.BICUBIC), **networks}
+    return checked(PipelineConfig, values)
 
 
 def summary_of(evaluated: Artifact) -> dict[str, Any]:

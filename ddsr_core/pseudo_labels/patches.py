@@ -6,6 +6,7 @@ files. The files are described in ``docs/artifacts.md``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddsr_core.config import Runtime
-from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.errors import ChangedInputError, ConfigError, InputError
+from ddsr_core.imaging.decode import UnusableImage, decode_rgb, picture_memory
 from ddsr_core.imaging.image_sets import write_image_parquet
 from ddsr_core.imaging.images import encode_png
 from ddsr_core.imaging.photos import Photo, iter_photos
@@ -60,7 +62,7 @@ def run(config: PatchesConfig, *, photos: Path, out: Path, runtime: Runtime) -> 
     counts = _counts(config, len(sources), scores, accepted, threshold)
     write_json(out / "skipped.json", scores.skipped)
     write_json(out / "summary.json", counts)
-    return StageResult({**counts, "from_photo_cache": from_photo_cache})
+    return StageResult({**counts, "from_photo_cache": from_photo_cache}, inputs={"photos": scores.source})
 
 
 def _threshold(config: PatchesConfig, psnr: np.ndarray, photos: Path) -> float:
@@ -134,8 +136,27 @@ def _write_patches(
 
 
 def _records(config: PatchesConfig, photo: Photo, scores: Scores, rows: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The Parquet rows of some windows of one photo."""
-    image = photo.read()
+    """The Parquet rows of some windows of one photo.
+
+    Raises:
+        ChangedInputError: the photo is not the one that was scored.
+    """
+    data = _bytes_as_scored(photo, str(scores.digest[rows[0]]))
+    with picture_memory(data):
+        yield from _cut(config, photo.name, decode_rgb(data, photo.name), scores, rows)
+
+
+def _bytes_as_scored(photo: Photo, digest: str) -> bytes:
+    try:
+        data = photo.bytes()
+        if hashlib.sha256(data).hexdigest() == digest:
+            return data
+    except UnusableImage:  # it could be read a moment ago
+        pass
+    raise ChangedInputError("a photo changed during the run", where=photo.name, fix="run again")
+
+
+def _cut(config: PatchesConfig, photo: str, image: np.ndarray, scores: Scores, rows: np.ndarray) -> Iterator[dict[str, Any]]:
     for row in rows:
         y, x = int(scores.y[row]), int(scores.x[row])
         name = scores.patch_id(row)
@@ -143,7 +164,7 @@ def _records(config: PatchesConfig, photo: Photo, scores: Scores, rows: np.ndarr
         yield {
             "image": {"bytes": png, "path": f"{name}.png"},
             "patch_id": name,
-            "photo": photo.name,
+            "photo": photo,
             "photo_digest": str(scores.digest[row]),
             "y": y,
             "x": x,

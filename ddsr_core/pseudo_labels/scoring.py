@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from ddsr_core.config import Runtime, digest_of
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.decode import decode_rgb
-from ddsr_core.imaging.photos import Photo, iter_photos
+from ddsr_core.imaging.decode import UnusableImage, decode_rgb, picture_memory
+from ddsr_core.imaging.photos import UNREADABLE, Photo, iter_photos, source_digest
 from ddsr_core.parallel import check_shared, in_parts, prefetch
 from ddsr_core.pseudo_labels.config import PatchesConfig
 from ddsr_core.pseudo_labels.photo_cache import ScoreCache
@@ -76,6 +76,7 @@ class Scores:
         x: ``int32``, left edge in pixels.
         psnr_bic: ``float32``, dB.
         skipped: ``file`` and ``reason`` of each skipped photo.
+        source: digest of the photo source as it was read.
     """
 
     photo: np.ndarray
@@ -84,6 +85,7 @@ class Scores:
     x: np.ndarray
     psnr_bic: np.ndarray
     skipped: list[dict[str, str]]
+    source: str
 
     def patch_id(self, row: int) -> str:
         """The id of a window: the beginning of its photo's digest, and its position."""
@@ -119,12 +121,12 @@ def score_photos(config: PatchesConfig, photos: Path, sources: Sequence[Photo], 
     """
     (out / RESUME / "scores").mkdir(parents=True, exist_ok=True)
     todo = [index for index in range(len(sources)) if not _score_file(out, index).exists()]
-    whole = PhotosToScore(config, photos, {i: sources[i].name for i in todo}, out, runtime.photo_cache)
+    job = PhotosToScore(config, photos, {i: sources[i].name for i in todo}, out, runtime.photo_cache)
     cache = _score_cache(config, runtime.photo_cache)
     known, used = cache.known(), set[str]()
     done = len(sources) - len(todo)
     with runtime.progress("Scoring photos", total=len(sources), unit="photos", done=done) as bar:
-        for indices in _scored(whole, sources, cache, runtime):
+        for indices in _scored(job, sources, cache, runtime):
             if runtime.photo_cache is not None:
                 used |= _add_to_cache(cache, known, indices, out)
             bar.advance(len(indices))
@@ -156,11 +158,13 @@ def gather_scores(config: PatchesConfig, sources: Sequence[Photo], out: Path) ->
         InputError: no photo can be used.
     """
     skipped: list[dict[str, str]] = []
+    entries: list[tuple[str, str]] = []
     first_with: dict[str, str] = {}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("photo", "digest", "y", "x", "psnr_bic")}
     for index, photo in enumerate(sources):
         scored = _read_scores(out, index)
         reason = scored.reason
+        entries.append((photo.name, scored.digest or f"{UNREADABLE}{reason}"))
         if not reason and scored.digest in first_with:
             reason = f"duplicate: same content as {first_with[scored.digest]}"
         if reason:
@@ -180,19 +184,18 @@ def gather_scores(config: PatchesConfig, sources: Sequence[Photo], out: Path) ->
             f"for example {skipped[0]['file']}: {skipped[0]['reason']}",
             fix=f"use images of at least {config.patch_px}x{config.patch_px} px, or lower patches.patch_px",
         )
-    return Scores(**{name: np.concatenate(parts) for name, parts in columns.items()}, skipped=skipped)
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return Scores(**joined, skipped=skipped, source=source_digest(entries))
 
 
-def _scored(
-    whole: PhotosToScore, sources: Sequence[Photo], cache: ScoreCache, runtime: Runtime
-) -> Iterator[Collection[int]]:
+def _scored(job: PhotosToScore, sources: Sequence[Photo], cache: ScoreCache, runtime: Runtime) -> Iterator[Collection[int]]:
     """Score the photos here or in parts elsewhere; yields the indices of photos whose files are written."""
     parts = [
-        PhotosToScore(whole.config, whole.photos, {i: whole.names[i] for i in indices}, whole.out, whole.photo_cache)
-        for indices in in_parts(list(whole.names), PHOTOS_PER_PART)
+        PhotosToScore(job.config, job.photos, {i: job.names[i] for i in indices}, job.out, job.photo_cache)
+        for indices in in_parts(list(job.names), PHOTOS_PER_PART)
     ]
     if runtime.run_parts is None or len(parts) < 2:
-        yield from ([index] for index in _score(whole, sources, cache))
+        yield from ([index] for index in _score(job, sources, cache))
         return
     for part, _ in zip(parts, runtime.run_parts(score_part, parts), strict=True):
         yield part.names
@@ -216,20 +219,19 @@ def _score_photo(config: PatchesConfig, photo: Photo, cache: ScoreCache) -> byte
     digest, reason = "", ""
     windows = Windows(*(np.empty(0, kind) for kind in (np.float32, np.int32, np.int32)))
     try:
-        data = photo.load()
+        data = photo.bytes()
         digest = hashlib.sha256(data).hexdigest()
         cached = cache.get(digest)
         if cached is not None:
             return cached
-        image = decode_rgb(data, photo.name)
-        if min(image.shape[:2]) < config.patch_px:
-            reason = f"too small: {image.shape[1]}x{image.shape[0]}"
-        else:
-            windows = score_windows(image, config)
-    except InputError as error:
-        reason = f"unreadable: {error.fix}" if error.what.startswith("not a readable") else error.what
-    except OSError as error:
-        reason = f"unreadable: {error.strerror}"
+        with picture_memory(data):
+            image = decode_rgb(data, photo.name)
+            if min(image.shape[:2]) < config.patch_px:
+                reason = f"too small: {image.shape[1]}x{image.shape[0]}"
+            else:
+                windows = score_windows(image, config)
+    except UnusableImage as error:
+        reason = error.reason
     return ScoredPhoto(digest, reason, windows).to_json()
 
 

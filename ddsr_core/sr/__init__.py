@@ -1,1 +1,1 @@
-"""Super-resolution: networks, training data, the crop baselines and the training loop."""
+"""Super-resolution networks (section III): how they are built, trained, saved, loaded and run."""

@@ -1,7 +1,7 @@
-"""The one way to basicsr 1.4.2, whose import fails on torchvision >= 0.17.
+"""The only place that imports basicsr 1.4.2, whose import fails on torchvision >= 0.17.
 
-Its degradations module wants ``torchvision.transforms.functional_tensor.rgb_to_grayscale``, a module that torchvision
-removed; the function lives on in ``torchvision.transforms.functional``. Nothing else in ddsr knows about this.
+basicsr imports ``torchvision.transforms.functional_tensor.rgb_to_grayscale``, a module that torchvision has removed. The
+function still exists in ``torchvision.transforms.functional``, so a stub module provides it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Training pairs: every image decoded once, its LR made once, both packed as raw bytes; crops are slices of those.
+"""Training pairs. Every image is decoded once, its LR image is made once, and crops are slices of the packed raw bytes.
 
-The LR of a crop is cut from the LR of the whole image, so that it is right up to the crop's border. Crop number i of
-step t depends on (seed, t, i) alone: a run can continue at any step, and every source of data sees the same draws.
+The LR crop is cut from the LR of the whole image, so that it is correct up to the border of the crop. Crop i of step t
+depends on (seed, t, i) alone, so that training can resume at any step.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging import images
+from ddsr_core.imaging.bicubic import make_lr
+from ddsr_core.imaging.images import to_float, to_uint8
+from ddsr_core.imaging.photos import count_photos, iter_photos
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.storage.files import write_json
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 T = TypeVar("T")
 UPLOAD_BYTES = 2**28
@@ -35,8 +35,8 @@ class Pairs:
     """Packed HR and LR images.
 
     Attributes:
-        hr, lr: uint8, the images' (height, width, 3) arrays one after the other; on disk, mapped.
-        lr_sizes: (n, 2) int64, height and width of each LR; HR is ``scale`` times that.
+        hr, lr: uint8, memory-mapped: the (height, width, 3) arrays of all images, concatenated.
+        lr_sizes: (n, 2) int64, height and width of each LR image. HR images are ``scale`` times as large.
         scale: upsampling factor.
         lr_patch_px: height and width of the LR crops.
         skipped: number of images left out, by reason.
@@ -54,7 +54,7 @@ class Pairs:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """(n,) LR pixels up to the end of each image."""
+        """(n,) number of LR pixels up to and including each image."""
         return np.cumsum(self.lr_sizes.prod(axis=1))
 
     @property
@@ -62,21 +62,21 @@ class Pairs:
         return int(self.ends[-1]) * self.scale**2
 
     def image(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """LR ``(h, w, 3)`` and HR ``(scale h, scale w, 3)`` of one image, uint8, without a copy."""
+        """LR ``(h, w, 3)`` and HR ``(scale h, scale w, 3)`` of one image: uint8 views, no copies."""
         (h, w), s = self.lr_sizes[index], self.scale
         end = self.ends[index] * 3
         start = end - h * w * 3
         return self.lr[start:end].reshape(h, w, 3), self.hr[start * s**2 : end * s**2].reshape(h * s, w * s, 3)
 
     def draw(self, seed: int, step: int, batch: int) -> Draw:
-        """Which crops a step sees: an image in proportion to its area, a place in whole LR pixels, one of 8 turns."""
+        """Sample the crops of a step: an image in proportion to its area, a corner in whole LR pixels, one of 8 turns."""
         generator = np.random.default_rng([seed, step])
         images = np.searchsorted(self.ends, generator.integers(self.ends[-1], size=batch), side="right")
         corners = generator.random((batch, 2)) * (self.lr_sizes[images] - self.lr_patch_px + 1)
         return Draw(images, corners.astype(np.int64), generator.integers(8, size=batch))
 
     def cut(self, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-        """The crops of a draw, uint8: LR ``(batch, p, p, 3)`` and HR ``(batch, scale p, scale p, 3)``."""
+        """Cut sampled crops, uint8: LR ``(batch, p, p, 3)`` and HR ``(batch, scale p, scale p, 3)``."""
         p, s, batch = self.lr_patch_px, self.scale, len(draw.images)
         lr_out = np.empty((batch, p, p, 3), np.uint8)
         hr_out = np.empty((batch, p * s, p * s, 3), np.uint8)
@@ -87,17 +87,17 @@ class Pairs:
         return lr_out, hr_out
 
     def crops(self, seed: int, step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Random crops, each flipped or turned in one of 8 ways, as uint8 ``(batch, p, p, 3)`` LR and HR."""
+        """`draw` and `cut` in one: uint8 LR ``(batch, p, p, 3)`` and HR ``(batch, scale p, scale p, 3)``."""
         return self.cut(self.draw(seed, step, batch))
 
     def batch(self, seed: int, step: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`crops` as float32 ``(batch, 3, p, p)`` in [0, 1], channels-last, on the device."""
+        """`crops` as float32 ``(batch, 3, …)`` in [0, 1], channels-last, on the device."""
         lr, hr = self.crops(seed, step, batch)
         return _to_device(lr, device), _to_device(hr, device)
 
 
 class Draw(NamedTuple):
-    """Places of a batch of crops: index of the image ``(batch,)``, top and left ``(batch, 2)`` in LR pixels, and turn."""
+    """Where a batch of crops lies: image index ``(batch,)``, top and left ``(batch, 2)`` in LR pixels, turn ``(batch,)``."""
 
     images: np.ndarray
     corners: np.ndarray
@@ -105,11 +105,11 @@ class Draw(NamedTuple):
 
 
 class Resident:
-    """The packed pixels in a GPU's memory: a batch is one gather there, turns included, and only its places travel.
+    """The packed pixels in GPU memory. A batch is one gather on the GPU, and only its coordinates are uploaded.
 
     Args:
-        pairs: what `pack_pairs` made.
-        device: where to.
+        pairs: packed pairs (`pack_pairs`).
+        device: CUDA device.
     """
 
     def __init__(self, pairs: Pairs, device: torch.device) -> None:
@@ -119,13 +119,11 @@ class Resident:
         self.turns = {factor: self._turns(factor) for factor in (1, pairs.scale)}
 
     def batch(self, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor]:
-        """The same numbers as `Pairs.batch`."""
+        """The same values as `Pairs.batch`."""
         draw = self.pairs.draw(seed, step, batch)
         return self._gather(self.lr, draw, 1), self._gather(self.hr, draw, self.pairs.scale)
 
     def _gather(self, pixels: Tensor, draw: Draw, factor: int) -> Tensor:
-        import torch
-
         places = self.turns[factor][torch.from_numpy(draw.turns).to(self.device)]
         widths = self.pairs.lr_sizes[draw.images, 1] * factor
         first = self.starts[draw.images] * factor**2 + draw.corners[:, 0] * factor * widths + draw.corners[:, 1] * factor
@@ -133,22 +131,18 @@ class Resident:
         return _as_floats(pixels[first_ + places[..., 0] * widths_ + places[..., 1]])
 
     def _turns(self, factor: int) -> Tensor:
-        """Row and column that each pixel of a turned crop comes from, (8, p, p, 2) int64."""
-        import torch
-
+        """Source row and column of each pixel of a turned crop: (8, p, p, 2) int64."""
         px = self.pairs.lr_patch_px * factor
         grid = np.stack(np.meshgrid(np.arange(px), np.arange(px), indexing="ij"), axis=-1)
         return torch.from_numpy(np.stack([turned(grid, turn) for turn in range(8)])).to(self.device)
 
 
 def batches(pairs: Pairs, seed: int, steps: range, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """`Pairs.batch` of one step after the other.
+    """`Pairs.batch` of each step in order.
 
-    On a GPU the pixels live in its memory where they take at most a quarter of what is free; else one thread cuts the
-    next batch while the GPU works on this one.
+    On a GPU, the pixels are kept in GPU memory if they take at most a quarter of what is free. Otherwise a thread cuts the
+    next batch while the GPU works on the current one.
     """
-    import torch
-
     if device.type != "cuda":
         yield from (pairs.batch(seed, step, batch, device) for step in steps)
         return
@@ -157,11 +151,11 @@ def batches(pairs: Pairs, seed: int, steps: range, batch: int, device: torch.dev
         resident = Resident(pairs, device)
         yield from (resident.batch(seed, step, batch) for step in steps)
     else:
-        yield from ahead(lambda step: pairs.batch(seed, step, batch, device), steps)
+        yield from prefetch(lambda step: pairs.batch(seed, step, batch, device), steps)
 
 
-def ahead(make: Callable[[int], T], steps: range) -> Iterator[T]:
-    """``make(step)`` of every step in order, each begun while the one before is in use."""
+def prefetch(make: Callable[[int], T], steps: range) -> Iterator[T]:
+    """``make(step)`` of every step in order. Each one is started while the previous one is in use."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = None
         for step in steps:
@@ -179,57 +173,42 @@ def turned(crop: np.ndarray, turn: int) -> np.ndarray:
 
 
 def pack_pairs(data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progress: ProgressFactory = silent) -> Pairs:
-    """Decode every image of ``data`` once and map the packed pairs from ``folder``; a finished packing is used again.
+    """Decode every image of ``data`` into ``folder`` and memory-map the pairs. A complete folder is reused.
 
-    Images are cut to a multiple of ``scale`` at the bottom and right. Those that cannot be read or are smaller than a
-    crop are left out and counted.
+    Images are cropped at the bottom and right to a multiple of ``scale``. Images that cannot be read or are smaller than
+    a crop are skipped and counted.
 
     Raises:
-        InputError: nothing is left.
+        InputError: no image is left.
     """
     index = folder / "index.json"
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         sizes, skipped = _pack(data, folder, lr_patch_px, scale, progress)
-        write_json(index, {"lr_sizes": sizes, "skipped": skipped})  # last: its presence says that the rest is whole
-    facts = json.loads(index.read_text())
+        write_json(index, {"lr_sizes": sizes, "skipped": skipped})  # written last: the folder is complete once it exists
+    packed = json.loads(index.read_text())
     return Pairs(
         hr=np.memmap(folder / "hr.bin", np.uint8, "r"),
         lr=np.memmap(folder / "lr.bin", np.uint8, "r"),
-        lr_sizes=np.array(facts["lr_sizes"], np.int64).reshape(-1, 2),
+        lr_sizes=np.array(packed["lr_sizes"], np.int64).reshape(-1, 2),
         scale=scale,
         lr_patch_px=lr_patch_px,
-        skipped=facts["skipped"],
+        skipped=packed["skipped"],
     )
 
 
 def count_images(data: Path) -> int:
-    """How many images `images.iter_photos` will yield from a folder or Parquet, without reading them.
+    """Number of images that `iter_photos` yields from a folder or Parquet, without decoding them.
 
     Raises:
-        InputError: nothing is there, or a Parquet file is damaged.
+        InputError: the path does not exist, or a Parquet file is damaged.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = images.find_images(data)
-    if files:
-        return len(files)
-    shards = sorted(data.glob("*.parquet")) if data.is_dir() else [data]
-    try:
-        readers = [pq.ParquetFile(shard) for shard in shards if shard.suffix == ".parquet"]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError("not a readable Parquet file", where=data, fix=str(error)) from error
-    return sum(reader.metadata.num_rows for reader in readers if "image" in reader.schema_arrow.names)
+    return count_photos(data)
 
 
 def _pack(
     data: Path, folder: Path, lr_patch_px: int, scale: int, progress: ProgressFactory
 ) -> tuple[list[tuple[int, int]], dict[str, int]]:
-    import torch
-
-    from ddsr_core.imaging.bicubic import make_lr
-
     sizes: list[tuple[int, int]] = []
     skipped: Counter[str] = Counter()
     with (
@@ -237,7 +216,7 @@ def _pack(
         (folder / "lr.bin").open("wb") as lr_file,
         progress("Reading training images", total=count_images(data), unit="images") as bar,
     ):
-        for photo in images.iter_photos(data):
+        for photo in iter_photos(data):
             bar.advance()
             try:
                 hr = photo.read()
@@ -250,7 +229,7 @@ def _pack(
                 continue
             hr = np.ascontiguousarray(hr[: h * scale, : w * scale])
             with torch.no_grad():
-                lr = images.to_uint8(make_lr(images.to_float(hr), scale))[0]
+                lr = to_uint8(make_lr(to_float(hr), scale))[0]
             hr_file.write(hr.tobytes())
             lr_file.write(lr.tobytes())
             sizes.append((h, w))
@@ -259,14 +238,12 @@ def _pack(
         raise InputError(
             f"nothing to train on: {reasons}",
             where=data,
-            fix=f"bring images of at least {lr_patch_px * scale} px, or lower lr_patch_px",
+            fix=f"use images of at least {lr_patch_px * scale} px, or lower lr_patch_px",
         )
     return sizes, dict(skipped)
 
 
 def _to_device(crops: np.ndarray, device: torch.device) -> Tensor:
-    import torch
-
     tensor = torch.from_numpy(crops)
     if device.type == "cuda":
         tensor = tensor.pin_memory().to(device, non_blocking=True)
@@ -274,14 +251,12 @@ def _to_device(crops: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _as_floats(crops: Tensor) -> Tensor:
-    """uint8 NHWC to float32 NCHW in [0, 1]: channels-last as it lies in memory."""
+    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [0, 1], channels-last in memory."""
     return crops.permute(0, 3, 1, 2).float().div_(255)
 
 
 def _upload(packed: np.ndarray, device: torch.device) -> Tensor:
-    """Mapped bytes as ``(pixels, 3)`` on the device, a part at a time: the host's memory stays flat."""
-    import torch
-
+    """Memory-mapped bytes as ``(pixels, 3)`` on the device, uploaded in parts so that host memory stays flat."""
     pixels = torch.empty(len(packed) // 3, 3, dtype=torch.uint8, device=device)
     flat = pixels.view(-1)
     for start in range(0, len(packed), UPLOAD_BYTES):

@@ -1,39 +1,33 @@
-"""Validation grids: what the averaged network makes of a few fixed crops, seen now and then while it trains."""
+"""Sample grids: a few fixed training crops, enlarged by the averaged network at intervals during training."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
+from ddsr_core.imaging.bicubic import upsample
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
 from ddsr_core.sr.data import Pairs
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
 CROPS = 4
-#: No training step has this number: the crops of the grid are drawn once, and not turned.
+#: The step number that the crops of the grid are sampled with; no training step reaches it.
 _GRID_DRAW = 2**40
 
 
 def write_grid(path: Path, network: nn.Module, pairs: Pairs, seed: int, device: torch.device) -> None:
-    """A PNG with a row for each of `CROPS` crops of the training images: LR enlarged bicubically | SR | HR.
+    """Write a PNG with one row for each of `CROPS` training crops: bicubic | SR | HR.
 
     Args:
-        path: the file.
-        network: in evaluation mode; ``(1, 3, p, p)`` to ``(1, 3, scale p, scale p)``, run in float32.
-        pairs: where the crops come from, the same for the same seed.
-        seed: of the run.
-        device: of the network.
+        path: the file to write.
+        network: in evaluation mode, ``(1, 3, p, p)`` to ``(1, 3, scale p, scale p)``; run in float32.
+        pairs: training pairs. The same seed gives the same crops.
+        seed: seed of the training.
+        device: device of the network.
     """
-    import torch
-
-    from ddsr_core.imaging.bicubic import upsample
-
     draw = pairs.draw(seed, _GRID_DRAW, CROPS)
     lr, hr = pairs.cut(draw._replace(turns=np.zeros_like(draw.turns)))
     images: list[np.ndarray] = []

@@ -1,45 +1,44 @@
-"""Networks as ONNX files, for programs that run them without PyTorch."""
+"""Export of networks to ONNX, for programs that run them without PyTorch."""
 
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.storage.files import write_atomically
 
-if TYPE_CHECKING:
-    from torch import nn
-
 OPSET = 18
-#: Traced at a size that is no multiple of anything, so that nothing in the file is true of that size alone.
+#: Shape of the traced batch: no multiple of anything, so that nothing in the file holds for one size only.
 _TRACED = (2, 3, 17, 19)
-#: Heights and widths (LR pixels) at which a file is compared with the network: one that windows divide, one they do not.
+#: Heights and widths (LR pixels) at which the file is compared with the network: a multiple of the windows, and none.
 CHECKED_PX = ((16, 24), (23, 37))
-#: Largest difference that is rounding, as a share of the largest output (or of 1).
+#: Largest difference that counts as rounding, relative to the largest output (at least 1).
 TOLERANCE = 1e-4
 
 
 def export_onnx(network: nn.Module, path: Path) -> dict[tuple[int, int], float]:
     """Write a network as ONNX: input ``lr`` float32 ``(B, 3, h, w)`` in [0, 1], output ``sr``; any B, h and w.
 
-    Sizes that the network pads are padded in the file too. The network itself is not changed. Weights are inside the
-    file. Before it is written, onnxruntime runs it on images of random pixels of the sizes `CHECKED_PX`.
+    The file contains the weights and any padding that the network does. The network itself is not changed. Before the file
+    is written, onnxruntime runs it on images of random pixels of the sizes `CHECKED_PX`.
 
     Args:
-        network: any module that maps one such batch to another, on any device.
+        network: any module that maps such a batch to another, on any device.
         path: the file to write.
 
     Returns:
-        For each size ``(h, w)`` the largest difference from PyTorch, in units of the output (1: black to white).
+        Largest difference from PyTorch for each size ``(h, w)``, in units of the output (1 = black to white).
 
     Raises:
-        ConfigError: the packages for it are not installed, the network cannot be exported with sizes left open, or the
-            file would give other images than PyTorch. Nothing is written.
+        ConfigError: required packages are missing, the network cannot be exported with dynamic sizes, or the file would
+            give other images than PyTorch. Nothing is written.
     """
-    import torch
-
     _need_packages()
     module = copy.deepcopy(network).eval().float().cpu()
     open_sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
@@ -63,7 +62,7 @@ def export_onnx(network: nn.Module, path: Path) -> dict[tuple[int, int], float]:
         ) from error
     assert program is not None  # what dynamo=True returns
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # where in which file of this machine each operation was traced
+        node.metadata_props.clear()  # the source file and line that each operation was traced from
     content = program.model_proto.SerializeToString(deterministic=True)
     differences = _differences(module, content, path)
     write_atomically(path, content)
@@ -71,37 +70,35 @@ def export_onnx(network: nn.Module, path: Path) -> dict[tuple[int, int], float]:
 
 
 def _differences(module: nn.Module, content: bytes, path: Path) -> dict[tuple[int, int], float]:
-    """Largest difference between onnxruntime and PyTorch by size; an error where it is more than rounding."""
-    import numpy as np
-    import onnxruntime
-    import torch
+    """Largest difference between onnxruntime and PyTorch by size. Raises if it is more than rounding."""
+    import onnxruntime  # not at the top: `_need_packages` says which packages are missing
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = {}
+    differences = {}
     for height, width in CHECKED_PX:
         lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
         with torch.no_grad():
             expected = module(lr.clone()).numpy()
         (sr,) = session.run(["sr"], {"lr": lr.numpy()})
-        found[height, width] = difference = float(np.abs(sr - expected).max()) if sr.shape == expected.shape else np.inf
-        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):  # also where it is not a number
+        differences[height, width] = difference = (
+            float(np.abs(sr - expected).max()) if sr.shape == expected.shape else np.inf
+        )
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):  # also raises for NaN
             raise ConfigError(
                 f"as ONNX, {type(module).__name__} gives other images of {height}x{width} px than PyTorch: "
                 f"largest difference {difference:.2g}",
                 where=path,
                 fix="its forward must not decide by the size of the image, and its outputs must be finite",
             )
-    return found
+    return differences
 
 
 def _need_packages() -> None:
-    """Say which packages are missing, rather than fail somewhere inside torch."""
-    from importlib.util import find_spec
-
+    """Name the missing packages instead of failing inside torch."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"ONNX files need {' and '.join(missing)}, not installed",
+            f"ONNX export needs {' and '.join(missing)}, not installed",
             where="export_onnx",
             fix=f"pip install {' '.join(missing)}",
         )

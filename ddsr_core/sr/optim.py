@@ -1,36 +1,29 @@
-"""A step of Adam and the moving average, the same for every loss."""
+"""One step of Adam, and the exponential moving average of the weights."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+import torch
+from torch import Tensor, nn
 
 
 def new_adam(network: nn.Module, learning_rate: float, beta2: float = 0.99) -> torch.optim.Adam:
-    """Adam (0.9, ``beta2``) as one kernel over all weights."""
-    import torch
-
+    """Fused Adam with betas (0.9, ``beta2``) over all weights."""
     return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, beta2), fused=True)
 
 
 def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float) -> Tensor:
-    """Backward, clip, step.
+    """One optimizer step: backward, clip, update.
 
     Args:
         loss: scalar.
-        network: whose weights ``optimizer`` holds.
+        network: the module whose weights ``optimizer`` updates.
         optimizer: its learning rate is set to ``rate``.
         rate: learning rate of this step.
-        grad_clip: largest norm of the gradient.
+        grad_clip: largest gradient norm.
 
     Returns:
-        Norm of the gradient before the clip, on the device.
+        Gradient norm before clipping: a scalar on the device.
     """
-    import torch
-
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
@@ -41,14 +34,12 @@ def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 def ema_decay_at(decay: float, step: int) -> float:
-    """``min(decay, (1 + t) / (10 + t))``: short memory at first, so that short runs do not keep their random start."""
+    """``min(decay, (1 + step) / (10 + step))``: a warm-up, so that short trainings do not average in their random start."""
     return min(decay, (1 + step) / (10 + step))
 
 
 def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
-    """``ema <- decay * ema + (1 - decay) * network``; buffers are copied."""
-    import torch
-
+    """``ema <- decay * ema + (1 - decay) * network``. Buffers are copied."""
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
         for old, new in zip(ema.buffers(), network.buffers(), strict=True):

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.architectures import find_architecture
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.gan import Adversary, new_adversary
+from ddsr_core.sr.networks import build_network
 from ddsr_core.sr.optim import new_adam
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import write_atomically
 from ddsr_core.storage.weights_file import readable
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from ddsr_core.sr.train import TrainSRConfig
 
 
 @dataclass
@@ -31,12 +31,12 @@ class State:
 
     Attributes:
         network: in training mode, channels-last.
-        ema: its moving average, in evaluation mode.
-        optimizer: of the network.
+        ema: moving average of ``network``, in evaluation mode.
+        optimizer: of ``network``.
         adversary: discriminator and losses of an adversarial training.
-        step: steps done.
-        curve: (step, mean of each term since the row before, learning rate).
-        losses: the terms of each step since the last row of the curve.
+        step: number of steps done.
+        curve: rows of (step, mean of each loss term since the previous row, learning rate).
+        losses: loss terms of each step since the last row of ``curve``.
     """
 
     network: nn.Module
@@ -49,24 +49,22 @@ class State:
 
 
 def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None) -> State:
-    """Fresh weights from the seed.
+    """The state before the first step, with random weights from the config's seed.
 
     Args:
         config: network and recipe.
-        device: where to.
-        trunk: file of the perceptual trunk, for an adversarial training.
+        device: torch device of the networks.
+        trunk: weights file of the perceptual loss, for an adversarial training.
 
     Raises:
-        ConfigError: an unknown network, or crops that the discriminator cannot take.
-        MissingWeightsError, InputError: no perceptual trunk, or one that cannot be used.
+        ConfigError: unknown network, or crops that the discriminator cannot take.
+        MissingWeightsError, InputError: the perceptual trunk is missing or cannot be used.
     """
-    import torch
-
-    plan = config.plan
+    plan = plan_of(config)
     with own_randomness(torch.device("cpu")):
         torch.manual_seed(config.seed)
-        network = build_network(config.arch, config.arch_kwargs)
-        adversary = new_adversary(config.gan, plan.lr_patch_px * config.scale, trunk, device) if config.gan else None
+        network = build_network(config.arch, find_architecture(config.arch).arguments(config.scale, config.arch_kwargs))
+        adversary = new_adversary(config.gan, plan.lr_patch_px, config.scale, trunk, device) if config.gan else None
     network = network.to(device).to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(network).requires_grad_(False).eval()
     if config.compile:
@@ -75,15 +73,13 @@ def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None) -> 
 
 
 def join_adversary(state: State, adversary: Adversary) -> None:
-    """The second phase starts from the averaged weights of the first, with a fresh optimizer."""
+    """Begin the second phase: from the averaged weights of the first, with a new optimizer."""
     state.network.load_state_dict(state.ema.state_dict())
     state.optimizer = new_adam(state.network, adversary.recipe.adversarial.learning_rate, adversary.recipe.beta2)
 
 
 def save_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
-    """Write the state atomically; readable with ``weights_only``."""
-    import torch
-
+    """Write the state atomically, as a file that ``torch.load(weights_only=True)`` reads."""
     content: dict[str, Any] = {
         "config": canonical_json(config),
         "network": state.network.state_dict(),
@@ -103,13 +99,11 @@ def save_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
 
 
 def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
-    """Continue ``state`` from a checkpoint.
+    """Load a checkpoint into ``state``.
 
     Raises:
-        InputError: it is unreadable, or of another config or perceptual trunk.
+        InputError: the file cannot be read, or belongs to a training with another config or perceptual trunk.
     """
-    import torch
-
     fix = f"remove {path.parent} to train from the start"
     with readable(path, fix):
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,10 +111,10 @@ def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
         raise InputError("the checkpoint belongs to a run with another config", where=path, fix=fix)
     adversary = state.adversary
     if adversary and content["perceptual"] != adversary.facts:
-        before = content["perceptual"]["source"]
-        raise InputError(f"the checkpoint belongs to a run with another trunk: {before}", where=path, fix=fix)
-    if adversary and content["step"] > config.plan.switch:
-        join_adversary(state, adversary)  # for the optimizer: the weights follow
+        source = content["perceptual"]["source"]
+        raise InputError(f"the checkpoint belongs to a run with another perceptual trunk: {source}", where=path, fix=fix)
+    if adversary and content["step"] > plan_of(config).switch:
+        join_adversary(state, adversary)  # makes the optimizer; the weights are loaded below
     state.network.load_state_dict(content["network"])
     state.ema.load_state_dict(content["ema"])
     state.optimizer.load_state_dict(content["optimizer"])
@@ -132,9 +126,7 @@ def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
 
 def check_scale(network: nn.Module, config: TrainSRConfig, device: str) -> None:
     """Raise a ConfigError unless the network maps ``(1, 3, p, p)`` to ``(1, 3, scale p, scale p)``."""
-    import torch
-
-    px = config.plan.lr_patch_px
+    px = plan_of(config).lr_patch_px
     with torch.no_grad(), own_randomness(torch.device(device)):
         shape = tuple(network(torch.zeros(1, 3, px, px, device=device)).shape)
     wanted = (1, 3, px * config.scale, px * config.scale)
@@ -142,14 +134,12 @@ def check_scale(network: nn.Module, config: TrainSRConfig, device: str) -> None:
         raise ConfigError(
             f"{config.arch} turns 1x3x{px}x{px} into {'x'.join(map(str, shape))}, not {'x'.join(map(str, wanted))}",
             where="arch",
-            fix=f"name a network that upscales by {config.scale}",
+            fix=f"choose a network that upscales by {config.scale}",
         )
 
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Networks draw from torch's global generator: leave the caller's as it was."""
-    import torch
-
+    """Restore torch's global generators afterwards: networks draw their weights and dropout from them."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -1,44 +1,43 @@
-"""Enlarge images with an SR network: any weights that ``ddsr`` trained or that spandrel can read.
+"""Enlarge images with an SR network: any weights that ``ddsr`` trained or that spandrel opens.
 
-By how much is a fact of the weights, never assumed: an x2 network gives x2 images, one that keeps the size is refused.
+The scale is read from the weights: an x2 network gives x2 images. A network that keeps the size is refused.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from torch import nn
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.decode import MAX_PIXELS, decode_rgb
+from ddsr_core.imaging.bicubic import upsample
+from ddsr_core.imaging.decode import MAX_PIXELS, Picture, decode_picture, image_size
 from ddsr_core.imaging.images import encode_png, to_float, to_uint8
-from ddsr_core.imaging.photos import IMAGE_SUFFIXES, find_images
+from ddsr_core.imaging.photos import IMAGE_SUFFIXES, Photo, find_images, shown
+from ddsr_core.imaging.tiling import count_tiles, enlarge
+from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.files import write_atomically
 
-if TYPE_CHECKING:
-    from torch import nn
-
 Existing = Literal["refuse", "skip", "overwrite"]
-#: LR pixels around a tile that give context; a small tile gets a quarter of its side.
+#: LR pixels of context around a tile. Small tiles get a quarter of their side.
 OVERLAP_PX = 32
 
 
 @dataclass(frozen=True)
 class Upscaled:
-    """What `upscale` did.
+    """Result of `upscale`.
 
     Attributes:
         network: name of the network.
-        scale: its enlargement.
-        written: the PNG files, in the order of the inputs.
-        kept: outputs that were there already (``existing="skip"``).
-        skipped: why an input file could not be enlarged.
+        scale: its upsampling factor.
+        written: the PNG files written, in the order of the inputs.
+        kept: outputs that existed before (``existing="skip"``).
+        skipped: input files that could not be enlarged, with the reason.
     """
 
     network: str
@@ -60,26 +59,23 @@ def upscale(
 ) -> Upscaled:
     """Enlarge images to PNG files.
 
-    One image goes to ``output`` where that ends in ``.png``; else ``output`` is a folder, which gets
-    ``<name>.png`` for each image, in the subfolders of the input folder. What lies below ``output`` is never
-    taken as input. Transparency is enlarged bicubically, EXIF orientation applied, an RGB color profile kept;
-    the output has 8 bits a channel, whatever the input has.
+    If ``output`` ends in ``.png`` it takes one image. Otherwise it is a folder that gets ``<name>.png`` for each image, in
+    the same subfolders as the input. Files below ``output`` are never inputs. Alpha is enlarged bicubically, EXIF
+    orientation is applied, and an RGB color profile is kept. The output always has 8 bits per channel.
 
     Args:
         inputs: an image, a folder, or several of either.
         output: a ``.png`` file or a folder.
-        weights: a ``train_sr`` folder, our weights file, or any file of a network that spandrel reads.
-        scale: what the weights are expected to enlarge by; None: whatever they do.
-        tile_px: side of the tiles that an image of more pixels is cut into, in input pixels; 0 never tiles.
-        existing: what becomes of outputs that are already there.
+        weights: a ``train_sr`` folder, one of its files, or any file that spandrel opens.
+        scale: upsampling factor that the weights must have; None accepts any.
+        tile_px: larger images are processed in tiles of this side, in input pixels; 0 disables tiling.
+        existing: what to do with outputs that already exist.
         runtime: device and progress.
 
     Raises:
-        InputError: nothing to enlarge, unreadable weights, weights of another scale or that do not enlarge, an output
-            that is no PNG or would replace an input or an existing file, or no image that could be enlarged.
+        InputError: no images, unusable weights, weights of another scale, an output that is not a PNG or would replace an
+            input or an existing file, or no image could be enlarged.
     """
-    from ddsr_core.sr.weights import load_network
-
     runtime = runtime or Runtime()
     jobs, kept = _plan([inputs] if isinstance(inputs, Path) else list(inputs), Path(output), existing)
     overlap_px = min(OVERLAP_PX, tile_px // 4)
@@ -94,7 +90,7 @@ def upscale(
             try:
                 picture = read_picture(source)
                 if picture.rgb.shape[0] * picture.rgb.shape[1] * factor**2 > MAX_PIXELS:
-                    raise InputError("too large to enlarge", where=source, fix="cut it into pieces first")
+                    raise InputError("too large to enlarge", where=source, fix="cut it into smaller images first")
                 sr = _enlarge(network, picture, device, factor, tile_px, overlap_px, bar.advance)
             except InputError as error:
                 if len(jobs) == 1:
@@ -109,51 +105,28 @@ def upscale(
     return done
 
 
-class Picture(NamedTuple):
-    """An image to enlarge.
-
-    Attributes:
-        rgb: uint8 (H, W, 3).
-        alpha: uint8 (H, W) where the image has transparency.
-        icc_profile: color profile, where it is one for RGB.
-    """
-
-    rgb: np.ndarray
-    alpha: np.ndarray | None
-    icc_profile: bytes | None
-
-
 def read_picture(path: Path) -> Picture:
-    """Read an image file of any kind that `decode_rgb` takes.
+    """Read an image file in any format that `decode_rgb` accepts.
 
     Raises:
-        InputError: the image cannot be read.
+        UnusableImage: the image cannot be read.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError("cannot be read", where=path, fix=str(error)) from error
-    rgb = decode_rgb(data, str(path))  # checks it in every way, and lays transparency on white
-    image = Image.open(io.BytesIO(data))
-    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-    if image.mode[0] in "IF" or ("A" not in image.getbands() and "transparency" not in image.info):
-        return Picture(rgb, None, profile)
-    pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
-    return Picture(pixels[..., :3], pixels[..., 3], profile)
+    photo = Photo(shown(path), Path(path).read_bytes)
+    return decode_picture(photo.bytes(), photo.name)
 
 
 def _check_scale(scale: int, expected: int | None, name: str, weights: Path) -> None:
     if scale == 1:
-        raise InputError(f"{name} keeps the size (x1)", where=weights, fix="name weights of a network that enlarges")
+        raise InputError(f"{name} keeps the size (x1)", where=weights, fix="use weights of a network that enlarges")
     if expected not in (None, scale):
-        raise InputError(f"the weights enlarge x{scale}, not x{expected}", where=weights, fix=f"name x{expected} weights")
+        raise InputError(f"the weights enlarge x{scale}, not x{expected}", where=weights, fix=f"use x{expected} weights")
 
 
 def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Path, Path], list[Path]]:
-    """Input -> output of what is to be made, and the outputs that are kept."""
+    """Map of inputs to outputs that have to be made, and the existing outputs that are kept."""
     suffix = output.suffix.lower()
     if suffix in IMAGE_SUFFIXES - {".png"} and not output.is_dir():
-        raise InputError(f"{suffix} files are not written", where=output, fix="name a .png file or a folder")
+        raise InputError(f"{suffix} files cannot be written", where=output, fix="name a .png file or a folder")
     single_file = suffix == ".png" and not output.is_dir()
     named = [(path, target) for item in inputs for path, target in _targets(Path(item).expanduser(), output)]
     if not named:
@@ -164,7 +137,7 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
         )
     if single_file:
         if len(named) > 1:
-            raise InputError("many images cannot go to one file", where=output, fix="name a folder as output")
+            raise InputError("several images cannot go to one file", where=output, fix="name a folder as output")
         named = [(named[0][0], output)]
     sources = {path.resolve() for path, _ in named}
     jobs: dict[Path, Path] = {}
@@ -175,13 +148,13 @@ def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Pa
             raise InputError("the output would replace an input image", where=target, fix="name another output")
         if target in taken:
             raise InputError(
-                f"{taken[target].name} and {path.name} would both become {target.name}",
+                f"{taken[target].name} and {path.name} would both be written to {target.name}",
                 where=path,
                 fix="rename one of them",
             )
         taken[target] = path
         if target.exists() and existing == "refuse":
-            raise InputError("the output is already there", where=target, fix="name another output, or overwrite")
+            raise InputError("the output already exists", where=target, fix="name another output, or overwrite it")
         if target.exists() and existing == "skip":
             kept.append(target)
         else:
@@ -193,22 +166,21 @@ def _targets(source: Path, output: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if source.resolve() == output.resolve():
             raise InputError("input and output are the same folder", where=output, fix="name another output folder")
-        made_before = output.resolve()
-        images = [path for path in find_images(source) if not path.resolve().is_relative_to(made_before)]
+        outputs = output.resolve()
+        images = [path for path in find_images(source) if not path.resolve().is_relative_to(outputs)]
         return [(path, output / path.relative_to(source).with_suffix(".png")) for path in images]
     if not source.is_file():
-        raise InputError("there is no such image or folder", where=source, fix="check the path")
+        raise InputError("no such image or folder", where=source, fix="check the path")
     return [(source, output / f"{source.stem}.png")]
 
 
 def _count_tiles(path: Path, tile_px: int, overlap_px: int) -> int:
-    from ddsr_core.imaging.tiling import count_tiles
-
     try:
-        with Image.open(path) as image:
-            return count_tiles(image.height, image.width, tile_px, overlap_px)
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return 0  # it will be skipped, with its reason, when its turn comes
+        size = image_size(Path(path).read_bytes())
+    except OSError:
+        size = None
+    # A file without a size is skipped, with its reason, when it is read.
+    return 0 if size is None else count_tiles(size[1], size[0], tile_px, overlap_px)
 
 
 def _enlarge(
@@ -220,9 +192,6 @@ def _enlarge(
     overlap_px: int,
     on_tile: Callable[[], object],
 ) -> np.ndarray:
-    from ddsr_core.imaging.bicubic import upsample
-    from ddsr_core.imaging.tiling import enlarge
-
     lr = to_float(picture.rgb).to(device)
     sr = to_uint8(enlarge(network, lr, scale=scale, tile_px=tile_px, overlap_px=overlap_px, on_tile=on_tile))[0]
     if picture.alpha is None:

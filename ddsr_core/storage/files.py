@@ -7,13 +7,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ddsr_core.errors import StorageError
 
+#: Suffix of files that are being written.
+TEMPORARY = ".tmp"
 _OTHER_HOME = "choose another folder with --home"
 _FIXES = {
     errno.ENOSPC: "free some space (`ddsr gc --delete`) and run again: finished stages are kept",
@@ -53,15 +55,27 @@ def sha256_of(path: Path) -> str:
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write to; afterwards ``path`` holds all of it or, after an error, its old content.
 
-    The bytes go to a temporary file beside ``path``, which is synced and renamed.
+    The bytes go to a temporary file beside ``path`` (its name has a fixed length, as ``path`` may have the longest name that
+    the file system allows), which is synced and renamed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what writes that were cut off by a crash have left below a folder."""
+    for path in folder.rglob(f"*{TEMPORARY}"):
+        path.unlink()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -73,6 +87,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def allocate(file: BinaryIO, size: int) -> None:
+    """Extend a new file to ``size`` bytes and reserve the disk space for them.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    written = file.seek(0, os.SEEK_END)
+    while written < size:
+        written += file.write(bytes(min(1 << 20, size - written)))
 
 
 def sync_folder(folder: Path) -> None:

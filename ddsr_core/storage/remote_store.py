@@ -157,10 +157,14 @@ class RemoteStore(Store):
     def _published(self, stage: str, key: str) -> Manifest | None:
         published = self.bucket.read(_manifest_name(stage, key))
         try:
-            return None if published is None else Manifest.model_validate_json(published[0])
+            manifest = None if published is None else Manifest.model_validate_json(published[0])
         except ValueError:
-            LOG.warning("%s: its manifest cannot be read; it will be rebuilt", _base(stage, key))
-            return None
+            manifest = None
+        if manifest is not None and manifest.belongs_to(stage, key):
+            return manifest
+        if published is not None:
+            LOG.warning("%s: its manifest is damaged; it will be rebuilt", _base(stage, key))
+        return None
 
     def _fetch(self, manifest: Manifest) -> Artifact | None:
         """The local copy, downloaded if it is missing or differs; None if the artifact on S3 is damaged."""
@@ -228,19 +232,6 @@ class RemoteStore(Store):
         super().check()
         self.bucket.write(".writable", b"")
         self.bucket.remove([".writable"])
-
-    def bring(self, path: Path) -> Path:
-        """As `Store.bring`.
-
-        Raises:
-            StorageError: the artifact is missing or damaged.
-        """
-        stage, key = path.parts[-2:]
-        artifact = self.find(stage, key)
-        if artifact is None:
-            where = f"{self.url}/{_base(stage, key)}"
-            raise StorageError("the artifact is missing or damaged", where=where, fix="run again: it is rebuilt")
-        return artifact.path
 
     def read_file(self, name: str) -> bytes | None:
         current = self.bucket.read(name)

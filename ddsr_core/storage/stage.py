@@ -10,9 +10,12 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import StageConfig, digest_of
+from ddsr_core.errors import StorageError
 from ddsr_core.storage.files import sha256_of
 
 MANIFEST = "manifest.json"
+#: Hex digits of a key.
+KEY_LENGTH = 32
 #: A stage keeps in ``out / RESUME`` what it needs to continue after an interruption, such as checkpoints. The folder is
 #: removed when the artifact is complete.
 RESUME = "resume"
@@ -42,6 +45,26 @@ class Manifest(BaseModel):
     created: str
     seconds: float
     device: str
+    #: Digest of all other fields; artifacts of earlier versions have none.
+    check: str | None = None
+
+    def checked(self) -> Manifest:
+        """The manifest with its own digest."""
+        return self.model_copy(update={"check": self._own_digest()})
+
+    def belongs_to(self, stage: str, key: str) -> bool:
+        """Whether the manifest is undamaged and that of this artifact: the key is the hash of what it was made from."""
+        made_of = [self.stage, self.stage_version, self.config, self.parents]
+        return (
+            (self.stage, self.key) == (stage, key)
+            and bool(self.files)
+            and self.bytes == sum(entry.bytes for entry in self.files.values())
+            and self.check in (None, self._own_digest())
+            and digest_of(made_of)[:KEY_LENGTH] == key
+        )
+
+    def _own_digest(self) -> str:
+        return digest_of(self.model_dump(mode="json", exclude={"check"}))
 
 
 @dataclass(frozen=True)
@@ -50,12 +73,15 @@ class StageResult:
 
     Attributes:
         counts: small JSON values for the manifest, the UI and the report.
+        inputs: digests of inputs as the stage has read them, if it has computed them. The build is discarded if one of
+            them is not the digest in the key.
         digest: digest of the content, for output whose bytes vary although its content does not (LanceDB). None: made
             from the digests of the files.
     """
 
     counts: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 class StageInput(Protocol):
@@ -119,20 +145,45 @@ class Stage:
     def key(self, config: StageConfig, inputs: Mapping[str, StageInput]) -> str:
         """Hash of stage name, stage version, canonical config and the inputs' digests (first 32 hex digits)."""
         parents = {name: item.digest for name, item in inputs.items()}
-        return digest_of([self.name, self.version, config.model_dump(mode="json"), parents])[:32]
+        return digest_of([self.name, self.version, config.model_dump(mode="json"), parents])[:KEY_LENGTH]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of an artifact folder; None if it is missing or cannot be read."""
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 
 def is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder holds every file of the manifest, with its size and digest."""
-    return all(has_content(folder / name, entry) for name, entry in manifest.files.items())
+    """Whether the folder holds every file of the manifest, with its size and digest, and no other."""
+    contents = all(has_content(folder / name, entry) for name, entry in manifest.files.items())
+    return contents and bool(manifest.files) and not foreign_files(folder, manifest)
+
+
+def foreign_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Files of the folder that its manifest does not name, such as copies that a synchronization program has made."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(name for name in names if name != MANIFEST and name not in manifest.files)
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """An artifact by its folder, for readers beside the pipeline. Its files are checked against the manifest.
+
+    Raises:
+        StorageError: the artifact is missing, damaged, or has a file too many.
+    """
+    folder = Path(folder).absolute()
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest.belongs_to(folder.parent.name, folder.name):
+        raise StorageError("the artifact is missing or damaged", where=folder, fix="run again: it is rebuilt")
+    foreign = foreign_files(folder, manifest)
+    if foreign:
+        raise StorageError(f"the artifact contains a foreign file: {foreign[0]}", where=folder, fix="move the file away")
+    if not is_whole(folder, manifest):
+        raise StorageError("a file of the artifact is missing or damaged", where=folder, fix="run again: it is rebuilt")
+    return Artifact(manifest, folder)
 
 
 def has_content(path: Path, entry: FileEntry) -> bool:

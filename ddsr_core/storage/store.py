@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -21,9 +21,10 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from ddsr_core.config import Runtime, StageConfig, digest_of
-from ddsr_core.errors import StorageError
+from ddsr_core.errors import ChangedInputError, StorageError
 from ddsr_core.storage.files import (
     now,
+    remove_temporary_files,
     sha256_of,
     storage_errors,
     sync_folder,
@@ -32,6 +33,7 @@ from ddsr_core.storage.files import (
     write_json,
     writing_atomically,
 )
+from ddsr_core.storage.home import mark_home
 from ddsr_core.storage.stage import (
     MANIFEST,
     RESUME,
@@ -43,6 +45,7 @@ from ddsr_core.storage.stage import (
     StageInput,
     StageResult,
     file_entries,
+    foreign_files,
     is_whole,
     read_manifest,
 )
@@ -106,17 +109,33 @@ class Store:
             raise StorageError("this needs a home on this machine", where=home, fix="name a folder as the home")
         self.home = Path(home).expanduser().absolute()
         self.url = str(self.home)
+        self._verified = set[tuple[str, str]]()
 
     def folder(self, stage: str, key: str) -> Path:
         return self.home / "artifacts" / stage / key
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """The artifact if it is complete and every file has the digest of its manifest; None if it is missing or damaged."""
+        """The artifact if it is complete and every file has the digest of its manifest; None if it is missing or damaged.
+
+        Foreign files in its folder are moved to ``<home>/set-aside``, as stages would read them.
+        """
         folder = self.folder(stage, key)
         manifest = read_manifest(folder)
-        if manifest is None or not is_whole(folder, manifest):
+        if manifest is None or not manifest.belongs_to(stage, key):
             return None
-        return Artifact(manifest, folder)
+        for name in foreign_files(folder, manifest):
+            self._set_aside(folder, name)
+        return Artifact(manifest, folder) if is_whole(folder, manifest) else None
+
+    def _set_aside(self, folder: Path, name: str) -> None:
+        target = self.home / "set-aside" / folder.parent.name / folder.name / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder / name, target)
+        except OSError as error:  # then the artifact counts as damaged
+            LOG.warning("%s: a foreign file, %s, cannot be moved away: %s", folder, name, error.strerror)
+        else:
+            LOG.warning("%s: a foreign file, moved to %s", folder / name, target)
 
     def build(
         self,
@@ -141,6 +160,7 @@ class Store:
             runtime = replace(runtime, photo_cache=None)
         key = stage.key(config, inputs)
         with storage_errors(self.home):
+            mark_home(self.home)
             self.folder(stage.name, key).parent.mkdir(parents=True, exist_ok=True)
             with self.locked(f"artifacts/{stage.name}/{key}", runtime.run, f"{stage.name} {key}, built"):
                 existing = self.find(stage.name, key)
@@ -175,24 +195,33 @@ class Store:
                 LOG.warning("waiting for %s by %s", what or name, _owner(note))
                 lock.acquire()
         try:
-            note.write_text(Owner.here(run).model_dump_json())
+            with suppress(OSError):  # the note only tells others whom they wait for
+                note.write_text(Owner.here(run).model_dump_json())
             yield
         finally:
-            note.unlink(missing_ok=True)
+            with suppress(OSError):
+                note.unlink(missing_ok=True)
             lock.release()
 
     def _build_locked(
         self, stage: Stage, key: str, config: StageConfig, inputs: Mapping[str, StageInput], runtime: Runtime
     ) -> Artifact:
         folder = self.folder(stage.name, key)
-        if folder.exists():  # damaged, or `find` would have returned it
-            shutil.rmtree(folder)
+        _remove(folder)  # damaged, or `find` would have returned it
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
         started = time.monotonic()
-        result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
+        try:
+            result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
+            _check_inputs(result, inputs)
+        except ChangedInputError:
+            shutil.rmtree(partial)
+            raise
         shutil.rmtree(partial / RESUME, ignore_errors=True)
+        remove_temporary_files(partial)
         files = file_entries(partial)
+        if not files:
+            raise StorageError(f"the stage {stage.name} has written nothing", where=partial, fix="report this as a bug")
         manifest = Manifest(
             stage=stage.name,
             key=key,
@@ -206,7 +235,7 @@ class Store:
             created=now(),
             seconds=round(time.monotonic() - started, 3),
             device=runtime.device,
-        )
+        ).checked()
         write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
         sync_tree(partial)
         os.rename(partial, folder)
@@ -224,12 +253,25 @@ class Store:
             StorageError: the home cannot be written.
         """
         with storage_errors(self.home):
+            mark_home(self.home)
             write_atomically(self.home / ".writable", b"")
             (self.home / ".writable").unlink()
 
     def bring(self, path: Path) -> Path:
-        """The local folder of an artifact, given its path in a ``run.json`` that another machine may have written."""
-        return path
+        """The local folder of an artifact, given its path in a ``run.json``.
+
+        Another machine may have written the path, or the home may have been moved or copied since.
+
+        Raises:
+            StorageError: the artifact is missing or damaged.
+        """
+        stage, key = path.parts[-2:]
+        if (stage, key) not in self._verified:
+            if self.find(stage, key) is None:
+                where = f"{self.url}/artifacts/{stage}/{key}"
+                raise StorageError("the artifact is missing or damaged", where=where, fix="run again: it is rebuilt")
+            self._verified.add((stage, key))
+        return self.folder(stage, key)
 
     def read_file(self, name: str) -> bytes | None:
         """A small file that all machines share, such as ``nightly/cats/registry.json``; None if there is none."""
@@ -299,6 +341,21 @@ class InputRef(BaseModel):
 def held_by_another(what: str, owner: object) -> StorageError:
     """The error for a caller that does not want to wait for a lock."""
     return StorageError(f"{what} by {owner}", fix="wait until that is done, and run again")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all it contains, a file, or a link (but not what it leads to)."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _check_inputs(result: StageResult, inputs: Mapping[str, StageInput]) -> None:
+    """Refuse to store a result under a key that its inputs do not belong to."""
+    for name, digest in result.inputs.items():
+        if digest != inputs[name].digest:
+            raise ChangedInputError(f"the {name} changed while they were read", where=inputs[name].path, fix="run again")
 
 
 def _owner(note: Path) -> str:

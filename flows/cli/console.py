@@ -1,26 +1,43 @@
-"""What a run looks like on a terminal (bars with rate and ETA) and in a pipe (plain lines)."""
+"""Progress and results on the terminal: bars with rate and ETA, or plain lines where the output is a pipe."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from ddsr_core.metrics.spec import METRICS
 from ddsr_core.progress import Bar, ProgressFactory
 
 LINE_EVERY_SECONDS = 10.0
+#: Width of tables where the output is a pipe, characters.
+PIPE_WIDTH = 110
 
 
 def progress_for(stream: Any = None) -> ProgressFactory:
-    """Bars where ``stream`` (default: standard error) is a terminal, else plain lines."""
+    """Bars if ``stream`` (default: standard error) is a terminal, else plain lines."""
     stream = stream or sys.stderr
     return _bars if stream.isatty() else _lines
 
 
 class _RichBar:
-    def __init__(self, progress: Any, task: Any) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, amount: int = 1) -> None:
@@ -30,19 +47,20 @@ class _RichBar:
         self._progress.update(self._task, note=text)
 
 
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} {self.unit}/s" if speed else "", style="progress.data.speed")
+
+
 @contextmanager
 def _bars(title: str, *, total: int, unit: str = "items", done: int = 0) -> Iterator[Bar]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} {unit}/s" if speed else "", style="progress.data.speed")
-
     columns = (
-        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), Rate(),
+        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), _Rate(unit),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -80,30 +98,24 @@ def _lines(title: str, *, total: int, unit: str = "items", done: int = 0) -> Ite
 
 
 def print_results(
-    rows: list[dict[str, Any]], title: str = "SR networks on the test photos (x4)", origin: str = "trained on"
+    rows: Sequence[Mapping[str, Any]], title: str = "SR networks on the test photos (x4)", origin: str = "trained on"
 ) -> None:
-    """The table of SR results on standard output; metrics that no row has are left out, but for the usual five."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print a table of SR results: the default metrics, and others if a row has them.
 
+    Args:
+        rows: ``arch``, ``source``, metrics by name, and a ``label`` if tables call the source otherwise. Bicubic is a row.
+        origin: heading of the column of sources.
+    """
     if not rows:
         return
     table = Table(title=title)
-    heads = {
-        "psnr_y": "PSNR-Y dB",
-        "ssim_y": "SSIM-Y",
-        "psnr_rgb": "PSNR-RGB",
-        "ssim_rgb": "SSIM-RGB",
-        "lpips": "LPIPS ↓",
-    }
-    more = {"lpips_vgg": "LPIPS-vgg ↓", "dists": "DISTS ↓"}
-    heads |= {name: head for name, head in more.items() if any(name in row for row in rows)}
     table.add_column("network")
     table.add_column(origin)
-    for head in heads.values():
-        table.add_column(head, justify="right")
+    metrics = [metric for metric in METRICS.values() if metric.default or any(metric.name in row for row in rows)]
+    for metric in metrics:
+        table.add_column(metric.heading, justify="right")
     for row in rows:
-        digits = {"psnr_y": 2, "psnr_rgb": 2}
-        cells = ["-" if row.get(name) is None else f"{row[name]:.{digits.get(name, 4)}f}" for name in heads]
-        table.add_row(row["arch"], row["source"], *cells)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+        table.add_row(
+            row["arch"], row.get("label", row["source"]), *(metric.text(row.get(metric.name)) for metric in metrics)
+        )
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)

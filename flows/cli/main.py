@@ -7,6 +7,8 @@ import logging
 import os
 import shlex
 import sys
+from datetime import timedelta
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,39 @@ import click
 
 from ddsr_core import __version__
 from ddsr_core.errors import StorageError
+from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, PROTOCOLS, ExperimentName
+from ddsr_core.imaging.demo_photos import write_demo_photos
+from ddsr_core.pipeline.home import home_of
+from ddsr_core.storage.files import storage_errors
+from ddsr_core.storage.remote_store import open_store
+from flows.cli.doctor import examine
 from flows.cli.networks import networks
 from flows.cli.nights import nights
-from flows.cli.options import Group, home_option, json_option, parallel_options, run_options
-from flows.cli.running import home_of, run_experiment, run_pipeline
+from flows.cli.options import (
+    Group,
+    chained,
+    config_options,
+    home_option,
+    images_option,
+    json_option,
+    lines,
+    option_test,
+    preset_option,
+    run_option,
+    run_options,
+    set_option,
+    where_options,
+)
+from flows.cli.plan import planning
+from flows.cli.running import run_experiment, run_pipeline
 from flows.cli.runs import finished
+from flows.cli.settings import settings_group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ddsr")
 def cli() -> None:
-    """Dataset distillation for super-resolution: a folder of photos in, a tiny training set out.
+    """Dataset distillation for super-resolution: from a folder of photos to a small training set.
 
     \b
     Start with:  ddsr demo
@@ -32,56 +56,64 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@click.group(cls=Group, title="Distillation")
+def distillation() -> None:
+    """Commands that run the pipeline."""
+
+
+@distillation.command()
 @run_options
 def demo(**options: Any) -> None:
-    """The whole pipeline on bundled photos, in minutes.
+    """Run the whole pipeline on bundled photos, in minutes.
 
     Example: ddsr demo --home /tmp/ddsr
     """
-    from ddsr_core.imaging.demo_photos import write_demo_photos
-    from ddsr_core.storage.files import storage_errors
-    from ddsr_core.storage.remote_store import open_store
-
     home = open_store(home_of(options["home"])).home
     with storage_errors(home):
         images, test = write_demo_photos(home / "demo-photos")
-    run_pipeline(images=images, test=test, preset="demo", runner=None, workers=1, **options)
+    options["name"] = options["name"] or "demo"
+    run_pipeline(images=images, test=test, preset="demo", **options)
 
 
-@cli.command()
-@click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
-@click.option("--test", default=None, help="test photos; without it one photo in ten is held out")
-@click.option("--preset", default="demo", show_default=True, help="demo, released, paper or best")
-@parallel_options
+@distillation.command()
+@images_option
+@option_test(required=False)
+@preset_option("demo")
 @run_options
 def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
-    """Distill a folder of photos, train SR networks on the result and compare.
+    """Distill a folder of photos and compare the result.
+
+    SR networks are trained on the distilled set and on other training sets, and measured on the test photos. The set and a
+    report are in the folder of the run, HOME/runs/NAME.
 
     Example: ddsr distill --images photos/ --preset demo --set sample.count=140
     """
     run_pipeline(images=Path(images), test=None if test is None else Path(test), preset=preset, **options)
 
 
-@cli.command()
-@click.argument(
-    "experiment", type=click.Choice(["ablation", "table1", "table2", "table3", "sources", "starts", "shares", "budget"])
+REPRODUCE = lines(
+    cleandoc("""Reproduce the paper's tables, or ablate the method.
+
+    In a column of a table, training sets have the same number of images and networks the same number of iterations. A run
+    that was interrupted continues if the command is repeated.
+
+    Example: ddsr reproduce table2 --images photos/ --test B100/ --protocol mini --seeds 3"""),
+    EXPERIMENTS,
 )
-@click.option("--images", required=True, help="folder of photos, Parquet with an image column, or a glob pattern")
-@click.option("--test", required=True, help="test photos")
-@click.option("--preset", default=None, help="demo, released, paper or best; without it demo for mini, best for paper")
-@click.option("--scale", type=click.Choice(["mini", "paper"]), default="mini", show_default=True,
-              help="mini: small networks and few images, for two cores; paper: the paper's")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="how many seeds, from 0")
-@parallel_options
-@run_options
-def reproduce(experiment: Any, images: str, test: str, **options: Any) -> None:
-    """Fill the paper's tables, or measure what each part of the method is worth.
 
-    Every training set of a column has as many images, every network as many iterations.
 
-    Example: ddsr reproduce table2 --images photos/ --test B100/ --scale mini --seeds 3
-    """
+@distillation.command(help=REPRODUCE)
+@click.argument("experiment", type=click.Choice(list(EXPERIMENTS)), metavar="EXPERIMENT")
+@images_option
+@option_test(required=True)
+@click.option("--protocol", "--scale", "protocol", type=click.Choice(list(PROTOCOLS)), default="mini",
+              help=lines("Networks and numbers of images.  [default: mini]", PROTOCOLS))  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
+              help="Number of seeds, counted from 0. Conclusions need at least three.")  # fmt: skip
+@preset_option(None, f"Settings that the protocol changes; by default {' or '.join(DEFAULT_PRESET.values())}.")
+@chained([config_options, run_option("the experiment"), *where_options])
+def reproduce(experiment: ExperimentName, images: str, test: str, **options: Any) -> None:
+    """The help text is `REPRODUCE`."""
     command = as_typed(click.get_current_context())
     run_experiment(experiment=experiment, images=Path(images), test=Path(test), command=command, **options)
 
@@ -101,42 +133,22 @@ def as_typed(context: click.Context) -> str:
     return shlex.join(words)
 
 
-@cli.command()
-@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPU jobs at once, over all machines")
-@click.option("--type", "pool_type", type=click.Choice(["process", "docker", "kubernetes"]), default="process",
-              show_default=True, help="of the work pools, where they are not there yet")  # fmt: skip
-@click.option("--silence", type=click.IntRange(35), default=120, show_default=True,
-              help="seconds without a heartbeat (there is one every 30), after which a run has crashed")  # fmt: skip
-def deploy(gpus: int, pool_type: Any, silence: int) -> None:
-    """Make work pools, limits, automations and deployments on the Prefect server; run again, it changes nothing.
-
-    PREFECT_API_URL names the server.
-
-    Example: ddsr deploy --gpus 2
-    """
-    from datetime import timedelta
-
-    from deployments.deploy import deploy as bring_up
-
-    for what, verdict in bring_up(gpus, pool_type, timedelta(seconds=silence)):
-        click.echo(f"{verdict:<10} {what}")
-    click.echo("Workers: prefect worker start --pool cpu --type process; one for each GPU: "
-               "CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --type process --limit 1")  # fmt: skip
+@click.group(cls=Group, title="Set-up")
+def setup() -> None:
+    """Commands on this machine and on the Prefect server."""
 
 
-@cli.command()
+@setup.command()
 @home_option
 @json_option
 def doctor(home: str | None, as_json: bool) -> None:
-    """Check this machine: packages, weights, device, disk, Prefect.
+    """Check packages, weights, device, disk and Prefect.
 
     Example: ddsr doctor
     """
-    from flows.cli.housekeeping import examine
-
     checks = examine(home_of(home))
     if as_json:
-        click.echo(json.dumps([check.__dict__ for check in checks], indent=2))
+        click.echo(json.dumps([vars(check) for check in checks], indent=2))
     else:
         for check in checks:
             click.echo(f"{check.verdict:<5} {check.subject}: {check.finding}")
@@ -146,29 +158,59 @@ def doctor(home: str | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-@cli.command()
-@click.option("--photos", type=click.Path(path_type=Path), default=None, help="photographs (default: from Debian packages)")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for the base model")
-@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="a field of the recipe, e.g. prior_steps=100")
-def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...]) -> None:
-    """Train a base model like ddsr-tiny from a folder of photographs.
+@setup.command()
+@click.option("--photos", type=click.Path(path_type=Path), metavar="DIR",
+              help="Photos to train on.  [default: photographs from Debian packages, downloaded]")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the base model.")
+@set_option("prior_steps=100", "Change one field of the recipe; may be repeated.")
+@json_option
+def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Train a small base model, such as ddsr-tiny, on photos.
 
     Example: ddsr pretrain --out my-base --photos photos/
     """
-    from flows.cli.single_steps import pretrain_base
+    from flows.cli.single_steps import pretrain_base  # imports torch
 
-    click.echo(f"Base model: {pretrain_base(photos, out, overrides)}")
+    folder = pretrain_base(photos, out, overrides)
+    click.echo(json.dumps({"base": str(folder)}) if as_json else f"Base model: {folder}")
 
 
-for group in (networks, nights, finished):
-    for command in group.commands.values():
-        cli.add_command(command)
+@setup.command()
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True,
+              help="GPU jobs at once, over all machines: the number of GPUs.")  # fmt: skip
+@click.option("--type", "pool_type", type=click.Choice(["process", "docker", "kubernetes"]), default="process",
+              show_default=True, help="Type for work pools that have to be created.")  # fmt: skip
+@click.option("--silence", type=click.IntRange(35), default=120, show_default=True, metavar="SECONDS",
+              help="A run without a heartbeat for this long has crashed; heartbeats come every 30 s. Raise it if busy "
+                   "machines are taken for dead.")  # fmt: skip
+@json_option
+def deploy(gpus: int, pool_type: Any, silence: int, as_json: bool) -> None:
+    """Set up work pools and deployments on the Prefect server.
+
+    Also sets up concurrency limits and automations. PREFECT_API_URL names the server. The command is idempotent.
+
+    Example: ddsr deploy --gpus 2
+    """
+    from deployments.deploy import deploy as bring_up  # imports Prefect
+
+    changes = list(bring_up(gpus, pool_type, timedelta(seconds=silence)))
+    if as_json:
+        click.echo(json.dumps([{"what": what, "verdict": verdict} for what, verdict in changes], indent=2))
+        return
+    for what, verdict in changes:
+        click.echo(f"{verdict:<10} {what}")
+    click.echo("Start a worker for CPU work: prefect worker start --pool cpu --type process")
+    click.echo("and one per GPU: CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --type process --limit 1")
+
+
+for group in (distillation, planning, networks, nights, finished, settings_group, setup):
+    cli.add_section(group)
 
 
 def main() -> None:
     """Entry point of the command ``ddsr``."""
-    os.environ.setdefault("LANCE_LOG", "error")  # LanceDB warns of every table that is new
-    logging.getLogger("ddsr").addHandler(logging.StreamHandler())  # for whom a stage waits: Prefect's console is silenced
+    os.environ.setdefault("LANCE_LOG", "error")  # LanceDB warns about every new table
+    logging.getLogger("ddsr").addHandler(logging.StreamHandler())  # says which run a stage waits for
     try:
         cli()
     except KeyboardInterrupt:

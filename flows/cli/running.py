@@ -8,22 +8,28 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:  # for a command line that answers at once: what a run needs takes seconds to import
-    from ddsr_core.pipeline.request import RunRequest
+from ddsr_core.pipeline.config import checked, load_config
+from ddsr_core.pipeline.home import home_of
+from ddsr_core.pipeline.request import RunRequest
+from ddsr_core.pipeline.run_folder import check_run_name, run_folder
+from ddsr_core.storage.remote_store import open_store
+from flows.cli.prefect_settings import apply_defaults
+from flows.cli.temporary_server import begin_server, wait_for_server
 
-DEFAULT_HOME = "ddsr-home"
-R = TypeVar("R", bound="RunRequest")
+R = TypeVar("R", bound=RunRequest)
 
 
-def home_of(home: str | None) -> str:
-    """The home, a folder or a URL on S3: the option, $DDSR_HOME, or ./ddsr-home."""
-    named = home or os.environ.get("DDSR_HOME", DEFAULT_HOME)
-    return named if "://" in named else str(Path(named).expanduser().absolute())
+def console() -> Any:
+    """What is shown on this terminal: the module imports rich, which `ddsr --help` does not need."""
+    from flows.cli import console
+
+    return console
 
 
 def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: str | None, workers: int, **fields: Any) -> R:
@@ -37,15 +43,12 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
     Raises:
         ConfigError: the file cannot be read, or has an unknown field or a value out of range.
     """
-    from ddsr_core.pipeline.config import load_config
-
-    request = kind(
-        home=home_of(home), runner=runner or ("processes" if workers > 1 else "sequential"), workers=workers, **fields
-    )
+    runner = runner or ("processes" if workers > 1 else "sequential")
+    request = checked(kind, {"home": home_of(home), "runner": runner, "workers": workers, **fields})
     if file is None:
         return request
     return request.model_copy(
-        update={"config": load_config(request.base_preset, file, scale=getattr(request, "scale", None))}
+        update={"config": load_config(request.base_preset, file, protocol=getattr(request, "protocol", None))}
     )
 
 
@@ -55,9 +58,6 @@ def check(request: RunRequest) -> None:
     Raises:
         DdsrError: a wrong config or name, or a home that cannot be written.
     """
-    from ddsr_core.pipeline.run_folder import check_run_name
-    from ddsr_core.storage.remote_store import open_store
-
     request.resolved_config()
     check_run_name(request.run_name)
     open_store(request.home).check()
@@ -83,42 +83,35 @@ def call_flow(entry: str, name: str, request: RunRequest) -> Any:
     Raises:
         DdsrError: Prefect's temporary server did not start.
     """
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.console import progress_for
-    from flows.cli.prefect_settings import apply_defaults
-    from flows.cli.temporary_server import begin_server, wait_for_server
-
     apply_defaults(open_store(request.home).home)
     begun = begin_server()
     from tasks import progress as shown  # after the defaults are set, as it imports Prefect
 
-    shown.current.set(progress_for())
+    shown.current.set(console().progress_for())
     module, _, function = entry.partition(":")
     flow = getattr(importlib.import_module(module), function)
     if begun:
         wait_for_server()
-    fields = {name: value for name, value in request if name in flow.parameters.properties}
+    fields = {name: value for name, value in request if name in signature(flow.fn).parameters}
     return flow.with_options(flow_run_name=name)(**fields)
 
 
 def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:
     """Distill with or without Prefect; prints the table and where the report is."""
-    from ddsr_core.pipeline.request import RunRequest
-    from ddsr_core.pipeline.run import run_plainly
-    from flows.cli.console import print_results, progress_for
+    from ddsr_core.pipeline.run import run_plainly  # imports torch
 
     request = request_of(RunRequest, run=name, **options)
     with stopping():
         check(request)
         if no_prefect:
-            outcome = run_plainly(request, progress_for())
+            outcome = run_plainly(request, console().progress_for())
         else:
             outcome = call_flow("flows.distill:distill", request.run_name, request)
     if as_json:
         facts = {"run": outcome.run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
         click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
         return
-    print_results(outcome.table)
+    console().print_results(outcome.table)
     cached = sum(row["cached"] for row in outcome.stages)
     click.echo(f"{len(outcome.stages)} stages, {cached} from cache. Distilled set: {outcome.folder / 'distilled'}")
     click.echo(f"Report: {outcome.report}")
@@ -129,43 +122,32 @@ def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
 
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
-    from ddsr_core.nightly.night import challenge, facts_of, photo_cache_of, unchanged
-    from ddsr_core.nightly.request import NightRequest
-    from ddsr_core.pipeline.plain import plain_backend
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.console import progress_for
+    from ddsr_core.nightly.request import NightRequest, run_night_plainly, unchanged_night  # imports torch
 
     request = request_of(NightRequest, **options)
     with stopping():
         check(request)
-        store, night = open_store(request.home), request.night()
-        outcome = None if no_prefect or os.environ.get("PREFECT_API_URL") else unchanged(night, store)
         if no_prefect:
-            cache = photo_cache_of(request.name)
-            outcome = challenge(night, store, plain_backend(request, store, progress_for(), request.name, cache))
-        if outcome is not None:
-            facts = facts_of(outcome, request.name)
+            data = run_night_plainly(request, console().progress_for())
         else:
-            facts = call_flow("flows.nightly:nightly", request.name, request)
-    text = facts.pop("text")
-    click.echo(json.dumps(facts, indent=2) if as_json else text)
+            unchanged = None if os.environ.get("PREFECT_API_URL") else unchanged_night(request)
+            data = unchanged or call_flow("flows.nightly:nightly", request.name, request)
+    text = data.pop("text")
+    click.echo(json.dumps(data, indent=2) if as_json else text)
 
 
 def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
-    from ddsr_core.experiments.request import ExperimentRequest, run_experiment_plainly
-    from ddsr_core.pipeline.run_folder import run_folder
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.console import progress_for
+    from ddsr_core.experiments.request import ExperimentRequest, run_experiment_plainly  # imports torch
 
     request = request_of(ExperimentRequest, run=name, **options)
     with stopping():
         check(request)
         if no_prefect:
-            measured = run_experiment_plainly(request, progress_for())
+            measured = run_experiment_plainly(request, console().progress_for())
         else:
             measured = call_flow("flows.reproduce:reproduce", request.run_name, request)
-    folder = run_folder(open_store(request.home), request.run_name)
+    folder = run_folder(open_store(request.home), measured["run"])
     if as_json:
         click.echo(json.dumps(measured, indent=2))
         return

@@ -1,40 +1,68 @@
-"""Commands on what has been run: runs, show, report, search, export, gc."""
+"""Commands on finished runs: runs, show, report, search, export, gc."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 
-from flows.cli.options import Group, home_option, json_option
-from flows.cli.running import home_of
+from ddsr_core.pipeline.home import home_of
+from ddsr_core.pipeline.run_folder import list_runs, read_run, status_of
+from ddsr_core.storage.remote_store import open_store
+from flows.cli.options import Group, home_option, json_option, print_table
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, title="Results")
 def finished() -> None:
-    """Commands on what has been run."""
+    """Commands on finished runs."""
 
 
 @finished.command()
 @home_option
 @json_option
 def runs(home: str | None, as_json: bool) -> None:
-    """List the runs of a home folder.
+    """List the runs of a home, oldest first.
+
+    The best PSNR-Y is that of the best SR network of the run; times are local.
 
     Example: ddsr runs
     """
-    from ddsr_core.pipeline.run_folder import list_runs
-    from ddsr_core.storage.remote_store import open_store
-
     states = list_runs(open_store(home_of(home)))
     if as_json:
-        click.echo(json.dumps(states, indent=2))
+        click.echo(json.dumps([{**state, "status": status_of(state)} for state in states], indent=2))
         return
     if not states:
-        click.echo(f"no runs in {home_of(home)}; start with: ddsr demo")
-    for state in states:
-        click.echo(f"{state['name']:<24} {state['status']:<10} {state['preset']:<9} {state.get('started', '')}")
+        click.echo(f"{home_of(home)} has no runs. Start with `ddsr demo`.")
+    else:
+        print_table([RUN_COLUMNS, *map(run_row, states)])
+
+
+RUN_COLUMNS = ("run", "status", "preset", "photos", "best PSNR-Y", "started", "took")
+
+
+def run_row(state: dict[str, Any]) -> tuple[str, ...]:
+    """A run's cells of `RUN_COLUMNS`."""
+    counts = {stage["name"]: stage.get("counts", {}) for stage in state.get("stages", [])}
+    scores = [
+        own["metrics"]["psnr_y"]
+        for name, own in counts.items()
+        if name.startswith("evaluate (") and name != "evaluate (bicubic)" and own.get("metrics", {}).get("psnr_y")
+    ]
+    started, finished = (
+        datetime.fromisoformat(state[name]) if state.get(name) else None for name in ("started", "finished")
+    )
+    return (
+        state["name"],
+        status_of(state),
+        state["preset"],
+        f"{counts.get('patches', {}).get('photos', '')}",
+        f"{max(scores):.2f} dB" if scores else "",
+        f"{started.astimezone():%Y-%m-%d %H:%M}" if started else "",
+        str(timedelta(seconds=round((finished - started).total_seconds()))) if started and finished else "",
+    )
 
 
 @finished.command()
@@ -42,20 +70,20 @@ def runs(home: str | None, as_json: bool) -> None:
 @home_option
 @json_option
 def show(run: str, home: str | None, as_json: bool) -> None:
-    """Status, stages, keys and durations of a run.
+    """Show the status of a run and its stages.
 
     Example: ddsr show demo
     """
-    from ddsr_core.pipeline.run_folder import read_run
-    from ddsr_core.storage.remote_store import open_store
-
     state = read_run(open_store(home_of(home)), run)
     if as_json:
         click.echo(json.dumps(state, indent=2))
         return
-    click.echo(f"{state['name']}: {state['status']} ({state['preset']})")
+    click.echo(f"{state['name']}: {status_of(state)} ({state['preset']})")
+    for name in ("images", "test", "started", "finished"):
+        if state.get(name) not in (None, "None"):
+            click.echo(f"  {name + ':':<10} {state[name]}")
     for stage in state.get("stages", []):
-        origin = "cache" if stage["cached"] else "built"
+        origin = "from cache" if stage["cached"] else "built"
         click.echo(f"  {stage['name']:<40} {stage['key']}  {stage['seconds']:>8.1f} s  {origin}")
     if "message" in state:
         click.echo(state["message"])
@@ -63,45 +91,46 @@ def show(run: str, home: str | None, as_json: bool) -> None:
 
 @finished.command()
 @click.argument("run")
-@click.option("--picture", type=click.Path(path_type=Path), default=None, help="also write an overview picture (PNG)")
+@click.option("--picture", type=click.Path(path_type=Path), metavar="FILE", help="Also write an overview picture (PNG).")
 @home_option
-def report(run: str, picture: Path | None, home: str | None) -> None:
-    """Write a run's report again from its artifacts, and say where it is.
+@json_option
+def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> None:
+    """Write the report of a run again.
 
     Example: ddsr report demo --picture overview.png
     """
-    from ddsr_core.pipeline.run_folder import run_folder
-    from ddsr_core.pipeline.run_state import read_record
-    from ddsr_core.report.html import overview_figure, write_report
-    from ddsr_core.storage.remote_store import open_store
+    from flows.cli.reports import rewrite_report  # imports the report, pyarrow and matplotlib
 
-    store = open_store(home_of(home))
-    record = read_record(store, run)
-    click.echo(f"Report: {write_report(run_folder(store, run), record)}")
-    store.push(f"runs/{run}")
-    if picture is not None:
-        click.echo(f"Picture: {overview_figure(record, picture)}")
+    written = rewrite_report(open_store(home_of(home)), run, picture)
+    if as_json:
+        click.echo(
+            json.dumps({name.lower().replace(" ", "_"): path for name, path in written.items()}, indent=2, default=str)
+        )
+        return
+    for name, path in written.items():
+        click.echo(f"{name}: {path}")
 
 
 @finished.command()
 @click.argument("text", required=False)
-@click.option("--image", type=click.Path(path_type=Path), default=None, help="find patches that look like this image")
-@click.option("--run", "name", default="demo", show_default=True, help="run whose patches are searched")
-@click.option("-k", "count", type=click.IntRange(1), default=12, show_default=True, help="how many")
-@click.option("--sheet", type=click.Path(path_type=Path), default=None, help="write a contact sheet (PNG)")
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Find patches that look like this image.")
+@click.option("--run", "name", default="demo", show_default=True, metavar="NAME", help="Run whose patches are searched.")
+@click.option("-k", "count", type=click.IntRange(1), default=12, show_default=True, help="Number of patches to find.")
+@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE", help="Also write them as a contact sheet (PNG).")
 @home_option
 @json_option
 def search(text: str | None, image: Path | None, name: str, count: int, sheet: Path | None, home: str | None,
            as_json: bool) -> None:  # fmt: skip
-    """Search a run's patches by text (open_clip) or by an image.
+    """Find patches of a run by text or by image.
+
+    A text needs a run with embeddings.backend=open_clip.
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
-    from ddsr_core.pipeline.steps import search_run
-    from ddsr_core.storage.remote_store import open_store
+    from ddsr_core.pipeline.steps import search_run  # imports torch
 
     if (text is None) == (image is None):
-        raise click.UsageError("give either a text or --image FILE")
+        raise click.UsageError("Give either a text or --image FILE.")
     rows = search_run(open_store(home_of(home)), name, image or text or "", count, sheet)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -114,47 +143,92 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
 @finished.command()
 @click.argument("source", metavar="RUN|ADAPTER")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="new folder to write to")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write to.")
 @click.option("--format", "kind", type=click.Choice(["original", "diffusers"]), default="original", show_default=True,
-              help="one file in the original DiT layout, or a folder for diffusers' DiTPipeline")  # fmt: skip
-@click.option(
-    "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True, help="averaged or last weights"
-)
-@click.option("--base", default=None, help="base model, if an adapter's folder is given instead of a run")
-@click.option("--vae", default=None, help="VAE, if it is not the base's own")
+              help="original: one file in the layout of the DiT release. diffusers: a folder for DiTPipeline.")  # fmt: skip
+@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True,
+              help="ema: averaged over training, as the run samples. raw: as training left them.")  # fmt: skip
+@click.option("--base", metavar="MODEL", help="Base model; needed if an adapter's folder is given instead of a run.")
+@click.option("--vae", metavar="MODEL", help="VAE, if it is not the one of the base model.")
 @home_option
-def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: str | None) -> None:
-    """Write a run's fine-tuned diffusion model, DiffFit folded in, for use without ddsr.
+@json_option
+def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: str | None,
+           as_json: bool) -> None:  # fmt: skip
+    """Export the fine-tuned diffusion model of a run.
+
+    The DiffFit parameters are merged into the weights, so other programs load them without ddsr.
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import export_model
+    from flows.cli.single_steps import export_model  # imports torch and diffusers
 
     folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
+    if as_json:
+        click.echo(json.dumps({"model": str(folder), "format": kind, "weights": weights}, indent=2))
+        return
     click.echo(f"Model: {folder}")
     if kind == "diffusers":
-        click.echo("Timestep frequencies are diffusers', a little off the original's: two lines in README.md correct them.")
+        click.echo("diffusers computes timestep frequencies slightly differently; two lines in README.md correct that.")
     click.echo((folder / "README.md").read_text().splitlines()[-1])
 
 
 @finished.command()
-@click.option("--delete", is_flag=True, help="really remove; without it, only say what would be removed")
-@click.option("--nights", type=click.IntRange(1), default=None,
-              help="of `ddsr nightly`, keep the last so many versions and steps back (default: all)")  # fmt: skip
+@click.argument("run")
+@click.argument("repository", metavar="ORGANIZATION/NAME")
+@click.option("--network", metavar="ARCH/TRAINING-SET", help="Push this SR network instead, such as edsr-small/distilled.")
+@click.option("--private", is_flag=True, help="Make the repository private if it is created.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be uploaded. Needs no connection.")
 @home_option
-def gc(delete: bool, nights: int | None, home: str | None) -> None:
-    """Remove artifacts, finished or not, that no run and no nightly version uses.
+@json_option
+def push(run: str, repository: str, network: str | None, private: bool, dry_run: bool, home: str | None,
+         as_json: bool) -> None:  # fmt: skip
+    """Push a distilled set to the Hugging Face Hub.
+
+    The set is uploaded with its card, which names its origin, scores and licenses. Read the card before you share it:
+    runs/RUN/distilled/README.md.
+
+    Example: ddsr push demo my-organization/demo-distilled --dry-run
+    """
+    from flows.cli.hub import Push, push  # imports huggingface_hub and the report
+
+    files = push(open_store(home_of(home)), run, Push(repository, network, private), dry_run)
+    if as_json:
+        click.echo(json.dumps({"repository": repository, "dry_run": dry_run, "files": files}, indent=2))
+        return
+    if dry_run:
+        for name, size in files.items():
+            click.echo(f"{size:>12,}  {name}")
+    verb = "Would upload" if dry_run else "Uploaded"
+    click.echo(f"{verb} {len(files)} files, {sum(files.values()) / 1e6:.1f} MB, to {repository}")
+
+
+@finished.command()
+@click.option("--delete", is_flag=True, help="Remove them. Without it, they are only listed.")
+@click.option("--nights", type=click.IntRange(1), metavar="N",
+              help="For each nightly series, keep only the last N versions and rollback steps.  [default: all]")  # fmt: skip
+@home_option
+@json_option
+def gc(delete: bool, nights: int | None, home: str | None, as_json: bool) -> None:
+    """Remove artifacts that no run and no version uses.
+
+    Runs that are running or have failed keep what they have built. Files that ddsr has not made are left alone, and a folder
+    that is not a home is refused.
 
     Example: ddsr gc --delete
     """
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.housekeeping import collect_garbage
+    from ddsr_core.gc import artifact_folders, collect_garbage  # imports the pipeline
 
-    removed = collect_garbage(open_store(home_of(home)), delete, nights)
+    store = open_store(home_of(home))
+    removed = collect_garbage(store, delete, nights)
+    left = {str(folder): reason for folder, reason in artifact_folders(store) if reason}
+    if as_json:
+        artifacts = [{"path": str(path), "bytes": size} for path, size in removed]
+        click.echo(json.dumps({"deleted": delete, "artifacts": artifacts, "left": left}, indent=2))
+        return
     for path, size in removed:
         click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
+    for folder, reason in left.items():
+        click.echo(f"left alone {folder}: {reason}")
     total = sum(size for _, size in removed) / 1e6
-    click.echo(
-        f"{len(removed)} folders, {total:.1f} MB" + ("" if delete or not removed else "; remove with: ddsr gc --delete")
-    )
+    hint = "" if delete or not removed else ". Remove them with `ddsr gc --delete`."
+    click.echo(f"{len(removed)} folders, {total:.1f} MB{hint}")

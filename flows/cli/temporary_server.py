@@ -23,7 +23,7 @@ from ddsr_core.parallel import end_with_parent
 STOP_S = 5.0
 #: A server that is set up is named in the environment or in one of these.
 SETTINGS_FILES = ("prefect.toml", "pyproject.toml", ".env")
-SIGNS = ("PREFECT_API_URL", "[api]", "[tool.prefect.api]", "ALLOW_EPHEMERAL")
+SERVER_SIGNS = ("PREFECT_API_URL", "[api]", "[tool.prefect.api]")
 
 
 def begin_server() -> bool:
@@ -56,13 +56,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def names_server() -> bool:
+    """Whether the user has set up a server: in the environment, in a profile of Prefect, or in a settings file."""
+    return any(name in os.environ for name in ("PREFECT_API_URL", "PREFECT_PROFILE")) or _settings_say(SERVER_SIGNS)
+
+
 def is_set_up() -> bool:
-    """Whether the user has set up a server, or forbidden a temporary one; then it is Prefect's to find it."""
-    if any(name in os.environ for name in ("PREFECT_API_URL", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "PREFECT_PROFILE")):
-        return True
+    """Whether the user has set up a server or forbidden a temporary one. Prefect then finds it by itself."""
+    return names_server() or "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE" in os.environ or _settings_say(("ALLOW_EPHEMERAL",))
+
+
+def _settings_say(signs: tuple[str, ...]) -> bool:
     profiles = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser() / "profiles.toml"
     files = [profiles, *map(Path, SETTINGS_FILES)]
-    return any(sign in path.read_text(errors="replace") for path in files if path.is_file() for sign in SIGNS)
+    return any(sign in path.read_text(errors="replace") for path in files if path.is_file() for sign in signs)
 
 
 def wait_for_server() -> None:
@@ -78,7 +85,7 @@ def wait_for_server() -> None:
         raise DdsrError(
             f"Prefect's temporary server did not start: {error}",
             fix="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
-            "or pass --no-prefect",
+            "or leave out --prefect",
         ) from error
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.nightly import night as nights
-from ddsr_core.nightly.night import Night, Outcome, challenge, photo_cache_of
+from ddsr_core.nightly.night import Night, Outcome, photo_cache_of, run_night
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.stages import Backend
 from ddsr_core.storage.stage import Artifact, Stage, StageResult
@@ -41,14 +41,14 @@ class Fakes:
     def spend(self, store: Store, photos: Path, test: Path, **changes: Any) -> Outcome:
         """A night."""
         config = load_config("demo", overrides=[*QUICK, *changes.pop("overrides", ())])
-        facts = {"name": NAME, "images": photos, "test": test, "config": config, "metric": "psnr_y", "margin": 0.0,
-                 "warm": True, "warm_steps": 1, **changes}  # fmt: skip
+        fields = {"name": NAME, "images": photos, "test": test, "config": config, "metric": "psnr_y", "margin": 0.0,
+                  "warm": True, "warm_steps": 1, **changes}  # fmt: skip
 
         def build(stage: Stage, config: Any, inputs: Any, label: str = "") -> tuple[Artifact, bool]:
             photo_cache = store.home / photo_cache_of(NAME) if stage.photo_cache else None
             return store.build(replace(stage, run=self._run(stage.name)), config, inputs, Runtime(photo_cache=photo_cache))
 
-        return challenge(Night(**facts), store, Backend(build, store.url))
+        return run_night(Night(**fields), store, Backend(build, store.url))
 
     def _run(self, stage: str) -> Callable[..., StageResult]:
         def run(config: Any, *, out: Path, runtime: Runtime, **inputs: Path) -> StageResult:
@@ -56,6 +56,7 @@ class Fakes:
             self.ran.append(stage)
             write = {"patches": self._cut, "embeddings": self._embed, "clusters": self._label, "sample": self._draw,
                      "train_sr": self._train, "evaluate": self._measure}.get(stage)  # fmt: skip
+            (out / "made").touch()
             return StageResult(write(inputs, out, runtime) if write else {})
 
         return run

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from ddsr_core.config import Runtime
-from ddsr_core.evaluation.evaluate import EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.networks import NetworkJob, train_and_measure
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Build
 from ddsr_core.pseudo_labels import embeddings, patches, scoring
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
-from ddsr_core.sr.train import TrainSRConfig
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.store import InputRef, Store
 from tests.helpers.commands import ROOT, digests
 
@@ -65,7 +65,7 @@ def jobs_of(photos: Path, home: Path) -> list[NetworkJob]:
             recipe=TrainSRConfig(
                 arch="tests.helpers.side_by_side:MeetingNet", iterations=2, batch_size=2, lr_patch_px=8, seed=seed
             ),
-            evaluate=EvaluateConfig(lpips=False),
+            evaluate=EvaluateConfig.model_validate({"lpips": False}),
         )
         for seed in range(2)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Nights in miniature: photos added, removed, unchanged; a challenger that is worse; going back."""
+"""Nights in miniature: photos added, removed, unchanged; a candidate that is worse; rollback."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.nightly import night as nights
-from ddsr_core.nightly.night import Night, Outcome, as_markdown, challenge, photo_cache_of, roll_back
+from ddsr_core.nightly.night import Night, Outcome, as_markdown, photo_cache_of, roll_back, run_night
 from ddsr_core.nightly.registry import read_registry
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.plain import plain_backend
@@ -23,7 +23,7 @@ def spend(photos: Path, home: Path, **changes: object) -> Outcome:
     night = {"name": "n", "images": photos, "test": test, "config": config, "metric": "psnr_y", "margin": 100.0,
              "warm": True, "warm_steps": 1, **changes}  # fmt: skip
     store = Store(home)
-    return challenge(Night(**night), store, plain_backend(Execution(), store, photo_cache=photo_cache_of("n")))  # type: ignore[arg-type]
+    return run_night(Night(**night), store, plain_backend(Execution(), store, photo_cache=photo_cache_of("n")))  # type: ignore[arg-type]
 
 
 def current(home: Path) -> list[str]:
@@ -63,11 +63,11 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     third = spend(photos, home, margin=0.5)
     assert third.version is not None
     assert not third.version.promoted
-    assert third.after.champion == 2
+    assert third.after.active == 2
     assert "not promoted" in as_markdown(third, "n")
 
-    assert roll_back(Store(home), "n").champion == 1
-    assert read_registry(Store(home), "n").champion == 1
+    assert roll_back(Store(home), "n").active == 1
+    assert read_registry(Store(home), "n").active == 1
     assert len(read_registry(Store(home), "n").versions) == 3
 
 

@@ -13,12 +13,12 @@ import pytest
 from ddsr_core.errors import InputError
 from ddsr_core.experiments.design import Design, Network, Variant
 from ddsr_core.experiments.run import finish, measure
+from ddsr_core.gc import collect_garbage
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import RunRequest
 from ddsr_core.pipeline.run import open_run
 from ddsr_core.storage.store import Store
-from flows.cli.housekeeping import collect_garbage
 from tests.helpers.commands import ROOT, TINY, make_photos
 
 

@@ -1,8 +1,8 @@
 """EDSR (Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPRW 2017) from basicsr.
 
-State-dict names are basicsr's. Two things differ from its class: the mean is a buffer, so that the module moves between
-devices like any other, and the last convolution always runs in float32: the network works at a range of 255, where
-bfloat16 counts in whole gray levels.
+State-dict names are those of basicsr. Two things differ from its class: the mean is a buffer, so that it moves with the
+module to other devices, and the last convolution always runs in float32, because the network works in [0, 255], where
+bfloat16 resolves whole gray levels only.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 class EDSR(import_basicsr("archs.edsr_arch").EDSR):  # type: ignore[misc]
-    """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
+    """Super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
 
     Args:
         feat: channels of the trunk.
         blocks: residual blocks.
-        res_scale: factor on each block's residual; 0.1 steadies the wide network.
+        res_scale: factor of each block's residual. 0.1 stabilizes the wide network.
         scale: upsampling factor.
     """
 
     def __init__(self, feat: int = 64, blocks: int = 16, res_scale: float = 1.0, scale: int = 4) -> None:
         super().__init__(3, 3, num_feat=feat, num_block=blocks, upscale=scale, res_scale=res_scale)
         mean = self.mean
-        del self.mean  # a plain attribute there
+        del self.mean  # a plain attribute in basicsr
         self.register_buffer("mean", mean, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,9 +42,9 @@ class EDSR(import_basicsr("archs.edsr_arch").EDSR):  # type: ignore[misc]
 
 
 def edsr_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments that a state dict was made with, or None if it is not an EDSR's.
+    """Arguments of the EDSR that a state dict belongs to, or None if it belongs to another network.
 
-    ``res_scale`` leaves no trace in the weights: 256 channels or more are taken for the paper's large network, 0.1.
+    ``res_scale`` cannot be seen in the weights: it is taken as 0.1 for 256 channels or more, the paper's large network.
     """
     needed = (
         "conv_first.weight",

@@ -1,11 +1,11 @@
 """HiT-SRF (Zhang et al., "HiT-SR: Hierarchical Transformer for Efficient Image Super-Resolution", ECCV 2024).
 
-Written from the paper; the names of the weights are those of the authors' files, so that these load. Blocks of a group
-see ever larger windows. In a window of S x S tokens, *spatial-channel correlation* takes the place of attention: a
-spatial half correlates every token with at most 8 x 8 cells of tokens, a channel half correlates channels with channels,
-both without a softmax. Tensors are channels-last, ``(B, H, W, C)``.
+Written from the paper. Weights are named as in the authors' files. The windows grow from block to block of a group. In a
+window of S x S tokens, *spatial-channel correlation* replaces attention: one half of the channels correlates every token
+with at most 8 x 8 cells of tokens, the other half correlates channels with channels, both without a softmax.
+Tensors are channels-last, ``(B, H, W, C)``.
 
-Two things are computed otherwise than the equations are written, with equal results:
+Two computations differ from the equations as printed, with equal results:
 
 - The position bias of a cell is the mean of the biases of its tokens. It is pooled on the map of relative positions,
   ``(2S - 1)^2`` values, and read at ``S^2 * 64`` places, where the equation builds ``S^4``.
@@ -121,7 +121,7 @@ class Correlation(nn.Module):
 
 
 class Block(nn.Module):
-    """Correlation and ConvFFN, each normalized behind and added to its input."""
+    """Correlation and ConvFFN, each followed by normalization and added to its input."""
 
     def __init__(self, dim: int, heads: int, window: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Blocks in sequence, their windows growing."""
+    """Blocks in sequence with growing windows."""
 
     def __init__(self, dim: int, heads: int, sizes: Sequence[int], mlp_ratio: float) -> None:
         super().__init__()
@@ -163,17 +163,17 @@ class ResidualGroup(nn.Module):
 
 
 class HiTSRF(nn.Module):
-    """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
+    """Super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
 
     Args:
-        embed: token width; half of it is a multiple of each number of heads.
+        embed: token width. Half of it must be a multiple of each number of heads.
         heads: heads of the spatial correlation, for each group.
         window_px: window size S of each block of a group, in LR pixels; at most 8 or a multiple of 8.
         mlp_ratio: width of the ConvFFN over ``embed``.
         scale: upsampling factor.
 
     Raises:
-        ValueError: widths or windows that do not divide.
+        ValueError: widths or windows that do not divide evenly.
     """
 
     mean: Tensor
@@ -219,9 +219,9 @@ class HiTSRF(nn.Module):
 
 
 def hit_srf_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments that a state dict (`srformer.own_names`) was made with, or None if it is not a `HiTSRF`'s.
+    """Arguments of the `HiTSRF` that a state dict (`srformer.own_names`) belongs to, or None for another network.
 
-    Windows of 8 and less leave no trace in the weights: where two or more lead a group they are taken for 4 and 8.
+    Windows of 8 and less cannot be told apart in the weights: if a group starts with two of them, they are taken as 4 and 8.
     """
     first = "layers.0.residual_group.blocks.0."
     needed = (

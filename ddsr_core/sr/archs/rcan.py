@@ -1,8 +1,7 @@
 """RCAN (Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018) from basicsr.
 
-Inside, weights have basicsr's names. The authors' files, and the tools that enlarge images with them, use names of
-their own: `own_names` and `public_names` go there and back. As in `edsr`, the mean is a buffer and the last convolution
-runs in float32.
+The module uses basicsr's state-dict names. The authors' files, and upscaling tools that open them, use other names;
+`own_names` and `public_names` translate. As in `edsr`, the mean is a buffer and the last convolution runs in float32.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 class RCAN(import_basicsr("archs.rcan_arch").RCAN):  # type: ignore[misc]
-    """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
+    """Super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
 
     Args:
         feat: channels of the trunk.
         groups: residual groups.
         blocks: residual channel attention blocks of each group.
-        reduction: channels over those in the middle of the channel attention.
+        reduction: reduction factor of the channel attention's bottleneck.
         scale: upsampling factor.
     """
 
     def __init__(self, feat: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16, scale: int = 4) -> None:
         super().__init__(3, 3, num_feat=feat, num_group=groups, num_block=blocks, squeeze_factor=reduction, upscale=scale)
         mean = self.mean
-        del self.mean  # a plain attribute there
+        del self.mean  # a plain attribute in basicsr
         self.register_buffer("mean", mean, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,10 +43,10 @@ class RCAN(import_basicsr("archs.rcan_arch").RCAN):  # type: ignore[misc]
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the authors' names under basicsr's; any other as it is.
+    """Rename a state dict from the authors' names to basicsr's. Any other state dict is returned unchanged.
 
-    The authors' ``sub_mean`` and ``add_mean`` are constants and left out. A file without them, or with others, is of a
-    network that works at another range: it stays as it is.
+    The authors' ``sub_mean`` and ``add_mean`` are constants and dropped. A file without them, or with other values, belongs
+    to a network with another input range and is returned unchanged.
     """
     mean_shift = _mean_shift()
     if "head.0.weight" not in state or not all(name in state for name in mean_shift):
@@ -58,24 +57,24 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An `RCAN`'s state dict under the authors' names, with their two mean-shift convolutions at a range of 255."""
+    """Rename an `RCAN`'s state dict to the authors' names, and add their two mean-shift convolutions for [0, 255]."""
     groups = _count(state, r"body\.(\d+)\.conv\.weight")
     blocks = _count(state, r"body\.0\.residual_group\.(\d+)\.")
     return _mean_shift() | {_public_name(name, groups, blocks): value for name, value in state.items()}
 
 
 def _mean_shift() -> dict[str, Tensor]:
-    """The authors' first and last layer: off and on with the mean of DIV2K, in gray levels."""
+    """The authors' first and last layer: subtract and add the mean of DIV2K, in gray levels."""
     eye, mean = torch.eye(3).view(3, 3, 1, 1), 255 * torch.tensor([0.4488, 0.4371, 0.4040])
     return {"sub_mean.weight": eye, "sub_mean.bias": -mean, "add_mean.weight": eye.clone(), "add_mean.bias": mean}
 
 
-def _alike(found: Tensor, value: Tensor) -> bool:
-    """As far as half precision can tell."""
-    return found.shape == value.shape and torch.allclose(found.float(), value, rtol=4e-3, atol=1e-3)
+def _alike(given: Tensor, value: Tensor) -> bool:
+    """Equal within half precision."""
+    return given.shape == value.shape and torch.allclose(given.float(), value, rtol=4e-3, atol=1e-3)
 
 
-_ATTENTION_OWN = {"0": "1", "2": "3"}  # basicsr counts the pooling in front as layer 0
+_ATTENTION_OWN = {"0": "1", "2": "3"}  # basicsr counts the pooling as layer 0
 
 
 def _own_name(name: str) -> str:
@@ -117,7 +116,7 @@ def _public_name(name: str, groups: int, blocks: int) -> str:
 
 
 def rcan_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments that a state dict (`own_names`) was made with, or None if it is not an `RCAN`'s."""
+    """Arguments of the `RCAN` that a state dict (`own_names`) belongs to, or None if it belongs to another network."""
     squeeze = "body.0.residual_group.0.rcab.3.attention.1.weight"
     needed = ("conv_first.weight", squeeze, "conv_after_body.weight", "upsample.0.weight", "conv_last.weight")
     if not all(name in state for name in needed):
@@ -134,6 +133,6 @@ def rcan_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that the pattern finds in a name."""
-    found = (re.match(pattern, name) for name in state)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    """One more than the largest number that the pattern captures in any name."""
+    matches = (re.match(pattern, name) for name in state)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)

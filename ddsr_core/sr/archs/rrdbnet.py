@@ -1,8 +1,8 @@
 """RRDBNet from basicsr: the generator of ESRGAN, Real-ESRGAN and RealSR.
 
-Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCVW 2018. Three namings of the same
-weights are in use: ESRGAN's first (``model.1.sub.0.RDB1.conv1.0``), that of RealSR and BSRGAN
-(``RRDB_trunk.0.RDB1.conv1``) and Real-ESRGAN's (``body.0.rdb1.conv1``), which is basicsr's and ours.
+Wang et al., "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks", ECCVW 2018. The same weights are in
+use under three sets of names: the first of ESRGAN (``model.1.sub.0.RDB1.conv1.0``), those of RealSR and
+BSRGAN (``RRDB_trunk.0.RDB1.conv1``), and those of Real-ESRGAN, basicsr and this module (``body.0.rdb1.conv1``).
 """
 
 from __future__ import annotations
@@ -15,30 +15,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddsr_core.sr.archs.srformer import reflect_to_multiple
 from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
 class RRDBNet(import_basicsr("archs.rrdbnet_arch").RRDBNet):  # type: ignore[misc]
-    """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, 4h, 4w)``, not clamped.
+    """Super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, 4h, 4w)``, not clamped.
 
-    The last convolution runs in float32: bfloat16 cannot tell neighboring gray levels apart.
+    The last convolution runs in float32: bfloat16 cannot distinguish neighboring gray levels.
 
     Args:
         feat: channels of the trunk.
         blocks: residual-in-residual dense blocks.
-        grow: channels that each convolution of a dense block adds; other programs take it to be 32.
-        scale: only 4.
+        grow: channels that each convolution of a dense block adds. Other programs expect 32.
+        scale: 4, or 2 as Real-ESRGAN's x2 model: the input is folded into channels, 2x2 pixels each.
 
     Raises:
         ValueError: another scale.
     """
 
     def __init__(self, feat: int = 64, blocks: int = 23, grow: int = 32, scale: int = 4) -> None:
-        if scale != 4:
-            raise ValueError(f"the generator enlarges by 4, not by {scale}")
-        super().__init__(3, 3, num_feat=feat, num_block=blocks, num_grow_ch=grow)
+        if scale not in (2, 4):
+            raise ValueError(f"RRDBNet upscales by 2 or 4, not by {scale}")
+        super().__init__(3, 3, scale=scale, num_feat=feat, num_block=blocks, num_grow_ch=grow)
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.scale == 2:
+            x = F.pixel_unshuffle(reflect_to_multiple(reflect_to_multiple(x, 2, 2), 3, 2), 2)
+        return self.upscale(x)[..., : height * self.scale, : width * self.scale]
+
+    def upscale(self, x: Tensor) -> Tensor:
+        """The network on its folded input: ``(B, C, h, w)`` to ``(B, 3, 4h, 4w)``."""
         x = self.conv_first(x)
         x = x + self.conv_body(self.body(x))
         for conv in (self.conv_up1, self.conv_up2):
@@ -57,7 +65,7 @@ _AFTER_BODY = re.compile(r"model\.1\.sub\.\d+")
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of a x4 generator under Real-ESRGAN's names, whichever of the three it has; any other as it is."""
+    """Rename a generator's state dict to Real-ESRGAN's names. Any other state dict is returned unchanged."""
     first = "model.10.weight" in state and "model.1.sub.0.RDB1.conv1.0.weight" in state
     second = "HRconv.weight" in state and "RRDB_trunk.0.RDB1.conv1.weight" in state
     return {_own_name(name): value for name, value in state.items()} if first or second else dict(state)
@@ -71,19 +79,19 @@ def _own_name(name: str) -> str:
 
 
 def rrdbnet_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments that a state dict (`own_names`) was made with, or None if it is not an `RRDBNet`'s.
+    """Arguments of the `RRDBNet` that a state dict (`own_names`) belongs to, or None if it belongs to another network.
 
-    Generators for x2 and x1, whose first convolution has 12 or 48 channels, and ESRGAN+ are not.
+    Generators for x1 (48 input channels) and ESRGAN+ are other networks.
     """
     needed = ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_body.weight", "conv_hr.weight", "conv_last.weight")
     if not all(name in state for name in needed) or any("conv1x1" in name for name in state):
         return None
     feat, channels = state["conv_first.weight"].shape[:2]
-    if channels != 3:
+    if channels not in (3, 12):
         return None
     return {
         "feat": feat,
         "blocks": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("body.")),
         "grow": state["body.0.rdb1.conv1.weight"].shape[0],
-        "scale": 4,
+        "scale": 4 if channels == 3 else 2,
     }

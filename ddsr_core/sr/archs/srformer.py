@@ -1,10 +1,10 @@
 """SRFormer (Zhou et al., "SRFormer: Permuted Self-Attention for Single Image Super-Resolution", ICCV 2023), light form.
 
-Written from the paper. It is SwinIR's outline with two changes: *permuted self-attention*, where keys and values are
+Written from the paper. The outline is that of SwinIR with two changes: *permuted self-attention*, where keys and values are
 projected to a quarter of the channels and each 2x2 cell of tokens is folded into channels, so that a window of S x S
 queries attends to (S/2)^2 keys of full width; and a *ConvFFN*, an MLP with a 5x5 depthwise convolution in its middle.
-Stochastic depth is left out: training here is short and must repeat exactly. Tensors are channels-last throughout,
-``(B, H, W, C)``, which the convolutions read without a copy.
+Stochastic depth is left out, because trainings here are short and must be reproducible. Tensors are channels-last,
+``(B, H, W, C)``, which convolutions read without a copy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def unwindows(x: Tensor, size: int, h: int, w: int) -> Tensor:
 
 
 def fold_cells(x: Tensor) -> Tensor:
-    """Each 2x2 cell into channels: ``(B, H, W, C)`` to ``(B, H/2, W/2, 4C)``."""
+    """Fold each 2x2 cell into channels: ``(B, H, W, C)`` to ``(B, H/2, W/2, 4C)``."""
     b, h, w, c = x.shape
     return x.view(b, h // 2, 2, w // 2, 2, c).transpose(2, 3).reshape(b, h // 2, w // 2, 4 * c)
 
@@ -50,10 +50,10 @@ def relative_index(cells: int) -> Tensor:
 
 
 def shift_mask(h: int, w: int, size: int, device: torch.device) -> Tensor:
-    """What shifted windows must not see: ``(windows, size^2, (size/2)^2)``, 0 or -100 added to the attention.
+    """Attention mask of shifted windows: ``(windows, size^2, (size/2)^2)``, added to the attention, 0 or -100.
 
-    A cyclic shift by ``size / 2`` brings regions together that are apart in the image. The shift is even, so a 2x2 cell
-    always lies in one region.
+    A cyclic shift by ``size / 2`` joins regions that are apart in the image. The shift is even, so that a 2x2 cell always
+    lies within one region.
     """
     regions = torch.zeros(1, h, w, 1, device=device)
     cuts = (slice(0, -size), slice(-size, -size // 2), slice(-size // 2, None))
@@ -176,9 +176,9 @@ class ResidualGroup(nn.Module):
 
 
 class SRFormer(nn.Module):
-    """x4 super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
+    """Super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
 
-    Sizes that are no multiple of the window are padded by reflection and the result is cut.
+    Inputs whose sides are not multiples of the window are padded by reflection, and the output is cropped.
 
     Args:
         embed: token width, a multiple of 4 and of each number of heads.
@@ -235,9 +235,9 @@ class SRFormer(nn.Module):
 
 
 def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the authors' names under ours, without their masks and indices; any other as it is.
+    """Rename a state dict from the authors' names to ours and drop their masks and indices.
 
-    `hit_srf` shares the names of the ConvFFN, the only ones that differ.
+    Only the names of the ConvFFN differ; `hit_srf` shares them. Any other state dict is returned unchanged.
     """
     constants = (".attn_mask", ".attn.relative_position_index", ".attn.aligned_relative_position_index")
     return {
@@ -248,9 +248,9 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An `SRFormer`'s state dict under the authors' names, with the masks and indices that their class loads.
+    """Rename an `SRFormer`'s state dict to the authors' names, and add the masks and indices that their class loads.
 
-    These are whole numbers, written as small as they go; the masks are for images of 2 x 2 windows.
+    Both are integers, stored in the smallest type; the masks are for images of 2 x 2 windows.
     """
     public = with_public_convffn(state)
     for name, table in state.items():
@@ -267,12 +267,12 @@ def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_public_convffn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the authors' names for the weights of each `ConvFFN`."""
+    """Rename the weights of each `ConvFFN` to the authors' names."""
     return {name.replace(".dwconv.", ".dwconv.depthwise_conv.0."): value for name, value in state.items()}
 
 
 def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments that a state dict (`own_names`) was made with, or None if it is not an `SRFormer`'s."""
+    """Arguments of the `SRFormer` that a state dict (`own_names`) belongs to, or None if it belongs to another network."""
     first = "layers.0.residual_group.blocks.0."
     needed = ("conv_first.weight", first + "attn.kv.weight", first + "mlp.dwconv.weight", "upsample.0.weight")
     if not all(name in state for name in needed):

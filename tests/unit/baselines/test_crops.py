@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ddsr_core.baselines.crops import CropsConfig, draw_crop, draw_patches, run
+from ddsr_core.baselines.config import CropsConfig
+from ddsr_core.baselines.crops import draw_crop, draw_patches, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.bicubic import psnr_bic
@@ -100,7 +101,24 @@ def test_patches_are_drawn_without_repetition_while_they_last():
 def test_wrong_inputs(photos, patches, tmp_path):
     with pytest.raises(ConfigError, match="need patches"):
         run(THRESHOLD, photos=photos, out=tmp_path / "out", runtime=Runtime())
-    with pytest.raises(ConfigError, match="16 px, the crops want 32"):
+    with pytest.raises(ConfigError, match="16 px, not 32"):
         run(THRESHOLD.model_copy(update={"patch_px": 32}), patches=patches, out=tmp_path / "out", runtime=Runtime())
     with pytest.raises(InputError, match="no photo is as large"):
         run(RANDOM.model_copy(update={"patch_px": 128}), photos=photos, out=tmp_path / "out2", runtime=Runtime())
+
+
+def test_psnr_bic_is_that_of_the_scale(photos, tmp_path):
+    values = {}
+    for scale in (2, 3, 4):
+        config = CropsConfig(count=2, patch_px=24, scale=scale)
+        run(config, photos=photos, out=tmp_path / str(scale), runtime=Runtime())
+        rows = read_image_set(tmp_path / str(scale))
+        image = to_float(read_rgb(tmp_path / str(scale) / rows[0]["file_name"]))
+        values[scale] = rows[0]["psnr_bic"]
+        assert values[scale] == pytest.approx(psnr_bic(image, "matlab", scale).item(), abs=1e-3)
+    assert values[2] > values[3] > values[4]
+
+
+def test_crops_are_whole_lr_pixels():
+    with pytest.raises(ValueError, match="multiple of scale"):
+        CropsConfig(patch_px=32, scale=3)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from ddsr_core.baselines.gsdd import GSDDConfig, augment, beginnings, features, invert, run
+from ddsr_core.baselines.config import GSDDConfig
+from ddsr_core.baselines.gsdd import augment, features, initial_latents, invert, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.imaging.images import to_float, to_uint8
-from ddsr_core.sr.architectures import build_network
+from ddsr_core.sr.networks import build_network
 from ddsr_core.sr.weights import save_weights
 from tests.helpers.interruption import Killed, digests, killing_after
 from tests.helpers.tiny_base import write_clusters, write_patches
@@ -74,31 +75,31 @@ def test_the_mean_of_a_class_is_met():
     """Real patches are dark or bright, half of them each: a single image that begins at one of them ends in between."""
     torch.manual_seed(0)
     real = np.repeat(np.array([40, 240], np.uint8), 8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
-    config = GSDDConfig(steps=150, learning_rate=0.02, batch_real=16, regulariser=0.0)
+    config = GSDDConfig(steps=150, learning_rate=0.02, batch_real=16, regularizer=0.0)
     network = Plain().requires_grad_(False)
-    begin = float(beginnings(config, real, 1, 0).mean()) * 255
+    begin = float(initial_latents(config, real, 1, 0).mean()) * 255
     made, losses = invert(config, network, real, 1, 0, "cpu")
     assert min(abs(begin - 40), abs(begin - 240)) < 2
     assert abs(float(made.mean()) - 140) < 40
     assert losses[-20:].mean() < 0.5 * losses[:5].mean()
 
 
-def test_the_regulariser_keeps_latents_where_they_began():
+def test_the_regularizer_keeps_latents_near_their_initial_values():
     torch.manual_seed(0)
     real = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     network = Plain().requires_grad_(False)
     moved = {}
     for weight in (0.0, 1e6):
-        config = GSDDConfig(steps=20, batch_real=4, regulariser=weight)
+        config = GSDDConfig(steps=20, batch_real=4, regularizer=weight)
         made, _ = invert(config, network, real, 2, 0, "cpu")
-        first = to_uint8(network(beginnings(config, real, 2, 0)))
+        first = to_uint8(network(initial_latents(config, real, 2, 0)))
         moved[weight] = np.abs(made.astype(float) - first).mean()
     assert moved[1e6] < 0.5 * moved[0.0]
 
 
 def test_latents_begin_at_the_lr_of_different_patches_of_the_class():
     real = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    begin = beginnings(GSDDConfig(), real, 4, 0)
+    begin = initial_latents(GSDDConfig(), real, 4, 0)
     every = make_lr(to_float(real))
     found = [int((every - z).abs().amax((1, 2, 3)).argmin()) for z in begin]
     assert len(set(found)) == 4

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from ddsr_core.baselines import subset as subsets
-from ddsr_core.baselines.subset import SubsetConfig, equal_draw, gradient_strength, k_center, loss_ranked
+from ddsr_core.baselines.config import SubsetConfig
+from ddsr_core.baselines.subset import equal_draw, gradient_strength, k_center, loss_ranked
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.decode import read_rgb

@@ -2,16 +2,28 @@
 
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.config import Runtime
 from ddsr_core.imaging.images import save_png
+from ddsr_core.storage.store import Store
+from flows.cli import main
 from flows.cli.main import cli
+from tests.helpers.commands import ROOT
+from tests.helpers.toy_stage import TOY, CountConfig, inputs
+
+MINE = set(cli.commands) - {"train-sr", "evaluate", "upscale", "export-sr"}
 
 
 def ddsr(*arguments: object) -> Result:
@@ -43,12 +55,132 @@ def test_wrong_usage_is_2():
     assert ddsr("distill").exit_code == 2
     assert ddsr("dance").exit_code == 2
     assert ddsr("train-sr", "--data", "x", "--budget", "0").exit_code == 2
+    unknown = ddsr("distill", "--images", "x", "--preset", "demoo")
+    assert unknown.exit_code == 2
+    assert "is not one of 'demo', 'best', 'paper', 'released'" in unknown.output
+
+
+def test_help_names_every_command_once_in_a_section_and_cuts_no_line():
+    text = ddsr("--help").output
+    for name, command in cli.commands.items():
+        line = command.get_short_help_str(200)
+        assert len(line) <= 60
+        assert f"\n  {name}" in text
+        assert line in text
+    heads = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert heads == ["Options:", *(f"{section.title}:" for section in cli.sections)]
+    assert {"Distillation:", "SR networks:", "Nightly distillation:", "Results:", "Settings:", "Set-up:"} < set(heads)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["runs", "--home", "nowhere"], ["distill", "--help"]])
+def test_quick_commands_import_nothing_heavy(words: list[str]):
+    program = (
+        "import sys\nfrom click.testing import CliRunner\nfrom flows.cli.main import cli\n"
+        f"assert CliRunner().invoke(cli, {words!r}).exit_code == 0\n"
+        "print(sorted({'torch', 'numpy', 'pyarrow', 'prefect', 'diffusers', 'sklearn', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_option_has_a_help_text_that_is_a_sentence():
+    for name, command in cli.commands.items():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and name in MINE:
+                text = (parameter.help or "").split("  [")[0].split("\n")[0].strip()
+                assert text[:1].isupper() or text.split(":")[0] in str(parameter.type), (name, parameter.name)
+                assert text.endswith("."), (name, parameter.name)
+
+
+def test_every_command_prints_json_when_asked():
+    for name, command in cli.commands.items():
+        assert any("--json" in parameter.opts for parameter in command.params), name
+
+
+def test_runs_have_a_head_and_tell_interrupted_and_cancelled_from_failed(tmp_path: Path):
+    store = Store(tmp_path)
+    here = {"preset": "demo", "host": socket.gethostname(), "started": "2026-01-02T03:04:05+00:00"}
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    stages = [
+        {"name": "patches", "counts": {"photos": 6}},
+        {"name": "evaluate (bicubic)", "counts": {"metrics": {"psnr_y": 30.0}}},
+        {"name": "evaluate (edsr random)", "counts": {"metrics": {"psnr_y": 25.5}}},
+        {"name": "evaluate (edsr distilled)", "counts": {"metrics": {"psnr_y": 26.251}}},
+    ]
+    states = [
+        {"name": "alive", "status": "running", "pid": os.getpid()},
+        {"name": "dead", "status": "running", "pid": ended.pid},
+        {"name": "elsewhere", "status": "running", "pid": ended.pid, "host": "another"},
+        {"name": "stopped", "status": "cancelled"},
+        {"name": "done", "status": "completed", "finished": "2026-01-02T04:04:10+00:00", "stages": stages},
+    ]
+    for state in states:
+        store.write_file(f"runs/{state['name']}/run.json", json.dumps({**here, **state}).encode())
+    head, *rows = [line.split() for line in ddsr("runs", "--home", tmp_path).output.splitlines()]
+    assert head[:3] == ["run", "status", "preset"]
+    assert {row[0]: row[1] for row in rows} == {
+        "alive": "running", "dead": "interrupted", "elsewhere": "running", "stopped": "cancelled", "done": "completed",
+    }  # fmt: skip
+    done = next(row for row in rows if row[0] == "done")
+    assert done[3:6] == ["6", "26.25", "dB"]
+    assert done[-1] == "1:00:05"
+    listed = json.loads(ddsr("runs", "--json", "--home", tmp_path).output)
+    assert {state["name"]: state["status"] for state in listed}["dead"] == "interrupted"
+
+
+def test_a_config_is_printed_and_read_again_as_toml_and_as_yaml(tmp_path: Path):
+    (tmp_path / "a.toml").write_text(ddsr("config", "--preset", "best", "--set", "sample.count=9").output)
+    assert ddsr("config", "--config", tmp_path / "a.toml").output == (tmp_path / "a.toml").read_text()
+    (tmp_path / "b.yaml").write_text("vae: null\nsample:\n  count: 9\n")
+    values = json.loads(ddsr("config", "--preset", "best", "--config", tmp_path / "b.yaml", "--json").output)
+    assert (values["sample"]["count"], values["vae"], values["base"]) == (9, None, "facebook/DiT-XL-2-512")
+    (tmp_path / "c.yaml").write_text("sample: [")
+    assert_failed(ddsr("config", "--config", tmp_path / "c.yaml"), "not YAML", "c.yaml")
+    (tmp_path / "d.yml").write_text("- 1\n")
+    assert_failed(ddsr("config", "--config", tmp_path / "d.yml"), "has no fields")
+
+
+def test_fields_say_type_range_values_and_when_to_change_them():
+    text = ddsr("fields", "sample").output
+    assert "sample.count  (int, at least 1, at most 100000)\n    Images in the distilled set.\n" in text
+    assert "demo: 70" in text
+    assert "sample:" in ddsr("fields").output
+    rows = json.loads(ddsr("fields", "sr.train", "--json").output)
+    assert {row["name"] for row in rows} >= {"sr.train.iterations", "sr.train.learning_rate"}
+    assert all(row["description"] for row in json.loads(ddsr("fields", "--json").output))
+    assert_failed(ddsr("fields", "smaple"), "no settings 'smaple'", "sample")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "plain"),
+    [
+        ({}, [], True), ({}, ["--prefect"], False), ({"PREFECT_API_URL": "http://x/api"}, [], False),
+        ({"PREFECT_API_URL": "http://x/api"}, ["--no-prefect"], True),
+    ],
+)  # fmt: skip
+def test_a_run_is_plain_unless_a_server_is_set_up_or_prefect_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: list[str], plain: bool
+):
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(main, "run_pipeline", lambda **options: given.update(options))
+    assert ddsr("distill", "--images", "x", *words).exit_code == 0
+    assert given["no_prefect"] is plain
+
+
+def test_the_old_name_of_the_protocol_is_accepted():
+    [option] = [p for p in cli.commands["reproduce"].params if p.name == "protocol"]
+    assert option.opts == ["--protocol", "--scale"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["--preset", "demoo"], ["no preset 'demoo'", "demo"]),
         (["--set", "finetune.stpes=3"], ["unknown field", "did you mean steps?"]),
         (["--set", "sr.archs=['edsr-smal']"], ["edsr-smal"]),
         (["--run", "../elsewhere"], ["cannot be the name of a run"]),
@@ -108,14 +240,65 @@ def test_runs_show_and_gc_on_an_empty_home(tmp_path: Path):
     assert ddsr("gc", "--home", tmp_path).exit_code == 0
 
 
+def unused_artifact(home: Path) -> Path:
+    """An artifact and a partial build that no run names, in a home; returns the artifact's folder."""
+    log = home.parent / "log"
+    log.touch()
+    store = Store(home)
+    artifact, _ = store.build(TOY, CountConfig(files=2), inputs(log), Runtime())
+    partial = artifact.path.with_name("0" * 32 + ".partial")
+    partial.mkdir()
+    partial.with_name("0" * 32 + ".lock").touch()
+    return artifact.path
+
+
 def test_gc_removes_what_no_run_uses_and_only_when_told(tmp_path: Path):
-    left = tmp_path / "artifacts/patches/abc.partial"
-    left.mkdir(parents=True)
-    (left / "x").write_bytes(b"1234")
-    assert "would remove" in ddsr("gc", "--home", tmp_path).output
-    assert left.exists()
-    assert ddsr("gc", "--delete", "--home", tmp_path).exit_code == 0
-    assert not left.exists()
+    home = tmp_path / "home"
+    folder = unused_artifact(home)
+    assert "would remove" in ddsr("gc", "--home", home).output
+    assert folder.exists()
+    done = json.loads(ddsr("gc", "--delete", "--json", "--home", home).output)
+    assert [Path(item["path"]).name for item in done["artifacts"]] == ["0" * 32 + ".partial", folder.name]
+    assert [path.name for path in (home / "artifacts/toy").iterdir() if path.is_dir()] == []
+
+
+def test_gc_refuses_a_folder_that_is_not_a_home(tmp_path: Path):
+    album = tmp_path / "photos/artifacts/2024/holiday"
+    album.mkdir(parents=True)
+    (album / "beach.jpg").write_bytes(b"photo")
+    assert_failed(ddsr("gc", "--delete", "--home", tmp_path / "photos"), "not a home of ddsr", "--home")
+    assert (album / "beach.jpg").exists()
+
+
+def test_gc_leaves_alone_what_ddsr_has_not_made(tmp_path: Path):
+    home, outside = tmp_path / "home", tmp_path / "outside"
+    folder = unused_artifact(home)
+    shutil.copytree(folder, outside)
+    (folder / "notes.txt").write_text("mine")
+    (folder.parent / ("1" * 32)).symlink_to(outside)
+    (home / "artifacts/linked").symlink_to(outside)
+    (folder.parent / "holiday").mkdir()
+    (folder.parent / ("2" * 32)).mkdir()
+    (folder.parent / ("3" * 32 + ".partial")).mkdir()
+    done = json.loads(ddsr("gc", "--delete", "--json", "--home", home).output)
+    assert [Path(item["path"]).name for item in done["artifacts"]] == ["0" * 32 + ".partial"]
+    reasons = {Path(path).name[:8]: reason for path, reason in done["left"].items()}
+    assert reasons == {
+        folder.name[:8]: "it contains a foreign file: notes.txt", "1" * 8: "it is a link",
+        "holiday": "its name is not a key",
+        "2" * 8: "its manifest is missing or damaged", "3" * 8: "no build of ddsr has left it",
+    }  # fmt: skip
+    assert (outside / "manifest.json").exists()
+
+
+def test_gc_removes_nothing_while_the_record_of_a_run_cannot_be_read(tmp_path: Path):
+    home = tmp_path / "home"
+    folder = unused_artifact(home)
+    Store(home).write_file("runs/cats/run.json", b"{")
+    result = ddsr("gc", "--delete", "--home", home)
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert folder.exists()
 
 
 def test_evaluate_bicubic_writes_the_metrics(tmp_path: Path):
@@ -133,7 +316,7 @@ def test_evaluate_bicubic_writes_the_metrics(tmp_path: Path):
 def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -156,7 +339,7 @@ def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
 
 
 def test_upscale_says_by_how_much(tmp_path: Path):
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -184,7 +367,7 @@ def test_train_sr_knows_every_source(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3), ("base", 3)]
+    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3)]
 )
 def test_train_sr_on_a_source(tmp_path: Path, source: str, images: int):
     """k-center and HDC choose 2 of 40 crops; half of 3 x 9 windows pass the threshold; other sources are DATA."""
@@ -206,7 +389,7 @@ def test_train_sr_on_crops_of_a_wrong_size_is_one_message(tmp_path: Path):
 def small_weights(folder: Path) -> Path:
     import torch
 
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}
@@ -228,11 +411,11 @@ def test_export_sr_writes_onnx_and_says_how_near_it_is(tmp_path: Path, name: str
 
 def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
     weights = small_weights(tmp_path / "w")
-    assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights there", "none")
-    assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "not known here", "other.pth")
+    assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights file", "none")
+    assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "unknown network", "other.pth")
     assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not written", "weights.pth")
     (tmp_path / "x.onnx").write_text("mine")
-    assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already there")
+    assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already exists")
     assert (tmp_path / "x.onnx").read_text() == "mine"
 
 

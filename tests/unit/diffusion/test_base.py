@@ -55,7 +55,7 @@ def test_all_layouts_of_one_model_have_one_digest(tmp_path: Path, kl: Path) -> N
     assert diffusers.digest == original.digest != other.digest
 
 
-def test_output_is_that_of_diffusers_module_once_its_deviations_are_mended(tmp_path: Path, probe) -> None:  # type: ignore[no-untyped-def]
+def test_output_is_that_of_diffusers_module_once_its_deviations_are_corrected(tmp_path: Path, probe) -> None:  # type: ignore[no-untyped-def]
     base = load_base(str(write_diffusers(tmp_path / "base")))
     x, t, y = probe
     with torch.no_grad():

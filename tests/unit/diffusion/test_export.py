@@ -89,7 +89,7 @@ def test_the_pipeline_samples_pseudo_labels(folder: Path) -> None:
     assert abs(drawn[0] - drawn[2]).max() > 0.01
 
 
-def test_the_pipelines_network_is_ours_once_its_frequencies_are_mended(models: tuple[Base, Base], folder: Path) -> None:
+def test_the_pipelines_network_is_ours_once_its_frequencies_are_corrected(models: tuple[Base, Base], folder: Path) -> None:
     transformer = DiTPipeline.from_pretrained(folder).transformer
     x, t, y = probe()
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_the_command_finds_the_adapter_and_the_base_of_a_run(saved: tuple[Path, 
     write_json(run / "run.json", {**state, "stages": []})
     unfinished = ddsr("export", "mine", "--home", tmp_path / "home", "--out", tmp_path / "none")
     assert unfinished.exit_code == 1
-    assert "no adapter yet" in unfinished.output
+    assert "no finetune artifact yet" in unfinished.output
 
 
 def test_the_command_refuses_in_one_message(saved: tuple[Path, Path], tmp_path: Path) -> None:

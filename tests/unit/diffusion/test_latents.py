@@ -1,5 +1,7 @@
 """The latents stage: posteriors of both flips, in the order of the patches, whatever interrupts it."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +123,23 @@ def test_folders_without_patches_or_latents_are_refused(inputs: dict[str, Path],
         latents.run(CONFIG, patches=tmp_path, base=inputs["base"], out=tmp_path, runtime=Runtime())
     with pytest.raises(InputError, match="no latents"):
         open_latents(tmp_path)
+
+
+def test_a_full_disk_is_an_error_and_not_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        latents._put(tmp_path / "mean.npy", np.zeros((2, 1, 4, 8, 8), np.float16), 0, 1000)
+    assert not (tmp_path / "mean.npy").exists()
+
+
+def test_an_array_file_has_its_disk_space_from_the_start(tmp_path: Path) -> None:
+    values = np.arange(2 * 3 * 4, dtype=np.float16).reshape(2, 3, 4, 1, 1)
+    latents._put(tmp_path / "mean.npy", values, 2, 500)
+    assert (tmp_path / "mean.npy").stat().st_blocks * 512 >= 2 * 2 * 500 * 4
+    array = np.load(tmp_path / "mean.npy")
+    assert array.shape == (2, 500, 4, 1, 1)
+    np.testing.assert_array_equal(array[:, 2:5], values)
+    assert not array[:, 5:].any()

@@ -13,19 +13,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pydantic import ValidationError
 from skimage import data as photos
 
 from ddsr_core.config import Runtime
 from ddsr_core.errors import InputError, MissingWeightsError
 from ddsr_core.evaluation import evaluate as evaluation
-from ddsr_core.evaluation.evaluate import METRICS, EvaluateConfig, evaluate_network, mean_scores
+from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.evaluation.evaluate import evaluate_network
+from ddsr_core.evaluation.scores import mean_scores
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
+from ddsr_core.metrics.spec import DEFAULT_METRICS
 from ddsr_core.storage.stage import RESUME
 
-CHEAP = EvaluateConfig(lpips=False, crops=2, crop_px=48)
+CHEAP = EvaluateConfig(metrics=("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"), crops=2, crop_px=48)
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_bicubic_row(test_set: Path, tmp_path: Path) -> None:
     written = summary(tmp_path / "out")
     assert written["network"] == "bicubic"
     assert (written["images"], written["identical"], written["skipped"]) == (4, 0, [])
-    assert set(written["metrics"]) == set(METRICS)
+    assert set(written["metrics"]) == set(DEFAULT_METRICS)
     assert written["metrics"]["psnr_y"] == pytest.approx(np.mean([row["psnr_y"] for row in rows]))
     assert result.counts["metrics"] == written["metrics"]
 
@@ -131,7 +133,7 @@ def test_threads_and_known_features_change_no_byte(test_set: Path, tmp_path: Pat
         torch.set_num_threads(before)
     assert files(first) == files(tmp_path / "second")
     alone = evaluate_network(lambda lr: upsample(lr, 4), [("b.png", read_rgb(test_set / "b.png"))], config)
-    assert alone[0].__dict__ == pq.read_table(first / "per_image.parquet").to_pylist()[1]
+    assert alone[0].row() == pq.read_table(first / "per_image.parquet").to_pylist()[1]
 
 
 def test_features_of_hr_images_are_computed_once(test_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,11 +190,11 @@ def test_an_error_while_scoring_is_not_lost(test_set: Path, tmp_path: Path, monk
 
 def test_rounded_y_and_more_metrics_are_recorded(test_set: Path, tmp_path: Path) -> None:
     evaluation.run(CHEAP, test=test_set, out=tmp_path / "plain", runtime=Runtime())
-    config = CHEAP.model_copy(update={"round_y": True, "lpips_vgg": True})
+    config = CHEAP.model_copy(update={"round_y": True, "metrics": (*CHEAP.metrics, "lpips_vgg")})
     evaluation.run(config, test=test_set, out=tmp_path / "more", runtime=Runtime())
     plain, more = summary(tmp_path / "plain"), summary(tmp_path / "more")
     assert (plain["y"], plain["lr"], more["y"]) == ("not rounded", "made from HR", "rounded")
-    assert set(more["metrics"]) == {*METRICS, "lpips_vgg"}
+    assert set(more["metrics"]) == {*DEFAULT_METRICS, "lpips_vgg"}
     assert more["metrics"]["ssim_y"] != plain["metrics"]["ssim_y"]
     assert more["metrics"]["ssim_rgb"] == plain["metrics"]["ssim_rgb"]
     assert 0.1 < more["metrics"]["lpips_vgg"] < 0.8
@@ -234,8 +236,9 @@ def test_killed_and_run_again_gives_the_same_bytes(test_set: Path, tmp_path: Pat
     script = f"""
 import os, sys
 from pathlib import Path
-from ddsr_core import evaluation
 from ddsr_core.config import Runtime
+from ddsr_core.evaluation import evaluate as evaluation
+from ddsr_core.evaluation.config import EvaluateConfig
 import torch
 from ddsr_core.evaluation.evaluator import Evaluator
 torch.set_num_threads(1)
@@ -247,7 +250,7 @@ def dying(self, image):
         os.kill(os.getpid(), 9)
     return score(self, image)
 Evaluator.score = dying
-config = evaluation.EvaluateConfig.model_validate_json({CHEAP.model_dump_json()!r})
+config = EvaluateConfig.model_validate_json({CHEAP.model_dump_json()!r})
 test, out = Path({str(test_set)!r}), Path({str(tmp_path / "killed")!r})
 evaluation.run(config, test=test, out=out, runtime=Runtime())
 """
@@ -258,13 +261,6 @@ evaluation.run(config, test=test, out=out, runtime=Runtime())
     evaluation.run(CHEAP, test=test_set, out=tmp_path / "killed", runtime=Runtime())
     evaluation.run(CHEAP, test=test_set, out=tmp_path / "whole", runtime=Runtime())
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
-
-
-def test_config_refuses_what_cannot_work() -> None:
-    with pytest.raises(ValidationError, match="multiple of scale"):
-        EvaluateConfig(mod_crop=6)
-    with pytest.raises(ValidationError, match="more than twice"):
-        EvaluateConfig(tile_px=96)
 
 
 def test_lpips_without_a_trunk_is_an_error_not_a_number(
@@ -279,11 +275,6 @@ def test_lpips_without_a_trunk_is_an_error_not_a_number(
     assert files(tmp_path / "out") == {}
 
 
-def test_the_config_does_not_import_torch() -> None:
-    code = "import sys, ddsr_core.evaluation.evaluate; sys.exit('torch' in sys.modules or 'pyarrow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
-
-
 @pytest.fixture
 def shared() -> Path:
     if not os.environ.get("DDSR_SHARED"):
@@ -296,7 +287,7 @@ def test_dists_without_its_weights_is_an_error_not_a_number(
 ) -> None:
     monkeypatch.setattr("ddsr_core.metrics.dists._installed", lambda: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    config = CHEAP.model_copy(update={"dists": True})
+    config = CHEAP.model_copy(update={"metrics": (*CHEAP.metrics, "dists")})
     with pytest.raises(MissingWeightsError, match="DISTS"):
         evaluation.run(config, test=test_set, out=tmp_path / "out", runtime=Runtime())
     assert files(tmp_path / "out") == {}
@@ -304,10 +295,10 @@ def test_dists_without_its_weights_is_an_error_not_a_number(
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.parametrize(("round_y", "psnr_y", "ssim_y"), [(False, 25.963, 0.6682), (True, 25.958, 0.6674)])
+@pytest.mark.parametrize(("round_y", "psnr_y", "ssim_y"), [(False, 25.963, 0.6682), (True, 25.961, 0.6674)])
 def test_bicubic_on_b100(shared: Path, tmp_path: Path, round_y: bool, psnr_y: float, ssim_y: float) -> None:
     """Published 25.96 / .6675, the latter with Y rounded to 8 bits; see `ddsr_core.metrics.psnr_ssim`."""
-    config = EvaluateConfig(lpips=False, crops=0, round_y=round_y)
+    config = EvaluateConfig(metrics=("psnr_y", "ssim_y"), crops=0, round_y=round_y)
     evaluation.run(config, test=shared / "bsds500" / "val", out=tmp_path, runtime=Runtime())
     written = summary(tmp_path)
     assert written["images"] == 100
@@ -323,6 +314,17 @@ def test_bicubic_on_set5(shared: Path, tmp_path: Path) -> None:
     assert found["psnr_y"] == pytest.approx(28.43, abs=5e-3)
     assert found["ssim_y"] == pytest.approx(0.8113, abs=1e-4)
     assert found["lpips"] == pytest.approx(0.341, abs=1e-3)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("scale", "psnr_y", "ssim_y"), [(2, 33.66, 0.9299), (3, 30.39, 0.8682), (4, 28.42, 0.8104)])
+def test_the_published_bicubic_rows_of_set5(shared: Path, tmp_path: Path, scale: int, psnr_y: float, ssim_y: float) -> None:
+    config = EvaluateConfig(scale=scale, metrics=("psnr_y", "ssim_y"), crops=0, round_y=True)
+    evaluation.run(config, test=shared / "test" / "Set5" / "HR", out=tmp_path, runtime=Runtime())
+    written = summary(tmp_path)
+    assert written["crop_border_px"] == written["mod_crop"] == scale
+    assert written["metrics"]["psnr_y"] == pytest.approx(psnr_y, abs=5e-3)
+    assert written["metrics"]["ssim_y"] == pytest.approx(ssim_y, abs=5e-5)
 
 
 @pytest.mark.shared

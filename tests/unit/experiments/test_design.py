@@ -35,14 +35,14 @@ CELLS = [
 
 
 def test_each_variant_adds_one_part():
-    config = load_config("demo", scale="mini")
+    config = load_config("demo", protocol="mini")
     made = {variant.name: variant.config(config, seed=5) for variant in ABLATION}
     assert list(made) == ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "restored"]
     assert made["base"].finetune.total_steps(100) == 0
     terms = {name: (c.finetune.lambda_r > 0, c.finetune.lsr_mode) for name, c in made.items()}
     assert terms["difffit"] == (False, "off")
     assert terms["minimax"] == (True, "off")
-    assert terms["lsr-paper"] == (True, "paper")
+    assert terms["lsr-paper"] == (True, "pixels")
     assert terms["lsr-target"] == terms["select"] == (True, "target")
     assert [c.sample.oversample for c in made.values()] == [
         1,
@@ -70,19 +70,20 @@ def test_differences_are_taken_seed_by_seed():
     assert rows["base"]["difference"] == Spread(pytest.approx(-0.7), pytest.approx(0.424264, rel=1e-5), 2)
     assert rows["base"]["metrics"]["psnr_y"].mean == 50
     assert rows["random"]["difference"].mean == 0
-    assert rows["base"]["facts"]["psnr_bic_mean"].mean == 29
+    assert rows["base"]["statistics"]["psnr_bic_mean"].mean == 29
 
 
-def test_the_table_has_a_row_a_training_set_and_says_what_each_is():
-    text = as_markdown(CELLS, {"psnr_y": 24.9, "ssim_y": 0.66, "lpips": 0.4}, (*ABLATION, *BASELINES), "made by hand")
+def test_the_table_has_one_row_per_training_set_and_a_legend():
+    text = as_markdown(CELLS, {"psnr_y": 24.9, "ssim_y": 0.66, "lpips": 0.4}, ABLATION_DESIGN, "how it was made")
     lines = text.splitlines()
-    assert lines[0] == "made by hand"
+    assert lines[0] == "how it was made"
     table = [line for line in lines if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in table] == ["training set", "---", "bicubic", "base", "random"]
     assert len({line.count("|") for line in table}) == 1
     assert "-0.700 ± 0.424" in text
     assert "| 29.00 ± 1.00 | 21.50 ± 0.00 |" in text  # samples beside the real patches that they should resemble
-    assert all(f"- `{variant.name}`: " in text for variant in (*ABLATION, *BASELINES))
+    assert all(f"- `{variant.name}`: {variant.meaning}" in text for variant in (*ABLATION, *BASELINES))
+    assert "teacher SR network" in next(line for line in lines if line.startswith("- `restored`"))
 
 
 def test_csv_holds_every_cell():
@@ -93,13 +94,13 @@ def test_csv_holds_every_cell():
 
 
 def test_json_holds_every_cell():
-    facts = json.loads(as_json(CELLS, {"psnr_y": 24.9}, "made by hand"))
-    assert facts["bicubic"] == {"psnr_y": 24.9}
-    assert [Cell(**cell) for cell in facts["cells"]] == CELLS
+    content = json.loads(as_json(CELLS, {"psnr_y": 24.9}, "how it was made"))
+    assert content["bicubic"] == {"psnr_y": 24.9}
+    assert [Cell(**cell) for cell in content["cells"]] == CELLS
 
 
 def test_a_baseline_has_the_seed_and_the_budget_of_the_distilled_sets():
-    config = load_config("demo", scale="mini")
+    config = load_config("demo", protocol="mini")
     design = ABLATION_DESIGN
     made = [variant.config(config, seed=7) for variant in design.variants]
     assert {c.sr.seeds for c in made} == {(7,)}

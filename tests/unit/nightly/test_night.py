@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from ddsr_core.errors import ConfigError, InputError, StorageError, TrainingError
+from ddsr_core.gc import collect_garbage
 from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Outcome, as_markdown, roll_back
 from ddsr_core.nightly.registry import Version, read_photos, read_registry, write_registry
 from ddsr_core.pipeline.run_folder import read_run
 from ddsr_core.storage.store import Store
-from flows.cli.housekeeping import collect_garbage
 from tests.helpers.fake_night import NAME, Fakes, put, without_reports
 
 
@@ -74,10 +74,10 @@ def test_changes_are_those_since_the_last_version(fakes, store, photos, test_pho
     third = fakes.spend(store, photos, test_photos)  # the first version's photos: its patches are in the cache
     assert made(third).changes["photos"] == {"new": 1, "kept": 2, "dropped": 2}
     assert made(third).anew == {"photos": 0, "patches": 0}
-    assert "| photos | 4 | 3 (1 new, 2 dropped; scored anew: 0) |" in as_markdown(third, NAME)
+    assert "| photos | 4 | 3 (1 new, 2 dropped; 0 scored this night) |" in as_markdown(third, NAME)
 
 
-def test_a_worse_challenger_changes_nothing_in_use_and_the_next_goes_on_from_the_champion(fakes, store, photos, test_photos):
+def test_a_worse_candidate_changes_nothing_and_the_next_continues_from_the_active_version(fakes, store, photos, test_photos):
     fakes.spend(store, photos, test_photos)
     put(photos, "d")
     fakes.quality = 19.0
@@ -93,7 +93,7 @@ def test_a_worse_challenger_changes_nothing_in_use_and_the_next_goes_on_from_the
 def test_other_code_of_a_stage_is_another_setting(fakes, store, photos, test_photos, monkeypatch):
     fakes.spend(store, photos, test_photos)
     newer = replace(nights.clusters.STAGE, version=99)
-    monkeypatch.setattr(nights, "MAKING", (*nights.MAKING[:2], newer))
+    monkeypatch.setattr(nights, "STAGES", {**nights.STAGES, "clusters": newer})
     assert made(fakes.spend(store, photos, test_photos)).warm_from is None
 
 
@@ -109,7 +109,7 @@ def test_of_two_nights_at_once_one_works_and_one_finds_nothing_changed(fakes, st
     assert fakes.ran.count("finetune") == 1
 
 
-def test_the_challenger_meets_the_champion_that_was_put_back_meanwhile(fakes, store, photos, test_photos):
+def test_a_candidate_is_compared_with_the_version_that_a_rollback_made_active_meanwhile(fakes, store, photos, test_photos):
     for quality, name in ((20.0, "a"), (22.0, "d")):
         fakes.quality = quality
         fakes.spend(store, put(photos, name), test_photos)
@@ -117,7 +117,7 @@ def test_the_challenger_meets_the_champion_that_was_put_back_meanwhile(fakes, st
     fakes.before["sample"] = lambda: roll_back(store, NAME)
     third = fakes.spend(store, put(photos, "e"), test_photos)
     assert (made(third).promoted, made(third).against) == (True, 20.0)
-    assert third.after.line == (1, 3)
+    assert third.after.lineage == (1, 3)
     assert in_use(store) == 21.0
 
 
@@ -204,13 +204,13 @@ def test_gc_keeps_what_versions_need_though_their_runs_are_gone(fakes, store, ph
     shutil.rmtree(store.home / "runs")
     assert collect_garbage(store, delete=True)
     for number in (1, 2, 3):
-        assert roll_back(store, NAME, number).champion == number
+        assert roll_back(store, NAME, number).active == number
     assert made(fakes.spend(store, put(photos, "g"), test_photos)).warm_from == 3
 
     roll_back(store, NAME, 1)
-    collect_garbage(store, delete=True, nights=1)  # the last version and the champion stay
-    assert roll_back(store, NAME, 4).champion == 4
-    assert roll_back(store, NAME, 1).champion == 1
+    collect_garbage(store, delete=True, nights=1)  # the last version and the active one stay
+    assert roll_back(store, NAME, 4).active == 4
+    assert roll_back(store, NAME, 1).active == 1
     with pytest.raises(StorageError, match="version 2 has lost its sample"):
         roll_back(store, NAME, 2)
 

@@ -46,9 +46,17 @@ def test_released_is_what_the_authors_code_does():
 def test_paper_differs_from_released_where_the_text_does():
     paper, released = load_config("paper"), load_config("released")
     assert (paper.finetune.batch_size, paper.finetune.lsr_mode, paper.finetune.lambda_sr) == (8, "pixels", 1.0)
-    assert paper.finetune.epochs == 70
+    assert (paper.finetune.epochs, paper.finetune.x0_hat, paper.finetune.lsr_crop_px) == (70, "difference", 32)
+    assert released.finetune.x0_hat == "x0"
     assert paper.patches == released.patches
     assert paper.sample == released.sample
+
+
+@pytest.mark.parametrize("preset", ["released", "paper", "best"])
+def test_presets_of_the_paper_leave_the_detail_as_sampled(preset: str):
+    config = load_config(preset)
+    assert config.sample.detail_restoration == 0.0
+    assert not config.sample.needs_teacher
 
 
 def test_best_is_ours():
@@ -63,8 +71,7 @@ def test_best_is_ours():
     )
     assert tune.ema_warmup
     assert config.embeddings.normalize
-    assert (config.sample.detail_restoration, config.teacher.arch, config.teacher.iterations) == (1.0, "edsr", 20_000)
-    assert load_config("paper").sample.detail_restoration == load_config("released").sample.detail_restoration == 0.0
+    assert (config.teacher.arch, config.teacher.iterations) == ("edsr", 20_000)
     assert (config.lsr_decoder, config.sample.sampler, config.sample.steps) == ("madebyollin/taesd", "dpmpp", 25)
 
 
@@ -127,6 +134,11 @@ def test_a_written_config_reads_back_as_itself(tmp_path: Path):
         ("finetune.steps=-1", "finetune.steps"),
         ("sample.sampler=euler", "sample.sampler"),
         ("clusters.k=many", "clusters.k"),
+        ("sr.sources=['random']", "it is now called 'sr.training_sets'"),
+        ("judge.iterations=3", "it is now called 'teacher'"),
+        ("sample.restored_share=1", "it is now called 'sample.detail_restoration'"),
+        ("finetune.row_start=null", "it is now called 'finetune.class_row_init'"),
+        ("sr.training_sets=['k-centre']", "'k-centre' is now called 'k-center'"),
         ("nonsense", "--set"),
         ("=3", "--set"),
     ],

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ddsr_core import gc
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, StorageError
+from ddsr_core.gc import collect_garbage, used_keys
 from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.pins import Pins, pinned_keys
 from ddsr_core.pipeline.plain import plain_backend
@@ -21,8 +23,6 @@ from ddsr_core.pipeline.run_state import fail_run, failure_noted, start_run
 from ddsr_core.pipeline.stages import Backend
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.store import Store
-from flows.cli import housekeeping
-from flows.cli.housekeeping import collect_garbage, used_keys
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 
@@ -141,7 +141,7 @@ def test_run_that_is_finished_or_begun_while_gc_looks_loses_nothing(
     begin(store, log)
     pins = Pins(store, "demo")
     pins.add(built.key)
-    list_runs, held = housekeeping.list_runs, housekeeping._collect_here
+    list_runs, held = gc.list_runs, gc._collect_local
 
     def finish_first(store: Store) -> list[dict[str, object]]:
         complete(store, built.key)
@@ -152,8 +152,8 @@ def test_run_that_is_finished_or_begun_while_gc_looks_loses_nothing(
         Pins(store, "demo").add(found.key)
         return held(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(housekeeping, "list_runs", finish_first)
-    monkeypatch.setattr(housekeeping, "_collect_here", begin_first)
+    monkeypatch.setattr(gc, "list_runs", finish_first)
+    monkeypatch.setattr(gc, "_collect_local", begin_first)
     assert removed(store) == []
 
 

@@ -1,4 +1,4 @@
-"""The sampling stage: shares, what is kept, the memorization check, starts at real patches, resume."""
+"""The sampling stage: files, selection, the check for copies, sampling from real patches, resume."""
 
 import hashlib
 import json
@@ -11,33 +11,19 @@ import torch
 from pydantic import ValidationError
 
 from ddsr_core.config import Runtime
-from ddsr_core.diffusion import finetune
-from ddsr_core.diffusion.config import FinetuneConfig
+from ddsr_core.diffusion.decoding import decode_pixels
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.imaging.images import to_float
 from ddsr_core.sampling import sample as sampling
 from ddsr_core.sampling.config import SampleConfig
+from ddsr_core.sampling.sample import load_tuned
 from tests.helpers.interruption import Killed, digests, killing_after
-from tests.helpers.sample_inputs import patch_rows, write_clusters_with_distances, write_embeddings, write_random_latents
-from tests.helpers.tiny_base import IMAGE_PX, write_base, write_clusters, write_latents, write_patches
+from tests.helpers.sample_inputs import patch_rows, write_random_latents
+from tests.helpers.tiny_base import IMAGE_PX, write_base, write_clusters
 
 CONFIG = SampleConfig(count=10, steps=3, oversample=2, batch_size=4, max_cosine=1.0)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("inputs")
-    made = {
-        "patches": write_patches(home / "patches", count=25),
-        "clusters": write_clusters_with_distances(home / "clusters", count=25, k=3),
-        "base": write_base(home / "base"),
-    }
-    config = FinetuneConfig(steps=2, epochs=None, batch_size=4, gamma_blocks=2, sample_every=2)
-    learned = {"latents": write_latents(home / "latents", made["patches"], made["base"]), "clusters": made["clusters"]}
-    finetune.run(config, **learned, base=made["base"], out=home / "adapter", runtime=Runtime())
-    return {**made, "adapter": home / "adapter", "embeddings": write_embeddings(home / "embeddings", made["patches"])}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +41,7 @@ def image_hashes(folder: Path) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "images").iterdir())]
 
 
-def test_the_image_set_and_its_facts(finished: Path, inputs: dict[str, Path]):
+def test_the_image_set_and_its_measurements(finished: Path, inputs: dict[str, Path]):
     rows = rows_of(finished)
     assert [row["file_name"] for row in rows] == [f"images/{i:06d}.png" for i in range(10)]
     assert [row["pseudo_label"] for row in rows] == [0] * 4 + [1] * 3 + [2] * 3  # cluster 0 has one patch more
@@ -93,10 +79,10 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
     assert digests(tmp_path) == digests(finished)
 
 
-def test_a_run_killed_within_a_batch_draws_that_batch_again_and_no_other(
+def test_a_run_killed_within_a_batch_samples_that_batch_again_and_no_other(
     inputs: dict[str, Path], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    write, drawn = sampling.write_atomically, []
+    write, batches = sampling.write_atomically, []
 
     def killed_at_the_tenth(path: Path, data: bytes) -> None:
         if path.name == "00000009.png":
@@ -110,14 +96,14 @@ def test_a_run_killed_within_a_batch_draws_that_batch_again_and_no_other(
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "resume" / "candidates").iterdir()}
     assert len(times) == 9
     draw = sampling._sample_batch
-    monkeypatch.setattr(sampling, "_sample_batch", lambda *args: (drawn.append(args[3]), draw(*args))[1])
+    monkeypatch.setattr(sampling, "_sample_batch", lambda *args: (batches.append(args[3]), draw(*args))[1])
     sampling.run(CONFIG, **inputs, out=tmp_path, runtime=Runtime())
-    assert [batch[0] for batch in drawn] == [8, 12, 16]
+    assert [batch[0] for batch in batches] == [8, 12, 16]
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
     assert digests(tmp_path) == digests(finished)
 
 
-def test_copies_of_training_patches_are_found_and_refused(
+def test_copies_of_training_patches_are_detected_and_rejected(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     stored = patch_rows(inputs["patches"])[5]
@@ -138,7 +124,7 @@ def test_copies_of_training_patches_are_found_and_refused(
     assert all(row["index"] % 2 == 0 for row in rows_of(tmp_path / "also"))  # the mirrored ones: other embeddings
 
 
-def test_a_refused_candidate_is_passed_over(inputs: dict[str, Path], finished: Path, tmp_path: Path):
+def test_a_rejected_candidate_is_passed_over(inputs: dict[str, Path], finished: Path, tmp_path: Path):
     """The limit is set just below the candidate of the undisturbed run that is most like a patch."""
     worst = max(row["max_cosine_to_train"] for row in rows_of(finished))
     strict = CONFIG.model_copy(update={"max_cosine": worst - 1e-4})
@@ -149,7 +135,7 @@ def test_a_refused_candidate_is_passed_over(inputs: dict[str, Path], finished: P
     assert json.loads((tmp_path / "summary.json").read_text())["refused"] >= 1
 
 
-def test_without_selection_the_first_samples_are_kept(inputs: dict[str, Path], tmp_path: Path):
+def test_without_selection_the_first_samples_are_taken(inputs: dict[str, Path], tmp_path: Path):
     sampling.run(CONFIG.model_copy(update={"select": "none"}), **inputs, out=tmp_path, runtime=Runtime())
     assert [row["index"] for row in rows_of(tmp_path)] == [0, 1, 2, 3, 8, 9, 10, 14, 15, 16]
 
@@ -185,20 +171,17 @@ def test_an_adapter_of_another_base_and_of_other_clusters_is_refused(inputs: dic
         sampling.run(CONFIG, **{**inputs, "clusters": more}, out=tmp_path / "b", runtime=Runtime())
 
 
-def test_a_start_is_at_the_patches_nearest_the_centroid_in_turn(inputs: dict[str, Path], tmp_path: Path):
+def test_sampling_starts_from_the_patches_nearest_to_the_centroid_in_turn(inputs: dict[str, Path], tmp_path: Path):
     latents = write_random_latents(tmp_path / "latents", count=25)
     config = CONFIG.model_copy(update={"strength": 0.4, "select": "none", "count": 30, "oversample": 1, "steps": 5})
     sampling.run(config, **inputs, latents=latents, out=tmp_path / "out", runtime=Runtime())
     starts = [row["init_patch_id"] for row in rows_of(tmp_path / "out")]
-    # Clusters of 9, 8 and 8 patches, the last of each the nearest; the eleventh image starts where the second did.
+    # Clusters of 9, 8 and 8 patches, the last of each the nearest; the tenth image starts from the patch of the first.
     numbers = [8, 7, 6, 5, 4, 3, 2, 1, 0, 8, *range(16, 8, -1), 16, 15, *range(24, 16, -1), 24, 23]
     assert starts == [f"{number:016x}_0_0" for number in numbers]
 
 
-def test_a_weak_start_leaves_the_latent_nearly_as_it_was(inputs: dict[str, Path], tmp_path: Path):
-    from ddsr_core.diffusion.decoding import decode_pixels
-    from ddsr_core.sampling.sample import load_tuned
-
+def test_a_low_strength_leaves_the_latent_nearly_unchanged(inputs: dict[str, Path], tmp_path: Path):
     latents = write_random_latents(tmp_path / "latents", count=25)
     model, _ = load_tuned(inputs["adapter"], inputs["base"], "ema", "cpu")
     stored = torch.from_numpy(np.load(latents / "mean.npy")[0].astype(np.float32))
@@ -216,12 +199,12 @@ def test_a_weak_start_leaves_the_latent_nearly_as_it_was(inputs: dict[str, Path]
         sampling.run(config.model_copy(update={"oversample": 1}), **inputs, latents=latents, out=out, runtime=Runtime())
         rows = rows_of(out)
         real = decode_pixels(model, stored[[int(row["init_patch_id"][:16], 16) for row in rows]])
-        drawn = np.stack([read_rgb(out / row["file_name"]) for row in rows])
-        distance[strength] = np.abs(drawn.astype(float) - real).mean()
+        sampled = np.stack([read_rgb(out / row["file_name"]) for row in rows])
+        distance[strength] = np.abs(sampled.astype(float) - real).mean()
     assert distance[0.01] < 0.5 * distance[0.9]
 
 
-def test_a_start_without_fitting_latents_is_refused(inputs: dict[str, Path], tmp_path: Path):
+def test_sampling_from_patches_without_fitting_latents_is_refused(inputs: dict[str, Path], tmp_path: Path):
     config = CONFIG.model_copy(update={"strength": 0.5})
     with pytest.raises(InputError, match="needs their latents"):
         sampling.run(config, **inputs, out=tmp_path / "a", runtime=Runtime())

@@ -20,6 +20,7 @@ from ddsr_core.sampling.selection import (
     References,
     choose,
     compare,
+    farthest_first,
     most_covering,
     quantile_groups,
     random_score,
@@ -190,3 +191,7 @@ def test_clusters_of_other_patches_are_refused(home: Path, tmp_path: Path):
     more = write_clusters(tmp_path / "clusters", count=30)
     with pytest.raises(InputError, match="have no embedding"):
         compare([home / "candidates" / "0.png"], References(home / "patches", more, home / "embeddings"), Runtime())
+
+
+def test_farthest_first_on_a_line():
+    assert farthest_first(np.array([[0.0], [1.0], [5.0], [9.0]]), 4, first=1) == [1, 3, 2, 0]

@@ -14,7 +14,7 @@ from ddsr_core.errors import InputError
 from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, write_image_parquet
 from ddsr_core.imaging.images import encode_png, save_png
 from ddsr_core.sr.basicsr_compat import import_basicsr
-from ddsr_core.sr.data import Resident, ahead, count_images, pack_pairs, turned
+from ddsr_core.sr.data import Resident, count_images, pack_pairs, prefetch, turned
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -108,12 +108,12 @@ def test_the_next_batch_is_begun_while_this_one_is_used():
             ready.set()
         return step * 10
 
-    made = ahead(make, range(3))
+    made = prefetch(make, range(3))
     assert next(made) == 0
     assert ready.wait(5)
     assert [*made] == [10, 20]
     assert begun == [0, 1, 2]
-    assert [*ahead(make, range(0))] == []
+    assert [*prefetch(make, range(0))] == []
 
 
 def test_every_kind_of_source_gives_the_same_pairs(tmp_path):

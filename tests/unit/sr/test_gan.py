@@ -17,12 +17,14 @@ from ddsr_core.imaging.images import save_png
 from ddsr_core.metrics import trunks as lpips_weights
 from ddsr_core.sr import perceptual
 from ddsr_core.sr.basicsr_compat import import_basicsr
-from ddsr_core.sr.gan import Adversary, GanConfig, adversarial_step, new_adversary, new_discriminator, trunk_source
+from ddsr_core.sr.config import GanConfig, TrainSRConfig
+from ddsr_core.sr.gan import Adversary, adversarial_step, new_adversary, new_discriminator, trunk_source
 from ddsr_core.sr.optim import new_adam
 from ddsr_core.sr.perceptual import Perceptual, Trunk, conv_indices, find_trunk, load_trunk
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.recipes import GAN_RECIPES
 from ddsr_core.sr.state import join_adversary, new_state
-from ddsr_core.sr.train import TrainSRConfig, run, trunk_input
+from ddsr_core.sr.train_sr import run, trunk_input
 from tests.helpers.interruption import Killed, digests, killing_after
 
 NAMES = sorted(GAN_RECIPES)
@@ -105,7 +107,7 @@ def test_one_step_equals_basicsrs(name, trunk):
     recipe = GAN_RECIPES[name]
     torch.manual_seed(1)
     generator = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
-    discriminator = new_discriminator(recipe.discriminator, 4, 128)
+    discriminator = new_discriminator(recipe.discriminator, 4, 32)
     loss = Perceptual(load_trunk(trunk), recipe.blocks)
     lr, hr = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 128, 128)
 
@@ -208,11 +210,13 @@ def test_the_second_phase_starts_from_the_average(trunk):
 
 
 def test_published_rates_of_the_second_phase():
-    plan = TrainSRConfig(gan=GanConfig(recipe="realsr", warmup=0.25), iterations=16_000).plan  # 12,000 of 60,000: a fifth
+    plan = plan_of(
+        TrainSRConfig(gan=GanConfig(recipe="realsr", warmup=0.25), iterations=16_000)
+    )  # 12,000 of 60,000: a fifth
     assert (plan.batch_size, plan.lr_patch_px, plan.switch) == (16, 32, 4000)
     rates = [plan.learning_rate_at(4000 + step) for step in (0, 999, 1000, 2000, 4000, 6000)]
     assert rates == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5, 1.25e-5, 6.25e-6])
-    plan = TrainSRConfig(gan=GanConfig(recipe="real-esrgan"), iterations=100).plan
+    plan = plan_of(TrainSRConfig(gan=GanConfig(recipe="real-esrgan"), iterations=100))
     assert (plan.batch_size, plan.lr_patch_px, plan.switch) == (48, 64, 50)
     assert [plan.learning_rate_at(step) for step in (0, 49, 50, 99)] == [2e-4, 2e-4, 1e-4, 1e-4]
 
@@ -244,7 +248,7 @@ def test_any_trunk_is_found_in_the_promised_order(tmp_path, monkeypatch):
     assert find_trunk("any") == find_trunk("vgg19") == cached
     assert find_trunk("vgg16") == sixteen
     assert find_trunk("any", cached) == cached
-    with pytest.raises(MissingWeightsError, match="not there"):
+    with pytest.raises(MissingWeightsError, match="does not exist"):
         find_trunk("any", tmp_path / "elsewhere.pth")
     source = trunk_source(GanConfig(recipe="realsr"))
     cached.write_bytes(b"other weights")
@@ -289,14 +293,22 @@ def test_a_run_does_not_go_on_with_another_trunk(data, trunk, tmp_path):
     with pytest.raises(Killed):
         run(config, data=data, out=tmp_path / "out", runtime=killing_at(7), trunk=trunk)
     save_file(random_trunk("vgg19", seed=1), tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"another trunk: trunk\.safetensors"):
+    with pytest.raises(InputError, match=r"another perceptual trunk: trunk\.safetensors"):
         run(config, data=data, out=tmp_path / "out", runtime=Runtime(), trunk=tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize(("name", "px"), [("realsr", 64), ("real-esrgan", 36)])
-def test_crops_that_the_discriminator_cannot_take(name, px):
-    with pytest.raises(ConfigError, match=f"crops of {px} px"):
-        new_adversary(GanConfig(recipe=name, discriminator_channels=4, trunk="none"), px, None, "cpu")
+@pytest.mark.parametrize(
+    ("name", "lr_px", "scale", "fix"),
+    [
+        ("realsr", 16, 4, "lr_patch_px to 32 or 64"), ("realsr", 32, 2, "lr_patch_px to 64 or 128"),
+        ("realsr", 32, 3, "gan.discriminator to unet"), ("real-esrgan", 9, 4, "multiple of 2"),
+        ("real-esrgan", 10, 2, "multiple of 4"), ("real-esrgan", 12, 3, "multiple of 8"),
+    ],
+)  # fmt: skip
+def test_crops_that_the_discriminator_cannot_take(name, lr_px, scale, fix):
+    with pytest.raises(ConfigError, match=f"crops of {lr_px * scale} px") as caught:
+        new_adversary(GanConfig(recipe=name, discriminator_channels=4, trunk="none"), lr_px, scale, None, "cpu")
+    assert fix in str(caught.value)
 
 
 def test_an_unknown_recipe_is_refused():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.sr.architectures import build_network, recognize
 from ddsr_core.sr.archs.hit_srf import Correlation, HiTSRF, PositionBias
+from ddsr_core.sr.networks import build_network, recognize
 
 TINY = {"embed": 40, "heads": (2,), "window_px": (4, 16)}
 
@@ -95,7 +95,7 @@ def test_every_parameter_takes_part():
 
 def test_the_authors_keys_and_shapes():
     """Of the authors' x4 file: 866,420 numbers, all of them parameters."""
-    from ddsr_core.sr.architectures import own_names, public_names
+    from ddsr_core.sr.networks import own_names, public_names
 
     with torch.device("meta"):
         state = build_network("hit-srf").state_dict()

@@ -6,8 +6,8 @@ from spandrel import ModelLoader
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.RCAN import RCAN
 
-from ddsr_core.sr.architectures import build_network, own_names, public_names, recognize
 from ddsr_core.sr.basicsr_compat import import_basicsr
+from ddsr_core.sr.networks import build_network, own_names, public_names, recognize
 from ddsr_core.sr.weights import load_network, save_weights
 
 SMALL_RCAN = {"feat": 16, "groups": 2, "blocks": 3, "reduction": 4, "scale": 4}

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ddsr_core.errors import ConfigError
-from ddsr_core.sr.architectures import ARCHITECTURES, build_network
+from ddsr_core.sr.architectures import ARCHITECTURES
+from ddsr_core.sr.networks import build_network
 from ddsr_core.sr.onnx_export import CHECKED_PX, export_onnx
 
 TINY = {

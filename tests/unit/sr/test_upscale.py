@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
 @pytest.fixture(autouse=True)
 def bicubic_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is under test here is all but the network."""
-    monkeypatch.setattr("ddsr_core.sr.weights.load_network", lambda path: Loaded(Bicubic(), 2, "bicubic-x2"))
+    monkeypatch.setattr("ddsr_core.sr.upscale.load_network", lambda path: Loaded(Bicubic(), 2, "bicubic-x2"))
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_the_scale_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="the weights enlarge x2, not x4"):
         upscale(tmp_path / "a.png", tmp_path / "x4", WEIGHTS, scale=4)
     for claimed, message in ((1, r"bicubic keeps the size \(x1\)"), (4, "not x4")):  # 4: the weights' file lies
-        monkeypatch.setattr("ddsr_core.sr.weights.load_network", lambda path, n=claimed: Loaded(Bicubic(), n, "bicubic"))
+        monkeypatch.setattr("ddsr_core.sr.upscale.load_network", lambda path, n=claimed: Loaded(Bicubic(), n, "bicubic"))
         with pytest.raises(InputError, match=message):
             upscale(tmp_path / "a.png", tmp_path / "more", WEIGHTS)
     assert not (tmp_path / "x4").exists()
@@ -165,7 +165,7 @@ def test_a_network_that_spandrel_reads(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_only_png_is_written(tmp_path: Path) -> None:
     save_png(tmp_path / "a.png", noise(16, 16))
-    with pytest.raises(InputError, match=r"\.jpg files are not written"):
+    with pytest.raises(InputError, match=r"\.jpg files cannot be written"):
         upscale(tmp_path / "a.png", tmp_path / "big.jpg", WEIGHTS)
 
 
@@ -191,7 +191,7 @@ def test_existing_outputs(tmp_path: Path) -> None:
     save_png(tmp_path / "in" / "a.png", noise(16, 16))
     save_png(tmp_path / "in" / "b.png", noise(18, 18))
     save_png(tmp_path / "out" / "a.png", noise(5, 5))
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="already exists"):
         upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
     assert not (tmp_path / "out" / "b.png").exists()
     kept = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS, existing="skip")
@@ -223,9 +223,9 @@ def test_an_input_is_never_replaced(tmp_path: Path) -> None:
 def test_two_inputs_for_one_output(tmp_path: Path) -> None:
     save_png(tmp_path / "in" / "a.png", noise(16, 16))
     Image.fromarray(noise(16, 16)).save(tmp_path / "in" / "a.jpg")
-    with pytest.raises(InputError, match=r"a\.jpg and a\.png would both become a\.png"):
+    with pytest.raises(InputError, match=r"a\.jpg and a\.png would both be written to a\.png"):
         upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
-    with pytest.raises(InputError, match="many images cannot go to one file"):
+    with pytest.raises(InputError, match="several images cannot go to one file"):
         upscale(tmp_path / "in", tmp_path / "one.png", WEIGHTS)
 
 
@@ -248,7 +248,7 @@ def test_what_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_weights_are_loaded_from_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    from ddsr_core.sr.architectures import build_network
+    from ddsr_core.sr.networks import build_network
     from ddsr_core.sr.weights import save_weights
 
     kwargs = {"feat": 8, "blocks": 1}

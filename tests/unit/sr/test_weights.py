@@ -14,7 +14,7 @@ from spandrel.architectures.RCAN import RCAN
 from torch import nn
 
 from ddsr_core.errors import InputError
-from ddsr_core.sr.architectures import build_network, public_names
+from ddsr_core.sr.networks import build_network, public_names
 from ddsr_core.sr.weights import load_network, save_weights
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
 
@@ -135,12 +135,12 @@ def write_wrong_file(folder, kind):
         ("text", "cannot read weights"),
         ("pickled code", "cannot read weights"),
         ("cut off", "cannot read weights"),
-        ("unknown network", "not known here"),
+        ("unknown network", "unknown network"),
         ("no state dict", "no state dict"),
         ("half a network", "do not fit edsr"),
-        ("damaged identity", "arguments are no mapping"),
-        ("another suffix", "not a kind of weights file"),
-        ("empty folder", "no weights there"),
+        ("damaged identity", "arguments are not a mapping"),
+        ("another suffix", "not a format of weights"),
+        ("empty folder", "no weights file"),
         ("a function instead of a class", "not a torch.nn.Module"),
     ],
 )

@@ -253,6 +253,7 @@ def test_the_photo_cache_reaches_only_stages_that_use_one(tmp_path: Path, log: P
 
     def note(config: CountConfig, *, source: Path, out: Path, runtime: Runtime) -> StageResult:
         seen.append(runtime.photo_cache)
+        (out / "note").touch()
         return StageResult()
 
     runtime = Runtime(photo_cache=tmp_path / "cache")

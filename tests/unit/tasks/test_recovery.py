@@ -66,7 +66,7 @@ def test_what_is_no_outage_of_the_server_is_raised_at_once(error: Exception):
 
 
 class Client:
-    """What `go_on` needs of Prefect's client: a run's states, in an order of the server's choice, and their change."""
+    """What `restart` needs of Prefect's client: a run's states, in an order of the server's choice, and their change."""
 
     def __init__(self, *types: StateType) -> None:
         began = datetime.now(UTC)
@@ -86,23 +86,23 @@ class Run:
 
 def test_a_crashed_run_is_scheduled_again():
     client = Client(StateType.RUNNING, StateType.CRASHED)
-    assert attempts.go_on(client, Run()) == "scheduled again"  # type: ignore[arg-type]
+    assert attempts.restart(client, Run()) == "scheduled again"  # type: ignore[arg-type]
     assert client.changes == [("AwaitingRetry", False)]
 
 
 @pytest.mark.parametrize("states", [(StateType.CANCELLING,), (StateType.CANCELLING, StateType.CANCELLED)])
 def test_a_run_that_died_while_it_was_being_cancelled_is_not_brought_back(states: tuple[StateType, ...]):
     client = Client(StateType.RUNNING, *states, StateType.CRASHED)
-    assert attempts.go_on(client, Run()) == "cancelled"  # type: ignore[arg-type]
+    assert attempts.restart(client, Run()) == "cancelled"  # type: ignore[arg-type]
     assert client.changes == [("Cancelled", True)]
 
 
 def test_a_run_that_was_cancelled_and_retried_is_brought_back():
     states = (StateType.CANCELLING, StateType.CANCELLED, StateType.SCHEDULED, StateType.RUNNING, StateType.CRASHED)
-    assert attempts.go_on(Client(*states), Run()) == "scheduled again"  # type: ignore[arg-type]
+    assert attempts.restart(Client(*states), Run()) == "scheduled again"  # type: ignore[arg-type]
 
 
 def test_a_run_that_always_crashes_before_it_begins_comes_to_an_end():
     client = Client(*[StateType.PENDING, StateType.CRASHED] * attempts.MAX_ATTEMPTS)
-    assert attempts.go_on(client, Run()) == "failed"  # type: ignore[arg-type]
+    assert attempts.restart(client, Run()) == "failed"  # type: ignore[arg-type]
     assert client.changes == [("Failed", True)]

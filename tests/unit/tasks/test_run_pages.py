@@ -48,6 +48,16 @@ def test_a_stages_page_tells_verdict_key_results_settings_and_inputs(shown: dict
     assert "from the cache; it was built in 12 s" in str(shown["ddsr-clusters"])
 
 
+def test_stages_of_one_kind_have_pages_of_their_own(shown: dict[str, object]):
+    manifest = Manifest(
+        stage="evaluate", key="abc", digest="d", stage_version=1, config={}, parents={}, counts={}, files={}, bytes=0,
+        created="now", seconds=1, device="cpu",
+    )  # fmt: skip
+    for label in ("evaluate edsr-small distilled", "evaluate edsr_small random"):
+        artifacts.publish_stage(Artifact(manifest, Path("nowhere")), label, False)
+    assert set(shown) == {"ddsr-evaluate-edsr-small-distilled", "ddsr-evaluate-edsr-small-random"}
+
+
 def test_a_run_shows_rounded_results_verdicts_and_where_its_report_is(
     shown: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ):
@@ -65,7 +75,7 @@ def test_a_run_shows_rounded_results_verdicts_and_where_its_report_is(
     assert "`s3://bucket/x/runs/My run/report.html`." in str(shown["ddsr-my-run-report"])
 
 
-@pytest.mark.parametrize(("name", "key"), [("Größe 2_b", "gr--e-2-b"), ("demo", "demo"), ("猫", "run")])
+@pytest.mark.parametrize(("name", "key"), [("Größe 2_b", "gr--e-2-b"), ("train_sr", "train-sr"), ("猫", "run")])
 def test_keys_of_pages_are_what_prefect_allows(name: str, key: str):
     from prefect.client.schemas.actions import ArtifactCreate
 

@@ -57,6 +57,6 @@ def machines(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The home as two machines see it: two cache folders."""
     here = RemoteStore(URL)
     monkeypatch.setenv("DDSR_CACHE", str(tmp_path / "elsewhere"))
-    there = RemoteStore(URL)
-    assert here.home != there.home
-    return here, there
+    other = RemoteStore(URL)
+    assert here.home != other.home
+    return here, other

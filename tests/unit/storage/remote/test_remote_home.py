@@ -22,7 +22,7 @@ s3fs = pytest.importorskip("s3fs", reason="homes on S3 need the extra s3")
 
 
 def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machines, log: Path) -> None:
-    from flows.cli.housekeeping import collect_garbage
+    from ddsr_core.gc import collect_garbage
 
     here, there = machines
     kept, _ = here.build(TOY, CountConfig(files=1), inputs(log))
@@ -37,10 +37,10 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
 
 
 def test_gc_elsewhere_spares_what_a_run_is_about_to_use_or_has_used_before(machines: Machines, log: Path) -> None:
+    from ddsr_core.gc import collect_garbage, used_keys
     from ddsr_core.pipeline.config import load_config
     from ddsr_core.pipeline.pins import Pins
     from ddsr_core.pipeline.run_state import complete_run, start_run
-    from flows.cli.housekeeping import collect_garbage, used_keys
 
     here, there = machines
     config = load_config("demo", None, ())
@@ -103,9 +103,9 @@ def test_s3_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch)
 def test_nights_on_two_machines_share_registry_memo_and_set(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ddsr_core.gc import collect_garbage
     from ddsr_core.nightly.night import roll_back
     from ddsr_core.nightly.registry import read_registry
-    from flows.cli.housekeeping import collect_garbage
 
     without_reports(monkeypatch)
     (here, there), fakes = machines, Fakes()
@@ -121,11 +121,11 @@ def test_nights_on_two_machines_share_registry_memo_and_set(
     assert second is not None
     assert (second.promoted, second.warm_from, second.anew["photos"]) == (True, 1, 1)
     fakes.quality = 19.0
-    assert fakes.spend(here, put(photos, "d"), test).after.champion == 2
+    assert fakes.spend(here, put(photos, "d"), test).after.active == 2
     assert in_use() == 21.0  # not this machine's old copy
     roll_back(here, "n")
     assert in_use() == 20.0
-    assert read_registry(there, "n").champion == 1
+    assert read_registry(there, "n").active == 1
 
     here.bucket.remove(here.bucket.list("runs/"))
     here.bucket.remove(["nightly/n/current/metadata.jsonl"])
@@ -134,7 +134,7 @@ def test_nights_on_two_machines_share_registry_memo_and_set(
     assert collect_garbage(there, delete=True)
     assert fakes.spend(there, photos, test).version is None
     assert in_use() == 20.0  # put in its place again
-    assert roll_back(there, "n", 2).champion == 2
+    assert roll_back(there, "n", 2).active == 2
     assert in_use() == 21.0
 
 
@@ -220,11 +220,12 @@ def test_homes_that_are_none(tmp_path: Path) -> None:
 
 
 def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Machines, tmp_path: Path) -> None:
+    from ddsr_core.pipeline.request import Execution
     from ddsr_core.pipeline.run import require_one_machine
 
-    for where in ({"gpu": "pool", "runner": "sequential"}, {"gpu": "local", "runner": "ray"}):
+    for elsewhere in (Execution(gpu="pool"), Execution(runner="ray")):
         with pytest.raises(ConfigError, match="held out") as caught:
-            require_one_machine(machines[0], **where)  # type: ignore[arg-type]
+            require_one_machine(elsewhere, machines[0])
         assert "name test photos" in str(caught.value.fix)
-        require_one_machine(Store(tmp_path), **where)  # type: ignore[arg-type]
-    require_one_machine(machines[0], "local", "processes")
+        require_one_machine(elsewhere, Store(tmp_path))
+    require_one_machine(Execution(runner="processes"), machines[0])

@@ -61,14 +61,14 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def test_what_one_machine_builds_another_finds(machines: Machines, log: Path) -> None:
-    here, there = machines
+    here, other = machines
     built, cached = here.build(TOY, CountConfig(), inputs(log))
     assert not cached
-    found, cached = there.build(TOY, CountConfig(), inputs(log))
+    found, cached = other.build(TOY, CountConfig(), inputs(log))
     assert cached
     assert log.read_text() == "0\n1\n2\n"
     assert found.manifest == built.manifest
-    assert found.path == there.folder("toy", built.key)
+    assert found.path == other.folder("toy", built.key)
     assert sorted(path.name for path in found.path.iterdir()) == ["0.txt", "1.txt", "2.txt", "manifest.json"]
     assert (found.path / "2.txt").read_text() == "2"
     assert [name for name in here.bucket.list("artifacts/") if name.endswith(".lock")] == []
@@ -92,7 +92,7 @@ def test_damaged_copy_in_the_cache_is_brought_again(machines: Machines, log: Pat
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
 def test_damaged_object_is_not_found_and_is_rebuilt(machines: Machines, log: Path, damage: str) -> None:
-    here, there = machines
+    here, other = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     names = here.bucket.list(f"artifacts/toy/{built.key}/")
     file = next(name for name in names if name.endswith("manifest.json" if damage == "manifest" else "/1.txt"))
@@ -100,8 +100,8 @@ def test_damaged_object_is_not_found_and_is_rebuilt(machines: Machines, log: Pat
         here.bucket.remove([file])
     else:
         here.bucket.write(file, b"9")
-    assert there.find("toy", built.key) is None
-    again, cached = there.build(TOY, CountConfig(), inputs(log))
+    assert other.find("toy", built.key) is None
+    again, cached = other.build(TOY, CountConfig(), inputs(log))
     assert not cached
     assert again.digest == built.digest
     assert here.find("toy", built.key) is not None
@@ -110,7 +110,7 @@ def test_damaged_object_is_not_found_and_is_rebuilt(machines: Machines, log: Pat
 def test_killed_while_it_uploads_it_is_invisible_and_uploaded_by_the_next(
     machines: Machines, log: Path, tmp_path: Path
 ) -> None:
-    here, there = machines
+    here, other = machines
     process = child(tmp_path / "cache", log, "first", PAUSE_UPLOAD=str(tmp_path / "paused"))
     try:
         wait_for((tmp_path / "paused").exists)
@@ -118,14 +118,14 @@ def test_killed_while_it_uploads_it_is_invisible_and_uploaded_by_the_next(
         kill(process)
     base = f"artifacts/toy/{key_of(log)}"
     assert [name.rpartition("/")[2] for name in here.bucket.list(base + "/")] == ["0.txt"]
-    assert there.find("toy", key_of(log)) is None
+    assert other.find("toy", key_of(log)) is None
     assert here.bucket.read(base + ".lock") is not None  # nobody has let go of it
 
     started = time.monotonic()
     here.build(TOY, CountConfig(), inputs(log))
     assert time.monotonic() - started < remote_lock.STALE_SECONDS  # the same cache folder: known to be dead
     assert log.read_text() == "0\n1\n2\n"  # uploaded, not built again
-    assert there.find("toy", key_of(log)) is not None
+    assert other.find("toy", key_of(log)) is not None
     assert here.bucket.read(base + ".lock") is None
 
 
@@ -178,8 +178,8 @@ def test_two_processes_that_start_at_once_build_once(endpoint: str, log: Path, t
 
 def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> None:
     """As where a lock was taken over from a builder that was only slow."""
-    here, there = machines
-    for name, store in (("1", here), ("2", there)):
+    here, other = machines
+    for name, store in (("1", here), ("2", other)):
         local, _ = Store(store.home).build(TOY, CountConfig(files=1), inputs(log))
         if name == "2":
             _rewrite(local.path, "other")
@@ -187,8 +187,8 @@ def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> 
     assert one is not None
     assert two is not None
     assert here._publish(one) == one
-    assert there._publish(two).manifest == one.manifest
-    assert (there.folder("toy", one.key) / "0.txt").read_text() == "0"
+    assert other._publish(two).manifest == one.manifest
+    assert (other.folder("toy", one.key) / "0.txt").read_text() == "0"
     assert len(here.bucket.list("artifacts/")) == 2  # the second's file is gone again
 
 
@@ -226,9 +226,9 @@ def test_holder_that_was_taken_over_from_leaves_the_new_lock_alone(endpoint: str
     with remote_lock.remote_lock(bucket, "x.lock", RemoteOwner(**Owner.here("").model_dump(), cache="a")):
         bucket.write("x.lock", b"another's")
         wait_for(lambda: "taken over" in caplog.text)
-    there = bucket.read("x.lock")
-    assert there is not None
-    assert there[0] == b"another's"
+    current = bucket.read("x.lock")
+    assert current is not None
+    assert current[0] == b"another's"
 
 
 def test_conditional_writes(endpoint: str) -> None:
@@ -241,7 +241,7 @@ def test_conditional_writes(endpoint: str) -> None:
     assert new is not None
     assert bucket.replace("a", b"4", etag) is None
     assert bucket.read("a") == (b"3", new)
-    bucket.remove(["a", "never there"])
+    bucket.remove(["a", "never written"])
     assert bucket.read("a") is None
     assert bucket.replace("a", b"5", new) is None
 
@@ -260,11 +260,11 @@ def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: P
     from ddsr_core.pipeline.run_folder import list_runs, read_run
     from ddsr_core.pipeline.run_state import fail_run, start_run
 
-    here, there = machines
+    here, other = machines
     start_run(here, "demo", load_config("demo", None, ()), log, None)
-    assert [state["status"] for state in list_runs(there)] == ["running"]
+    assert [state["status"] for state in list_runs(other)] == ["running"]
     fail_run(here, "demo", "no reason")
-    assert read_run(there, "demo")["message"] == "no reason"
+    assert read_run(other, "demo")["message"] == "no reason"
     (here.home / "runs/demo/config.toml").unlink()
     here.push("runs/demo", mirror=True)
     assert "runs/demo/config.toml" not in here.bucket.list("runs/")
@@ -273,14 +273,14 @@ def test_run_folder_is_published_and_listed_elsewhere(machines: Machines, log: P
 def test_record_of_a_run_has_the_places_of_this_machine(machines: Machines, log: Path) -> None:
     from ddsr_core.pipeline.run_state import read_record
 
-    here, there = machines
+    here, other = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     stage = {"name": "toy", "key": built.key, "seconds": 1.0, "cached": False, "path": str(built.path)}
     state = {"name": "night", "preset": "demo", "status": "completed", "stages": [stage], "bicubic_path": str(built.path)}
     here.bucket.write("runs/night/run.json", json.dumps(state).encode())
     here.bucket.write("runs/night/config.toml", b"")
-    record = read_record(there, "night")
-    assert record.stages[0].path == record.bicubic_path == there.folder("toy", built.key)
+    record = read_record(other, "night")
+    assert record.stages[0].path == record.bicubic_path == other.folder("toy", built.key)
     assert (record.stages[0].path / "0.txt").exists()
 
 
@@ -305,19 +305,19 @@ def test_commands_take_the_url(machines: Machines, log: Path) -> None:
 def test_task_on_another_machine_brings_its_inputs(machines: Machines, log: Path) -> None:
     from ddsr_core.storage.store import InputRef
 
-    here, there = machines
+    here, other = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
     reference = InputRef.model_validate_json(InputRef.of(built).model_dump_json())
     assert reference.source(here).path == built.path
-    source = reference.source(there)  # not from the other's cache folder, though this test could reach it
-    assert (source.path, source.digest) == (there.folder("toy", built.key), built.digest)
+    source = reference.source(other)  # not from the other's cache folder, though this test could reach it
+    assert (source.path, source.digest) == (other.folder("toy", built.key), built.digest)
     assert (source.path / "0.txt").exists()
 
 
 def test_artifact_named_in_a_run_is_brought(machines: Machines, log: Path) -> None:
-    here, there = machines
+    here, other = machines
     built, _ = here.build(TOY, CountConfig(), inputs(log))
-    assert there.bring(built.path) == there.folder("toy", built.key)
-    assert (there.folder("toy", built.key) / "0.txt").exists()
+    assert other.bring(built.path) == other.folder("toy", built.key)
+    assert (other.folder("toy", built.key) / "0.txt").exists()
     with pytest.raises(StorageError, match="missing or damaged"):
-        there.bring(built.path.with_name("0" * 32))
+        other.bring(built.path.with_name("0" * 32))

@@ -16,9 +16,11 @@ from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.optim import ema_decay_at, update_ema
+from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.state import load_checkpoint, new_state
-from ddsr_core.sr.train import TrainSRConfig, run
+from ddsr_core.sr.train_sr import run
 from ddsr_core.sr.weights import load_network
 
 TINY = TrainSRConfig(
@@ -143,9 +145,9 @@ def test_a_network_of_another_scale_is_refused(data, tmp_path):
 
 def test_schedules_by_hand():
     config = TINY.model_copy(update={"iterations": 100, "learning_rate": 1.0})
-    assert [config.plan.learning_rate_at(step) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0], abs=1e-12)
+    assert [plan_of(config).learning_rate_at(step) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0], abs=1e-12)
     config = config.model_copy(update={"schedule": "step"})
-    rates = [config.plan.learning_rate_at(step) for step in (0, 49, 50, 80, 90, 95)]
+    rates = [plan_of(config).learning_rate_at(step) for step in (0, 49, 50, 80, 90, 95)]
     assert rates == [1, 1, 0.5, 0.25, 0.125, 0.0625]
 
 
@@ -159,10 +161,12 @@ def test_schedules_by_hand():
     ],
 )
 def test_published_recipes_shrink_to_the_budget(arch, batch, patch, rates):
-    plan = TrainSRConfig(arch=arch, iterations=300).plan
+    plan = plan_of(TrainSRConfig(arch=arch, iterations=300))
     assert (plan.batch_size, plan.lr_patch_px) == (batch, patch)
     assert {step: plan.learning_rate_at(step) for step in rates} == pytest.approx(rates)
-    own = TrainSRConfig(arch=arch, iterations=300, batch_size=3, lr_patch_px=12, learning_rate=0.5, schedule="cosine").plan
+    own = plan_of(
+        TrainSRConfig(arch=arch, iterations=300, batch_size=3, lr_patch_px=12, learning_rate=0.5, schedule="cosine")
+    )
     assert (own.batch_size, own.lr_patch_px, own.learning_rate_at(150)) == (3, 12, pytest.approx(0.25))
 
 

@@ -1,0 +1,60 @@
+"""How the training sets are chosen that a distilled set is compared with, as forms, files and options describe it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ddsr_core.config import StageConfig
+from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.sr.config import Scale
+
+
+class CropsConfig(StageConfig):
+    """Real crops: random crops of the photos, or accepted patches."""
+
+    kind: Literal["random", "threshold"] = Field(
+        "random", description="random: crops from anywhere in the photos; threshold: patches accepted by PSNR_bic."
+    )
+    count: int = Field(420, ge=1, description="Number of images. Use that of the distilled set for a fair comparison.")
+    patch_px: int = Field(512, ge=16, multiple_of=4, description="Height and width of the images in pixels.")
+    scale: Scale = Field(4, description="Upsampling factor of the recorded PSNR_bic.")
+    kernel: Kernel = Field("matlab", description="Bicubic kernel of the recorded PSNR_bic.")
+    seed: int = Field(42, ge=0, lt=2**31, description="Seed of the choice.")
+
+    @model_validator(mode="after")
+    def _whole_lr_pixels(self) -> CropsConfig:
+        if self.patch_px % self.scale:
+            raise ValueError(f"patch_px ({self.patch_px}) must be a multiple of scale ({self.scale})")
+        return self
+
+
+class SubsetConfig(StageConfig):
+    """Which crops of a pool are chosen."""
+
+    kind: Literal["k-center", "hdc", "loss-ranked"] = Field("k-center", description="Criterion of the choice.")
+    count: int = Field(420, ge=1, description="Number of images. Use that of the distilled set for a fair comparison.")
+    seed: int = Field(42, ge=0, lt=2**31, description="Seed of the choice, of k-means and of the SRCNN.")
+    scale: Scale = Field(4, description="Upsampling factor of the SRCNN (loss-ranked).")
+    embeddings: EmbeddingsConfig = Field(EmbeddingsConfig(), description="Feature network; filled in from the run.")
+    clusters: int = Field(15, ge=1, le=1000, description="Number of texture clusters (hdc).")
+    keep: float = Field(0.5, gt=0, le=1, description="Share of the pool that passes the filter (hdc, loss-ranked).")
+    drop: float = Field(0.05, ge=0, lt=1, description="Share of the hardest crops that is left out (loss-ranked).")
+    srcnn_steps: int = Field(400, ge=1, le=100_000, description="Training steps of the SRCNN (loss-ranked).")
+
+
+class GSDDConfig(StageConfig):
+    """How images are inverted from the generator of an SR-GAN."""
+
+    count: int = Field(420, ge=1, description="Number of images. Use that of the distilled set for a fair comparison.")
+    steps: int = Field(100, ge=0, le=100_000, description="Optimizer steps per class. 0 keeps the initial latents.")
+    learning_rate: float = Field(0.01, gt=0, le=1, description="Learning rate of Adam on the latents, which lie in [0, 1].")
+    batch_real: int = Field(16, ge=1, le=1024, description="Real patches per step.")
+    regularizer: float = Field(0.1, ge=0, description="Weight of the distance between a latent and its initial value.")
+    init: Literal["real", "noise"] = Field(
+        "real", description="Initial latents. real: LR images of patches; noise: noise around the mean of their class."
+    )
+    scale: Scale = Field(4, description="Upsampling factor of the generator.")
+    seed: int = Field(42, ge=0, lt=2**31, description="Seed of initial latents, batches and crops.")

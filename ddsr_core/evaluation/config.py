@@ -1,0 +1,64 @@
+"""How an SR network is measured, as forms, files and options describe it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ddsr_core.config import StageConfig
+from ddsr_core.metrics.spec import DEFAULT_METRICS, METRICS, MetricName
+
+#: LPIPS and the SSIM window need HR images of this side.
+MIN_SIDE_PX = 32
+
+
+class EvaluateConfig(StageConfig):
+    """Protocol and metrics. ``NAME: true`` or ``NAME: false`` adds a metric to ``metrics`` or removes it."""
+
+    scale: int = Field(4, ge=2, le=8, description="Upsampling factor. The weights must have the same.")
+    mod_crop: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="HR images are cropped to a multiple of it. Empty: the scale. Set 8 for the published OST300 figures.",
+    )
+    metrics: tuple[MetricName, ...] = Field(DEFAULT_METRICS, min_length=1, description="What is measured.")
+    round_y: bool = Field(
+        False,
+        description="Round Y to whole levels, as MATLAB and many published tables do. Bicubic then enlarges Y alone, as "
+        "their bicubic rows do. BasicSR does not round.",
+    )
+    tile_px: int = Field(
+        512, ge=0, description="Larger LR images are processed in tiles of this side. Lower it if memory runs out; 0: never."
+    )
+    tile_overlap_px: int = Field(48, ge=0, description="LR pixels at a tile's border that only provide context.")
+    crops: int = Field(4, ge=0, le=64, description="Number of test images that a close-up is stored of.")
+    crop_px: int = Field(128, ge=MIN_SIDE_PX, description="Side of a close-up in HR pixels.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches(cls, values: Any) -> Any:
+        """Apply ``lpips: false`` and the like to ``metrics``."""
+        if not isinstance(values, dict):
+            return values
+        switches = {name: values[name] for name in METRICS if isinstance(values.get(name), bool)}
+        if not switches:
+            return values
+        wanted = [*values.get("metrics", DEFAULT_METRICS), *(name for name, wanted in switches.items() if wanted)]
+        metrics = [name for name in METRICS if name in wanted and switches.get(name, True)]
+        unknown = [name for name in wanted if name not in METRICS]  # left for the field to refuse
+        return {name: value for name, value in values.items() if name not in switches} | {"metrics": metrics + unknown}
+
+    @model_validator(mode="after")
+    def _whole_lr_pixels(self) -> EvaluateConfig:
+        if self.multiple % self.scale:
+            raise ValueError(f"mod_crop ({self.mod_crop}) must be a multiple of scale ({self.scale})")
+        if self.tile_px and self.tile_overlap_px * 2 >= self.tile_px:
+            raise ValueError(f"tile_px ({self.tile_px}) must be more than twice tile_overlap_px ({self.tile_overlap_px})")
+        return self
+
+    @property
+    def multiple(self) -> int:
+        """HR sides are cropped to a multiple of this."""
+        return self.scale if self.mod_crop is None else self.mod_crop

@@ -1,0 +1,169 @@
+"""Training or measuring a network by itself, as a named run: listed by `ddsr runs` and spared by `ddsr gc`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.evaluation import evaluate
+from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.pipeline.pins import Pins
+from ddsr_core.pipeline.request import AtLeastOne, Execution, name_of, slug
+from ddsr_core.pipeline.run_folder import free_name
+from ddsr_core.pipeline.run_state import begin_step, complete_run, failure_noted, run_log
+from ddsr_core.pipeline.stages import Backend, Stages
+from ddsr_core.pipeline.steps import Crops, config_of, fitted, images_of, weights_source, with_overrides
+from ddsr_core.sr import train_sr
+from ddsr_core.sr.architectures import ARCHITECTURES
+from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.storage.stage import Artifact
+from ddsr_core.storage.store import Store
+
+#: A network by name, shown as a choice in forms; programs may name ``module:Class``.
+Network = Annotated[str, Field(json_schema_extra={"enum": list(ARCHITECTURES)})]
+
+
+class TrainRequest(Execution):
+    """One SR network to train."""
+
+    data: Path = Field(description="Folder of HR images, image set such as runs/demo/distilled, or Parquet.")
+    arch: Network = Field("edsr-small", description="Network.")
+    training_set: TrainingSetName = Field("full", description="What of the data to train on. full: the data as it is.")
+    count: AtLeastOne = Field(70, description="Number of crops, for training sets that are cut out of the data.")
+    patch_px: int = Field(64, ge=16, description="Height and width of these crops in pixels.")
+    embeddings: Literal["vgg16", "open_clip"] = Field("vgg16", description="Features that k-center and hdc compare by.")
+    iterations: AtLeastOne = Field(2000, description="Optimizer steps. The paper's networks take 100,000 and more.")
+    overrides: tuple[str, ...] = Field((), description="Fields of the recipe to change, such as batch_size=8.")
+    run: str | None = Field(None, description="Name of the run below home/runs. Without it, network and data.")
+
+    def recipe(self) -> TrainSRConfig:
+        """The training's configuration.
+
+        Raises:
+            ConfigError: unknown network or field, or a value out of range.
+        """
+        return with_overrides(TrainSRConfig, {"arch": self.arch, "iterations": self.iterations}, self.overrides)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run: the user's, or else network and data, such as ``edsr-small-demo-distilled``."""
+        return self.run or f"{slug(self.arch)}-{set_name(self.data)}"
+
+
+class EvaluateRequest(Execution):
+    """Networks to measure on a test set."""
+
+    test: Path = Field(description="Folder of HR images, or one with HR/ and LRx4/ in it.")
+    weights: tuple[str, ...] = Field((), description="Weights files or train_sr folders. Bicubic is always measured.")
+    protocol: EvaluateConfig = EvaluateConfig()
+    run: str | None = Field(None, description="Name of the run below home/runs. Without it, evaluate and the test set.")
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run: the user's, or else ``evaluate-`` and the test set."""
+        return self.run or f"evaluate-{set_name(self.test)}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that a run has trained.
+
+    Attributes:
+        run: name of the run.
+        weights: its artifact, a folder with ``weights.safetensors`` and ``weights.pth``.
+        cached: whether it was already there.
+    """
+
+    run: str
+    weights: Artifact
+    cached: bool
+
+
+def run_training(request: TrainRequest, store: Store, backend: Backend, *, wait: bool = False) -> Trained:
+    """Train one network on ``data`` as it is, or on crops of it.
+
+    Raises:
+        ConfigError: unknown network or field, or a name that another network has.
+        InputError: no images, or ``data`` is not a generated set of that kind.
+        StorageError: the home cannot be written, or another command works on the run.
+    """
+    recipe, data = request.recipe(), photo_source(request.data)
+    crops = Crops(request.training_set, request.count, request.patch_px, request.embeddings)
+    identity = {"kind": "train-sr", "photos_digest": data.digest, "recipe": with_crops(recipe, crops)}
+    about = f"{recipe.arch}, {recipe.iterations:,} iterations, on {request.data}"
+    with open_step(store, request, identity, recipe, about, wait=wait) as step:
+        stages = Stages(config_of(crops), step.pins.over(backend), run_log(store, step.name))
+        images = images_of(stages, data, request.training_set)
+        weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch)
+        complete_run(store, step.name, stages.runs)
+        return Trained(step.name, weights, stages.runs[-1].cached)
+
+
+def run_evaluation(
+    request: EvaluateRequest, store: Store, backend: Backend, *, wait: bool = False
+) -> Mapping[str, Artifact]:
+    """Measure networks by the names given, and bicubic upscaling, which comes first.
+
+    Raises:
+        InputError: no weights, or no test images.
+        StorageError: the home cannot be written, or another command works on the run.
+    """
+    tests = photo_source(request.test)
+    named = {name: weights_source(Path(name).expanduser()) for name in request.weights if name != evaluate.BICUBIC}
+    digests = sorted(source.digest for source in named.values())
+    protocol = request.protocol.model_dump_json()
+    identity = {"kind": "evaluate", "tests_digest": tests.digest, "networks": ",".join(digests), "recipe": protocol}
+    about = f"{', '.join(named) or evaluate.BICUBIC} on {request.test}"
+    with open_step(store, request, identity, request.protocol, about, wait=wait) as step:
+        stages = Stages(config_of(Crops()), step.pins.over(backend), run_log(store, step.name))
+        stages = replace(stages, config=stages.config.model_copy(update={"evaluate": request.protocol}))
+        networks = {name: stages.evaluate(tests, source, name) for name, source in named.items()}  # first: may be damaged
+        measured = {evaluate.BICUBIC: stages.evaluate(tests), **networks}
+        complete_run(store, step.name, stages.runs)
+        return measured
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run of a single step that has begun."""
+
+    name: str
+    pins: Pins
+
+
+@contextmanager
+def open_step(
+    store: Store,
+    request: TrainRequest | EvaluateRequest,
+    identity: Mapping[str, str | None],
+    config: BaseModel,
+    about: str,
+    *,
+    wait: bool,
+) -> Iterator[Step]:
+    """Begin the run of a single step; its folder has no report. If it stops before its end, run.json says why."""
+    store.check()
+    name = free_name(store, request.run_name, identity, chosen=request.run is not None)
+    with store.locked(f"locks/run-{name}", name, f"the run {name!r}, begun", wait=wait), failure_noted(store, name):
+        begin_step(store, name, config, {**identity, "about": about})
+        pins = Pins(store, name)
+        yield Step(name, pins)
+        pins.drop()
+
+
+def with_crops(recipe: TrainSRConfig, crops: Crops) -> str:
+    """What tells two trainings on the same data apart."""
+    return train_sr.STAGE.key(recipe, {}) + ("" if crops.source == "full" else f" {crops}")
+
+
+def set_name(folder: Path) -> str:
+    """What names of runs call a data set, such as ``demo-distilled`` for ``runs/demo/distilled``."""
+    path = folder.expanduser().resolve()
+    return f"{slug(path.parent.name)}-distilled" if path.name == "distilled" else name_of(folder)

@@ -1,0 +1,81 @@
+"""How an SR network is trained, as forms, files and options describe it.
+
+A field that is None takes the value published for the network (`ddsr_core.sr.recipes`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from ddsr_core.config import StageConfig
+
+#: Upsampling factors that networks are trained for.
+Scale = Literal[2, 3, 4]
+Schedule = Literal["cosine", "step"]
+GanName = Literal["real-esrgan", "realsr"]
+DiscriminatorName = Literal["unet", "vgg"]
+#: Which perceptual trunk a config accepts: ``any`` is VGG19, or VGG16 where VGG19 is missing.
+TrunkChoice = Literal["any", "vgg19", "vgg16", "none"]
+
+
+class GanConfig(StageConfig):
+    """Adversarial training: what is added to the fields of the generator."""
+
+    recipe: GanName = Field(
+        description="Published recipe: discriminator, losses with their weights, and learning rates of the second phase."
+    )
+    warmup: float = Field(
+        0.5, ge=0, lt=1, description="Share of the iterations trained on L1 alone before the discriminator joins."
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Learning rate of both networks in the second phase. Empty: the recipe's, 1e-4."
+    )
+    discriminator: DiscriminatorName | None = Field(
+        None,
+        description="Empty: the recipe's. vgg needs HR crops of 128 or 256 px; unet takes any multiple of 8 px.",
+    )
+    discriminator_channels: int = Field(
+        64, ge=1, le=512, description="Channels of the discriminator's first layer. Lower it to save memory."
+    )
+    trunk: TrunkChoice = Field(
+        "any",
+        description="Network of the perceptual loss. any: VGG19, or VGG16 if VGG19 is not installed; none: no such loss.",
+    )
+    trunk_file: str | None = Field(
+        None, description="Weights of the perceptual network (.pth or .safetensors with torchvision's names)."
+    )
+
+
+class TrainSRConfig(StageConfig):
+    """How one SR network is trained. Empty fields take the values published for the network."""
+
+    arch: str = Field("srformer-light", description="Name of the network, or module:Class of your own.")
+    arch_kwargs: dict[str, JsonValue] = Field({}, description="Arguments of the network that override its defaults.")
+    scale: Scale = Field(4, description="Upsampling factor.")
+    gan: GanConfig | None = Field(None, description="Train against a discriminator. Empty: L1 loss alone.")
+    iterations: int = Field(
+        100_000, ge=1, description="Optimizer steps. Every training set that is compared gets the same number."
+    )
+    batch_size: int | None = Field(None, ge=1, le=1024, description="Crops per step. Lower it if memory runs out.")
+    lr_patch_px: int | None = Field(
+        None, ge=4, le=512, description="Height and width of the LR crops. The HR crops are larger by the scale."
+    )
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate of Adam on the L1 loss.")
+    schedule: Schedule | None = Field(
+        None,
+        description="cosine: decay to zero; step: halve the learning rate at the published steps, scaled to `iterations`.",
+    )
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the averaged weights, after warm-up. 0 keeps the last weights instead."
+    )
+    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm. Lower it if the loss diverges.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Precision of the trunk. The last convolution and the loss are always float32."
+    )
+    compile: bool = Field(
+        False, description="Compile the network first. Takes a minute or more and pays off in long trainings."
+    )
+    checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
+    seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, crops and flips.")

@@ -1,0 +1,59 @@
+"""Options of the commands on one SR network."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ddsr_core.baselines.names import TRAINING_SETS
+from ddsr_core.imaging.images import save_png
+from ddsr_core.metrics.spec import METRICS
+from flows.cli.main import cli
+
+TINY = (
+    "--iterations", "1", "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
+    "--device", "cpu", "--json",
+)  # fmt: skip
+
+
+def ddsr(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def assert_failed(result: Result, *texts: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    for text in texts:
+        assert text in result.output
+
+
+def photos(folder: Path, count: int = 3) -> Path:
+    for index in range(count):
+        random = np.random.default_rng(index)
+        save_png(folder / f"{index}.png", random.integers(0, 256, (64, 64, 3), np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [name for name, training_set in TRAINING_SETS.items() if training_set.generated])
+def test_photos_do_not_pass_for_a_generated_training_set(tmp_path: Path, kind: str):
+    folder = photos(tmp_path / "photos")
+    result = ddsr("train-sr", "--data", folder, "--training-set", kind, *TINY, "--home", tmp_path / "home")
+    assert_failed(result, f"not a {kind} set", "--training-set full")
+
+
+def test_old_and_new_names_of_the_options_mean_the_same(tmp_path: Path):
+    folder, home = photos(tmp_path / "photos"), tmp_path / "home"
+    new = ddsr(
+        "train-sr", "--data", folder, "--training-set", "random", "--count", 2, "--patch-px", 32, *TINY, "--home", home
+    )
+    old = ddsr("train-sr", "--data", folder, "--source", "random", "--budget", 2, "--patch-px", 32, *TINY, "--home", home)
+    assert json.loads(new.stdout)["images"] == 2
+    assert not json.loads(new.stdout)["cached"]
+    assert json.loads(old.stdout)["cached"]
+
+
+def test_every_metric_can_be_asked_for():
+    text = " ".join(ddsr("evaluate", "--help").output.split())
+    assert "|".join(METRICS) in text.replace("| ", "|").replace(" |", "|")

@@ -1,0 +1,66 @@
+"""Networks trained and measured by themselves are named runs that gc spares."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddsr_core.gc import collect_garbage
+from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.run_folder import list_runs
+from ddsr_core.pipeline.step_runs import EvaluateRequest, TrainRequest, run_evaluation, run_training
+from ddsr_core.storage.store import Store
+from flows.evaluate import evaluate
+from flows.train_sr import train_sr
+from tests.helpers.commands import make_photos
+
+QUICK = ("batch_size=2", "lr_patch_px=8")
+
+
+@pytest.mark.parametrize(("flow", "request_class"), [(train_sr, TrainRequest), (evaluate, EvaluateRequest)])
+def test_a_form_has_the_defaults_of_the_command(flow: Any, request_class: Any):
+    parameters = inspect.signature(flow.fn).parameters
+    assert set(parameters) == set(request_class.model_fields) - {"runner", "workers"}
+    for name, parameter in parameters.items():
+        field = request_class.model_fields[name]
+        assert field.default == parameter.default or field.is_required(), name
+
+
+def test_networks_are_a_choice_in_the_form():
+    assert "edsr" in train_sr.parameters.properties["arch"]["enum"]
+    assert train_sr.parameters.properties["arch"]["default"] == "edsr-small"
+
+
+def test_runs_are_named_by_network_and_data():
+    assert TrainRequest(data=Path("home/runs/demo/distilled")).run_name == "edsr-small-demo-distilled"
+    assert TrainRequest(data=Path("/data/photos"), arch="my.module:Net").run_name == "my-module-Net-photos"
+    assert EvaluateRequest(test=Path("/data/B100")).run_name == "evaluate-B100"
+
+
+def test_trained_networks_are_listed_and_gc_spares_them(tmp_path: Path):
+    photos, store = make_photos(tmp_path / "photos", 2), Store(tmp_path / "home")
+
+    def trained(iterations: int) -> Path:
+        request = TrainRequest(data=photos, iterations=iterations, overrides=QUICK, home=store.url)
+        done = run_training(request, store, plain_backend(request, store))
+        assert done.run == ("edsr-small-photos" if iterations == 2 else "edsr-small-photos-2")
+        return done.weights.path
+
+    first, second = trained(2), trained(3)
+    assert trained(2) == first  # the same network goes on under its name
+    request = EvaluateRequest(test=photos, weights=(str(first),), protocol={"lpips": False}, home=store.url)
+    measured = run_evaluation(request, store, plain_backend(request, store))
+    assert list(measured) == ["bicubic", str(first)]
+    states = {state["name"]: state for state in list_runs(store)}
+    assert {name: state["status"] for name, state in states.items()} == dict.fromkeys(
+        ("edsr-small-photos", "edsr-small-photos-2", "evaluate-photos"), "completed"
+    )
+    assert states["edsr-small-photos-2"]["about"] == f"edsr-small, 3 iterations, on {photos}"
+    assert collect_garbage(store, delete=True) == []
+    assert first.is_dir()
+    assert second.is_dir()
+    assert not json.loads((store.home / "runs/edsr-small-photos/run.json").read_text()).get("kept")

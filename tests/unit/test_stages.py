@@ -1,0 +1,97 @@
+"""The one list of stages, and what is made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ddsr_core.errors import ConfigError
+from ddsr_core.pipeline.config import PipelineConfig, load_config
+from ddsr_core.pipeline.distill import distill
+from ddsr_core.pipeline.model_files import ModelFiles
+from ddsr_core.pipeline.stages import Backend, Stages
+from ddsr_core.stages import STAGES, find_stage
+from ddsr_core.storage.stage import Artifact, Manifest, Source, Stage
+from flows import distill as flow_module
+from tasks.stages import TASKS
+
+
+def test_stages_stand_in_the_order_of_the_paper():
+    assert list(STAGES) == ["patches", "embeddings", "clusters", "latents", "class_rows", "finetune", "sample", "crops",
+                            "subset", "gsdd", "train_sr", "evaluate"]  # fmt: skip
+    sections = [stage.section for stage in STAGES.values()]
+    assert sections == sorted(sections, key=["II-A", "II-B", "II-C", "III"].index)
+
+
+def test_every_stage_has_a_task_of_its_name_and_version():
+    assert {name: task.version for name, task in TASKS.items()} == {s.name: str(s.version) for s in STAGES.values()}
+
+
+def test_a_stage_is_named_like_its_config_field():
+    """Of the others, ``train_sr`` has several recipes, and a run fills in what to cut."""
+    unnamed = set(STAGES) - set(PipelineConfig.model_fields)
+    assert unnamed == {"train_sr", "crops", "subset"}
+    for name in set(STAGES) - unnamed:
+        assert PipelineConfig.model_fields[name].annotation is STAGES[name].config
+
+
+def test_an_unknown_stage_is_an_error_that_lists_them():
+    with pytest.raises(ConfigError, match="finetune"):
+        find_stage("finetun")
+
+
+def fake_build(stage: Stage, config: Any, inputs: Mapping[str, Any], label: str = "") -> tuple[Artifact, bool]:
+    """An artifact that was never built; its digest tells its inputs."""
+    key = stage.key(config, inputs)
+    manifest = Manifest(
+        stage=stage.name, key=key, digest=key, stage_version=1, config={}, parents={}, counts={}, files={}, bytes=0,
+        created="", seconds=0, device="cpu",
+    )  # fmt: skip
+    return Artifact(manifest, Path(key)), False
+
+
+def fake_stages(config: PipelineConfig) -> Stages:
+    return Stages(config, Backend(fake_build, "home"))
+
+
+def test_the_flow_builds_what_the_library_builds(monkeypatch: pytest.MonkeyPatch):
+    config, photos = load_config("demo"), Source(Path("photos"), "digest")
+    library = fake_stages(config)
+    distill(library, photos)
+
+    flow = fake_stages(config)
+    run = SimpleNamespace(photos=photos, stages=flow, compare=lambda distilled: None, finish=lambda *_: done)
+    done = SimpleNamespace(run="r", table=[], stages=[])
+
+    @contextmanager
+    def open_run(*_: Any) -> Any:
+        yield run
+
+    monkeypatch.setattr(flow_module, "open_run", open_run)
+    monkeypatch.setattr(flow_module, "publish_run", lambda *_: None)
+    monkeypatch.setattr(flow_module, "refuse_endless_crashes", lambda: None)
+    monkeypatch.setattr(flow_module, "prefect_backend", lambda *_: None)
+    flow_module.distill.fn(images=Path("photos"))
+    assert [item.artifact.key for item in flow.runs] == [item.artifact.key for item in library.runs]
+    assert [item.label for item in flow.runs][-1] == "sample"
+
+
+def test_model_files_are_hashed_once(monkeypatch: pytest.MonkeyPatch):
+    from ddsr_core.pipeline import model_files
+
+    calls: list[str] = []
+
+    def base_source(name: str) -> Source:
+        calls.append(name)
+        return Source(Path(name), name)
+
+    monkeypatch.setattr(model_files, "base_source", base_source)
+    files = ModelFiles()
+    config = load_config("demo")
+    assert files.base(config) == files.base(config.model_copy(update={"finetune": config.finetune}))
+    assert calls == [config.base]
