@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -115,6 +116,7 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
     folder = run_folder(store, name)
     with storage_errors(folder):
         publish_distilled(distilled.images, folder / "distilled")
+        publish_networks(comparison.networks if comparison else (), folder / "networks")
         state = _over(json.loads((folder / "run.json").read_text()))
         times = {**{name: state.get(name) for name in ("images", "test", "started")}, "finished": now()}
         record = to_record(name, stages, comparison).model_copy(update=times)
@@ -257,6 +259,21 @@ def publish_distilled(artifact: Artifact, target: Path, *, copies: bool = False)
         os.rename(target, old)  # it is gone for a moment only, however large it is
     os.rename(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def publish_networks(networks: Iterable[TrainedNetwork], target: Path) -> None:
+    """Put the weights of a run's SR networks into its folder by their names, such as ``edsr-small-distilled.safetensors``.
+
+    With several seeds, each name ends in ``-seed-N``.
+    """
+    networks = list(networks)
+    shutil.rmtree(target, ignore_errors=True)
+    several = len({network.seed for network in networks}) > 1
+    for network in networks:
+        target.mkdir(exist_ok=True)
+        seed = f"-seed-{network.seed}" if several else ""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{network.arch}-{network.source}{seed}")
+        _link_or_copy(str(network.training.artifact.path / "weights.safetensors"), str(target / f"{name}.safetensors"))
 
 
 def _link_or_copy(source: str, target: str) -> None:

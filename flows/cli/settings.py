@@ -11,6 +11,7 @@ import click
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.config import load_config, to_toml
+from ddsr_core.pipeline.fields import settings
 from flows.cli.options import Group, config_options, json_option, preset_option
 
 
@@ -44,8 +45,6 @@ def fields(stage: str | None, as_json: bool) -> None:
 
     Example: ddsr fields sample
     """
-    from ddsr_core.pipeline.fields import settings  # imports pydantic models of every stage
-
     known = settings()
     chosen = [item for item in known if stage is None or item.name == stage or item.name.startswith(f"{stage}.")]
     if not chosen:
