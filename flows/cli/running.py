@@ -108,8 +108,8 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, **options
         else:
             outcome = call_flow("flows.distill:distill", request.run_name, request)
     if as_json:
-        facts = {"run": outcome.run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
-        click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
+        fields = {"run": outcome.run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
+        click.echo(json.dumps({**fields, "results": outcome.table}, indent=2, default=str))
         return
     console().print_results(outcome.table)
     cached = sum(row["cached"] for row in outcome.stages)
@@ -152,4 +152,5 @@ def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **optio
         click.echo(json.dumps(measured, indent=2))
         return
     click.echo((folder / f"{request.experiment}.md").read_text())
-    click.echo(f"Tables: {folder / request.experiment}.md, .csv and .json; contact sheets beside them")
+    click.echo(f"Tables: {folder / request.experiment}.md, .csv and .json, and contact sheets")
+    click.echo(f"Page: {folder / 'report.html'}")
