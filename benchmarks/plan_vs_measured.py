@@ -1,6 +1,7 @@
 """What `ddsr plan` says against what a run takes, stage by stage: FLOPs, peak memory and seconds of a small run.
 
     python -m benchmarks.plan_vs_measured [--photos PHOTOS --test PHOTOS] [--set finetune.steps=40] [--toy]
+    python -m benchmarks.plan_vs_measured --memory     # peak memory of small pieces of work, as torch's allocator counts it
 
 One thread on the CPU. The run is made twice: once with FLOPs and memory watched (torch's own counter around the real
 stages, and the peak of the resident memory that the operating system counts), once with the clock alone. Seconds are CPU
@@ -20,11 +21,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsr_core.config import StageConfig
@@ -36,7 +39,8 @@ from ddsr_core.pipeline.distill import compare, distill
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Backend, Stages
-from ddsr_core.planning.bench import measure_machine
+from ddsr_core.planning.bench import SAMPLES, measure_machine
+from ddsr_core.planning.counting import counting
 from ddsr_core.planning.estimate import Plan, Request, plan
 from ddsr_core.planning.photos import sizes_of_photos
 from ddsr_core.storage.remote_store import open_store
@@ -155,16 +159,53 @@ def table(planned: Plan, rows: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+def allocated_peak(work: Callable[[], object]) -> int:
+    """Largest sum of what torch's allocator gave out during ``work``, bytes; what it had given out before does not count."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def memory_table() -> str:
+    """Markdown: one row for each small piece of work that rates are fitted to, in the second of two steps."""
+    lines = ["| work | peak MiB planned | torch's allocator | ratio |", "|---|---|---|---|"]
+    for prepare in SAMPLES:
+        with counting() as count:
+            step = prepare("cpu")
+            step()
+            count.take()
+            before = count.live_bytes
+            step()
+            planned = count.take().peak_bytes - before
+        step = prepare("cpu")
+        step()
+        measured = allocated_peak(step)
+        words = [prepare.func.__name__, *map(str, prepare.keywords.values())] if isinstance(prepare, partial) else [
+            prepare.__name__]  # fmt: skip
+        name = re.sub(r"latent_px=(\d+).*hidden=(\d+).*", r"\1 px, width \2", " ".join(words).strip("_"))
+        lines.append(f"| {name} | {planned / MIB:.1f} | {measured / MIB:.1f} | {ratio(planned, measured)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="training photos (default: the demo's)")
     parser.add_argument("--test", type=Path, help="test photos (default: the demo's)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--toy", action="store_true", help="a few steps: tries the script, says nothing of seconds")
+    parser.add_argument("--memory", action="store_true", help="peak memory of small pieces of work instead")
     options = parser.parse_args(arguments)
     if not sys.platform.startswith("linux"):
         raise SystemExit("Peak memory is read from /proc, which only Linux has.")
     torch.set_num_threads(1)
+    if options.memory:
+        print(memory_table())
+        return
     with tempfile.TemporaryDirectory() as folder:
         shipped = write_demo_photos(Path(folder))
         photos, tests = options.photos or shipped[0], options.test or shipped[1]

@@ -9,7 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Outcome:
         report: its report.html.
         table: one row per SR network, bicubic first.
         stages: one row per stage: name, key, seconds, cached.
+        skipped: reason -> number of training photos that were skipped for it.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Outcome:
     report: Path
     table: list[dict[str, Any]]
     stages: list[dict[str, Any]]
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def start_run(
@@ -118,12 +120,14 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
         state = _over(json.loads((folder / "run.json").read_text()))
         times = {**{name: state.get(name) for name in ("images", "test", "started")}, "finished": now()}
         record = to_record(name, stages, comparison).model_copy(update=times)
-        stated = portable(store, record.model_dump(mode="json", exclude={"config"}))
-        write_json(folder / "run.json", {**state, **stated, "status": "completed"})
+        written = portable(store, record.model_dump(mode="json", exclude={"config"}))
+        write_json(folder / "run.json", {**state, **written, "status": "completed"})
         report = write_report(folder, record)
         write_data_card(folder / "distilled", record)
     store.push(f"runs/{name}", mirror=True)
-    return Outcome(name, folder, report, results_table(comparison, record.restored), stage_rows(stages.runs))
+    table, rows = results_table(comparison, record.restored), stage_rows(stages.runs)
+    skipped = dict(distilled.labels.patches.manifest.counts.get("skipped", {}))
+    return Outcome(name, folder, report, table, rows, skipped)
 
 
 def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:

@@ -246,8 +246,8 @@ def seconds_of(work: Work, machine: Machine) -> float:
     device, images = device_seconds(work.device, machine.rates), host_seconds(work.images, machine.host)
     torch_on_host = device_seconds(work.host, machine.rates if machine.device == "cpu" else HOST_OF_GPU)
     if machine.device == "cuda":
-        return max(device, images) + torch_on_host
-    return device + images + torch_on_host
+        return work.fixed_s + max(device, images) + torch_on_host
+    return work.fixed_s + device + images + torch_on_host
 
 
 #: torch on the host of a GPU; estimated.

@@ -318,12 +318,12 @@ def sample(config: SampleConfig, shape: BaseShape, batch: int) -> SampleUnits:
         x = torch.randn(batch, dit.in_channels, dit.latent_px, dit.latent_px)
         rows = torch.zeros(batch, dtype=torch.long)
         count.take()
-        units = []
-        for scale in (config.guidance_scale, 1.0):
-            guided(model.dit, rows, scale, config.guided_channels)(x, 0)
-            units.append(count.take())
+        guided(model.dit, rows, config.guidance_scale, config.guided_channels)(x, 0)
+        with_guidance = count.take()
+        guided(model.dit, rows, 1.0, config.guided_channels)(x, 0)
+        without = count.take()
         _decode(model, x[:1], config.decode_tile_px, shape.factor)
-        return SampleUnits(units[0], units[1], count.take())
+        return SampleUnits(with_guidance, without, count.take())
 
 
 def _decode(model: Any, latent: Tensor, tile_px: int | None, factor: int) -> None:

@@ -79,6 +79,7 @@ def demo(**options: Any) -> None:
 @images_option
 @option_test(required=False)
 @preset_option("demo")
+@click.option("--dry-run", "dry", is_flag=True, help="Check photos, settings, device and disk, and stop.")
 @run_options
 def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
     """Distill a folder of photos and compare the result.

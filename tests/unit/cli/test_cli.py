@@ -217,7 +217,7 @@ def test_bad_options_are_one_message(tmp_path: Path, arguments: list[str], texts
 def test_empty_and_missing_folders_are_one_message(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     home = ["--home", tmp_path / "home", "--no-prefect", "--set", "sr.archs=[]"]
-    assert_failed(ddsr("distill", "--images", tmp_path / "empty", *home), "no images found", "empty")
+    assert_failed(ddsr("distill", "--images", tmp_path / "empty", *home), "no photos found", "empty")
     assert_failed(ddsr("distill", "--images", tmp_path / "nowhere", *home), "no such folder", "nowhere")
 
 

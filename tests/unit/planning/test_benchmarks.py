@@ -24,7 +24,7 @@ def few_threads():
 
 @pytest.mark.usefixtures("few_threads")
 def test_planned_flops_are_those_of_a_run(tmp_path, capsys):
-    for name, side in (("train", 192), ("test", 96)):
+    for name, side in (("train", 320), ("test", 96)):
         save_png(tmp_path / name / "a.png", textured(side, side))
     settings = ["embeddings.batch_size=8", "latents.batch_size=8"]
     plan_vs_measured.main([

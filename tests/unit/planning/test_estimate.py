@@ -126,7 +126,7 @@ def test_sizes_come_from_headers(tmp_path):
 def test_most_samples_of_a_batch_at_once_are_those_that_come_once_in_a_run():
     assert most_at_once(8, 1.0, 1) == 8
     assert most_at_once(8, 0.5, 256) == 8  # 2 ** -8
-    assert most_at_once(8, 0.5, 1) == 3  # four or more come in 64 % of the batches, three or more in 86 %
+    assert most_at_once(8, 0.5, 8) == 6  # seven or more come in 3.5 % of the batches, six or more in 14 %
     assert most_at_once(8, 0.0, 1000) == 0
 
 
