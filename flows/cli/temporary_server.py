@@ -21,6 +21,8 @@ from ddsr_core.errors import DdsrError
 from ddsr_core.parallel import end_with_parent
 
 STOP_S = 5.0
+#: The folder that holds the package `flows`.
+ROOT = Path(__file__).resolve().parents[2]
 #: A server that is set up is named in the environment or in one of these.
 SETTINGS_FILES = ("prefect.toml", "pyproject.toml", ".env")
 SERVER_SIGNS = ("PREFECT_API_URL", "[api]", "[tool.prefect.api]")
@@ -38,8 +40,10 @@ def begin_server() -> bool:
         return False
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)  # who connects early waits until the server is there
     descriptor = listening.fileno()
-    command = [sys.executable, "-m", "flows.cli.temporary_server", str(descriptor), str(os.getpid())]
+    # -P: a package `flows` in the working directory belongs to the user. PYTHONPATH: the code of this process.
+    command = [sys.executable, "-P", "-m", "flows.cli.temporary_server", str(descriptor), str(os.getpid())]
     environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect starts its own
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(command, env=environment, pass_fds=[descriptor], start_new_session=True)  # not for Ctrl-C
     atexit.register(_stop, process)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
