@@ -82,7 +82,7 @@ def held_out_scores(base: Base, centers: torch.Tensor | None, folder: Path, coun
     train, held_out = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("train", "held_out"))
     network = PatchFeatures(base.image_px, base.image_px // 8)
     real, _ = describe(held_out[:count], network, 0)
-    known, _ = describe(train[:MOST_TRAIN], network, 0)
+    known, _ = describe(train[: MOST_TRAIN if centers is not None else count], network, 0)
     count = len(real)
     real_psnr = torch.cat([psnr_bic(images) for _, images in batches(held_out[:count])])
     if centers is None:

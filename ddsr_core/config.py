@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddsr_core.errors import ConfigError
 from ddsr_core.parallel import RunParts
 from ddsr_core.progress import ProgressFactory, silent
 
@@ -62,12 +63,26 @@ class Runtime:
 
 
 def resolve_device(name: str = "auto") -> str:
-    """``auto`` becomes ``cuda`` if torch sees a GPU, else ``cpu``; any other name is returned unchanged."""
-    if name != "auto":
+    """``auto`` becomes ``cuda`` if torch sees a GPU, else ``cpu``; any other name is checked and returned.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
+    if name == "cpu":
         return name
     import torch  # configs are imported by commands that must answer at once
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        fix = "set it to cpu, cuda, cuda:1 and so on, or auto"
+        raise ConfigError(f"{name!r} is not a torch device", where="device", fix=fix) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        what = f"torch sees {torch.cuda.device_count()} CUDA GPUs on this machine"
+        raise ConfigError(what, where=f"device={name}", fix="set it to cpu or auto, or install a torch build for this GPU")
+    return name
 
 
 def canonical_json(value: Any) -> str:

@@ -59,6 +59,8 @@ SILENCE = timedelta(seconds=120)
 SLOW_START = timedelta(minutes=15)
 #: In a cluster it may wait for a node and an image of 8 GB, 30 minutes by the template; the worker says if that fails.
 SLOW_START_IN_CLUSTER = timedelta(minutes=45)
+#: Memory that a run without a GPU takes, about.
+BYTES_PER_RUN = 4_000_000_000
 #: Events of flow runs, and the runs among them that come of our deployments.
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 TAGGED = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
@@ -82,7 +84,7 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         raise ConfigError("not a checkout of ddsr", where=FILE, fix="clone the repository and run `make setup` there")
     with reachable() as client:
         for name in POOLS:
-            yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None)
+            yield f"work pool {name}", _pool(client, name, pool_type, gpus if name == "cuda" else None, runs_at_once())
         yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
         before = _deployments(client)
         in_containers = any(client.read_work_pool(name).type != "process" for name in POOLS)
@@ -127,13 +129,26 @@ def _say_hello(client: SyncPrefectClient, url: str) -> None:
         raise ConfigError("the Prefect server asks for a password, and this is not it", where=url, fix=fix) from error
 
 
-def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None) -> str:
+def runs_at_once() -> int:
+    """Runs that fit on this machine: one per two cores and per 4 GB of memory, at least one."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min((os.cpu_count() or 1) // 2, int(memory // BYTES_PER_RUN)))
+
+
+def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None, first_limit: int) -> str:
+    """Make a pool, or bring its limit up to date. ``first_limit``: of a new pool whose ``limit`` is left to people later."""
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:
         jobs = template(client, kind, name)
         client.create_work_pool(
-            WorkPoolCreate(name=name, type=kind, description=POOLS[name], concurrency_limit=limit, base_job_template=jobs)
+            WorkPoolCreate(
+                name=name,
+                type=kind,
+                description=POOLS[name],
+                concurrency_limit=limit or (first_limit if kind == "process" else None),
+                base_job_template=jobs,
+            )
         )
         return "created"
     if limit is None or there.concurrency_limit == limit:

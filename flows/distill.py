@@ -84,5 +84,5 @@ def distill(
         # GPU, fanned out over the runner
         comparison = begun.compare(distilled)
         outcome = begun.finish(distilled, comparison)
-    publish_run(outcome.run, outcome.table, outcome.stages, store.url)
+    publish_run(outcome, store)
     return outcome

@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from ddsr_core.errors import ConfigError
 from ddsr_core.metrics.spec import MetricName
 from ddsr_core.nightly.night import outcome_data, photo_cache_of, run_night
 from ddsr_core.nightly.request import NightRequest
@@ -21,8 +22,8 @@ from tasks.run_pages import artifact_key
 
 @flow(name="nightly")
 def nightly(
-    images: Path,
-    test: Path,
+    images: Path | None = None,
+    test: Path | None = None,
     preset: Preset = "demo",
     overrides: tuple[str, ...] = (),
     config: GivenConfig = None,
@@ -43,8 +44,8 @@ def nightly(
     Returns `version` (the new one, or none if nothing had changed), `active_version` (a number) and `text`.
 
     Args:
-        images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
-        test: Photos that the old and the new set are compared on.
+        images: Training photos (needed): a folder, a Parquet file with an image column, or a glob pattern.
+        test: Photos (needed) that the old and the new set are compared on.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
         config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
@@ -63,6 +64,12 @@ def nightly(
         workers: How many of them at once. The sequential runner ignores it.
     """
     refuse_endless_crashes()
+    if images is None or test is None:
+        raise ConfigError(
+            "the night has no photos" if images is None else "the night has no test photos",
+            where="the parameters images and test",
+            fix="set both in the deployment `nightly` (Edit, or Custom Run), then activate its schedule",
+        )
     request = NightRequest(
         images=images, test=test, preset=preset, overrides=overrides, config=config, name=name, metric=metric, margin=margin,
         warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, side_by_side=side_by_side,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -27,6 +28,8 @@ from tasks.recovery import MAX_ATTEMPTS, restart
 #: Runs that crashed longer ago are left to people.
 MEMORY = timedelta(days=2)
 PAUSE_SECONDS = 3.0
+#: Finished runs of this flow stay in the list for so long.
+RETENTION = timedelta(minutes=30)
 
 
 @flow(name="restart-crashed", persist_result=False)
@@ -40,7 +43,23 @@ def restart_crashed() -> int:
                 logger.info("%s (%s), begun %d times: %s", run.name, run.id, run.run_count, restart(client, run))
                 done += 1
             time.sleep(PAUSE_SECONDS)  # for what crashes meanwhile: no second run of this flow is beside this one
+        forget_old_runs(client)
     return done
+
+
+def forget_old_runs(client: SyncPrefectClient) -> None:
+    """Remove finished runs of this flow from the server: there are 288 a day, and people look for theirs in the list."""
+    if deployment.id is None:
+        return
+    old = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED, StateType.CANCELLED])),
+            deployment_id=FlowRunFilterDeploymentId(any_=[UUID(deployment.id)]),
+            end_time=FlowRunFilterEndTime(before_=datetime.now(UTC) - RETENTION),
+        )
+    )
+    for run in old:
+        client.delete_flow_run(run.id)
 
 
 def crashed(client: SyncPrefectClient) -> list[FlowRun]:

@@ -32,7 +32,8 @@ def _finetuned(folder: Path) -> Mapping[str, str]:
     return {"samples": _last(folder / "samples"), "curves": _curves(folder / "curves.csv")}
 
 
-def _sampled(folder: Path) -> Mapping[str, str]:
+def sampled(folder: Path) -> Mapping[str, str]:
+    """A contact sheet of a distilled set."""
     rows = read_image_set(folder)
     shown = rows[:: -(-len(rows) // SHEET_IMAGES)]
     images = [read_rgb(folder / row["file_name"]) for row in shown]
@@ -46,7 +47,7 @@ def _trained(folder: Path) -> Mapping[str, str]:
 
 PICTURES: Mapping[str, Callable[[Path], Mapping[str, str]]] = {
     "finetune": _finetuned,
-    "sample": _sampled,
+    "sample": sampled,
     "train_sr": _trained,
 }
 

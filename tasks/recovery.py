@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import flow_run
-from prefect.states import AwaitingRetry, Cancelled, Failed
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
 from ddsr_core.errors import DdsrError
 
@@ -19,17 +28,22 @@ T = TypeVar("T")
 LOG = logging.getLogger("ddsr.recovery")
 #: A run that always crashes must come to an end.
 MAX_ATTEMPTS = 10
+#: One whose process ends with an error, such as a missing parameter, does so again; a lost server may be the reason once.
+MAX_OWN_EXITS = 3
 #: How long a run waits for a server that does not answer, beyond what Prefect's client waits.
 OUTAGE_SECONDS, OUTAGE_POLL_SECONDS = 1800.0, 3.0
 
 
 def refuse_endless_crashes() -> None:
-    """Fail the current flow run if it has begun more than `MAX_ATTEMPTS` times.
+    """Begin an attempt of the current flow run: end what an earlier one left behind, or fail after `MAX_ATTEMPTS`.
 
     Raises:
         DdsrError: it has begun more often.
     """
     count = flow_run.run_count or 0
+    if count > 1 and flow_run.id:
+        with get_client(sync_client=True) as client:
+            end_tasks(client, UUID(flow_run.id))
     if count > MAX_ATTEMPTS:
         raise DdsrError(
             f"this run has begun {count} times and never ended",
@@ -38,11 +52,31 @@ def refuse_endless_crashes() -> None:
         )
 
 
+def is_own_exit(message: str) -> bool:
+    """Whether the message of a crash says that the process ended with an error, and was not killed."""
+    found = re.search(r"status code:? (-?\d+)", message)
+    return found is not None and int(found[1]) in (1, 2)
+
+
+def end_tasks(client: SyncPrefectClient, run: UUID) -> int:
+    """Mark tasks as crashed that an attempt which died has left as running; how many."""
+    left = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])),
+        task_run_filter=TaskRunFilter(
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+        ),
+    )
+    for task in left:
+        client.set_task_run_state(task.id, Crashed(message="the attempt that it belonged to has died"), force=True)
+    return len(left)
+
+
 def restart(client: SyncPrefectClient, run: FlowRun) -> str:
     """Schedule a crashed run again, or end it as cancelled if it died while it was being cancelled.
 
-    A run that has crashed `MAX_ATTEMPTS` times fails, whether it had begun or not: Prefect counts only beginnings, and a pod
-    that gets no node never begins.
+    Only what was killed, or lost its worker or its server, is worth another attempt: a run whose process has ended with an
+    error `MAX_OWN_EXITS` times fails. A run that has crashed `MAX_ATTEMPTS` times fails, whether it had begun or not:
+    Prefect counts only beginnings, and a pod that gets no node never begins.
 
     Returns:
         What was done: ``scheduled again``, ``cancelled`` or ``failed``.
@@ -50,6 +84,12 @@ def restart(client: SyncPrefectClient, run: FlowRun) -> str:
     states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
     if sum(state.type == StateType.CRASHED for state in states) >= MAX_ATTEMPTS:
         client.set_flow_run_state(run.id, Failed(message=f"crashed {MAX_ATTEMPTS} times, also before it began"), force=True)
+        return "failed"
+    own = [state.message for state in states if state.type == StateType.CRASHED and is_own_exit(state.message or "")]
+    if len(own) >= MAX_OWN_EXITS:
+        client.set_flow_run_state(
+            run.id, Failed(message=f"its process ended by itself {len(own)} times: {own[-1]}"), force=True
+        )
         return "failed"
     before = [state.type for state in states if state.type != StateType.CRASHED]
     if before and before[-1] in (StateType.CANCELLING, StateType.CANCELLED):

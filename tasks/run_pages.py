@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
+from ddsr_core.pipeline.run_state import Outcome, read_record
+from ddsr_core.report.data import gather
+from ddsr_core.report.verdict import verdict
 from ddsr_core.storage.stage import Artifact
-from tasks.previews import pictures
+from ddsr_core.storage.store import Store
+from tasks.previews import pictures, sampled
 from tasks.recovery import retry_while_server_down
 
 #: Address of a web server that shows ``<home>/runs``. Browsers open no file:// link from a page that comes over http.
 REPORTS_URL = "DDSR_REPORTS_URL"
+#: Key of the summary of every run: the newest is on top, and each run's page shows its own.
+RUN_KEY = "ddsr-run"
 DIGITS = 4
 
 
@@ -27,9 +34,9 @@ def publish_stage(artifact: Artifact, label: str, cached: bool) -> None:
         cached: it was found in the store, not built.
     """
     manifest = artifact.manifest
-    verdict = "from the cache; it was built" if cached else "built"
+    how = "from the cache; it was built" if cached else "built"
     text = [
-        f"**{label}**: {verdict} in {manifest.seconds:.0f} s on {manifest.device}, {manifest.bytes / 1e6:.1f} MB, "
+        f"**{label}**: {how} in {manifest.seconds:.0f} s on {manifest.device}, {manifest.bytes / 1e6:.1f} MB, "
         f"key `{manifest.key}`",
         *(f"![{name}]({uri})" for name, uri in pictures(artifact).items()),
         _table("result", "", manifest.counts),
@@ -38,27 +45,59 @@ def publish_stage(artifact: Artifact, label: str, cached: bool) -> None:
     ]
     page = "\n\n".join(text)
     retry_while_server_down(
-        lambda: create_markdown_artifact(page, key=f"ddsr-{artifact_key(label)}", description=f"{label}: {verdict}")
+        lambda: create_markdown_artifact(page, key=f"ddsr-{artifact_key(label)}", description=f"{label}: {how}")
     )
 
 
-def publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:
-    """Two tables, with one row per SR network and one row per stage, and the place of ``report.html``.
+@dataclass(frozen=True)
+class RunPage:
+    """What the page of a run shows.
 
-    Args:
-        run: its name below ``home/runs``.
-        home: a folder or a URL.
+    Attributes:
+        verdict: whether the distilled set is any good, in a sentence, and why.
+        picture: data URI of the distilled set; empty for none.
+        results: one row per SR network.
+        stages: one row per stage.
     """
-    retry_while_server_down(lambda: _publish_run(run, results, stages, home))
+
+    run: str
+    verdict: tuple[str, ...]
+    picture: str
+    results: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+
+    def markdown(self, home: str) -> str:
+        """The page. ``home``: a folder or a URL."""
+        verdict, *reasons = self.verdict or ("",)
+        built = [{**row, "cached": "from the cache" if row["cached"] else "built"} for row in self.stages]
+        parts = [
+            f"**{verdict}** {' '.join(reasons)}".strip() if verdict else "",
+            f"![distilled]({self.picture})" if self.picture else "",
+            _rows(self.results),
+            _report(self.run, home),
+            _rows(built),
+        ]
+        return "\n\n".join(part for part in parts if part)
 
 
-def _publish_run(run: str, results: list[dict[str, Any]], stages: list[dict[str, Any]], home: str) -> None:
-    slug = artifact_key(run)
-    rows = [{name: _rounded(value) for name, value in row.items()} for row in results]
-    create_table_artifact(key=f"ddsr-{slug}-results", table=rows, description=f"Results of the run {run}")
-    verdicts = [{**row, "cached": "from the cache" if row["cached"] else "built"} for row in stages]
-    create_table_artifact(key=f"ddsr-{slug}-stages", table=verdicts, description=f"Stages of the run {run}")
-    create_markdown_artifact(_report(run, home), key=f"ddsr-{slug}-report", description=f"Report of the run {run}")
+def publish_run(outcome: Outcome, store: Store) -> None:
+    """The summary of a run under `RUN_KEY`: verdict, picture, results, stages, and the place of ``report.html``."""
+    judged = verdict(gather(read_record(store, outcome.run)))
+    picture = sampled(outcome.folder / "distilled")["distilled"]
+    page = RunPage(outcome.run, (judged.headline, *judged.reasons), picture, outcome.table, outcome.stages)
+    text = page.markdown(store.url)
+    retry_while_server_down(
+        lambda: create_markdown_artifact(text, key=RUN_KEY, description=f"{outcome.run}: {judged.headline}")
+    )
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of rows with the same names."""
+    if not rows:
+        return ""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [" | ".join("" if row.get(name) is None else str(_rounded(row[name])) for name in names) for row in rows]
+    return "\n".join(f"| {line} |" for line in (" | ".join(names), " | ".join("---" for _ in names), *lines))
 
 
 def artifact_key(name: str) -> str:

@@ -6,6 +6,7 @@ threshold. The training set *full* needs no stage: it is the photo folder itself
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -19,10 +20,10 @@ from ddsr_core.baselines.config import CropsConfig
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.bicubic import psnr_bic
-from ddsr_core.imaging.decode import decode_rgb
+from ddsr_core.imaging.decode import UnusableImage, decode_rgb
 from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_parquet
 from ddsr_core.imaging.images import save_png, to_float
-from ddsr_core.imaging.photos import iter_photos
+from ddsr_core.imaging.photos import UNREADABLE, iter_photos, source_digest
 from ddsr_core.sr.data import count_images
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
@@ -61,7 +62,7 @@ def run(
         **statistics,
     }
     write_json(out / "summary.json", counts)
-    return StageResult(counts=counts)
+    return StageResult(counts=counts, inputs={"photos": _measured(out)["source"]} if name == "photos" else {})
 
 
 def draw_crop(sizes: np.ndarray, patch_px: int, seed: int, index: int) -> tuple[int, int, int]:
@@ -87,7 +88,9 @@ def draw_patches(available: int, count: int, seed: int) -> list[int]:
 
 
 def _random_crops(config: CropsConfig, photos: Path, out: Path, runtime: Runtime) -> tuple[list[Row], dict[str, Any]]:
-    sizes, skipped = _sizes(photos, out, runtime)
+    _measure(photos, out, runtime)
+    measured = _measured(out)
+    sizes = np.array(measured["sizes"], np.int64).reshape(-1, 2)
     if not len(sizes) or sizes.min(axis=1).max() < config.patch_px:
         raise InputError(
             f"no photo is as large as a crop of {config.patch_px} px",
@@ -101,33 +104,44 @@ def _random_crops(config: CropsConfig, photos: Path, out: Path, runtime: Runtime
     rows: dict[int, Row] = {}
     with runtime.progress("Cutting random crops", total=config.count, unit="images") as bar:
         for number, photo in enumerate(iter_photos(photos)):
-            pixels = photo.read() if number in crops else None
-            for index, y, x in crops.get(number, ()):
-                crop = pixels[y : y + config.patch_px, x : x + config.patch_px]  # type: ignore[index]
+            if number not in crops:
+                continue
+            pixels = decode_rgb(photo.content_unchanged(measured["digests"][number]), photo.name)
+            for index, y, x in crops[number]:
+                crop = pixels[y : y + config.patch_px, x : x + config.patch_px]
                 save_png(out / image_set_name(index), crop)
                 rows[index] = {"photo": photo.name, "y": y, "x": x, "psnr_bic": _psnr_bic(crop, config)}
                 bar.advance()
-    return [rows[index] for index in range(config.count)], {"photos": len(crops), "skipped": skipped}
+    return [rows[index] for index in range(config.count)], {"photos": len(crops), "skipped": measured["skipped"]}
 
 
-def _sizes(photos: Path, out: Path, runtime: Runtime) -> tuple[np.ndarray, dict[str, int]]:
-    """(n, 2) heights and widths of the decoded photos, (0, 0) for unreadable ones, and the latter counted by reason."""
-    store = out / RESUME / "sizes.json"
-    if not store.exists():
-        sizes: list[tuple[int, int]] = []
-        skipped: Counter[str] = Counter()
-        with runtime.progress("Measuring photos", total=count_images(photos), unit="photos") as bar:
-            for photo in iter_photos(photos):
-                try:
-                    height, width = photo.read().shape[:2]
-                except InputError as error:
-                    height, width = 0, 0
-                    skipped[error.what] += 1
-                sizes.append((height, width))
-                bar.advance()
-        write_json(store, {"sizes": sizes, "skipped": skipped})
-    measured = json.loads(store.read_text())
-    return np.array(measured["sizes"], np.int64).reshape(-1, 2), measured["skipped"]
+def _measure(photos: Path, out: Path, runtime: Runtime) -> None:
+    """Write size and digest of every photo; the size of one that cannot be read is 0 x 0."""
+    if (out / RESUME / "sizes.json").exists():
+        return
+    sizes: list[tuple[int, int]] = []
+    entries: list[tuple[str, str]] = []
+    skipped: Counter[str] = Counter()
+    with runtime.progress("Measuring photos", total=count_images(photos), unit="photos") as bar:
+        for photo in iter_photos(photos):
+            digest, height, width = "", 0, 0
+            try:
+                data = photo.content()
+                digest = hashlib.sha256(data).hexdigest()
+                height, width = decode_rgb(data, photo.name).shape[:2]
+            except UnusableImage as error:
+                digest = digest or f"{UNREADABLE}{error.reason}"
+                skipped[error.what] += 1
+            sizes.append((height, width))
+            entries.append((photo.name, digest))
+            bar.advance()
+    digests = [digest for _, digest in entries]
+    measured = {"sizes": sizes, "digests": digests, "skipped": skipped, "source": source_digest(entries)}
+    write_json(out / RESUME / "sizes.json", measured)
+
+
+def _measured(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / RESUME / "sizes.json").read_text()))
 
 
 def _threshold_crops(config: CropsConfig, patches: Path, out: Path, runtime: Runtime) -> tuple[list[Row], dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddsr_core.diffusion import published
 from ddsr_core.errors import InputError
+from ddsr_core.imaging.bicubic import per_channel
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Codec:
         if self.is_tiny:
             return self._scaled(self.vae.encoder(images)), None
         posterior = self.vae.encode(images).latent_dist
-        scale = self._per_channel(self.scale, posterior.mean)
+        scale = per_channel(self.scale, posterior.mean)
         return self._scaled(posterior.mean), posterior.logvar + 2 * scale.abs().log()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -47,14 +48,11 @@ class Codec:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)``, about [-1, 1], not clamped; differentiable."""
-        raw = latents / self._per_channel(self.scale, latents) + self._per_channel(self.shift, latents)
+        raw = latents / per_channel(self.scale, latents) + per_channel(self.shift, latents)
         return self.vae.decoder(raw) if self.is_tiny else self.vae.decode(raw).sample
 
     def _scaled(self, raw: Tensor) -> Tensor:
-        return (raw - self._per_channel(self.shift, raw)) * self._per_channel(self.scale, raw)
-
-    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, device=like.device, dtype=like.dtype)[None, :, None, None]
+        return (raw - per_channel(self.shift, raw)) * per_channel(self.scale, raw)
 
     def pixels_per_latent(self) -> int:
         """Image pixels along one latent pixel: 8 for Stable Diffusion's VAE."""

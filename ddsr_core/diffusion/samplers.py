@@ -29,7 +29,8 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 def noise_like(generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Standard normal ``(B, *shape)``; row i comes from ``generators[i]`` on the CPU, so it is equal on every device."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    return noise.to(device, non_blocking=True)
 
 
 def guided(model: DiT, rows: Tensor, scale: float, channels: int, interval: tuple[float, float] = (0, STEPS - 1)) -> Predict:
@@ -126,13 +127,13 @@ def by_scheduler(
         num_train_timesteps=STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
         prediction_type="epsilon", solver_order=2,
     )  # fmt: skip
-    scheduler.set_timesteps(steps, device=noise.device)
+    scheduler.set_timesteps(steps)  # on the CPU, where reading t waits for nothing
     first = int((scheduler.timesteps >= strength * STEPS).sum())  # they descend
     if first == len(scheduler.timesteps):
         raise _no_step_left(steps, strength)
+    scheduler.set_begin_index(first)  # otherwise it looks for t among the steps
     x = noise
     if init is not None:
-        scheduler.set_begin_index(first)  # otherwise it counts its steps from the first of the schedule
         x = scheduler.add_noise(init, noise, scheduler.timesteps[first].expand(len(noise)))
     for t in scheduler.timesteps[first:]:
         eps = predict(x, int(t)).chunk(2, dim=1)[0]

@@ -141,6 +141,6 @@ def _check_sizes(pair: HrImage, scale: int, mod_crop: int) -> None:
 def _size(photo: Photo) -> tuple[int, int] | None:
     """Width and height as shown, from the file's header; None if it cannot be read."""
     try:
-        return image_size(photo.bytes())
+        return image_size(photo.content())
     except UnusableImage:
         return None

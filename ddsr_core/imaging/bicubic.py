@@ -7,6 +7,8 @@ to 1.8 dB lower.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,8 +86,15 @@ def make_lr(hr: Tensor, scale: int = SCALE) -> Tensor:
 
 def gray(x: Tensor) -> Tensor:
     """Luma ``(B, 1, H, W)`` of RGB ``(B, 3, H, W)``, with the weights of Pillow's mode "L" (BT.601, full range)."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=x.device, dtype=x.dtype)
-    return (x * weights[None, :, None, None]).sum(1, keepdim=True)
+    return (x * per_channel((0.299, 0.587, 0.114), x)).sum(1, keepdim=True)
+
+
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """Constants ``(1, len(values), 1, 1)`` for images like ``like``.
+
+    They are filled in on the device: a copy from the host would wait for everything that a GPU still has to do.
+    """
+    return torch.cat([torch.full((1, 1, 1, 1), value, device=like.device, dtype=like.dtype) for value in values], dim=1)
 
 
 def psnr_bic(x: Tensor, kernel: Kernel = "matlab", scale: int = SCALE) -> Tensor:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ddsr_core.config import digest_of
-from ddsr_core.errors import InputError
+from ddsr_core.errors import ChangedInputError, InputError
 from ddsr_core.imaging.decode import HEIF, NOT_READABLE, UnusableImage, decode_rgb, plain_reason
 from ddsr_core.imaging.parquet_photos import find_parquet, parquet_pictures
 from ddsr_core.storage.home import RESULT_FOLDERS, is_home
@@ -70,7 +70,7 @@ class Photo:
     load: Callable[[], bytes]
     path: Path | None = None
 
-    def bytes(self) -> bytes:
+    def content(self) -> bytes:
         """The content of the file.
 
         Raises:
@@ -84,18 +84,35 @@ class Photo:
                 "cannot be read", where=self.name, fix=f"repair or remove it ({reason})", reason=f"unreadable: {reason}"
             ) from error
 
+    def content_unchanged(self, digest: str) -> bytes:
+        """The content of the file, which was read before.
+
+        Args:
+            digest: SHA-256 of the content then.
+
+        Raises:
+            ChangedInputError: the content is another one now, or cannot be read any more.
+        """
+        try:
+            data = self.content()
+            if hashlib.sha256(data).hexdigest() == digest:
+                return data
+        except UnusableImage:  # it could be read before
+            pass
+        raise ChangedInputError("a photo changed during the run", where=self.name, fix="run again")
+
     def read(self) -> np.ndarray:
         """Decode the image to ``uint8 (H, W, 3)``.
 
         Raises:
             UnusableImage: the file cannot be read or decoded.
         """
-        return decode_rgb(self.bytes(), self.name)
+        return decode_rgb(self.content(), self.name)
 
     def digest(self) -> str:
         """SHA-256 of the file, or `UNREADABLE` and the reason why it cannot be read."""
         try:
-            return hashlib.sha256(self.bytes()).hexdigest()
+            return hashlib.sha256(self.content()).hexdigest()
         except UnusableImage as error:
             return f"{UNREADABLE}{error.reason}"
 

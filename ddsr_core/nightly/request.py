@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ddsr_core.metrics.spec import MetricName
 from ddsr_core.nightly.night import Night, outcome_data, outcome_if_unchanged, photo_cache_of, run_night
+from ddsr_core.nightly.registry import folder_of
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import RunRequest
 from ddsr_core.progress import ProgressFactory, silent
@@ -24,6 +25,16 @@ class NightRequest(RunRequest):
     margin: float = Field(0.0, ge=0, description="How much worse the new set may be, in the metric's unit.")
     warm: bool = Field(True, description="Continue from the last adapter. Off: always fine-tune from the base.")
     warm_steps: int | None = Field(None, ge=0, description="Steps of a fine-tuning that continues. None: as from the base.")
+
+    @property
+    def run_name(self) -> str:
+        """Name of the series; its runs are numbered.
+
+        Raises:
+            ConfigError: it cannot be the name of a series.
+        """
+        folder_of(self.name)
+        return self.name
 
     def night(self) -> Night:
         """The night, with its configuration resolved.

@@ -35,7 +35,7 @@ def distill(stages: Stages, photos: Source, earlier: Mapping[str, StageInput] | 
     """Distill photos: sections II-A to II-C of the paper.
 
     Args:
-        earlier: ``start`` and ``start_clusters``: an adapter to go on from, and its clusters. None: from the base.
+        earlier: ``from_adapter`` and ``from_clusters``: an adapter to continue from, and its clusters. None: from the base.
     """
     accepted = stages.patches(photos)
     embedded = stages.embeddings(accepted)

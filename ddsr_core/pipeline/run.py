@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.hold_out import hold_out
-from ddsr_core.imaging.photos import photo_source
+from ddsr_core.imaging.photos import photo_digests, source_digest
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.distill import Comparison, compare, distill
 from ddsr_core.pipeline.pins import Pins
 from ddsr_core.pipeline.plain import plain_backend
+from ddsr_core.pipeline.preflight import check_request, notices_of
 from ddsr_core.pipeline.request import Execution, RunRequest
-from ddsr_core.pipeline.run_folder import check_run_name, free_name
+from ddsr_core.pipeline.run_folder import free_name
 from ddsr_core.pipeline.run_state import Outcome, failure_noted, finish_run, run_log, start_run
 from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.storage.remote_store import RemoteStore, open_store
 from ddsr_core.storage.stage import Source
 from ddsr_core.storage.store import Store
+
+LOG = logging.getLogger("ddsr.preflight")
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,8 @@ def open_run(request: RunRequest, store: Store, backend: Backend, *, wait: bool 
         InputError: no photos, or no weights.
         StorageError: the home cannot be written, or another command works on the run; the message says which.
     """
-    config = request.resolved_config()
-    check_run_name(request.run_name)
-    store.check()
-    photos, tests = photos_of(request, config, store)
+    config = check_request(request, store)
+    photos, tests, notices = photos_of(request, config, store)
     identity = {"kind": request.kind, "photos_digest": photos.digest, "tests_digest": tests.digest if tests else None}
     name = free_name(store, request.run_name, identity, chosen=request.run is not None)
     with store.locked(f"locks/run-{name}", name, f"the run {name!r}, begun", wait=wait), failure_noted(store, name):
@@ -98,25 +100,31 @@ def open_run(request: RunRequest, store: Store, backend: Backend, *, wait: bool 
         pins = Pins(store, name)
         stages = Stages(config, pins.over(backend), run_log(store, name))
         stages.files.all_of(config)  # missing weights are found before any work is done
+        for notice in notices:
+            stages.log(notice)
+            LOG.warning(notice)
         yield Run(name, store, photos, tests, stages, pins)
 
 
-def photos_of(request: RunRequest, config: PipelineConfig, store: Store) -> tuple[Source, Source | None]:
+def photos_of(request: RunRequest, config: PipelineConfig, store: Store) -> tuple[Source, Source | None, tuple[str, ...]]:
     """Training and test photos, each hashed once. If the request names no test photos, one photo in ten is held out.
 
     Returns:
-        ``(photos, tests)``; without named tests, none if no SR network is to be trained.
+        ``(photos, tests, notices)``; without named tests, none if no SR network is to be trained.
 
     Raises:
         ConfigError: the photos cannot be split, or would be split by links on this machine that other machines do not see.
         InputError: there are no photos.
     """
-    if request.test is not None:
-        return photo_source(request.images), photo_source(request.test)
-    if not config.sr.archs:
-        return photo_source(request.images), None
-    require_one_machine(request, store)
-    return hold_out(request.images, store.home)
+    if request.test is None and config.sr.archs:
+        require_one_machine(request, store)
+        return *hold_out(request.images, store.home), ()
+    photos = photo_digests(request.images)
+    tests = [] if request.test is None else photo_digests(request.test)
+    sources = (Source(path.expanduser(), source_digest(digests)) for path, digests in
+               ((request.images, photos), (request.test or request.images, tests)))  # fmt: skip
+    train, test = sources
+    return train, None if request.test is None else test, notices_of(config, photos, tests)
 
 
 def require_one_machine(execution: Execution, store: Store) -> None:

@@ -123,6 +123,27 @@ def read_config(store: Store, name: str) -> dict[str, Any]:
     return tomllib.loads((run_folder(store, name) / "config.toml").read_text())
 
 
+def find_weights(store: Store, name: str) -> Path:
+    """A weights file by its path, or a network of a run by its name ``RUN:ARCH/TRAINING-SET``, such as ``demo:edsr/full``.
+
+    With several seeds, the name means the first; ``demo:edsr/full@1`` means that of seed 1.
+
+    Raises:
+        InputError: it has the form of such a name, and there is no such run or network.
+    """
+    path = Path(name).expanduser()
+    run, colon, network = name.partition(":")
+    if path.exists() or not colon or "/" not in network or "/" in run:
+        return path
+    wanted, _, seed = network.partition("@")
+    records = [record for record in read_run(store, run).get("sr", []) if record.get("train_path")]
+    for record in records:
+        if wanted == f"{record['arch']}/{record['source']}" and seed in ("", str(record["seed"])):
+            return store.bring(Path(record["train_path"]))
+    known = ", ".join(dict.fromkeys(f"{run}:{record['arch']}/{record['source']}" for record in records)) or "none"
+    raise InputError(f"the run has no network {network!r}", where=run, fix=f"Networks of this run: {known}.")
+
+
 def artifact_paths(store: Store, name: str, *stages: str) -> dict[str, Path]:
     """Folders of the artifacts of these stages of a run, on this machine.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Outcome:
         report: its report.html.
         table: one row per SR network, bicubic first.
         stages: one row per stage: name, key, seconds, cached.
+        skipped: reason -> number of training photos that were skipped for it.
     """
 
     run: str
@@ -48,6 +50,7 @@ class Outcome:
     report: Path
     table: list[dict[str, Any]]
     stages: list[dict[str, Any]]
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def start_run(
@@ -113,16 +116,18 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
     folder = run_folder(store, name)
     with storage_errors(folder):
         publish_distilled(distilled.images, folder / "distilled")
+        publish_networks(comparison.networks if comparison else (), folder / "networks")
         state = _over(json.loads((folder / "run.json").read_text()))
         times = {**{name: state.get(name) for name in ("images", "test", "started")}, "finished": now()}
         record = to_record(name, stages, comparison).model_copy(update=times)
-        write_json(
-            folder / "run.json", {**state, **record.model_dump(mode="json", exclude={"config"}), "status": "completed"}
-        )
+        written = portable(store, record.model_dump(mode="json", exclude={"config"}))
+        write_json(folder / "run.json", {**state, **written, "status": "completed"})
         report = write_report(folder, record)
         write_data_card(folder / "distilled", record)
     store.push(f"runs/{name}", mirror=True)
-    return Outcome(name, folder, report, results_table(comparison, record.restored), stage_rows(stages.runs))
+    table, rows = results_table(comparison, record.restored), stage_rows(stages.runs)
+    skipped = dict(distilled.labels.patches.manifest.counts.get("skipped", {}))
+    return Outcome(name, folder, report, table, rows, skipped)
 
 
 def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
@@ -254,6 +259,21 @@ def publish_distilled(artifact: Artifact, target: Path, *, copies: bool = False)
         os.rename(target, old)  # it is gone for a moment only, however large it is
     os.rename(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def publish_networks(networks: Iterable[TrainedNetwork], target: Path) -> None:
+    """Put the weights of a run's SR networks into its folder by their names, such as ``edsr-small-distilled.safetensors``.
+
+    With several seeds, each name ends in ``-seed-N``.
+    """
+    networks = list(networks)
+    shutil.rmtree(target, ignore_errors=True)
+    several = len({network.seed for network in networks}) > 1
+    for network in networks:
+        target.mkdir(exist_ok=True)
+        seed = f"-seed-{network.seed}" if several else ""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{network.arch}-{network.source}{seed}")
+        _link_or_copy(str(network.training.artifact.path / "weights.safetensors"), str(target / f"{name}.safetensors"))
 
 
 def _link_or_copy(source: str, target: str) -> None:

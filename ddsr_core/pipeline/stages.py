@@ -10,6 +10,7 @@ from ddsr_core.baselines import crops, gsdd, subset
 from ddsr_core.baselines.config import CropsConfig, SubsetConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
+from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
 from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.config import PipelineConfig
@@ -100,8 +101,14 @@ class Stages:
     # II-A: pseudo labels
 
     def patches(self, photos: Source) -> Artifact:
-        """The patches of the photos that bicubic upscaling restores badly."""
-        return self.build(patches.STAGE, self.config.patches, {"photos": photos})
+        """The patches of the photos that bicubic upscaling restores badly.
+
+        Raises:
+            ConfigError: there are fewer than clusters.
+        """
+        accepted = self.build(patches.STAGE, self.config.patches, {"photos": photos})
+        require_patches(self.config, accepted.manifest.counts.get("accepted"))
+        return accepted
 
     def embeddings(self, accepted: Artifact) -> Artifact:
         """A feature vector for each accepted patch."""
@@ -227,3 +234,17 @@ class Stages:
 def _given(**inputs: StageInput | None) -> dict[str, StageInput]:
     """The inputs that there are."""
     return {name: item for name, item in inputs.items() if item is not None}
+
+
+def require_patches(config: PipelineConfig, accepted: int | None) -> None:
+    """Make sure that there are enough accepted patches for the clusters, before any of them is embedded.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if accepted is not None and accepted < config.clusters.k:
+        raise ConfigError(
+            f"{accepted} patches were accepted, for {config.clusters.k} clusters",
+            where="clusters.k",
+            fix="add photos, accept more patches (patches.quantile or patches.threshold_db), or lower clusters.k",
+        )

@@ -110,8 +110,8 @@ class PretrainConfig(StageConfig):
         gt=0,
         description="Standard deviation of the class rows at the start. Larger values set the classes apart sooner.",
     )
-    prior_steps: int = Field(15_625, ge=1, description="Training steps of the DiT. Samples seen = steps x batch.")
-    prior_batch: int = Field(128, ge=1, description="Patches per step of the DiT.")
+    prior_steps: int = Field(31_250, ge=1, description="Training steps of the DiT. Samples seen = steps x batch.")
+    prior_batch: int = Field(64, ge=1, description="Patches per step of the DiT.")
     prior_learning_rate: float = Field(
         1e-3, gt=0, description="AdamW's learning rate for the DiT: warm-up, constant, then down to zero."
     )
@@ -138,12 +138,12 @@ class PretrainConfig(StageConfig):
         description="Decay of the averaged weights, which are the ones published. Raise it for longer runs.",
     )
     checkpoint_every: int = Field(
-        250, ge=1,
+        500, ge=1,
         description="Steps between checkpoints of the prior. AdamW's moments are rounded to bfloat16 at each, so that a "
         "checkpoint stays small and a continued run gives the same bytes; hence it is part of the recipe.",
     )  # fmt: skip
     score_every: int = Field(
-        1_000, ge=1, description="Steps between scores on held-out patches, each with a sample sheet. Lower it to see more."
+        2_000, ge=1, description="Steps between scores on held-out patches, each with a sample sheet. Lower it to see more."
     )
     score_samples: int = Field(512, ge=4, description="Images drawn for a score. More give a steadier score.")
     score_sampler_steps: int = Field(20, ge=1, description="Network evaluations per image drawn for a score.")

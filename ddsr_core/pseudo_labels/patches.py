@@ -6,7 +6,6 @@ files. The files are described in ``docs/artifacts.md``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddsr_core.config import Runtime
-from ddsr_core.errors import ChangedInputError, ConfigError, InputError
-from ddsr_core.imaging.decode import UnusableImage, decode_rgb, picture_memory
+from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.imaging.decode import decode_rgb, picture_memory
 from ddsr_core.imaging.image_sets import write_image_parquet
 from ddsr_core.imaging.images import encode_png
 from ddsr_core.imaging.photos import Photo, iter_photos
@@ -141,19 +140,9 @@ def _records(config: PatchesConfig, photo: Photo, scores: Scores, rows: np.ndarr
     Raises:
         ChangedInputError: the photo is not the one that was scored.
     """
-    data = _bytes_as_scored(photo, str(scores.digest[rows[0]]))
+    data = photo.content_unchanged(str(scores.digest[rows[0]]))
     with picture_memory(data):
         yield from _cut(config, photo.name, decode_rgb(data, photo.name), scores, rows)
-
-
-def _bytes_as_scored(photo: Photo, digest: str) -> bytes:
-    try:
-        data = photo.bytes()
-        if hashlib.sha256(data).hexdigest() == digest:
-            return data
-    except UnusableImage:  # it could be read a moment ago
-        pass
-    raise ChangedInputError("a photo changed during the run", where=photo.name, fix="run again")
 
 
 def _cut(config: PatchesConfig, photo: str, image: np.ndarray, scores: Scores, rows: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -219,7 +219,7 @@ def _score_photo(config: PatchesConfig, photo: Photo, cache: ScoreCache) -> byte
     digest, reason = "", ""
     windows = Windows(*(np.empty(0, kind) for kind in (np.float32, np.int32, np.int32)))
     try:
-        data = photo.bytes()
+        data = photo.content()
         digest = hashlib.sha256(data).hexdigest()
         cached = cache.get(digest)
         if cached is not None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ddsr_core.baselines.names import WHOLE
 from ddsr_core.metrics.spec import METRICS
-from ddsr_core.report.data import Report, read_curves
+from ddsr_core.report.data import DISTILLED, Report, read_curves
+from ddsr_core.report.record import SrRecord
 from ddsr_core.report.statistics import LEAST_PHOTOS, LEAST_SEEDS, Level
 
 #: An image this similar to a training patch, by the cosine of their pixels, looks like a copy of it.
@@ -108,9 +110,10 @@ def next_steps(report: Report, run_dir: Path, level: Level) -> list[NextStep]:
         data = run_dir / "distilled"
         command = _command("ddsr train-sr", data=data, arch="edsr", iterations=100_000, home=run_dir.parent.parent)
         steps.append(NextStep("Train an SR network on the distilled set", command))
-    weights = _best_weights(report)
-    if weights is not None:
-        command = _command("ddsr upscale IN OUT", weights=weights / "weights.safetensors")
+    network = _best_network(report)
+    if network is not None:
+        name = f"{report.run.name}:{network.arch}/{network.source}"
+        command = _command("ddsr upscale IN OUT", weights=name, home=run_dir.parent.parent)
         steps.append(NextStep("Upscale photos with the best network of this run", command))
     return [step for step in steps if step is not None]
 
@@ -126,8 +129,10 @@ def _after_verdict(report: Report, run_dir: Path, level: Level) -> NextStep | No
         photos = max((result.test_images for result in report.sr), default=0)
         more = f" and at least {LEAST_PHOTOS} test photos" if photos < LEAST_PHOTOS else ""
         test = {"test": "MORE-TEST-PHOTOS"} if photos < LEAST_PHOTOS else {}
-        seeds = ", ".join(map(str, range(LEAST_SEEDS)))
-        options = {**again, **test, "config": run_dir / "config.toml", "set": f"sr.seeds=[{seeds}]", "run": f"{name}-seeds"}
+        changes = [f"sr.seeds=[{', '.join(map(str, range(LEAST_SEEDS)))}]"]
+        if not {result.record.source for result in report.sr} - {DISTILLED, *WHOLE}:
+            changes.append("sr.training_sets=['distilled', 'random', 'full']")
+        options = {**again, **test, "config": run_dir / "config.toml", "set": changes, "run": f"{name}-seeds"}
         purpose = f"Find out whether the set is good: repeat with {LEAST_SEEDS} seeds{more}"
         return NextStep(purpose, _command("ddsr distill", **options, home=home))
     count = 2 * report.distilled.count
@@ -135,12 +140,11 @@ def _after_verdict(report: Report, run_dir: Path, level: Level) -> NextStep | No
     return NextStep(f"Try a larger set, of {count} images", _command("ddsr distill", **options, home=home))
 
 
-def _best_weights(report: Report) -> Path | None:
-    measured = [
-        (v, r.record.train_path) for r in report.sr if (v := r.metrics.get("psnr_y")) is not None and r.record.train_path
-    ]
-    return max(measured)[1] if measured else None
+def _best_network(report: Report) -> SrRecord | None:
+    measured = [r for r in report.sr if r.metrics.get("psnr_y") is not None and r.record.train_path]
+    return max(measured, key=lambda r: r.metrics["psnr_y"] or 0).record if measured else None
 
 
 def _command(words: str, **options: object) -> str:
-    return " ".join([words, *(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())])
+    given = [(name, item) for name, value in options.items() for item in (value if isinstance(value, list) else [value])]
+    return " ".join([words, *(f"--{name} {shlex.quote(str(item))}" for name, item in given)])

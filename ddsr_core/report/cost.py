@@ -43,6 +43,8 @@ class Cost:
         built_seconds: of those that this run built itself.
         wall_seconds: from the start to the end of the run; None if it is not known.
         bytes: of all artifacts.
+        cpu_seconds: CPU time of all builds; None if it was not recorded.
+        peak_bytes: most memory that a building process has used; None if it was not recorded.
     """
 
     stages: tuple[StageCost, ...]
@@ -51,6 +53,8 @@ class Cost:
     built_seconds: float
     wall_seconds: float | None
     bytes: int
+    cpu_seconds: float | None = None
+    peak_bytes: int | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -72,6 +76,8 @@ def cost_of(run: RunRecord) -> Cost:
         built_seconds=sum(record.seconds for record in records if not record.cached),
         wall_seconds=_wall(run),
         bytes=sum(stage.bytes for stage in stages),
+        cpu_seconds=sum(cpu) if (cpu := [m.cpu_seconds for m in manifests.values() if m and m.cpu_seconds]) else None,
+        peak_bytes=max((m.peak_bytes for m in manifests.values() if m and m.peak_bytes), default=None),
     )
 
 

@@ -112,7 +112,7 @@ def read_picture(path: Path) -> Picture:
         UnusableImage: the image cannot be read.
     """
     photo = Photo(shown(path), Path(path).read_bytes)
-    return decode_picture(photo.bytes(), photo.name)
+    return decode_picture(photo.content(), photo.name)
 
 
 def _check_scale(scale: int, expected: int | None, name: str, weights: Path) -> None:

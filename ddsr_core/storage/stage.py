@@ -45,6 +45,10 @@ class Manifest(BaseModel):
     created: str
     seconds: float
     device: str
+    #: Seconds of CPU that the build took, its child processes included.
+    cpu_seconds: float | None = None
+    #: Most memory that the building process has used up to the end of the build.
+    peak_bytes: int | None = None
     #: Digest of all other fields; artifacts of earlier versions have none.
     check: str | None = None
 
@@ -64,7 +68,8 @@ class Manifest(BaseModel):
         )
 
     def _own_digest(self) -> str:
-        return digest_of(self.model_dump(mode="json", exclude={"check"}))
+        cost = {name for name in ("cpu_seconds", "peak_bytes") if getattr(self, name) is None}  # of earlier versions
+        return digest_of(self.model_dump(mode="json", exclude={"check", *cost}))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -210,7 +212,7 @@ class Store:
         _remove(folder)  # damaged, or `find` would have returned it
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
-        started = time.monotonic()
+        started, cpu_before = time.monotonic(), cpu_seconds()
         try:
             result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
             _check_inputs(result, inputs)
@@ -235,6 +237,8 @@ class Store:
             created=now(),
             seconds=round(time.monotonic() - started, 3),
             device=runtime.device,
+            cpu_seconds=round(cpu_seconds() - cpu_before, 3),
+            peak_bytes=peak_bytes(),
         ).checked()
         write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
         sync_tree(partial)
@@ -336,6 +340,17 @@ class InputRef(BaseModel):
             is_local = self.path == local and local.exists()
             return Source(local if is_local else store.bring(local), self.digest)
         return Source(self.path, self.digest)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has used so far, in bytes (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def held_by_another(what: str, owner: object) -> StorageError:

@@ -26,6 +26,8 @@ from ddsr_core.metrics.spec import METRICS
 from ddsr_core.progress import Bar, ProgressFactory
 
 LINE_EVERY_SECONDS = 10.0
+#: What is reported as done in the first moments was done by an earlier run: the rate does not count it.
+RESUME_SECONDS = 1.0
 #: Width of tables where the output is a pipe, characters.
 PIPE_WIDTH = 110
 
@@ -70,10 +72,14 @@ def _bars(title: str, *, total: int, unit: str = "items", done: int = 0) -> Iter
 class _LineBar:
     def __init__(self, title: str, total: int, unit: str, done: int) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
-        self.first, self.started, self.printed, self.text = done, time.monotonic(), time.monotonic(), ""
+        self.begun_at = self.first = done
+        self.started = self.measured_from = self.printed = time.monotonic()
+        self.text = ""
 
     def advance(self, amount: int = 1) -> None:
         self.done += amount
+        if time.monotonic() - self.started < RESUME_SECONDS:
+            self.first, self.measured_from = self.done, time.monotonic()
         if time.monotonic() - self.printed >= LINE_EVERY_SECONDS:
             self.print()
 
@@ -83,7 +89,10 @@ class _LineBar:
     def print(self) -> None:
         self.printed = time.monotonic()
         seconds = max(self.printed - self.started, 1e-9)
-        rate = (self.done - self.first) / seconds
+        if self.done > self.first:
+            rate = (self.done - self.first) / max(self.printed - self.measured_from, 1e-9)
+        else:  # all of it in the first moments
+            rate = (self.done - self.begun_at) / seconds
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
         note = f" ({self.text})" if self.text else ""
         line = f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {seconds:.1f} s{left}{note}"

@@ -22,7 +22,7 @@ from ddsr_core.pipeline.home import home_of
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.doctor import examine
-from flows.cli.networks import networks
+from flows.cli.networks import networks, steps
 from flows.cli.nights import nights
 from flows.cli.options import (
     Group,
@@ -79,6 +79,7 @@ def demo(**options: Any) -> None:
 @images_option
 @option_test(required=False)
 @preset_option("demo")
+@click.option("--dry-run", "dry", is_flag=True, help="Check photos, settings, device and disk, and stop.")
 @run_options
 def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
     """Distill a folder of photos and compare the result.
@@ -169,9 +170,7 @@ def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], as_json
 
     Example: ddsr pretrain --out my-base --photos photos/
     """
-    from flows.cli.single_steps import pretrain_base  # imports torch
-
-    folder = pretrain_base(photos, out, overrides)
+    folder = steps().pretrain_base(photos, out, overrides)
     click.echo(json.dumps({"base": str(folder)}) if as_json else f"Base model: {folder}")
 
 

@@ -13,8 +13,10 @@ from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
+from ddsr_core.pipeline.run_folder import find_weights
 from ddsr_core.storage.files import write_json
-from flows.cli.options import Group, device_option, home_option, json_option
+from ddsr_core.storage.remote_store import open_store
+from flows.cli.options import Group, complete_networks, device_option, home_option, json_option
 
 
 @click.group(cls=Group, title="SR networks")
@@ -71,7 +73,9 @@ def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, pa
 
 
 @networks.command()
-@click.option("--weights", required=True, multiple=True, help="Weights file, train_sr folder, or bicubic. May be repeated.")
+@click.option("--weights", required=True, multiple=True, shell_complete=complete_networks,
+              help="Weights file, train_sr folder, network of a run such as demo:edsr-small/distilled, or bicubic. May "
+                   "be repeated.")  # fmt: skip
 @click.option("--test", required=True, help="Folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …).")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), is_flag=False, flag_value="-",
               default=None, metavar="[FILE]",
@@ -101,9 +105,12 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     switches |= {name: value for name, value in {"lpips_vgg": lpips_vgg, "dists": dists}.items() if value}
     switches |= {"lpips": False} if no_lpips else {}
     config = checked(EvaluateConfig, {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches})
-    artifacts = steps().evaluate_networks(
-        home_of(home), test=test, weights=weights, protocol=config, run=name, device=device
+    store = open_store(home_of(home))
+    names = {str(find_weights(store, weight)): weight for weight in weights}
+    measured = steps().evaluate_networks(
+        home_of(home), test=test, weights=tuple(names), protocol=config, run=name, device=device
     )
+    artifacts = {names.get(path, path): artifact for path, artifact in measured.items()}
     summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
     chosen = summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights]
     if json_file == Path("-"):
@@ -123,8 +130,9 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 @click.option(
     "--weights",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Weights file or train_sr folder. Any file that spandrel opens will do.",
+    shell_complete=complete_networks,
+    help="Weights file, train_sr folder, or network of a run such as demo:edsr-small/distilled. Any file that spandrel "
+    "opens will do.",
 )
 @click.option(
     "--tile",
@@ -136,17 +144,19 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 @click.option("--scale", type=click.IntRange(2), default=None, help="Fail if the weights have another upsampling factor.")
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="What to do with output files that exist.")  # fmt: skip
+@home_option
 @device_option
 @json_option
-def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: str, device: str,
-            as_json: bool) -> None:  # fmt: skip
+def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | None, existing: str, home: str | None,
+            device: str, as_json: bool) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
     The upsampling factor is that of the weights. Transparency is kept. The results are 8-bit PNG files.
 
-    Example: ddsr upscale small/ large/ --weights ddsr-home/…/weights.safetensors
+    Example: ddsr upscale small/ large/ --weights demo:edsr-small/distilled
     """
-    done = steps().upscale(source, output, weights, device, scale=scale, tile_px=tile, existing=existing)
+    network = find_weights(open_store(home_of(home)), weights)
+    done = steps().upscale(source, output, network, device, scale=scale, tile_px=tile, existing=existing)
     if as_json:
         skipped = {str(path): reason for path, reason in done.skipped.items()}
         written, kept = [str(path) for path in done.written], [str(path) for path in done.kept]

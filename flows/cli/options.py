@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 import ddsr_core
 from ddsr_core.errors import DdsrError
+from ddsr_core.pipeline.home import home_of
 from flows.cli.temporary_server import names_server
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,6 +108,23 @@ def config_options(function: F) -> F:
     function = set_option("sample.count=140", "Change one setting of the preset; may be repeated.")(function)
     text = "TOML or YAML file whose values replace those of the preset. `ddsr config` prints one."
     return click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help=text)(function)
+
+
+def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of runs for shell completion, from a home on this machine."""
+    folder = Path(home_of(context.params.get("home"))) / "runs"
+    names = sorted(path.parent.name for path in folder.glob("*/run.json")) if folder.is_dir() else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_networks(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Networks of runs, ``RUN:ARCH/TRAINING-SET``, and files for shell completion."""
+    networks = []
+    for run in complete_runs(context, parameter, ""):
+        state = json.loads((Path(home_of(context.params.get("home"))) / "runs" / run / "run.json").read_text())
+        networks += [f"{run}:{record['arch']}/{record['source']}" for record in state.get("sr", [])]
+    items = [CompletionItem(name) for name in dict.fromkeys(networks) if name.startswith(incomplete)]
+    return [*items, CompletionItem(incomplete, type="file")]
 
 
 def home_option(function: F) -> F:

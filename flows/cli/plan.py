@@ -7,7 +7,10 @@ from pathlib import Path
 
 import click
 
+from ddsr_core.config import resolve_device
+from ddsr_core.pipeline.config import load_config
 from ddsr_core.pipeline.home import home_of
+from ddsr_core.storage.remote_store import open_store
 from flows.cli.options import (
     Group,
     config_options,
@@ -53,9 +56,7 @@ def plan(
     Example: ddsr plan --images photos/ --preset best --gpu rtx3090 --price 0.5
     """
     # Imported here, as torch takes seconds, and `ddsr --help` should not.
-    from ddsr_core.pipeline.config import load_config
     from ddsr_core.planning.request import PlanRequest, plan_of, row_of, summary_of
-    from ddsr_core.storage.remote_store import open_store
 
     request = PlanRequest(
         config=load_config(preset, file, overrides), images=None if images is None else Path(images), sizes=sizes,
@@ -93,9 +94,7 @@ def bench(home: str | None, device: str, as_json: bool) -> None:
     Example: ddsr bench
     """
     # Imported here for the same reason.
-    from ddsr_core.config import resolve_device
     from ddsr_core.planning.bench import measure_machine, save_machine
-    from ddsr_core.storage.remote_store import open_store
 
     machine = measure_machine(resolve_device(device))
     file = save_machine(machine, open_store(home_of(home)).home)

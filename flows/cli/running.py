@@ -17,7 +17,7 @@ import click
 from ddsr_core.pipeline.config import checked, load_config
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.request import RunRequest
-from ddsr_core.pipeline.run_folder import check_run_name, run_folder
+from ddsr_core.pipeline.run_folder import run_folder
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.prefect_settings import apply_defaults
 from flows.cli.temporary_server import begin_server, wait_for_server
@@ -25,11 +25,11 @@ from flows.cli.temporary_server import begin_server, wait_for_server
 R = TypeVar("R", bound=RunRequest)
 
 
-def console() -> Any:
-    """What is shown on this terminal: the module imports rich, which `ddsr --help` does not need."""
-    from flows.cli import console
+def library() -> Any:
+    """What runs need: importing it takes seconds, which `ddsr --help` does not need."""
+    from flows.cli import library
 
-    return console
+    return library
 
 
 def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: str | None, workers: int, **fields: Any) -> R:
@@ -47,20 +47,28 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
     request = checked(kind, {"home": home_of(home), "runner": runner, "workers": workers, **fields})
     if file is None:
         return request
-    return request.model_copy(
-        update={"config": load_config(request.base_preset, file, protocol=getattr(request, "protocol", None))}
-    )
+    config = load_config(request.base_preset, file, protocol=getattr(request, "protocol", None))
+    return request.model_copy(update={"config": config, "preset": config.preset})
 
 
-def check(request: RunRequest) -> None:
+def dry_run(request: RunRequest) -> None:
+    """Say what a run would use and what is worth knowing before it, and how to get an estimate."""
+    found = library().preflight(request, open_store(request.home))
+    for line in found.lines:
+        click.echo(line)
+    for notice in found.notices:
+        click.echo(f"notice: {notice}")
+    click.echo(f"Nothing was run. Estimate of time, memory and disk: ddsr plan --images {request.images} "
+               f"--preset {request.base_preset}")  # fmt: skip
+
+
+def require_ready(request: RunRequest) -> None:
     """Find what is wrong with a request before Prefect is started for it.
 
     Raises:
-        DdsrError: a wrong config or name, or a home that cannot be written.
+        DdsrError: wrong photos, config, name or device, or a home that cannot be written.
     """
-    request.resolved_config()
-    check_run_name(request.run_name)
-    open_store(request.home).check()
+    library().check_request(request, open_store(request.home))
 
 
 @contextmanager
@@ -87,7 +95,7 @@ def call_flow(entry: str, name: str, request: RunRequest) -> Any:
     begun = begin_server()
     from tasks import progress as shown  # after the defaults are set, as it imports Prefect
 
-    shown.current.set(console().progress_for())
+    shown.current.set(library().progress_for())
     module, _, function = entry.partition(":")
     flow = getattr(importlib.import_module(module), function)
     if begun:
@@ -96,22 +104,31 @@ def call_flow(entry: str, name: str, request: RunRequest) -> Any:
     return flow.with_options(flow_run_name=name)(**fields)
 
 
-def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:
+def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, dry: bool = False, **options: Any) -> None:
     """Distill with or without Prefect; prints the table and where the report is."""
-    from ddsr_core.pipeline.run import run_plainly  # imports torch
-
     request = request_of(RunRequest, run=name, **options)
+    if dry:
+        dry_run(request)
+        return
     with stopping():
-        check(request)
+        require_ready(request)
         if no_prefect:
-            outcome = run_plainly(request, console().progress_for())
+            outcome = library().run_plainly(request, library().progress_for())
         else:
             outcome = call_flow("flows.distill:distill", request.run_name, request)
     if as_json:
-        facts = {"run": outcome.run, "folder": outcome.folder, "report": outcome.report, "stages": outcome.stages}
+        facts = {
+            "run": outcome.run,
+            "folder": outcome.folder,
+            "report": outcome.report,
+            "stages": outcome.stages,
+            "skipped": outcome.skipped,
+        }
         click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
         return
-    console().print_results(outcome.table)
+    library().print_results(outcome.table)
+    for reason, count in outcome.skipped.items():
+        click.echo(f"Skipped: {count} photos: {reason}")
     cached = sum(row["cached"] for row in outcome.stages)
     click.echo(f"{len(outcome.stages)} stages, {cached} from cache. Distilled set: {outcome.folder / 'distilled'}")
     click.echo(f"Report: {outcome.report}")
@@ -122,15 +139,13 @@ def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
 
     Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
     """
-    from ddsr_core.nightly.request import NightRequest, run_night_plainly, unchanged_night  # imports torch
-
-    request = request_of(NightRequest, **options)
+    request = request_of(library().NightRequest, **options)
     with stopping():
-        check(request)
+        require_ready(request)
         if no_prefect:
-            data = run_night_plainly(request, console().progress_for())
+            data = library().run_night_plainly(request, library().progress_for())
         else:
-            unchanged = None if os.environ.get("PREFECT_API_URL") else unchanged_night(request)
+            unchanged = None if os.environ.get("PREFECT_API_URL") else library().unchanged_night(request)
             data = unchanged or call_flow("flows.nightly:nightly", request.name, request)
     text = data.pop("text")
     click.echo(json.dumps(data, indent=2) if as_json else text)
@@ -138,13 +153,11 @@ def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
 
 def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:
     """An experiment with or without Prefect; prints its table and where it lies."""
-    from ddsr_core.experiments.request import ExperimentRequest, run_experiment_plainly  # imports torch
-
-    request = request_of(ExperimentRequest, run=name, **options)
+    request = request_of(library().ExperimentRequest, run=name, **options)
     with stopping():
-        check(request)
+        require_ready(request)
         if no_prefect:
-            measured = run_experiment_plainly(request, console().progress_for())
+            measured = library().run_experiment_plainly(request, library().progress_for())
         else:
             measured = call_flow("flows.reproduce:reproduce", request.run_name, request)
     folder = run_folder(open_store(request.home), measured["run"])

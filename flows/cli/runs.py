@@ -12,7 +12,8 @@ import click
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import list_runs, read_run, status_of
 from ddsr_core.storage.remote_store import open_store
-from flows.cli.options import Group, home_option, json_option, print_table
+from flows.cli.networks import steps
+from flows.cli.options import Group, complete_runs, home_option, json_option, print_table
 
 
 @click.group(cls=Group, title="Results")
@@ -66,7 +67,7 @@ def run_row(state: dict[str, Any]) -> tuple[str, ...]:
 
 
 @finished.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @home_option
 @json_option
 def show(run: str, home: str | None, as_json: bool) -> None:
@@ -90,7 +91,7 @@ def show(run: str, home: str | None, as_json: bool) -> None:
 
 
 @finished.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @click.option("--picture", type=click.Path(path_type=Path), metavar="FILE", help="Also write an overview picture (PNG).")
 @home_option
 @json_option
@@ -114,7 +115,15 @@ def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> N
 @finished.command()
 @click.argument("text", required=False)
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Find patches that look like this image.")
-@click.option("--run", "name", default="demo", show_default=True, metavar="NAME", help="Run whose patches are searched.")
+@click.option(
+    "--run",
+    "name",
+    default="demo",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=complete_runs,
+    help="Run whose patches are searched.",
+)
 @click.option("-k", "count", type=click.IntRange(1), default=12, show_default=True, help="Number of patches to find.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE", help="Also write them as a contact sheet (PNG).")
 @home_option
@@ -127,11 +136,9 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
-    from ddsr_core.pipeline.steps import search_run  # imports torch
-
     if (text is None) == (image is None):
         raise click.UsageError("Give either a text or --image FILE.")
-    rows = search_run(open_store(home_of(home)), name, image or text or "", count, sheet)
+    rows = steps().search_run(open_store(home_of(home)), name, image or text or "", count, sheet)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -142,7 +149,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 
 
 @finished.command()
-@click.argument("source", metavar="RUN|ADAPTER")
+@click.argument("source", metavar="RUN|ADAPTER", shell_complete=complete_runs)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder to write to.")
 @click.option("--format", "kind", type=click.Choice(["original", "diffusers"]), default="original", show_default=True,
               help="original: one file in the layout of the DiT release. diffusers: a folder for DiTPipeline.")  # fmt: skip
@@ -160,9 +167,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
-    from flows.cli.single_steps import export_model  # imports torch and diffusers
-
-    folder = export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
+    folder = steps().export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
     if as_json:
         click.echo(json.dumps({"model": str(folder), "format": kind, "weights": weights}, indent=2))
         return
@@ -173,7 +178,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
 
 
 @finished.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @click.argument("repository", metavar="ORGANIZATION/NAME")
 @click.option("--network", metavar="ARCH/TRAINING-SET", help="Push this SR network instead, such as edsr-small/distilled.")
 @click.option("--private", is_flag=True, help="Make the repository private if it is created.")

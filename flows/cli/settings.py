@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from ddsr_core.errors import ConfigError
+from ddsr_core.pipeline.config import load_config, to_toml
+from ddsr_core.pipeline.fields import settings
 from flows.cli.options import Group, config_options, json_option, preset_option
 
 
@@ -29,8 +31,6 @@ def config(preset: str, file: Path | None, overrides: tuple[str, ...], as_json: 
 
     Example: ddsr config --preset best > my.toml
     """
-    from ddsr_core.pipeline.config import load_config, to_toml  # imports pydantic models of every stage
-
     loaded = load_config(preset, file, overrides)
     click.echo(json.dumps(loaded.model_dump(mode="json"), indent=2) if as_json else to_toml(loaded).rstrip())
 
@@ -45,8 +45,6 @@ def fields(stage: str | None, as_json: bool) -> None:
 
     Example: ddsr fields sample
     """
-    from ddsr_core.pipeline.fields import settings  # imports pydantic models of every stage
-
     known = settings()
     chosen = [item for item in known if stage is None or item.name == stage or item.name.startswith(f"{stage}.")]
     if not chosen:

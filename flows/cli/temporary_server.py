@@ -1,9 +1,8 @@
-"""A Prefect server for one command, where none is set up, begun before the client is imported.
+"""A Prefect server for one command, started before the Prefect client is imported.
 
-Prefect starts one by itself, but the client imports the whole server to do so, and then waits while the server's own
-process imports it once more. Here that process begins first, and client and server are imported side by side.
-
-    python -m flows.cli.temporary_server FD PARENT      # what runs in that process
+Prefect starts one by itself if none is set up, but then the client first imports the whole server, and waits while the
+process of the server imports it again. Here that process (`flows.cli.server_process`) starts first, so that both import at
+the same time.
 """
 
 from __future__ import annotations
@@ -13,32 +12,30 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import urllib.request
 from pathlib import Path
 
 from ddsr_core.errors import DdsrError
-from ddsr_core.parallel import end_with_parent
 
 STOP_S = 5.0
-#: A server that is set up is named in the environment or in one of these.
+#: Settings files of Prefect that can name a server.
 SETTINGS_FILES = ("prefect.toml", "pyproject.toml", ".env")
 SERVER_SIGNS = ("PREFECT_API_URL", "[api]", "[tool.prefect.api]")
 
 
 def begin_server() -> bool:
-    """Begin a server and name it in $PREFECT_API_URL, where none is set up; before Prefect is imported.
+    """Start a server and name it in $PREFECT_API_URL if none is set up. Call it before Prefect is imported.
 
-    It ends after all else in this process, whatever Prefect still has to tell it then.
+    The server ends after everything else in this process.
 
     Returns:
-        Whether `wait_for_server` has something to wait for.
+        Whether a server was started, for `wait_for_server` to wait for.
     """
     if is_set_up():
         return False
-    listening = socket.create_server(("127.0.0.1", 0), backlog=128)  # who connects early waits until the server is there
+    listening = socket.create_server(("127.0.0.1", 0), backlog=128)  # early connections wait until the server listens
     descriptor = listening.fileno()
-    command = [sys.executable, "-m", "flows.cli.temporary_server", str(descriptor), str(os.getpid())]
+    command = [sys.executable, "-m", "flows.cli.server_process", str(descriptor), str(os.getpid())]
     environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect starts its own
     process = subprocess.Popen(command, env=environment, pass_fds=[descriptor], start_new_session=True)  # not for Ctrl-C
     atexit.register(_stop, process)
@@ -76,7 +73,7 @@ def wait_for_server() -> None:
     """Wait until the server of `begin_server` answers.
 
     Raises:
-        DdsrError: it does not in time.
+        DdsrError: it does not answer in time.
     """
     limit = float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
     try:
@@ -84,19 +81,6 @@ def wait_for_server() -> None:
     except OSError as error:
         raise DdsrError(
             f"Prefect's temporary server did not start: {error}",
-            fix="run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
-            "or leave out --prefect",
+            fix="Run again on a less busy machine, start a server (prefect server start) and set PREFECT_API_URL, "
+            "or leave out --prefect.",
         ) from error
-
-
-def serve(descriptor: int, parent: int) -> None:
-    """Be the server, on a socket that listens already, until told to stop or the command has ended."""
-    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
-    import uvicorn
-
-    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))

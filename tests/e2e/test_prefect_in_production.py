@@ -153,7 +153,7 @@ def test_a_run_is_started_by_the_form_and_shows_what_it_made(stack: Stack, photo
         assert ended["parameters"]["overrides"] == list(wanted)
 
         pages = {item["key"]: item for item in stack.filter("artifacts", flow_runs={"id": {"any_": [run]}})}
-        assert {"ddsr-demo-stages", "ddsr-demo-report", "ddsr-finetune", "ddsr-sample"} <= set(pages)
+        assert {"ddsr-run", "ddsr-finetune", "ddsr-sample"} <= set(pages)
         page.open(f"{stack.ui}/artifacts/artifact/{pages['ddsr-finetune']['id']}")
         shown = "[...document.querySelectorAll('img')].filter(item => item.src.startsWith('data:') && item.naturalWidth)"
         page.wait(f"{shown}.length === 2")  # the sample sheet and the curves

@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -38,14 +41,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What the pretended device says of its memory.
 FREE_BYTES = 64 * 2**30
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
-aten = torch.ops.aten
 #: Operators whose result has a shape, or a value on the host, that depends on the numbers of their input.
 READS = {
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "_unique", "unique_dim", "unique_consecutive", "equal",
     "bincount", "is_nonzero",
 }  # fmt: skip
-#: Copies: source and destination may be on different devices.
-COPIES = {"copy_", "_foreach_copy_", "_to_copy", "lift_fresh", "lift_fresh_copy", "set_", "detach", "alias"}
+#: Copies: source and destination may be on different devices, and the destination stays where it is.
+WRITES = {"copy_", "_foreach_copy_"}
+COPIES = {*WRITES, "_to_copy", "lift_fresh", "lift_fresh_copy", "set_", "detach", "alias"}
 #: Indices may be on the CPU: PyTorch moves them, and waits.
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 
@@ -72,6 +75,7 @@ class PretendedCuda:
 
     syncs: list[Sync] = field(default_factory=list)
     _storages: dict[int, StorageWeakRef] = field(default_factory=dict)
+    _anywhere: dict[int, StorageWeakRef] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def clear(self) -> None:
@@ -97,7 +101,18 @@ class PretendedCuda:
                 self._storages = {key: ref for key, ref in self._storages.items() if not ref.expired()}
 
     def release(self, x: Tensor) -> None:
-        self._storages.pop(x.untyped_storage()._cdata, None)
+        """Remember that a tensor is on the CPU."""
+        for known in (self._storages, self._anywhere):
+            known.pop(x.untyped_storage()._cdata, None)
+
+    def made_in_backward(self, out: Any) -> None:
+        """A backward formula made a tensor out of nothing but a shape: it belongs to wherever it is used."""
+        for x in _tensors(out):
+            self._anywhere[x.untyped_storage()._cdata] = StorageWeakRef(x.untyped_storage())
+
+    def is_anywhere(self, x: Tensor) -> bool:
+        reference = self._anywhere.get(x.untyped_storage()._cdata)
+        return reference is not None and not reference.expired()
 
     def waited(self, what: str) -> None:
         self.syncs.append(Sync(what, _line()))
@@ -135,13 +150,14 @@ class _Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.name().split("::")[-1].split(".")[0]
         inputs = _tensors((args, kwargs))
-        on_device = [x for x in inputs if self.gpu.holds(x)]
+        on_device = any(self.gpu.holds(x) for x in inputs)
         if on_device:
             self._check(name, args, inputs)
         out = func(*args, **kwargs)
-        if on_device and name not in READS - {"nonzero", "masked_select", "_unique2", "_unique", "unique_dim",
-                                              "unique_consecutive", "bincount"}:  # fmt: skip
-            self._mark(name, args, inputs, out)
+        if on_device and name not in WRITES:
+            self._mark(inputs, out)
+        elif not inputs and torch._C._current_graph_task_id() != -1:
+            self.gpu.made_in_backward(out)
         return out
 
     def _check(self, name: str, args: Any, inputs: list[Tensor]) -> None:
@@ -150,34 +166,24 @@ class _Operators(TorchDispatchMode):
         if name in INDEXED:
             indices = [x for x in args[1] if isinstance(x, Tensor)]
             if not self.gpu.holds(args[0]):
-                raise MixedDevicesError(f"{name}: indices of the device into a tensor of the host, in {_line()}")
+                raise MixedDevicesError(f"{name}: indices on the device for a tensor on the CPU, in {_line()}")
             if any(x.dtype in (torch.bool, torch.uint8) for x in indices):
                 self.gpu.waited(f"{name} by a mask")
-            if not all(self.gpu.holds(x) for x in indices):
-                self.gpu.waited(f"{name} by indices of the host")
+            elif not all(self.gpu.holds(x) for x in indices):
+                self.gpu.waited(f"{name} by indices on the CPU")
             inputs = [x for x in inputs if not any(x is index for index in indices)]
         if name in COPIES:
             return
-        stray = [x for x in inputs if not self.gpu.holds(x) and x.dim() > 0 and x.numel() > 0 and not _is_new(x)]
-        if stray:
-            raise MixedDevicesError(f"{name}: {tuple(stray[0].shape)} {stray[0].dtype} is on the CPU, in {_line()}")
+        for x in inputs:
+            if not self.gpu.holds(x) and x.dim() > 0 and x.numel() > 0 and not self.gpu.is_anywhere(x):
+                raise MixedDevicesError(f"{name}: {tuple(x.shape)} {x.dtype} is on the CPU, in {_line()}")
 
-    def _mark(self, name: str, args: Any, inputs: list[Tensor], out: Any) -> None:
-        if name in ("copy_", "_foreach_copy_"):
-            return  # the destination stays where it is
-        aliased = {x.untyped_storage()._cdata for x in inputs if not self.gpu.holds(x)}
+    def _mark(self, inputs: list[Tensor], out: Any) -> None:
+        """Outputs are on the device, except those that share their memory with an input on the CPU."""
+        on_cpu = {x.untyped_storage()._cdata for x in inputs if not self.gpu.holds(x)}
         for x in _tensors(out):
-            if x.untyped_storage()._cdata not in aliased:
+            if x.untyped_storage()._cdata not in on_cpu or self.gpu.is_anywhere(x):
                 self.gpu.take(x)
-
-
-#: Storages that an operator made in a backward pass out of nothing but a shape: they belong wherever they are used.
-_NEW: dict[int, StorageWeakRef] = {}
-
-
-def _is_new(x: Tensor) -> bool:
-    reference = _NEW.get(x.untyped_storage()._cdata)
-    return reference is not None and not reference.expired()
 
 
 class _Functions(TorchFunctionMode):
@@ -193,57 +199,52 @@ class _Functions(TorchFunctionMode):
         if handler is not None:
             return handler(self.gpu, args[0])
         name = getattr(func, "__name__", "")
-        if name in ("to", "cuda", "cpu") and args and isinstance(args[0], Tensor):
-            return self._moved(name, func, args, kwargs)
-        if name in ("numpy", "__array__") and self.gpu.holds(args[0]):
+        tensor = args[0] if args and isinstance(args[0], Tensor) else None
+        if tensor is not None and name in ("to", "cuda", "cpu"):
+            return self._moved(name, func, tensor, args, kwargs)
+        if tensor is not None and name in ("numpy", "__array__") and self.gpu.holds(tensor):
             raise TypeError(f"can't convert cuda:0 device type tensor to numpy, in {_line()}")
-        if name == "tolist" and self.gpu.holds(args[0]):
+        if tensor is not None and name == "tolist" and self.gpu.holds(tensor):
             self.gpu.waited("tolist")
-            return args[0].detach().clone().tolist() if False else self._host(args[0]).tolist()
-        if name in ("new_tensor",) and self.gpu.holds(args[0]) and "device" not in kwargs:
+            return _plain(tensor).tolist()
+        if tensor is not None and name == "__deepcopy__" and self.gpu.holds(tensor):
+            return self._taken(func(*args, **kwargs))
+        if tensor is not None and name in ("pin_memory", "is_pinned"):
+            return tensor if name == "pin_memory" else False
+        if tensor is not None and name == "new_tensor" and self.gpu.holds(tensor) and "device" not in kwargs:
             self.gpu.waited("new_tensor")
             return self._taken(func(*args, **kwargs))
         return self._created(name, func, args, kwargs)
-
-    def _host(self, x: Tensor) -> Tensor:
-        """A copy on the host, without a record of the wait."""
-        with torch._C._DisableTorchDispatch():
-            return x.detach().clone()
 
     def _taken(self, out: Any) -> Any:
         for x in _tensors(out):
             self.gpu.take(x)
         return out
 
-    def _moved(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        x, blocking = args[0], not kwargs.get("non_blocking", False)
+    def _moved(self, name: str, func: Any, tensor: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
         target = _target(self.gpu, name, args, kwargs)
-        if target is None or (target.type == "cuda") == self.gpu.holds(x):
-            args, kwargs = _on_cpu((args, kwargs))
-            if name == "cuda":
-                return x
-            return func(*args, **kwargs)
-        args, kwargs = _on_cpu((args, kwargs))
-        moved = func(*args, **kwargs) if name == "to" else x
-        if moved.untyped_storage()._cdata == x.untyped_storage()._cdata:
-            moved = moved.clone()
+        args, kwargs = tree_map(lambda value: CPU if _is_cuda(value) else value, (args, kwargs))
+        moved = func(*args, **kwargs) if name == "to" else tensor
+        if target is None or (target.type == "cuda") == self.gpu.holds(tensor):
+            return moved
+        if moved.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+            moved = moved.clone(memory_format=torch.preserve_format)
         if target.type == "cuda":
-            if blocking:
+            if not kwargs.get("non_blocking", False):
                 self.gpu.waited("copy to the device")
             return self._taken(moved)
-        self.gpu.waited("copy to the host")
+        self.gpu.waited("copy to the CPU")
         self.gpu.release(moved)
         return moved
 
     def _created(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         device = kwargs.get("device")
         if not _is_cuda(device):
-            if device is not None and any(self.gpu.holds(x) for x in _tensors(args)):
-                out = func(*args, **kwargs)  # such as ``zeros_like(x, device="cpu")``
+            out = func(*args, **kwargs)
+            if device is not None or not _tensors((args, kwargs)):  # made by the project, not by a backward formula
                 for x in _tensors(out):
                     self.gpu.release(x)
-                return out
-            return func(*args, **kwargs)
+            return out
         generator = kwargs.get("generator")
         if isinstance(generator, torch.Generator):
             raise RuntimeError(f"expected a 'cuda' device type for generator but found 'cpu', in {_line()}")
@@ -264,8 +265,10 @@ def _target(gpu: PretendedCuda, name: str, args: Any, kwargs: dict[str, Any]) ->
     return None
 
 
-def _on_cpu(values: Any) -> Any:
-    return tree_map(lambda value: CPU if _is_cuda(value) else value, values)
+def _plain(x: Tensor) -> Tensor:
+    """A view that no mode looks at."""
+    with torch._C._DisableTorchDispatch():
+        return x.detach()
 
 
 def _device(gpu: PretendedCuda, x: Tensor) -> torch.device:
@@ -278,3 +281,70 @@ _PROPERTIES: dict[Any, Callable[[PretendedCuda, Tensor], Any]] = {
     Tensor.is_cpu.__get__: lambda gpu, x: not gpu.holds(x),  # type: ignore[attr-defined]
     Tensor.get_device: lambda gpu, x: 0 if gpu.holds(x) else -1,
 }
+
+
+class _Autocast(torch.autocast):
+    """Autocast of the device is that of the CPU."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+
+def _load(gpu: PretendedCuda) -> Callable[..., Any]:
+    load = torch.load
+
+    def loaded(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        values = load(*args, map_location="cpu" if _is_cuda(map_location) else map_location, **kwargs)
+        if _is_cuda(map_location):
+            for x in _tensors(values):
+                gpu.take(x)
+        return values
+
+    return loaded
+
+
+def _group(gpu: PretendedCuda) -> Callable[..., Any]:
+    """Optimizers and gradient clipping ask C++ for devices."""
+    group = torch.utils._foreach_utils._group_tensors_by_device_and_dtype
+
+    def grouped(*args: Any, **kwargs: Any) -> Any:
+        groups = group(*args, **kwargs)
+        return {(_device(gpu, lists[0][0]), dtype): (lists, rows) for (_, dtype), (lists, rows) in groups.items()}
+
+    return grouped
+
+
+@contextmanager
+def pretended_cuda() -> Iterator[PretendedCuda]:
+    """Pretend that there is a CUDA device, in this thread and in those that are started inside."""
+    gpu = PretendedCuda()
+    run, run_backward = threading.Thread.run, torch.autograd._engine_run_backward
+
+    def run_with_modes(self: threading.Thread) -> None:
+        with _Operators(gpu), _Functions(gpu):
+            run(self)
+
+    def run_backward_with_mode(*args: Any, **kwargs: Any) -> Any:
+        with _Functions(gpu):  # PyTorch leaves the mode before it comes here, but Python may run in the backward pass
+            return run_backward(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (torch, "autocast", _Autocast),
+            (torch.autograd, "_engine_run_backward", run_backward_with_mode),
+            (torch, "load", _load(gpu)),
+            (torch.cuda, "mem_get_info", lambda device=None: (FREE_BYTES, FREE_BYTES)),
+            (torch.cuda, "synchronize", lambda device=None: gpu.waited("synchronize")),
+            (torch.cuda, "get_rng_state", lambda device=None: torch.zeros(1, dtype=torch.uint8)),
+            (torch.cuda, "set_rng_state", lambda state, device=None: None),
+            (torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", _group(gpu)),
+            (sys.modules["torch.optim.optimizer"], "_group_tensors_by_device_and_dtype", _group(gpu)),
+            (threading.Thread, "run", run_with_modes),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        # It compares devices, too, and reads some of them where no mode is active.
+        checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
+        stack.enter_context(mock.patch.dict(checks, {"default": lambda x: {"shape": x.shape, "dtype": x.dtype}}))
+        stack.enter_context(_Operators(gpu))
+        stack.enter_context(_Functions(gpu))
+        yield gpu

@@ -35,8 +35,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def load_inputs(inputs: dict[str, Path]) -> tuple[Base, TrainingSet]:
-    return load_base(str(inputs["base"])), load_training_set(inputs["latents"], inputs["clusters"], LABEL_MAP)
+def load_inputs(inputs: dict[str, Path], device: str = "cpu") -> tuple[Base, TrainingSet]:
+    return load_base(str(inputs["base"]), device), load_training_set(inputs["latents"], inputs["clusters"], LABEL_MAP)
 
 
 def terms_of(state: FinetuneTrainer, batch: Batch) -> dict[str, torch.Tensor]:

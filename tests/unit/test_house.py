@@ -28,7 +28,7 @@ LIGHT_NAMES = ("config", "names", "spec", "kernel", "architectures", "recipes")
 #: What a light module may import from outside.
 LIGHT_IMPORTS = {
     "__future__", "collections", "dataclasses", "difflib", "enum", "hashlib", "json", "math", "pathlib", "pydantic", "re",
-    "tomli_w", "tomllib", "typing",
+    "tomli_w", "tomllib", "typing", "yaml",
 }  # fmt: skip
 MOST_IMPORTS_IN_FUNCTIONS = 40
 

@@ -69,7 +69,7 @@ def test_the_flow_builds_what_the_library_builds(monkeypatch: pytest.MonkeyPatch
     done = SimpleNamespace(run="r", table=[], stages=[])
 
     @contextmanager
-    def open_run(*_: Any) -> Any:
+    def open_run(*_: Any, **__: Any) -> Any:
         yield run
 
     monkeypatch.setattr(flow_module, "open_run", open_run)

@@ -7,14 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ddsr_core.baselines import crops
 from ddsr_core.baselines.config import CropsConfig
 from ddsr_core.baselines.crops import draw_crop, draw_patches, run
 from ddsr_core.config import Runtime
-from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.errors import ChangedInputError, ConfigError, InputError
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import image_set_name, read_image_parquet, read_image_set, write_image_parquet
 from ddsr_core.imaging.images import encode_png, save_png, to_float
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.storage.store import Store
 
 RANDOM = CropsConfig(kind="random", count=5, patch_px=16, seed=1)
 THRESHOLD = CropsConfig(kind="threshold", count=5, patch_px=16, seed=1)
@@ -122,3 +125,20 @@ def test_psnr_bic_is_that_of_the_scale(photos, tmp_path):
 def test_crops_are_whole_lr_pixels():
     with pytest.raises(ValueError, match="multiple of scale"):
         CropsConfig(patch_px=32, scale=3)
+
+
+def test_a_photo_that_changes_between_measuring_and_cutting_ends_the_stage(photos, tmp_path, monkeypatch):
+    store, source = Store(tmp_path / "home"), photo_source(photos)
+    measure = crops._measure
+
+    def measure_then_replace(*args):
+        measure(*args)
+        save_png(photos / "2.png", noise(64, 64, 9))
+
+    monkeypatch.setattr(crops, "_measure", measure_then_replace)
+    with pytest.raises(ChangedInputError, match="changed during the run"):
+        store.build(crops.STAGE, RANDOM, {"photos": source})
+    monkeypatch.undo()
+    store.build(crops.STAGE, RANDOM, {"photos": photo_source(photos)})
+    with pytest.raises(ChangedInputError, match="photos changed"):
+        store.build(crops.STAGE, RANDOM, {"photos": source})  # the key of what was there before

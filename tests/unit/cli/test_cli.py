@@ -12,6 +12,7 @@ from typing import Any, get_args
 import click
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from ddsr_core.baselines.names import TrainingSetName
@@ -173,6 +174,25 @@ def test_a_run_is_plain_unless_a_server_is_set_up_or_prefect_is_asked_for(
     assert given["no_prefect"] is plain
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("show c", ["cats"]), ("distill --preset re", ["released"]), ("reproduce abl", ["ablation"]),
+        ("upscale a b --weights cats:", ["cats:edsr/full"]),
+    ],
+)  # fmt: skip
+def test_the_shell_completes_runs_networks_presets_and_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, found: list[str]
+):
+    state = {"name": "cats", "status": "completed", "sr": [{"arch": "edsr", "source": "full"}]}
+    Store(tmp_path).write_file("runs/cats/run.json", json.dumps(state).encode())
+    Store(tmp_path).write_file("runs/dogs/run.json", json.dumps({"name": "dogs", "status": "failed"}).encode())
+    monkeypatch.setenv("DDSR_HOME", str(tmp_path))
+    *given, incomplete = words.split()
+    items = ShellComplete(cli, {}, "ddsr", "_DDSR_COMPLETE").get_completions(given, incomplete)
+    assert [item.value for item in items if item.type == "plain"] == found
+
+
 def test_the_old_name_of_the_protocol_is_accepted():
     [option] = [p for p in cli.commands["reproduce"].params if p.name == "protocol"]
     assert option.opts == ["--protocol", "--scale"]
@@ -197,7 +217,7 @@ def test_bad_options_are_one_message(tmp_path: Path, arguments: list[str], texts
 def test_empty_and_missing_folders_are_one_message(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     home = ["--home", tmp_path / "home", "--no-prefect", "--set", "sr.archs=[]"]
-    assert_failed(ddsr("distill", "--images", tmp_path / "empty", *home), "no images found", "empty")
+    assert_failed(ddsr("distill", "--images", tmp_path / "empty", *home), "no photos found", "empty")
     assert_failed(ddsr("distill", "--images", tmp_path / "nowhere", *home), "no such folder", "nowhere")
 
 

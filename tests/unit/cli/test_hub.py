@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import DatasetCard, HfApi
 
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.pipeline.config import load_config, to_toml
+from ddsr_core.pipeline.run_state import read_record
 from ddsr_core.report.record import RunRecord
-from ddsr_core.storage.files import write_json
 from ddsr_core.storage.store import Store
+from flows.cli import hub as hub_command
 from flows.cli.hub import Push, push
 from flows.cli.main import cli
 from tests.helpers.fake_run import fake_run
 from tests.helpers.hub_stand_in import running_hub
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A home with one finished run, ``cats``. Shared by the tests here, which only read it."""
-    home = tmp_path_factory.mktemp("home")
-    record: RunRecord = fake_run(home / "artifacts", count=14, side=16).model_copy(update={"name": "cats"})
-    for path in (home / "artifacts").glob("*/train"):
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A home with one finished run, ``cats``, whose record is made up."""
+    record: RunRecord = fake_run(tmp_path / "artifacts", count=14, side=16).model_copy(update={"name": "cats"})
+    for path in (tmp_path / "artifacts").glob("*/train"):
         (path / "weights.safetensors").write_bytes(b"weights")
-    (home / "runs/cats").mkdir(parents=True)
-    (home / "runs/cats/config.toml").write_text(to_toml(load_config("demo")))
-    write_json(home / "runs/cats/run.json", {**record.model_dump(mode="json", exclude={"config"}), "status": "completed"})
-    return Store(home)
+
+    def read(store: Store, run: str) -> RunRecord:
+        return record if run == "cats" else read_record(store, run)
+
+    monkeypatch.setattr(hub_command, "read_record", read)
+    return Store(tmp_path / "home")
 
 
 def test_a_dry_run_lists_the_files_and_needs_no_hub(store: Store):

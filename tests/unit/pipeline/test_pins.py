@@ -34,6 +34,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def begin(store: Store, log: Path) -> None:
+    store.check()  # marks the home
     start_run(store, "demo", load_config("demo", None, ()), log, None)
 
 
@@ -163,13 +164,19 @@ def ends_with(error: BaseException) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("error", [MemoryError("no memory"), SystemExit(1), KeyboardInterrupt(), ConfigError("wrong")])
-def test_whatever_stops_a_run_is_noted(tmp_path: Path, log: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError("no memory"), "failed"), (ConfigError("wrong"), "failed"), (SystemExit(1), "cancelled"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)  # fmt: skip
+def test_whatever_stops_a_run_is_noted(tmp_path: Path, log: Path, error: BaseException, status: str) -> None:
     store = Store(tmp_path / "home")
     begin(store, log)
     with ends_with(error), failure_noted(store, "demo"):
         raise error
-    assert state(store)["status"] == "failed"
+    assert state(store)["status"] == status
 
 
 def test_finished_run_that_cannot_begin_again_stays_finished(tmp_path: Path, log: Path) -> None:

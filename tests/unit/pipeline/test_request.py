@@ -29,6 +29,8 @@ def test_a_flow_asks_for_the_fields_of_its_request_with_the_same_defaults(flow: 
     parameters = inspect.signature(flow.fn).parameters
     assert set(parameters) == set(request_class.model_fields) - unasked
     for name, parameter in parameters.items():
+        if flow is nightly and name in ("images", "test"):  # a night on schedule says clearly what is missing
+            continue
         field = request_class.model_fields[name]
         assert field.is_required() == (parameter.default is parameter.empty), name
         if not field.is_required():

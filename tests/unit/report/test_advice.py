@@ -58,6 +58,13 @@ def test_next_steps_are_commands_with_their_paths_filled_in(report: Report):
         "--set", "sr.seeds=[0, 1, 2]", "--run", "cats-seeds", "--home", "/h",
     ]  # fmt: skip
     assert train.command.startswith("ddsr train-sr --data /h/runs/cats/distilled --arch edsr")
-    assert upscale.command.endswith("edsr-small-full-0/train/weights.safetensors")  # it has the highest PSNR-Y
+    assert upscale.command == "ddsr upscale IN OUT --weights cats:edsr-small/full --home /h"  # it has the highest PSNR-Y
     assert next_steps(report, Path("/h/runs/cats"), "better")[0].command == "ddsr push cats ORG/NAME --home /h"
     assert "sample.count=28" in next_steps(report, Path("/h/runs/cats"), "worse")[0].command
+
+
+def test_a_run_without_baselines_is_repeated_with_them(report: Report):
+    alone = report.model_copy(update={"sr": tuple(r for r in report.sr if r.record.source == "distilled")})
+    command = shlex.split(next_steps(alone, Path("/h/runs/cats"), "unknown")[0].command)
+    assert "sr.training_sets=['distilled', 'random', 'full']" in command
+    assert command.count("--set") == 2

@@ -1,9 +1,13 @@
 """What a run cost."""
 
+import json
 from pathlib import Path
 
+from ddsr_core.config import Runtime, digest_of
 from ddsr_core.report.cost import cost_of
 from ddsr_core.report.record import RunRecord, StageRecord
+from ddsr_core.storage.store import Store
+from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 
 def stage(name: str, key: str, seconds: float, cached: bool) -> StageRecord:
@@ -27,3 +31,29 @@ def test_stages_are_added_up_by_name_and_an_artifact_counts_once():
 def test_a_run_without_stages_cost_nothing():
     cost = cost_of(RunRecord(name="n", preset="demo"))
     assert (cost.stages, cost.seconds, cost.wall_seconds) == ((), 0, None)
+
+
+def test_cpu_time_and_memory_come_from_the_manifests(tmp_path: Path):
+    source = tmp_path / "log"
+    source.touch()
+    store = Store(tmp_path / "home")
+    made = [store.build(TOY, CountConfig(files=count), inputs(source), Runtime())[0] for count in (1, 2)]
+    stages = tuple(
+        StageRecord(name="toy", key=item.key, seconds=item.manifest.seconds, cached=False, path=item.path) for item in made
+    )
+    cost = cost_of(RunRecord(name="n", preset="demo", stages=stages))
+    assert cost.cpu_seconds == sum(item.manifest.cpu_seconds or 0 for item in made) or cost.cpu_seconds is None
+    assert cost.peak_bytes is not None
+    assert cost.peak_bytes > 10_000_000  # a Python process
+    assert cost.devices == ("cpu",)
+
+
+def test_a_manifest_without_costs_is_still_whole(tmp_path: Path):
+    source = tmp_path / "log"
+    source.touch()
+    store = Store(tmp_path / "home")
+    artifact, _ = store.build(TOY, CountConfig(files=1), inputs(source), Runtime())
+    values = artifact.manifest.model_dump(mode="json", exclude={"cpu_seconds", "peak_bytes", "check"})
+    earlier = {**values, "check": digest_of(values)}  # as an earlier version wrote it
+    (artifact.path / "manifest.json").write_text(json.dumps(earlier))
+    assert Store(tmp_path / "home").find("toy", artifact.key) is not None

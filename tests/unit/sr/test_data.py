@@ -156,9 +156,9 @@ def test_nothing_to_train_on(photos, tmp_path):
 def test_missing_and_damaged_sources(tmp_path):
     with pytest.raises(InputError, match="no such folder or file"):
         pack_pairs(tmp_path / "nothing", tmp_path / "packed", lr_patch_px=8)
-    for name in ("nothing.parquet", "text.parquet"):
-        (tmp_path / "text.parquet").write_text("no Parquet")
-        with pytest.raises(InputError, match="not a readable Parquet"):
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    for name, message in (("nothing.parquet", "no such folder or file"), ("text.parquet", "not a readable Parquet")):
+        with pytest.raises(InputError, match=message):
             pack_pairs(tmp_path / name, tmp_path / "packed", lr_patch_px=8)
 
 

@@ -29,7 +29,6 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Key -> what a page or a table holds, instead of sending it to a server."""
     pages: dict[str, object] = {}
     monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda text, key, description: pages.update({key: text}))
-    monkeypatch.setattr(artifacts, "create_table_artifact", lambda key, table, description: pages.update({key: table}))
     return pages
 
 
@@ -58,21 +57,21 @@ def test_stages_of_one_kind_have_pages_of_their_own(shown: dict[str, object]):
     assert set(shown) == {"ddsr-evaluate-edsr-small-distilled", "ddsr-evaluate-edsr-small-random"}
 
 
-def test_a_run_shows_rounded_results_verdicts_and_where_its_report_is(
-    shown: dict[str, object], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_shows_its_verdict_results_stages_and_where_its_report_is(monkeypatch: pytest.MonkeyPatch):
     results = [{"arch": "bicubic", "source": "", "psnr_y": 25.963123456, "lpips": None}]
     stages = [{"stage": "patches", "key": "abc", "seconds": 1.5, "cached": True}]
+    page = artifacts.RunPage("My run", ("Better than random crops.", "Three seeds."), "data:x", results, stages)
     monkeypatch.delenv(artifacts.REPORTS_URL, raising=False)
-    artifacts.publish_run("My run", results, stages, "/srv/home")
-    assert shown["ddsr-my-run-results"] == [{"arch": "bicubic", "source": "", "psnr_y": 25.9631, "lpips": None}]
-    assert shown["ddsr-my-run-stages"] == [{"stage": "patches", "key": "abc", "seconds": 1.5, "cached": "from the cache"}]
-    assert "`/srv/home/runs/My run/report.html` on " in str(shown["ddsr-my-run-report"])
+    text = page.markdown("/srv/home")
+    assert text.startswith("**Better than random crops.** Three seeds.\n\n![distilled](data:x)\n\n| arch | source |")
+    assert "| bicubic |  | 25.9631 |  |" in text
+    assert "| patches | abc | 1.5 | from the cache |" in text
+    assert "`/srv/home/runs/My run/report.html` on " in text
 
     monkeypatch.setenv(artifacts.REPORTS_URL, "http://box:8000/")
-    artifacts.publish_run("My run", results, stages, "s3://bucket/x")
-    assert str(shown["ddsr-my-run-report"]).startswith("[report.html](http://box:8000/My%20run/report.html)")
-    assert "`s3://bucket/x/runs/My run/report.html`." in str(shown["ddsr-my-run-report"])
+    text = page.markdown("s3://bucket/x")
+    assert "[report.html](http://box:8000/My%20run/report.html)" in text
+    assert "`s3://bucket/x/runs/My run/report.html`." in text
 
 
 @pytest.mark.parametrize(("name", "key"), [("Größe 2_b", "gr--e-2-b"), ("train_sr", "train-sr"), ("猫", "run")])

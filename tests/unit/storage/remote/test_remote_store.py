@@ -16,7 +16,9 @@ import pytest
 
 from ddsr_core.errors import StorageError
 from ddsr_core.storage import remote_lock, s3
+from ddsr_core.storage.files import sha256_of, write_json
 from ddsr_core.storage.remote_lock import RemoteOwner
+from ddsr_core.storage.stage import FileEntry, read_manifest
 from ddsr_core.storage.store import Owner, Store
 from tests.helpers.toy_stage import TOY, CountConfig, inputs, key_of, wait_for
 from tests.unit.storage.remote.home import URL, Machines
@@ -193,12 +195,13 @@ def test_of_two_that_publish_the_first_counts(machines: Machines, log: Path) -> 
 
 
 def _rewrite(folder: Path, text: str) -> None:
-    from ddsr_core.storage.files import sha256_of
-
+    """What another builder could have made: another content, with a manifest that belongs to it."""
     (folder / "0.txt").write_text(text)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["0.txt"] = {"bytes": len(text), "sha256": sha256_of(folder / "0.txt")}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    entry = FileEntry(bytes=len(text), sha256=sha256_of(folder / "0.txt"))
+    changed = manifest.model_copy(update={"files": {"0.txt": entry}, "bytes": entry.bytes}).checked()
+    write_json(folder / "manifest.json", changed.model_dump(mode="json"))
 
 
 def test_of_many_that_take_a_lock_one_holds_it_at_a_time(endpoint: str) -> None:
