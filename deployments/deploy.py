@@ -96,7 +96,7 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         in_cluster = any(client.read_work_pool(name).type == "kubernetes" for name in POOLS)
         slow_start = SLOW_START_IN_CLUSTER if in_cluster else SLOW_START
         for automation in automations(silence, slow_start, client.read_deployment_by_name(RESTARTER).id):
-            yield f"automation {automation.name}", _automation(client, automation)
+            yield f"automation {automation.name}", update_automation(client, automation)
 
 
 @contextmanager
@@ -232,7 +232,8 @@ def _crashed(message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(state=StateType.CRASHED, message=message)
 
 
-def _automation(client: SyncPrefectClient, wanted: Automation) -> str:
+def update_automation(client: SyncPrefectClient, wanted: Automation) -> str:
+    """Bring the automation of that name to what is wanted: ``created``, ``updated`` or ``unchanged``."""
     response = client._client.post("automations/filter", json={"automations": {"name": {"any_": [wanted.name]}}})
     found = [Automation.model_validate(item) for item in response.json()]
     if not found:

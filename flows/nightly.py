@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 
 from ddsr_core.errors import ConfigError
 from ddsr_core.metrics.spec import MetricName
@@ -79,5 +80,7 @@ def nightly(
     outcome = run_night(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))
     data = outcome_data(outcome, name)
     get_run_logger().info(data["text"].splitlines()[0].replace("**", ""))
+    if outcome.version is not None and outcome.version.promoted:
+        emit_event("ddsr.night.promoted", {"prefect.resource.id": f"ddsr.night.{name}", "prefect.resource.name": name})
     create_markdown_artifact(data["text"], key=f"ddsr-{artifact_key(name)}", description="Before and after")
     return data

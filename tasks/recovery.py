@@ -75,7 +75,7 @@ def restart(client: SyncPrefectClient, run: FlowRun) -> str:
     """Schedule a crashed run again, or end it as cancelled if it died while it was being cancelled.
 
     Only what was killed, or lost its worker or its server, is worth another attempt: a run whose process has ended with an
-    error `MAX_OWN_EXITS` times fails. A run that has crashed `MAX_ATTEMPTS` times fails, whether it had begun or not:
+    error `MAX_OWN_EXITS` times fails. So does one that has crashed `MAX_ATTEMPTS` times, whether it had begun or not:
     Prefect counts only beginnings, and a pod that gets no node never begins.
 
     Returns:

@@ -261,10 +261,18 @@ RENAMED = {
     "finetune.row_start": "finetune.class_row_init",
     "judge": "teacher",
     "sample.restored_share": "sample.detail_restoration",
+    "sample.start": "sample.init",
     "sr.sources": "sr.training_sets",
 }
-#: Values of choices that were renamed.
-RENAMED_VALUES = {"here": "local", "k-centre": "k-center", "one by one": "sequential"}
+#: Values of choices that were renamed, in one field or everywhere.
+RENAMED_VALUES = {
+    "finetune.class_row_init=table": "imagenet_rows",
+    "finetune.lsr_mode=paper": "pixels",
+    "finetune.x0_hat=paper": "difference",
+    "gpu=here": "local",
+    "k-centre": "k-center",
+    "runner=one by one": "sequential",
+}
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -291,7 +299,7 @@ def explained(error: ValidationError, model: type[BaseModel]) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"{field} is missing", where=field, fix="give it a value")
     if first["type"] != "extra_forbidden":
-        new = RENAMED_VALUES.get(given) if isinstance(given, str) else None
+        new = RENAMED_VALUES.get(f"{field}={given}") or RENAMED_VALUES.get(str(given))
         fix = f"{given!r} is now called {new!r}" if new else "correct the value"
         return ConfigError(f"{field}: {first['msg']} (given: {given!r})", where=field, fix=fix)
     if field in RENAMED:

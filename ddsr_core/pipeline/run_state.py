@@ -287,9 +287,11 @@ def read_record(store: Store, name: str) -> RunRecord:
     """A finished run as the report reads it; its run.json and config.toml are brought to this machine.
 
     Raises:
-        InputError: no such run, or it has not been finished.
+        InputError: no such run, it has not been finished, or it has no report.
     """
     state = read_run(store, name)
+    if "about" in state:
+        raise InputError(f"a run of {state['kind']} has no report", where=name, fix=f"see `ddsr show {name}`")
     if state["status"] != "completed":
         raise InputError(f"the run is {state['status']}", where=name, fix="finish it first: run its command again")
     store.pull(f"runs/{name}", RUN_FILES)

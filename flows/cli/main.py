@@ -202,6 +202,28 @@ def deploy(gpus: int, pool_type: Any, silence: int, as_json: bool) -> None:
     click.echo("and one per GPU: CUDA_VISIBLE_DEVICES=0 prefect worker start --pool cuda --type process --limit 1")
 
 
+@setup.command()
+@click.argument("target", metavar="URL|ADDRESS")
+@click.option("--name", default="ddsr", show_default=True, help="Name of this target. The same name again replaces it.")
+@click.option("--sender", default=None, metavar="ADDRESS", help="Sender of e-mail. SENDGRID_API_KEY must be set, too.")
+@json_option
+def notify(target: str, name: str, sender: str | None, as_json: bool) -> None:
+    """Send a message when a run fails or a set is promoted.
+
+    TARGET is the URL of a Slack web hook or of any other web hook, or an e-mail address. Runs that crash are reported, too.
+
+    Example: ddsr notify https://hooks.slack.com/services/…
+    """
+    from deployments.notifications import notify as set_up  # imports Prefect
+
+    changes = list(set_up(target, name, sender, os.environ.get("SENDGRID_API_KEY")))
+    if as_json:
+        click.echo(json.dumps([{"what": what, "verdict": verdict} for what, verdict in changes], indent=2))
+        return
+    for what, verdict in changes:
+        click.echo(f"{verdict:<10} {what}")
+
+
 for group in (distillation, planning, networks, nights, finished, settings_group, setup):
     cli.add_section(group)
 

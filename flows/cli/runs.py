@@ -58,7 +58,7 @@ def run_row(state: dict[str, Any]) -> tuple[str, ...]:
     return (
         state["name"],
         status_of(state),
-        state["preset"],
+        state["preset"] or state.get("kind", ""),
         f"{counts.get('patches', {}).get('photos', '')}",
         f"{max(scores):.2f} dB" if scores else "",
         f"{started.astimezone():%Y-%m-%d %H:%M}" if started else "",
@@ -79,7 +79,7 @@ def show(run: str, home: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(state, indent=2))
         return
-    click.echo(f"{state['name']}: {status_of(state)} ({state['preset']})")
+    click.echo(f"{state['name']}: {status_of(state)} ({state.get('about') or state['preset']})")
     for name in ("images", "test", "started", "finished"):
         if state.get(name) not in (None, "None"):
             click.echo(f"  {name + ':':<10} {state[name]}")

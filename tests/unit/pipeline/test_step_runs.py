@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from ddsr_core.errors import InputError
 from ddsr_core.gc import collect_garbage
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.run_folder import list_runs
+from ddsr_core.pipeline.run_state import read_record
 from ddsr_core.pipeline.step_runs import EvaluateRequest, TrainRequest, run_evaluation, run_training
 from ddsr_core.storage.store import Store
 from flows.evaluate import evaluate
@@ -60,6 +62,8 @@ def test_trained_networks_are_listed_and_gc_spares_them(tmp_path: Path):
         ("edsr-small-photos", "edsr-small-photos-2", "evaluate-photos"), "completed"
     )
     assert states["edsr-small-photos-2"]["about"] == f"edsr-small, 3 iterations, on {photos}"
+    with pytest.raises(InputError, match="a run of train-sr has no report"):
+        read_record(store, "edsr-small-photos")
     assert collect_garbage(store, delete=True) == []
     assert first.is_dir()
     assert second.is_dir()
