@@ -144,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _cell(name: str, value: float) -> str:
     if name == "samples":
         return f"{value:,}"
-    return f"+{value:.2f} %" if name.endswith("percent") else f"{value:.3f}"
+    return f"{value:+.2f} %" if name.endswith("percent") else f"{value:.3f}"
 
 
 def main(arguments: list[str] | None = None) -> None:

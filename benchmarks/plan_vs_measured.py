@@ -40,6 +40,7 @@ from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Backend, Stages
 from ddsr_core.planning.bench import SAMPLES, measure_machine
+from ddsr_core.planning.config import load_machine
 from ddsr_core.planning.counting import counting
 from ddsr_core.planning.estimate import Plan, Request, plan
 from ddsr_core.planning.photos import sizes_of_photos
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = load_config("demo", overrides=[*(TOY if options.toy else SHORT), *options.set])
         libraries = resident()
         rows = measure(config, photos, tests)
-        machine = measure_machine("cpu", time.process_time, cores=1)
+        machine = load_machine("cpu") if options.toy else measure_machine("cpu", time.process_time, cores=1)
         print(machine.rates, machine.host, file=sys.stderr, flush=True)
         planned = plan(Request(config, sizes_of_photos(photos)[0], sizes_of_photos(tests)[0], machine))
     print(f"One thread of {machine.name}, {os.cpu_count()} cores; libraries {libraries / MIB:.0f} MiB.\n")

@@ -88,8 +88,7 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
         before = _deployments(client)
         in_containers = any(client.read_work_pool(name).type != "process" for name in POOLS)
-        home = home_of(None) if os.environ.get("DDSR_HOME") else IMAGE_HOME if in_containers else None
-        _deploy_all(prefect_file(IMAGE_ROOT if in_containers else str(ROOT), home, before))
+        _deploy_all(prefect_file(IMAGE_ROOT if in_containers else str(ROOT), default_home(in_containers), before))
         for name, after in sorted(_deployments(client).items()):
             was = before.get(name)
             yield f"deployment {name}", "created" if was is None else "unchanged" if was == after else "updated"
@@ -97,6 +96,19 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         slow_start = SLOW_START_IN_CLUSTER if in_cluster else SLOW_START
         for automation in automations(silence, slow_start, client.read_deployment_by_name(RESTARTER).id):
             yield f"automation {automation.name}", update_automation(client, automation)
+
+
+def default_home(in_containers: bool) -> str | None:
+    """Home of the deployments: ``$DDSR_HOME``; else the volume of a container's template; else ``ddsr-home``.
+
+    In a checkout, that folder lies in the checkout (None: the default of the flows, which run there). The flows of an
+    installed package run in ``site-packages``, so their home lies in the folder in which ``ddsr deploy`` runs.
+    """
+    if os.environ.get("DDSR_HOME"):
+        return home_of(None)
+    if in_containers:
+        return IMAGE_HOME
+    return None if (ROOT / "pyproject.toml").is_file() else str(Path("ddsr-home").resolve())
 
 
 @contextmanager

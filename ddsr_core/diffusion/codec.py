@@ -80,8 +80,6 @@ def load_vae(folder: Path) -> Any:
     Raises:
         InputError: another class, or damaged files.
     """
-    import diffusers  # three seconds to import, and absent on machines that only time the DiT
-
     kind = published.read_json(folder / published.CONFIG).get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise InputError(
@@ -92,7 +90,7 @@ def load_vae(folder: Path) -> Any:
     weights = published.find_weights(folder)
     published.read_tensors(weights or folder)  # a damaged file fails here, with one message
     try:
-        vae = getattr(diffusers, kind).from_pretrained(
+        vae = getattr(published.import_diffusers(), kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=weights is not None and weights.suffix == ".safetensors"
         )
     except (OSError, ValueError, RuntimeError) as error:

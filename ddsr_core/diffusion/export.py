@@ -21,6 +21,7 @@ from ddsr_core.diffusion.base import Base, tidy_vae_config
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.layouts import to_diffusers
+from ddsr_core.diffusion.published import import_diffusers
 from ddsr_core.errors import InputError
 from ddsr_core.storage.files import storage_errors, write_atomically, write_json
 
@@ -104,13 +105,12 @@ def write_original(model: Base, label_map: dict[int, int], folder: Path) -> None
 
 def write_pipeline(model: Base, label_map: dict[int, int], folder: Path) -> None:
     """What ``DiTPipeline.from_pretrained`` loads: transformer, VAE, scheduler, and names of the pseudo-labels."""
-    from diffusers import DDIMScheduler, DiTPipeline  # three seconds to import: only an export needs it
-
-    scheduler = DDIMScheduler(
+    diffusers = import_diffusers()
+    scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
         prediction_type="epsilon",
     )  # fmt: skip
-    pipeline = DiTPipeline(pipeline_transformer(model.dit), pipeline_vae(model.codec), scheduler)
+    pipeline = diffusers.DiTPipeline(pipeline_transformer(model.dit), pipeline_vae(model.codec), scheduler)
     pipeline.save_pretrained(folder)
     tidy_vae_config(folder / "vae")
     index = json.loads((folder / "model_index.json").read_text())
@@ -128,8 +128,7 @@ def pipeline_transformer(dit: DiT) -> Any:
     Raises:
         InputError: the class table is too large for the pipeline's null row.
     """
-    from diffusers import DiTTransformer2DModel  # three seconds to import: only an export needs it
-
+    diffusers = import_diffusers()
     c = dit.config
     state = {name: value.detach().cpu() for name, value in dit.state_dict().items()}
     if any("gamma" in name for name in state):
@@ -137,7 +136,7 @@ def pipeline_transformer(dit: DiT) -> Any:
     if int(c.hidden * c.mlp_ratio) != 4 * c.hidden:
         raise InputError("diffusers' DiT has MLPs of four times its width", fix="export with --format original")
     state[TABLE] = _fill_table(state[TABLE])
-    transformer = DiTTransformer2DModel(
+    transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=c.heads, attention_head_dim=c.hidden // c.heads, in_channels=c.in_channels,
         out_channels=c.in_channels * (2 if c.learn_sigma else 1), num_layers=c.depth, sample_size=c.latent_px,
         patch_size=c.patch, num_embeds_ada_norm=PIPELINE_NULL_ROW, norm_eps=1e-6,

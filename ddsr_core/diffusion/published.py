@@ -53,6 +53,13 @@ def locate(name_or_path: str, parts: Sequence[str], option: str) -> Path:
     return _from_hub(name_or_path, parts, option)
 
 
+def import_diffusers() -> Any:
+    """The package diffusers: three seconds to import, and absent on machines that only time the DiT."""
+    import diffusers  # the only place that imports it; the reason is above
+
+    return diffusers
+
+
 def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
     """Files that `locate` needs and ``folder`` lacks."""
     missing = []
@@ -70,8 +77,7 @@ def find_weights(folder: Path) -> Path | None:
 
 
 def _from_hub(repository: str, parts: Sequence[str], option: str) -> Path:
-    from huggingface_hub import snapshot_download  # half a second to import: only a hub id needs it
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download  # half a second to import: only a hub id needs it
 
     reason: Exception | None = None
     # The cache comes first: a run that has its weights needs no network. Then one format, then the other.
@@ -79,7 +85,7 @@ def _from_hub(repository: str, parts: Sequence[str], option: str) -> Path:
         wanted = [str(Path(part) / file) for part in parts for file in (CONFIG, name)] + ["model_index.json"]
         try:
             folder = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=local))
-        except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
             reason = error
             continue
         if not missing_files(folder, parts):

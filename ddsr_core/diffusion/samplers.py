@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.gaussian import STEPS, Schedule
+from ddsr_core.diffusion.published import import_diffusers
 from ddsr_core.errors import ConfigError
 
 Sampler = Literal["ancestral", "dpmpp", "unipc"]
@@ -119,10 +120,8 @@ def by_scheduler(
     Raises:
         ConfigError: no step is below ``strength`` * 1000.
     """
-    # Three seconds to import, and absent on machines that only time the ancestral sampler.
-    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
-
-    kind = DPMSolverMultistepScheduler if name == "dpmpp" else UniPCMultistepScheduler
+    diffusers = import_diffusers()
+    kind = diffusers.DPMSolverMultistepScheduler if name == "dpmpp" else diffusers.UniPCMultistepScheduler
     scheduler = kind(
         num_train_timesteps=STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
         prediction_type="epsilon", solver_order=2,

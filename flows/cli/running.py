@@ -117,14 +117,9 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, dry: bool
         else:
             outcome = call_flow("flows.distill:distill", request.run_name, request)
     if as_json:
-        facts = {
-            "run": outcome.run,
-            "folder": outcome.folder,
-            "report": outcome.report,
-            "stages": outcome.stages,
-            "skipped": outcome.skipped,
-        }
-        click.echo(json.dumps({**facts, "results": outcome.table}, indent=2, default=str))
+        fields = ("run", "folder", "report", "stages", "skipped")
+        data = {**{name: getattr(outcome, name) for name in fields}, "results": outcome.table}
+        click.echo(json.dumps(data, indent=2, default=str))
         return
     library().print_results(outcome.table)
     for reason, count in outcome.skipped.items():
@@ -165,4 +160,5 @@ def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **optio
         click.echo(json.dumps(measured, indent=2))
         return
     click.echo((folder / f"{request.experiment}.md").read_text())
-    click.echo(f"Tables: {folder / request.experiment}.md, .csv and .json; contact sheets beside them")
+    click.echo(f"Tables: {folder / request.experiment}.md, .csv and .json, and contact sheets")
+    click.echo(f"Page: {folder / 'report.html'}")

@@ -18,6 +18,8 @@ from pathlib import Path
 from ddsr_core.errors import DdsrError
 
 STOP_S = 5.0
+#: The folder that holds the package `flows`.
+ROOT = Path(__file__).resolve().parents[2]
 #: Settings files of Prefect that can name a server.
 SETTINGS_FILES = ("prefect.toml", "pyproject.toml", ".env")
 SERVER_SIGNS = ("PREFECT_API_URL", "[api]", "[tool.prefect.api]")
@@ -35,8 +37,10 @@ def begin_server() -> bool:
         return False
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)  # early connections wait until the server listens
     descriptor = listening.fileno()
-    command = [sys.executable, "-m", "flows.cli.server_process", str(descriptor), str(os.getpid())]
+    # -P: a package `flows` in the working directory belongs to the user. PYTHONPATH: the code of this process.
+    command = [sys.executable, "-P", "-m", "flows.cli.server_process", str(descriptor), str(os.getpid())]
     environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect starts its own
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(command, env=environment, pass_fds=[descriptor], start_new_session=True)  # not for Ctrl-C
     atexit.register(_stop, process)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{listening.getsockname()[1]}/api"

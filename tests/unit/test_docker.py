@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prefect.utilities.templating import find_placeholders
 
+from deployments import deploy
 from deployments.deploy import FILE, IMAGE_ROOT, POOLS, parameters_of, prefect_file, template
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,3 +192,14 @@ def test_a_first_deploying_takes_the_file():
     items = {item["name"]: item for item in prefect_file("/checkout", None, {})["deployments"]}
     assert [schedule["active"] for schedule in items["nightly"]["schedules"]] == [False]
     assert items["distill"]["parameters"] == {}
+
+
+def test_flows_of_an_installed_package_keep_results_out_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DDSR_HOME", raising=False)
+    assert deploy.default_home(in_containers=False) is None  # a checkout
+    monkeypatch.setattr(deploy, "ROOT", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    assert deploy.default_home(in_containers=False) == str(tmp_path / "ddsr-home")
+    assert deploy.default_home(in_containers=True) == deploy.IMAGE_HOME
+    monkeypatch.setenv("DDSR_HOME", "s3://bucket/prefix")
+    assert deploy.default_home(in_containers=True) == "s3://bucket/prefix"

