@@ -7,10 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ddsr_core.config import StageConfig
-from ddsr_core.metrics.spec import DEFAULT_METRICS, METRICS, MetricName
-
-#: LPIPS and the SSIM window need HR images of this side.
-MIN_SIDE_PX = 32
+from ddsr_core.metrics.spec import DEFAULT_METRICS, METRICS, MIN_SIDE_PX, MetricName
 
 
 class EvaluateConfig(StageConfig):

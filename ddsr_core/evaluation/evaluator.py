@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor
 
 from ddsr_core.errors import InputError
-from ddsr_core.evaluation.config import MIN_SIDE_PX, EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.scores import ImageScores
-from ddsr_core.evaluation.test_sets import HrImage, spare_px
 from ddsr_core.imaging.bicubic import downsample, make_lr, upsample
 from ddsr_core.imaging.images import to_float
+from ddsr_core.imaging.test_sets import HrImage, spare_px
 from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.metrics.lpips import Lpips, distance
 from ddsr_core.metrics.psnr_ssim import fidelity, full_precision, luma_fidelity, rgb_to_y, to_levels
-from ddsr_core.metrics.spec import METRICS
+from ddsr_core.metrics.spec import METRICS, MIN_SIDE_PX
 
 #: float32 (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale).
 Network = Callable[[Tensor], Tensor]
@@ -124,7 +123,9 @@ class Evaluator:
     ) -> None:
         self.network, self.config, self.device = network, config, device
         self.references = references or ReferenceFeatures(0)
-        self.measures = {name: load_measure(name, device) for name in config.metrics if METRICS[name].measure}
+        self.measures: dict[str, Measure] = {
+            name: METRICS[name].load(device) for name in config.metrics if METRICS[name].measure
+        }
         self.fidelities = [name for name in config.metrics if not METRICS[name].measure]
 
     def read(self, image: HrImage) -> tuple[np.ndarray, np.ndarray | None]:
@@ -220,13 +221,6 @@ def published_bicubic_y(hr_y: Tensor, scale: int) -> Tensor:
         (1, 1, H, W), rounded.
     """
     return upsample(downsample(hr_y, scale), scale).round().clamp(0, 255)
-
-
-def load_measure(metric: str, device: str) -> Measure:
-    """The implementation of a metric that `ddsr_core.metrics.spec.METRICS` names, on a device."""
-    module, _, factory = METRICS[metric].measure.partition(":")
-    measure: Measure = getattr(importlib.import_module(module), factory)(device)
-    return measure
 
 
 def overlapped(

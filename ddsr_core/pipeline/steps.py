@@ -31,7 +31,7 @@ from ddsr_core.sr.onnx_export import export_onnx
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.weights import LoadedNetwork, load_network
 from ddsr_core.storage.files import sha256_of, storage_errors
-from ddsr_core.storage.stage import Artifact, Source
+from ddsr_core.storage.stage import Artifact, Source, StageInput
 from ddsr_core.storage.store import Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -65,8 +65,13 @@ class Crops:
     embeddings: str = "vgg16"
 
 
-def train_one(backend: Backend, recipe: TrainSRConfig, data: Source, crops: Crops) -> tuple[Artifact, bool]:
+def train_one(
+    backend: Backend, recipe: TrainSRConfig, data: Source, crops: Crops, more: Mapping[str, StageInput] | None = None
+) -> tuple[Artifact, bool]:
     """Train one network on ``data`` as it is, or on crops of it.
+
+    Args:
+        more: further inputs of the stage: ``test``, the photos of a validation, and ``init``, weights to start from.
 
     Returns:
         The weights, and whether they were already there.
@@ -76,7 +81,7 @@ def train_one(backend: Backend, recipe: TrainSRConfig, data: Source, crops: Crop
     """
     stages = Stages(_config_of(crops), backend)
     images = _images_of(stages, data, crops.source)
-    weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch)
+    weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch, more)
     return weights, stages.runs[-1].cached
 
 

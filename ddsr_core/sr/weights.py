@@ -95,6 +95,32 @@ def load_network(path: Path) -> LoadedNetwork:
     return LoadedNetwork(network.eval(), scale, arch)
 
 
+def load_into(network: nn.Module, arch: str, path: Path) -> None:
+    """Load the weights of a file into a network of that architecture.
+
+    Args:
+        network: gets the weights.
+        arch: a name in `architectures.ARCHITECTURES`, or ``module:Class``.
+        path: a ``train_sr`` folder or a weights file, under any public names of the architecture.
+
+    Raises:
+        InputError: the file cannot be read, or holds weights of another network, size or scale.
+    """
+    file = path / SAFETENSORS if path.is_dir() else path
+    if not file.is_file():
+        raise InputError("no weights file", where=file, fix="name a train_sr folder or a weights file")
+    state, _ = _read(file)
+    try:
+        network.load_state_dict(dict(own_names(arch, state)))
+    except RuntimeError as error:
+        details = str(error).splitlines()
+        raise InputError(
+            f"weights do not fit {arch}: {details[1].strip() if len(details) > 1 else details[0]}",
+            where=file,
+            fix="use weights of the same network and scale, or set arch, arch_kwargs and scale to those of the file",
+        ) from error
+
+
 class _Identity(NamedTuple):
     """What it takes to rebuild a network."""
 

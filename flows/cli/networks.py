@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
-from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
+from ddsr_core.baselines.names import TRAINING_SETS
 from ddsr_core.metrics.spec import METRICS
-from ddsr_core.pipeline.home import home_of
+from ddsr_core.reporters import ReporterName
+from ddsr_core.sr.config import Degradation
 from flows.cli.options import Group, device_option, home_option, json_option
 
 
@@ -33,33 +34,49 @@ def networks() -> None:
 @click.option("--embeddings", type=click.Choice(["vgg16", "open_clip"]), default="vgg16", show_default=True,
               help="Features that k-center and hdc compare crops by.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Optimizer steps.")
+@click.option("--scale", type=click.Choice(["2", "3", "4"]), default="4", show_default=True, help="Upsampling factor.")
+@click.option("--degradation", type=click.Choice(get_args(Degradation)), default="bicubic", show_default=True,
+              help="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.")  # fmt: skip
+@click.option("--init", type=click.Path(path_type=Path), default=None,
+              help="Start from these weights: a train_sr folder, or a file of the same network and scale.")  # fmt: skip
+@click.option("--test", type=click.Path(path_type=Path), default=None,
+              help="Photos to validate on during training. The best weights are kept beside the last ones.")  # fmt: skip
+@click.option("--val-every", type=click.IntRange(1), default=None,
+              help="Steps between validations. Default: a tenth of the iterations.")  # fmt: skip
+@click.option("--val-metric", "val_metrics", multiple=True, type=click.Choice(list(METRICS)),
+              help="Metric of the validation. May be repeated; the first one decides which weights are best. "
+                   "Default: psnr_y, ssim_y.")  # fmt: skip
+@click.option("--early-stop", type=click.IntRange(1), default=None,
+              help="Stop after this many validations without a new best.")  # fmt: skip
+@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
+              help="Show training curves in this program. Files go to HOME/tracking.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
               help="Override a field of the recipe, such as batch_size=8. May be repeated.")  # fmt: skip
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str,
-             iterations: int, overrides: tuple[str, ...], home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
+def train_sr(**options: Any) -> None:
     """Train one SR network on a folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    from ddsr_core.imaging.photos import photo_source
-    from ddsr_core.pipeline.steps import Crops
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.single_steps import train_one
+    if options["test"] is None and any(options[name] for name in ("val_every", "val_metrics", "early_stop")):
+        raise click.UsageError("--val-every, --val-metric and --early-stop need --test.")
+    from flows.cli import network_runs as runs  # imports torch
 
-    store = open_store(home_of(home))
-    store.check()
-    crops = Crops(training_set, count, patch_px, embeddings)
-    artifact, cached = train_one(
-        store, photo_source(data), crops, arch=arch, iterations=iterations, overrides=overrides, device=device
-    )
-    result = {"weights": artifact.path / "weights.safetensors", "cached": cached, **artifact.manifest.counts}
-    if as_json:
-        click.echo(json.dumps(result, indent=2, default=str))
-    else:
-        click.echo(f"Weights: {result['weights']} (and .pth){' from cache' if cached else ''}")
+    chosen = {"every": options["val_every"], "metrics": options["val_metrics"], "early_stop": options["early_stop"]}
+    training = runs.Training(
+        data=options["data"],
+        crops=runs.Crops(options["training_set"], options["count"], options["patch_px"], options["embeddings"]),
+        values={
+            "arch": options["arch"], "iterations": options["iterations"], "scale": int(options["scale"]),
+            "degradation": options["degradation"],
+        },
+        overrides=options["overrides"], test=options["test"], init=options["init"], report_to=options["report_to"],
+        validation={name: value for name, value in chosen.items() if value},
+    )  # fmt: skip
+    result = runs.train(training, options["home"], options["device"])
+    click.echo(runs.as_json(result) if options["as_json"] else "\n".join(runs.weights_lines(result)))
 
 
 @networks.command()
@@ -87,27 +104,13 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
-    from ddsr_core.evaluation.config import EvaluateConfig
-    from ddsr_core.pipeline.steps import with_overrides
-    from ddsr_core.storage.files import write_json
-    from ddsr_core.storage.remote_store import open_store
-    from flows.cli.console import print_results
-    from flows.cli.single_steps import evaluate_networks
-
-    store = open_store(home_of(home))
-    store.check()
     switches = dict.fromkeys(more_metrics, True)
     switches |= {name: value for name, value in {"lpips_vgg": lpips_vgg, "dists": dists}.items() if value}
     switches |= {"lpips": False} if no_lpips else {}
-    config = with_overrides(EvaluateConfig, {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches}, [])
-    artifacts = evaluate_networks(store, weights, Path(test), config, device)
-    summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
-    if json_file is not None:
-        write_json(json_file, summaries[weights[0]] if len(weights) == 1 else [summaries[name] for name in weights])
-    rows = [{"arch": summary["network"], "source": name, **summary["metrics"]} for name, summary in summaries.items()]
-    print_results(rows, title=f"SR networks on the test photos (x{scale})", origin="weights")
-    for name, artifact in artifacts.items():
-        click.echo(f"{name}: {summaries[name]['images']} images, listed in {artifact.path / 'per_image.parquet'}")
+    values = {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches}
+    from flows.cli import network_runs as runs  # imports torch
+
+    runs.evaluate(weights, Path(test), values, json_file, home, device)
 
 
 @networks.command()
@@ -130,7 +133,7 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="What to do with output files that exist.")  # fmt: skip
 @device_option
-def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: str,
+def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: Any,
             device: str) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
@@ -138,12 +141,9 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 
     Example: ddsr upscale small/ large/ --weights ddsr-home/…/weights.safetensors
     """
-    from ddsr_core.config import Runtime, resolve_device
-    from ddsr_core.sr.upscale import upscale as enlarge
-    from flows.cli.console import progress_for
+    from flows.cli import network_runs as runs  # imports torch
 
-    runtime = Runtime(device=resolve_device(device), progress=progress_for())
-    done = enlarge(source, output, weights, scale=scale, tile_px=tile, existing=existing, runtime=runtime)  # type: ignore[arg-type]
+    done = runs.enlarge(source, output, weights, scale=scale, tile_px=tile, existing=existing, device=device)
     kept = f", {len(done.kept)} kept" if done.kept else ""
     click.echo(f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept}: {output}")
     for path, reason in done.skipped.items():
@@ -162,9 +162,6 @@ def export_sr(weights: Path, output: Path) -> None:
 
     Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """
-    from ddsr_core.pipeline.steps import export_network
+    from flows.cli import network_runs as runs  # imports torch
 
-    network, differences = export_network(weights, output)
-    click.echo(f"{network.name} x{network.scale}: {output}")
-    for (height, width), difference in differences.items():
-        click.echo(f"  LR of {height}x{width} px: largest difference between onnxruntime and PyTorch {difference:.1e}")
+    runs.export(weights, output)

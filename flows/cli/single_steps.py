@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ddsr_core.config import Runtime
-from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pipeline import steps
-from ddsr_core.pipeline.plain import plain_backend
-from ddsr_core.pipeline.request import Execution
-from ddsr_core.pipeline.steps import Crops, ModelExport, export_network, search_run, with_overrides
+from ddsr_core.pipeline.steps import ModelExport, search_run, with_overrides
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photographs import fetch_photographs
 from ddsr_core.pretrain.run import run as pretrain
-from ddsr_core.sr.config import TrainSRConfig
-from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import storage_errors
-from ddsr_core.storage.stage import RESUME, Artifact, Source
+from ddsr_core.storage.stage import RESUME
 from ddsr_core.storage.store import Store
 from flows.cli.console import progress_for
 
-__all__ = ["Crops", "ModelExport", "evaluate_networks", "export_model", "export_network", "pretrain_base", "search_run",
-           "train_one", "with_overrides"]  # fmt: skip
-
-
-def train_one(
-    store: Store, data: Source, crops: Crops, *, arch: str, iterations: int, overrides: Iterable[str], device: str
-) -> tuple[Artifact, bool]:
-    """Train one network on ``data`` as it is, or on crops of it."""
-    recipe: TrainSRConfig = with_overrides(TrainSRConfig, {"arch": arch, "iterations": iterations}, overrides)
-    weights, cached = steps.train_one(_backend(store, device), recipe, data, crops)
-    crop = weights.manifest.config["lr_patch_px"]
-    if crop is not None and recipe.lr_patch_px is None:
-        text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
-        click.echo(f"ddsr: {text}", err=True)
-    return weights, cached
-
-
-def evaluate_networks(
-    store: Store, weights: Iterable[str], test: Path, config: EvaluateConfig, device: str
-) -> Mapping[str, Artifact]:
-    """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not."""
-    return steps.evaluate_networks(_backend(store, device), weights, test, config)
+__all__ = ["ModelExport", "export_model", "pretrain_base", "search_run", "with_overrides"]
 
 
 def export_model(store: Store, source: str, out: Path, kind: Any, weights: Any, base: str | None, vae: str | None) -> Path:
@@ -65,7 +37,3 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> P
         pretrain(config, photos=photos, out=out, runtime=runtime)
         shutil.rmtree(out / RESUME)
     return out
-
-
-def _backend(store: Store, device: str) -> Any:
-    return plain_backend(Execution(home=store.url, device=device), store, progress_for())
