@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ddsr_core.config import StageConfig
 from ddsr_core.metrics.spec import DEFAULT_METRICS, METRICS, MIN_SIDE_PX, MetricName
+from ddsr_core.sr.config import Degradation
 
 
 class EvaluateConfig(StageConfig):
@@ -19,6 +20,9 @@ class EvaluateConfig(StageConfig):
         ge=1,
         le=64,
         description="HR images are cropped to a multiple of it. Empty: the scale. Set 8 for the published OST300 figures.",
+    )
+    degradation: Degradation = Field(
+        "bicubic", description="How LR images are made that are not given, as in the training (`train_sr.degradation`)."
     )
     metrics: tuple[MetricName, ...] = Field(DEFAULT_METRICS, min_length=1, description="What is measured.")
     round_y: bool = Field(

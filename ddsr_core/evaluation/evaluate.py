@@ -187,6 +187,7 @@ def _summarize(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], te
         "mod_crop": config.multiple,
         "y": "rounded" if config.round_y else "not rounded",
         "lr": "given" if lr_given else "made from HR",
+        "degradation": config.degradation,
         "metrics": mean_scores(scores),
         "images": len(scores),
         "identical": sum(math.isinf(row.values.get("psnr_rgb", 0)) for row in scores),

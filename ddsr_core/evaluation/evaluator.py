@@ -25,6 +25,7 @@ from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.metrics.lpips import Lpips, distance
 from ddsr_core.metrics.psnr_ssim import fidelity, full_precision, luma_fidelity, rgb_to_y, to_levels
 from ddsr_core.metrics.spec import METRICS, MIN_SIDE_PX
+from ddsr_core.sr.degradation import degrader_of, seed_of, smallest_px
 
 #: float32 (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale).
 Network = Callable[[Tensor], Tensor]
@@ -123,6 +124,7 @@ class Evaluator:
     ) -> None:
         self.network, self.config, self.device = network, config, device
         self.references = references or ReferenceFeatures(0)
+        self.degrade = degrader_of(config.degradation, config.scale, device)
         self.measures: dict[str, Measure] = {
             name: METRICS[name].load(device) for name in config.metrics if METRICS[name].measure
         }
@@ -149,11 +151,12 @@ class Evaluator:
         else:
             lr_size = lr.shape[1], lr.shape[0]
             spare_x, spare_y = spare_px((width, height), lr_size, self.config.scale, self.config.multiple)
-        if min(height - spare_y, width - spare_x) < MIN_SIDE_PX:
+        smallest = smallest_px(self.config.scale) if self.degrade and lr is None else MIN_SIDE_PX
+        if min(height - spare_y, width - spare_x) < smallest:
             raise InputError(
                 f"too small: {width}x{height}",
                 where=name,
-                fix=f"use images with sides of at least {MIN_SIDE_PX} px",
+                fix=f"use images with sides of at least {smallest} px",
             )
         return hr[: height - spare_y, : width - spare_x]
 
@@ -164,11 +167,16 @@ class Evaluator:
             InputError: the network rejects the image.
         """
         config = self.config
-        small = make_lr(to_float(hr).to(self.device), config.scale) if lr is None else to_float(lr).to(self.device)
+        small = self.make_lr(hr) if lr is None else to_float(lr).to(self.device)
         sr = enlarge(self.network, small, scale=config.scale, tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
-        alone = lr is None and config.round_y and isinstance(self.network, Bicubic)
+        alone = lr is None and config.round_y and self.degrade is None and isinstance(self.network, Bicubic)
         sr_y = published_bicubic_y(luma(hr, self.device), config.scale) if alone else None
         return Enlarged(name, hr, small, sr, sr_y)
+
+    def make_lr(self, hr: np.ndarray) -> Tensor:
+        """LR image of a uint8 (H, W, 3) image, float32 (1, 3, h, w)."""
+        image = to_float(hr).to(self.device)
+        return self.degrade(image, seed_of(hr)) if self.degrade else make_lr(image, self.config.scale)
 
     def score(self, image: Enlarged) -> ImageScores:
         """Every metric of one image."""

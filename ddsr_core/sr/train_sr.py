@@ -23,6 +23,7 @@ from ddsr_core.sr import gan
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.data import Pairs, batches, pack_pairs
+from ddsr_core.sr.degradation import degrader_of, smallest_px
 from ddsr_core.sr.gan import adversarial_step
 from ddsr_core.sr.grids import write_grid
 from ddsr_core.sr.optim import descend, ema_decay_at, update_ema
@@ -97,6 +98,7 @@ def run(
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, config)
     check_scale(state.ema, config, runtime.device)
+    check_crops(config)
     train(config, state, pairs, out, runtime, validator)
 
     summary = {**provenance(config, state), **training_facts(config, state, pairs)}
@@ -111,6 +113,20 @@ def run(
     return StageResult(counts=summary)
 
 
+def check_crops(config: TrainSRConfig) -> None:
+    """
+    Raises:
+        ConfigError: the crops are too small for the degradation.
+    """
+    px, smallest = plan_of(config).lr_patch_px, -(-smallest_px(config.scale) // config.scale)
+    if config.degradation == "real-esrgan" and px < smallest:
+        raise ConfigError(
+            f"LR crops of {px} px are too small for the degradation",
+            where="lr_patch_px",
+            fix=f"set it to {smallest} or more",
+        )
+
+
 def new_validator(config: TrainSRConfig, test: Path | None, device: str) -> Validator | None:
     """What validates a training, if its config wants that.
 
@@ -121,7 +137,7 @@ def new_validator(config: TrainSRConfig, test: Path | None, device: str) -> Vali
         return None
     if test is None:
         raise ConfigError("a validation needs test photos", where="validation", fix="name a folder with --test")
-    return Validator(config.validation, test, config.scale, device)
+    return Validator(config.validation, test, config.scale, device, degrader_of(config.degradation, config.scale, device))
 
 
 def provenance(config: TrainSRConfig, state: State) -> dict[str, Any]:
@@ -190,6 +206,7 @@ def train(
     bf16 = config.precision == "bf16" and (device.type != "cpu" or find_architecture(config.arch).bf16_on_cpu)
     # reading a number back makes the GPU wait
     read_every = 1 if device.type == "cpu" else min(50, max(1, config.iterations // CURVE_ROWS))
+    degrade = degrader_of(config.degradation, config.scale, runtime.device)
     unread: list[Tensor] = []
     steps = range(state.step, config.iterations)
 
@@ -202,6 +219,7 @@ def train(
             torch.manual_seed(config.seed * 1_000_003 + step)  # networks with dropout resume exactly
             if state.adversary and step == plan.switch:
                 join_adversary(state, state.adversary)
+            lr = degrade(hr, (config.seed, step)) if degrade else lr
             unread.append(train_step(config, state, lr, hr, bf16))
             state.step, due = step + 1, due_after(config, step + 1)
             if any(due) or state.step % read_every == 0:

@@ -20,6 +20,7 @@ from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.metrics.psnr_ssim import fidelity, full_precision, mean_psnr
 from ddsr_core.metrics.spec import METRICS, MIN_SIDE_PX
 from ddsr_core.sr.config import ValidationConfig
+from ddsr_core.sr.degradation import RealEsrganDegradation, seed_of
 
 TILE_PX, OVERLAP_PX = 512, 48
 #: Side of the squares in a picture, in HR pixels.
@@ -47,14 +48,22 @@ class Validator:
         test: photos, or pairs of HR and LR images.
         scale: upsampling factor of the networks.
         device: torch device of the networks.
+        degrade: makes LR images that are not given; None: MATLAB's bicubic reduction.
 
     Raises:
         InputError: no photos, or pairs that do not match.
         MissingWeightsError: a metric needs weights that are not installed.
     """
 
-    def __init__(self, config: ValidationConfig, test: Path, scale: int, device: str) -> None:
-        self.config, self.test, self.scale, self.device = config, test, scale, device
+    def __init__(
+        self,
+        config: ValidationConfig,
+        test: Path,
+        scale: int,
+        device: str,
+        degrade: RealEsrganDegradation | None = None,
+    ) -> None:
+        self.config, self.test, self.scale, self.device, self.degrade = config, test, scale, device, degrade
         self.photos = find_pairs(test, scale, scale)
         self.measures = {name: METRICS[name].load(device) for name in config.metrics if METRICS[name].measure}
 
@@ -104,6 +113,8 @@ class Validator:
         hr = hr[: height - spare_y, : width - spare_x]
         if min(hr.shape[:2]) < MIN_SIDE_PX:
             raise InputError("too small", where=photo.hr.name)
+        if given is None and self.degrade:
+            return hr, self.degrade(to_float(hr).to(self.device), seed_of(hr))
         lr = make_lr(to_float(hr), self.scale) if given is None else to_float(given)
         return hr, lr.to(self.device)
 

@@ -87,6 +87,8 @@ def train_sr(**options: Any) -> None:
 @click.option("--scale", type=click.IntRange(2, 8), default=4, show_default=True, help="Upsampling factor of the networks.")
 @click.option("--mod-crop", type=click.IntRange(1), default=None,
               help="Crop HR images to a multiple of it. Default: the scale. Set 8 for published OST300.")  # fmt: skip
+@click.option("--degradation", type=click.Choice(get_args(Degradation)), default="bicubic", show_default=True,
+              help="How LR images are made that are not given, as in train-sr.")  # fmt: skip
 @click.option("--metric", "more_metrics", multiple=True, type=click.Choice(list(METRICS)),
               help="Measure this metric too. May be repeated.")  # fmt: skip
 @click.option("--no-lpips", is_flag=True, help="Do not measure LPIPS, which takes most of the time on a CPU.")
@@ -95,22 +97,20 @@ def train_sr(**options: Any) -> None:
 @click.option("--round-y", is_flag=True, help="Round Y to 8 bits, as MATLAB and many published tables do. BasicSR does not.")
 @home_option
 @device_option
-def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale: int, mod_crop: int | None,
-             more_metrics: tuple[str, ...], no_lpips: bool, lpips_vgg: bool, dists: bool, round_y: bool, home: str | None,
-             device: str) -> None:  # fmt: skip
+def evaluate(**options: Any) -> None:
     """Measure SR networks and bicubic on a test set.
 
     Reports PSNR and SSIM on Y and RGB, and LPIPS.
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
-    switches = dict.fromkeys(more_metrics, True)
-    switches |= {name: value for name, value in {"lpips_vgg": lpips_vgg, "dists": dists}.items() if value}
-    switches |= {"lpips": False} if no_lpips else {}
-    values = {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches}
+    added = {*options["more_metrics"], *(name for name in ("lpips_vgg", "dists") if options[name])}
+    switches = {**dict.fromkeys(sorted(added), True), **({"lpips": False} if options["no_lpips"] else {})}
+    values = {name: options[name] for name in ("scale", "mod_crop", "round_y", "degradation")}
     from flows.cli import network_runs as runs  # imports torch
 
-    runs.evaluate(weights, Path(test), values, json_file, home, device)
+    test, home, device = Path(options["test"]), options["home"], options["device"]
+    runs.evaluate(options["weights"], test, {**values, **switches}, options["json_file"], home, device)
 
 
 @networks.command()

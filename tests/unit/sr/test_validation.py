@@ -19,7 +19,6 @@ from ddsr_core.evaluation.evaluate import evaluate_network, mean_scores
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
-from ddsr_core.progress import silent
 from ddsr_core.sr.config import TrainSRConfig, ValidationConfig
 from ddsr_core.sr.train_sr import run
 from ddsr_core.sr.validation import Validated, Validator, center
