@@ -34,6 +34,9 @@ class EvaluateConfig(StageConfig):
         512, ge=0, description="Larger LR images are processed in tiles of this side. Lower it if memory runs out; 0: never."
     )
     tile_overlap_px: int = Field(48, ge=0, description="LR pixels at a tile's border that only provide context.")
+    trust: tuple[str, ...] = Field(
+        (), description="Networks of your own (module:Class) that weights files may import. Other files are refused."
+    )
     crops: int = Field(4, ge=0, le=64, description="Number of test images that a close-up is stored of.")
     crop_px: int = Field(128, ge=MIN_SIDE_PX, description="Side of a close-up in HR pixels.")
 

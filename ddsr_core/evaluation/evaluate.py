@@ -144,7 +144,7 @@ def _store_closeup(stem: Path, image: Enlarged, config: EvaluateConfig) -> dict[
 def _load(config: EvaluateConfig, weights: Path | None, device: str) -> tuple[Network, str]:
     if weights is None:
         return Bicubic(config.scale), BICUBIC
-    network, scale, name = load_network(weights)
+    network, scale, name = load_network(weights, config.trust)
     if scale != config.scale:
         raise InputError(
             f"the weights enlarge x{scale}, the evaluation is for x{config.scale}",

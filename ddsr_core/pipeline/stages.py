@@ -199,7 +199,7 @@ class Stages:
 
     def evaluate(self, tests: StageInput, weights: StageInput | None = None, label: str = "bicubic") -> Artifact:
         """PSNR, SSIM and LPIPS of a network on the test photos, or of bicubic upscaling."""
-        return self.build(evaluate.STAGE, self.config.evaluate, {"test": tests, **_given(weights=weights)}, label)
+        return self.build(evaluate.STAGE, self.config.evaluation, {"test": tests, **_given(weights=weights)}, label)
 
     # what they share
 

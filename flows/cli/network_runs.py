@@ -12,6 +12,7 @@ import click
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.evaluation.evaluate import BICUBIC
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.pipeline import steps
@@ -24,6 +25,7 @@ from ddsr_core.reporters import OpenReporter, no_reporter, reporter_to
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.upscale import Existing, Upscaled, upscale
+from ddsr_core.sr.weights import named_class
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.stage import StageInput
@@ -99,8 +101,10 @@ def train(training: Training, home: str | None, device: str) -> dict[str, Any]:
 def evaluate(
     weights: Sequence[str], test: Path, values: Mapping[str, Any], json_file: Path | None, home: str | None, device: str
 ) -> None:
-    """Measure networks and bicubic, and print a table."""
-    config: EvaluateConfig = steps.with_overrides(EvaluateConfig, dict(values))
+    """Measure networks and bicubic, and print a table. If ``values["trust"]``, files may import the networks they name."""
+    classes = [named_class(Path(name).expanduser()) for name in weights if values["trust"] and name != BICUBIC]
+    trusted = {"trust": tuple(name for name in classes if name)}
+    config: EvaluateConfig = steps.with_overrides(EvaluateConfig, {**values, **trusted})
     artifacts = steps.evaluate_networks(backend_at(home, device), weights, test, config)
     summaries = {name: steps.summary_of(artifact) for name, artifact in artifacts.items()}
     if json_file is not None:
@@ -112,16 +116,24 @@ def evaluate(
 
 
 def enlarge(
-    source: Path, output: Path, weights: Path, *, scale: int | None, tile_px: int, existing: Existing, device: str
+    source: Path,
+    output: Path,
+    weights: Path,
+    device: str,
+    *,
+    scale: int | None,
+    tile_px: int,
+    existing: Existing,
+    trust: bool,
 ) -> Upscaled:
     """Enlarge images, with progress on the terminal."""
     runtime = Runtime(device=resolve_device(device), progress=progress_for())
-    return upscale(source, output, weights, scale=scale, tile_px=tile_px, existing=existing, runtime=runtime)
+    return upscale(source, output, weights, scale=scale, tile_px=tile_px, existing=existing, trust=trust, runtime=runtime)
 
 
-def export(weights: Path, output: Path) -> None:
+def export(weights: Path, output: Path, trust: bool) -> None:
     """Write a network as ONNX, and print how far its images are from PyTorch's."""
-    network, differences = steps.export_network(weights, output)
+    network, differences = steps.export_network(weights, output, trust)
     click.echo(f"{network.name} x{network.scale}: {output}")
     for (height, width), difference in differences.items():
         click.echo(f"  LR of {height}x{width} px: largest difference between onnxruntime and PyTorch {difference:.1e}")

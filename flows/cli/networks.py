@@ -13,6 +13,10 @@ from ddsr_core.reporters import ReporterName
 from ddsr_core.sr.config import Degradation
 from flows.cli.options import Group, device_option, home_option, json_option
 
+trust_option = click.option(
+    "--trust", is_flag=True, help="Import the network of your own (module:Class) that a weights file names."
+)
+
 
 @click.group(cls=Group, title="SR networks")
 def networks() -> None:
@@ -95,6 +99,7 @@ def train_sr(**options: Any) -> None:
 @click.option("--lpips-vgg", is_flag=True, hidden=True, help="The same as --metric lpips_vgg.")
 @click.option("--dists", is_flag=True, hidden=True, help="The same as --metric dists.")
 @click.option("--round-y", is_flag=True, help="Round Y to 8 bits, as MATLAB and many published tables do. BasicSR does not.")
+@trust_option
 @home_option
 @device_option
 def evaluate(**options: Any) -> None:
@@ -106,7 +111,7 @@ def evaluate(**options: Any) -> None:
     """
     added = {*options["more_metrics"], *(name for name in ("lpips_vgg", "dists") if options[name])}
     switches = {**dict.fromkeys(sorted(added), True), **({"lpips": False} if options["no_lpips"] else {})}
-    values = {name: options[name] for name in ("scale", "mod_crop", "round_y", "degradation")}
+    values = {name: options[name] for name in ("scale", "mod_crop", "round_y", "degradation", "trust")}
     from flows.cli import network_runs as runs  # imports torch
 
     test, home, device = Path(options["test"]), options["home"], options["device"]
@@ -132,8 +137,9 @@ def evaluate(**options: Any) -> None:
 @click.option("--scale", type=click.IntRange(2), default=None, help="Fail if the weights have another upsampling factor.")
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="What to do with output files that exist.")  # fmt: skip
+@trust_option
 @device_option
-def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: Any,
+def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | None, existing: Any, trust: bool,
             device: str) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
@@ -143,7 +149,7 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
     """
     from flows.cli import network_runs as runs  # imports torch
 
-    done = runs.enlarge(source, output, weights, scale=scale, tile_px=tile, existing=existing, device=device)
+    done = runs.enlarge(source, output, weights, device, scale=scale, tile_px=tile, existing=existing, trust=trust)
     kept = f", {len(done.kept)} kept" if done.kept else ""
     click.echo(f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept}: {output}")
     for path, reason in done.skipped.items():
@@ -153,7 +159,8 @@ def upscale(source: Path, output: Path, weights: Path, tile: int, scale: int | N
 @networks.command("export-sr")
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
-def export_sr(weights: Path, output: Path) -> None:
+@trust_option
+def export_sr(weights: Path, output: Path, trust: bool) -> None:
     """Export an SR network to ONNX.
 
     WEIGHTS is a train_sr folder or a weights file. The ONNX file takes images of any size; its output is compared with
@@ -164,4 +171,4 @@ def export_sr(weights: Path, output: Path) -> None:
     """
     from flows.cli import network_runs as runs  # imports torch
 
-    runs.export(weights, output)
+    runs.export(weights, output, trust)
