@@ -54,7 +54,9 @@ class RealEsrganDegradation:
         self._model = _without_pool(model_class)
         self._model.opt = {**_FIRST, **_SECOND, "scale": scale}
         self._model.is_train, self._model.device = True, torch.device(device)
-        self._model.jpeger = import_basicsr("utils").DiffJPEG(differentiable=False).to(device)
+        jpeg = import_basicsr("utils").DiffJPEG(differentiable=False).to(device)
+        # contiguous, because basicsr takes views of what is channels-last in newer versions of torch
+        self._model.jpeger = lambda image, quality: jpeg(image, quality=quality).contiguous()
         self._model.usm_sharpener = import_basicsr("utils.img_process_util").USMSharp().to(device)
         self._kernels = import_basicsr("data.degradations")
         self.scale, self.device = scale, torch.device(device)
@@ -82,7 +84,8 @@ class RealEsrganDegradation:
             kernels = [(self._blur(_SIGMAS[0]), self._blur(_SIGMAS[1]), self._final_sinc()) for _ in range(len(hr))]
             first, second, sinc = (torch.from_numpy(np.stack(some)).float() for some in zip(*kernels, strict=True))
             self._model.opt["gt_size"], self._model.made = min(hr.shape[-2:]), []
-            self._model.feed_data({"gt": hr, "kernel1": first, "kernel2": second, "sinc_kernel": sinc})
+            plain = hr.contiguous(memory_format=torch.contiguous_format)  # basicsr takes views of it
+            self._model.feed_data({"gt": plain, "kernel1": first, "kernel2": second, "sinc_kernel": sinc})
         lr: Tensor = self._model.lq
         return lr.contiguous(memory_format=torch.channels_last)
 

@@ -60,8 +60,10 @@ def test_every_metric_can_be_asked_for():
 
 
 def test_a_training_with_test_photos_prints_its_best_weights(tmp_path: Path):
-    options = ("--iterations", 2, "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
-               "--device", "cpu", "--home", tmp_path / "home")  # fmt: skip
+    options = (
+        "--iterations", 2, "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
+        "--device", "cpu", "--home", tmp_path / "home",
+    )  # fmt: skip
     data, test = photos(tmp_path / "photos"), photos(tmp_path / "test", 1)
     result = ddsr("train-sr", "--data", data, "--test", test, "--val-every", 1, "--val-metric", "ssim_y", *options)
     assert result.exit_code == 0, result.output

@@ -42,7 +42,7 @@ def test_lr_images_show_the_photo_worse_than_bicubic():
     bicubic = make_lr(hr)
     error = (made - bicubic).square().mean((1, 2, 3)).sqrt()
     assert error.min() > 0.01
-    assert (made.mean(0) - bicubic[0]).square().mean().sqrt() < 0.6 * error.mean()
+    assert (made.mean(0) - bicubic[0]).square().mean().sqrt() < 0.8 * error.mean()
     assert error.std() > 0.005
 
 
