@@ -199,9 +199,11 @@ class Stages:
         inputs: dict[str, StageInput] = {"patches": labels.patches, "clusters": labels.clusters, "generator": generator}
         return self.build(gsdd.STAGE, settings, inputs, "gsdd")
 
-    def train_sr(self, recipe: TrainSRConfig, images: StageInput, label: str) -> Artifact:
-        """An SR network trained on ``images``."""
-        return self.build(train_sr.STAGE, recipe, self.training_inputs(recipe, images), label)
+    def train_sr(
+        self, recipe: TrainSRConfig, images: StageInput, label: str, more: Mapping[str, StageInput] | None = None
+    ) -> Artifact:
+        """An SR network trained on ``images``; ``more`` are the inputs ``test`` of a validation and ``init``."""
+        return self.build(train_sr.STAGE, recipe, {**self.training_inputs(recipe, images), **(more or {})}, label)
 
     def training_inputs(self, recipe: TrainSRConfig, images: StageInput) -> dict[str, StageInput]:
         """The inputs of `train_sr`."""
@@ -209,7 +211,7 @@ class Stages:
 
     def evaluate(self, tests: StageInput, weights: StageInput | None = None, label: str = "bicubic") -> Artifact:
         """PSNR, SSIM and LPIPS of a network on the test photos, or of bicubic upscaling."""
-        return self.build(evaluate.STAGE, self.config.evaluate, {"test": tests, **_given(weights=weights)}, label)
+        return self.build(evaluate.STAGE, self.config.evaluation, {"test": tests, **_given(weights=weights)}, label)
 
     # what they share
 
