@@ -15,8 +15,8 @@ from PIL import Image
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.evaluation.config import EvaluateConfig
-from ddsr_core.evaluation.evaluate import (evaluate_network)
-from ddsr_core.evaluation.scores import (mean_scores)
+from ddsr_core.evaluation.evaluate import evaluate_network
+from ddsr_core.evaluation.scores import mean_scores
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
