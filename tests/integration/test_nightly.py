@@ -32,7 +32,7 @@ def current(home: Path) -> list[str]:
 
 def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     photos, home = make_photos(tmp_path / "photos", 3), tmp_path / "home"
-    make_photos(tmp_path / "test", 1)
+    make_photos(tmp_path / "test", 1, first=10)
     first = spend(photos, home)
     assert first.version is not None
     assert (first.version.promoted, first.version.warm_from, first.version.reason) == (True, None, "the first version")
@@ -73,7 +73,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_other_settings_start_from_the_base(tmp_path: Path):
     photos, home = make_photos(tmp_path / "photos", 3), tmp_path / "home"
-    make_photos(tmp_path / "test", 1)
+    make_photos(tmp_path / "test", 1, first=10)
     spend(photos, home)
     other = load_config("demo", overrides=[*TINY, "sample.seed=5"])
     second = spend(photos, home, config=other)
