@@ -30,6 +30,8 @@ from ddsr_core.storage.store import LOG, Store
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
 RUN_FILES = ("run.json", "config.toml")
+#: What run.json says of a run from its start, and its report repeats.
+BEGUN = ("images", "test", "started", "left_out")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
         publish_distilled(distilled.images, folder / "distilled")
         publish_networks(comparison.networks if comparison else (), folder / "networks")
         state = _over(json.loads((folder / "run.json").read_text()))
-        begun = {field: state[field] for field in ("images", "test", "started", "left_out") if field in state}
+        begun: dict[str, Any] = {field: state[field] for field in BEGUN if field in state}
         record = to_record(name, stages, comparison).model_copy(update={**begun, "finished": now()})
         written = portable(store, record.model_dump(mode="json", exclude={"config"}))
         write_json(folder / "run.json", {**state, **written, "status": "completed"})

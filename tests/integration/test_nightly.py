@@ -54,8 +54,8 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert second.version.changes["photos"] == {"new": 1, "kept": 2, "dropped": 1}
     assert second.version.against == first.version.score  # measured once, the same then and now
     text = as_markdown(second, "n")
-    assert "| photos | 3 | 3 (1 new, 1 dropped; scored anew: 1) |" in text
-    assert "| set in use | version 1 | version 2 |" in text
+    assert "| photos | 3 | 3 (1 new, 1 dropped; 1 scored this night) |" in text
+    assert "| active | version 1 | version 2 |" in text
 
     scores = iter([20.0, 21.0])
     monkeypatch.setattr(nights, "score_of", lambda *_: next(scores))
