@@ -29,7 +29,7 @@ def test_ten_lines_run_the_whole_pipeline(tmp_path: Path):
     assert metrics["psnr_y"] < ddsr_core.evaluate(None, tests, home=home, lpips=False)["psnr_y"]
     assert metrics["lpips"] is None
 
-    done = ddsr_core.upscale(tests / "0.png", tmp_path / "large.png", weights)
+    done = ddsr_core.upscale(tests / "10.png", tmp_path / "large.png", weights)
     assert (done.scale, done.written) == (4, [tmp_path / "large.png"])
     nearest = ddsr_core.search(run.folder / images[0].facts["file_name"].replace("images", "distilled/images"), "mine",
                                home=home, count=2)  # fmt: skip
