@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from ddsr_core.errors import ConfigError
 from ddsr_core.parallel import RunParts
 from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.reporters import OpenReporter, no_reporter
 
 #: How a form words a field's bounds, by their names in JSON schema.
 BOUNDS = {
@@ -53,6 +54,7 @@ class Runtime:
         photo_cache: folder with scores and embeddings of single photos from earlier builds, for photo sources that change
             little from one build to the next.
         run_parts: runs parts of the work in other processes; None does all of it in this one.
+        reporter: where training curves are shown (`ddsr_core.reporters`).
     """
 
     device: str = "cpu"
@@ -60,6 +62,7 @@ class Runtime:
     run: str = ""
     photo_cache: Path | None = None
     run_parts: RunParts | None = None
+    reporter: OpenReporter = field(default=no_reporter)
 
 
 def resolve_device(name: str = "auto") -> str:

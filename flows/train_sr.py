@@ -10,6 +10,7 @@ from prefect import flow
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.pipeline.request import AtLeastOne, Gpu
 from ddsr_core.pipeline.step_runs import Network, TrainRequest, run_training
+from ddsr_core.sr.config import Degradation, Scale, ValidationConfig
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.stage import Manifest
 from tasks.backend import prefect_backend
@@ -25,6 +26,11 @@ def train_sr(
     patch_px: int = 64,
     embeddings: Literal["vgg16", "open_clip"] = "vgg16",
     iterations: AtLeastOne = 2000,
+    scale: Scale = 4,
+    degradation: Degradation = "bicubic",
+    init: Path | None = None,
+    test: Path | None = None,
+    validation: ValidationConfig | None = None,
     overrides: tuple[str, ...] = (),
     run: str | None = None,
     home: Home = "ddsr-home",
@@ -41,6 +47,11 @@ def train_sr(
         patch_px: Height and width of these crops in pixels.
         embeddings: Features that k-center and hdc compare crops by.
         iterations: Optimizer steps. The paper's networks take 100,000 and more.
+        scale: Upsampling factor.
+        degradation: How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.
+        init: Weights to start from: a train_sr folder, or a file of the same network and scale.
+        test: Photos to validate on during training. The best weights are kept beside the last ones.
+        validation: How to validate on them. Without it, ten times.
         overrides: Fields of the recipe to change, such as batch_size=8.
         run: Name of the run below home/runs. Without it, network and data.
         home: Folder or s3://bucket/prefix for artifacts and runs.
@@ -50,7 +61,8 @@ def train_sr(
     refuse_endless_crashes()
     request = TrainRequest(
         data=data, arch=arch, training_set=training_set, count=count, patch_px=patch_px, embeddings=embeddings,
-        iterations=iterations, overrides=overrides, run=run, home=home, device=device, gpu=gpu,
+        iterations=iterations, scale=scale, degradation=degradation, init=init, test=test, validation=validation,
+        overrides=overrides, run=run, home=home, device=device, gpu=gpu,
     )  # fmt: skip
     store = open_store(request.home)
     return run_training(request, store, prefect_backend(request, store), wait=True).weights.manifest

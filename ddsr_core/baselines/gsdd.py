@@ -64,7 +64,7 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
         InputError: patches and clusters do not belong together.
         TrainingError: a loss is not finite.
     """
-    loaded = load_network(generator)
+    loaded = load_network(generator, trust=True)  # the run has trained it
     if loaded.scale != config.scale:
         raise ConfigError(
             f"the generator upscales by {loaded.scale}, not by {config.scale}",

@@ -7,10 +7,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ddsr_core.config import StageConfig
-from ddsr_core.metrics.spec import DEFAULT_METRICS, METRICS, MetricName
-
-#: LPIPS and the SSIM window need HR images of this side.
-MIN_SIDE_PX = 32
+from ddsr_core.metrics.spec import DEFAULT_METRICS, METRICS, MIN_SIDE_PX, MetricName
+from ddsr_core.sr.config import Degradation
 
 
 class EvaluateConfig(StageConfig):
@@ -23,6 +21,9 @@ class EvaluateConfig(StageConfig):
         le=64,
         description="HR images are cropped to a multiple of it. Empty: the scale. Set 8 for the published OST300 figures.",
     )
+    degradation: Degradation = Field(
+        "bicubic", description="How LR images are made that are not given, as in the training (`train_sr.degradation`)."
+    )
     metrics: tuple[MetricName, ...] = Field(DEFAULT_METRICS, min_length=1, description="What is measured.")
     round_y: bool = Field(
         False,
@@ -33,6 +34,9 @@ class EvaluateConfig(StageConfig):
         512, ge=0, description="Larger LR images are processed in tiles of this side. Lower it if memory runs out; 0: never."
     )
     tile_overlap_px: int = Field(48, ge=0, description="LR pixels at a tile's border that only provide context.")
+    trust: tuple[str, ...] = Field(
+        (), description="Networks of your own (module:Class) that weights files may import. Other files are refused."
+    )
     crops: int = Field(4, ge=0, le=64, description="Number of test images that a close-up is stored of.")
     crop_px: int = Field(128, ge=MIN_SIDE_PX, description="Side of a close-up in HR pixels.")
 

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.errors import InputError
-from ddsr_core.evaluation.config import MIN_SIDE_PX, EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Bicubic, Enlarged, Evaluator, Network, overlapped, reference_features
 from ddsr_core.evaluation.scores import ImageScores, mean_scores
-from ddsr_core.evaluation.test_sets import HrImage, find_pairs
 from ddsr_core.imaging.bicubic import upsample
 from ddsr_core.imaging.images import save_png, to_uint8
-from ddsr_core.metrics.spec import METRICS
+from ddsr_core.imaging.test_sets import HrImage, find_pairs
+from ddsr_core.metrics.spec import METRICS, MIN_SIDE_PX
 from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
@@ -144,7 +144,7 @@ def _store_closeup(stem: Path, image: Enlarged, config: EvaluateConfig) -> dict[
 def _load(config: EvaluateConfig, weights: Path | None, device: str) -> tuple[Network, str]:
     if weights is None:
         return Bicubic(config.scale), BICUBIC
-    network, scale, name = load_network(weights)
+    network, scale, name = load_network(weights, config.trust)
     if scale != config.scale:
         raise InputError(
             f"the weights enlarge x{scale}, the evaluation is for x{config.scale}",
@@ -187,6 +187,7 @@ def _summarize(name: str, config: EvaluateConfig, rows: list[dict[str, Any]], te
         "mod_crop": config.multiple,
         "y": "rounded" if config.round_y else "not rounded",
         "lr": "given" if lr_given else "made from HR",
+        "degradation": config.degradation,
         "metrics": mean_scores(scores),
         "images": len(scores),
         "identical": sum(math.isinf(row.values.get("psnr_rgb", 0)) for row in scores),

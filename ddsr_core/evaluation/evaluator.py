@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,15 +16,16 @@ import torch
 from torch import Tensor
 
 from ddsr_core.errors import InputError
-from ddsr_core.evaluation.config import MIN_SIDE_PX, EvaluateConfig
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.scores import ImageScores
-from ddsr_core.evaluation.test_sets import HrImage, spare_px
 from ddsr_core.imaging.bicubic import downsample, make_lr, upsample
 from ddsr_core.imaging.images import to_float
+from ddsr_core.imaging.test_sets import HrImage, spare_px
 from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.metrics.lpips import Lpips, distance
 from ddsr_core.metrics.psnr_ssim import fidelity, full_precision, luma_fidelity, rgb_to_y, to_levels
-from ddsr_core.metrics.spec import METRICS
+from ddsr_core.metrics.spec import METRICS, MIN_SIDE_PX
+from ddsr_core.sr.degradation import degrader_of, seed_of, smallest_px
 
 #: float32 (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale).
 Network = Callable[[Tensor], Tensor]
@@ -124,7 +124,10 @@ class Evaluator:
     ) -> None:
         self.network, self.config, self.device = network, config, device
         self.references = references or ReferenceFeatures(0)
-        self.measures = {name: load_measure(name, device) for name in config.metrics if METRICS[name].measure}
+        self.degrade = degrader_of(config.degradation, config.scale, device)
+        self.measures: dict[str, Measure] = {
+            name: METRICS[name].load(device) for name in config.metrics if METRICS[name].measure
+        }
         self.fidelities = [name for name in config.metrics if not METRICS[name].measure]
 
     def read(self, image: HrImage) -> tuple[np.ndarray, np.ndarray | None]:
@@ -148,11 +151,12 @@ class Evaluator:
         else:
             lr_size = lr.shape[1], lr.shape[0]
             spare_x, spare_y = spare_px((width, height), lr_size, self.config.scale, self.config.multiple)
-        if min(height - spare_y, width - spare_x) < MIN_SIDE_PX:
+        smallest = smallest_px(self.config.scale) if self.degrade and lr is None else MIN_SIDE_PX
+        if min(height - spare_y, width - spare_x) < smallest:
             raise InputError(
                 f"too small: {width}x{height}",
                 where=name,
-                fix=f"use images with sides of at least {MIN_SIDE_PX} px",
+                fix=f"use images with sides of at least {smallest} px",
             )
         return hr[: height - spare_y, : width - spare_x]
 
@@ -163,11 +167,16 @@ class Evaluator:
             InputError: the network rejects the image.
         """
         config = self.config
-        small = make_lr(to_float(hr).to(self.device), config.scale) if lr is None else to_float(lr).to(self.device)
+        small = self.make_lr(hr) if lr is None else to_float(lr).to(self.device)
         sr = enlarge(self.network, small, scale=config.scale, tile_px=config.tile_px, overlap_px=config.tile_overlap_px)
-        alone = lr is None and config.round_y and isinstance(self.network, Bicubic)
+        alone = lr is None and config.round_y and self.degrade is None and isinstance(self.network, Bicubic)
         sr_y = published_bicubic_y(luma(hr, self.device), config.scale) if alone else None
         return Enlarged(name, hr, small, sr, sr_y)
+
+    def make_lr(self, hr: np.ndarray) -> Tensor:
+        """LR image of a uint8 (H, W, 3) image, float32 (1, 3, h, w)."""
+        image = to_float(hr).to(self.device)
+        return self.degrade(image, seed_of(hr)) if self.degrade else make_lr(image, self.config.scale)
 
     def score(self, image: Enlarged) -> ImageScores:
         """Every metric of one image."""
@@ -220,13 +229,6 @@ def published_bicubic_y(hr_y: Tensor, scale: int) -> Tensor:
         (1, 1, H, W), rounded.
     """
     return upsample(downsample(hr_y, scale), scale).round().clamp(0, 255)
-
-
-def load_measure(metric: str, device: str) -> Measure:
-    """The implementation of a metric that `ddsr_core.metrics.spec.METRICS` names, on a device."""
-    module, _, factory = METRICS[metric].measure.partition(":")
-    measure: Measure = getattr(importlib.import_module(module), factory)(device)
-    return measure
 
 
 def overlapped(

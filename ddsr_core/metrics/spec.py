@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
@@ -47,10 +48,18 @@ class Metric:
         """
         return missing if value is None else f"{value:.{self.digits}f}"
 
+    def load(self, device: str) -> Any:
+        """The implementation that ``measure`` names, on a torch device."""
+        module, _, factory = self.measure.partition(":")
+        return getattr(importlib.import_module(module), factory)(device)  # torch, once something is measured
+
     def gain(self, value: float, reference: float) -> float:
         """How much better ``value`` is than ``reference``; negative if it is worse."""
         return value - reference if self.higher_is_better else reference - value
 
+
+#: LPIPS and the SSIM window need HR images of this side.
+MIN_SIDE_PX = 32
 
 #: Every metric of an SR network, in the order of tables. A new one is a file in `ddsr_core.metrics` and one line here.
 METRICS: Mapping[str, Metric] = {

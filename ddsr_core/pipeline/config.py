@@ -20,7 +20,7 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
 from ddsr_core.sampling.config import SampleConfig
-from ddsr_core.sr.architectures import find_architecture
+from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
 from ddsr_core.sr.config import GanConfig, TrainSRConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
@@ -92,6 +92,12 @@ class PipelineConfig(StageConfig):
             return value
         default: TrainSRConfig = cls.model_fields[str(info.field_name)].default
         return merge(default.model_dump(), value)
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """How this run measures its networks: those of the user's own may be imported, as the config names them."""
+        own = tuple(arch for arch in self.sr.archs if arch not in ARCHITECTURES)
+        return self.evaluate.model_copy(update={"trust": (*self.evaluate.trust, *own)}) if own else self.evaluate
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:

@@ -57,7 +57,8 @@ def network_job(stages: Stages, recipe: TrainSRConfig, images: StageInput, tests
     """The job of one network of a run."""
     inputs = stages.training_inputs(recipe, images)
     return NetworkJob(
-        label=label, home=stages.backend.home, device=stages.backend.device, recipe=recipe, evaluate=stages.config.evaluate,
+        label=label, home=stages.backend.home, device=stages.backend.device, recipe=recipe,
+        evaluate=stages.config.evaluation,
         inputs={name: InputRef.of(item) for name, item in inputs.items()}, tests=InputRef.of(tests),
     )  # fmt: skip
 

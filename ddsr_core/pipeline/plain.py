@@ -16,6 +16,7 @@ from ddsr_core.parallel import RunParts, begin_worker
 from ddsr_core.pipeline.request import Execution, Runner
 from ddsr_core.pipeline.stages import Backend
 from ddsr_core.progress import ProgressFactory, silent
+from ddsr_core.reporters import OpenReporter, no_reporter
 from ddsr_core.storage.stage import Artifact, Stage, StageInput
 from ddsr_core.storage.store import Store
 
@@ -29,12 +30,14 @@ def plain_backend(
     progress: ProgressFactory = silent,
     run: str = "",
     photo_cache: str | None = None,
+    reporter: OpenReporter = no_reporter,
 ) -> Backend:
     """Stages that are built here and now.
 
     Args:
         run: name of the run, for others who wait for what it builds.
         photo_cache: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
+        reporter: where training curves are shown.
 
     Raises:
         ConfigError: the execution needs Prefect: Ray, or the GPU pool.
@@ -42,7 +45,7 @@ def plain_backend(
     require_plain(execution)
     device = resolve_device(execution.device)
     spread = None if execution.runner == "sequential" else spread_here(execution.runner, execution.workers)
-    plain = Runtime(device=device, progress=progress, run=run)
+    plain = Runtime(device=device, progress=progress, run=run, reporter=reporter)
     known = store.home / photo_cache if photo_cache else None
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:

@@ -19,6 +19,7 @@ from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.config import TrainSRConfig
+from ddsr_core.storage.files import now
 from ddsr_core.storage.stage import Artifact, Source, Stage, StageInput
 
 #: Random crops that k-center, HDC and loss ranking choose from, for each image that they choose.
@@ -86,6 +87,7 @@ class Stages:
     Attributes:
         log: takes a line when a stage begins and when it is done.
         runs: what has been built so far, in order; shared with the copies of `with_config`.
+        begun: UTC, ISO 8601; artifacts that are newer count as built by this run, such as networks of its workers.
     """
 
     config: PipelineConfig
@@ -93,6 +95,7 @@ class Stages:
     log: Callable[[str], None] = lambda line: None
     files: ModelFiles = field(default_factory=ModelFiles)
     runs: list[StageRun] = field(default_factory=list)
+    begun: str = field(default_factory=now)
 
     def with_config(self, config: PipelineConfig) -> Stages:
         """The same run with another config, such as another seed."""
@@ -196,9 +199,11 @@ class Stages:
         inputs: dict[str, StageInput] = {"patches": labels.patches, "clusters": labels.clusters, "generator": generator}
         return self.build(gsdd.STAGE, settings, inputs, "gsdd")
 
-    def train_sr(self, recipe: TrainSRConfig, images: StageInput, label: str) -> Artifact:
-        """An SR network trained on ``images``."""
-        return self.build(train_sr.STAGE, recipe, self.training_inputs(recipe, images), label)
+    def train_sr(
+        self, recipe: TrainSRConfig, images: StageInput, label: str, more: Mapping[str, StageInput] | None = None
+    ) -> Artifact:
+        """An SR network trained on ``images``; ``more`` are the inputs ``test`` of a validation and ``init``."""
+        return self.build(train_sr.STAGE, recipe, {**self.training_inputs(recipe, images), **(more or {})}, label)
 
     def training_inputs(self, recipe: TrainSRConfig, images: StageInput) -> dict[str, StageInput]:
         """The inputs of `train_sr`."""
@@ -206,14 +211,16 @@ class Stages:
 
     def evaluate(self, tests: StageInput, weights: StageInput | None = None, label: str = "bicubic") -> Artifact:
         """PSNR, SSIM and LPIPS of a network on the test photos, or of bicubic upscaling."""
-        return self.build(evaluate.STAGE, self.config.evaluate, {"test": tests, **_given(weights=weights)}, label)
+        return self.build(evaluate.STAGE, self.config.evaluation, {"test": tests, **_given(weights=weights)}, label)
 
     # what they share
 
     def build(self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> Artifact:
         """Build one stage, or find it, and note it."""
         self.log(f"{stage.name} {label}: begins, key {stage.key(config, inputs)}")
-        artifact, cached = self.backend.build(stage, config, inputs, label)
+        artifact, found = self.backend.build(stage, config, inputs, label)
+        used_before = any(run.artifact.key == artifact.key for run in self.runs)
+        cached = found and (used_before or artifact.manifest.created < self.begun)  # else a worker of this run has built it
         self.log(f"{stage.name} {label}: {'from cache' if cached else 'built'}, {artifact.manifest.bytes} bytes")
         self.runs.append(StageRun(label or stage.name, artifact, cached))
         return artifact

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.photos import photo_source
@@ -22,8 +23,8 @@ from ddsr_core.pipeline.stages import Backend, Stages
 from ddsr_core.pipeline.steps import Crops, config_of, fitted, images_of, weights_source, with_overrides
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import ARCHITECTURES
-from ddsr_core.sr.config import TrainSRConfig
-from ddsr_core.storage.stage import Artifact
+from ddsr_core.sr.config import VALIDATIONS, Degradation, Scale, TrainSRConfig, ValidationConfig
+from ddsr_core.storage.stage import Artifact, Source
 from ddsr_core.storage.store import Store
 
 #: A network by name, shown as a choice in forms; programs may name ``module:Class``.
@@ -40,6 +41,13 @@ class TrainRequest(Execution):
     patch_px: int = Field(64, ge=16, description="Height and width of these crops in pixels.")
     embeddings: Literal["vgg16", "open_clip"] = Field("vgg16", description="Features that k-center and hdc compare by.")
     iterations: AtLeastOne = Field(2000, description="Optimizer steps. The paper's networks take 100,000 and more.")
+    scale: Scale = Field(4, description="Upsampling factor.")
+    degradation: Degradation = Field(
+        "bicubic", description="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos."
+    )
+    init: Path | None = Field(None, description="Weights to start from: a train_sr folder, or a file of the same network.")
+    test: Path | None = Field(None, description="Photos to validate on during training. The best weights are kept, too.")
+    validation: ValidationConfig | None = Field(None, description="How to validate on them. Without it, ten times.")
     overrides: tuple[str, ...] = Field((), description="Fields of the recipe to change, such as batch_size=8.")
     run: str | None = Field(None, description="Name of the run below home/runs. Without it, network and data.")
 
@@ -47,9 +55,27 @@ class TrainRequest(Execution):
         """The training's configuration.
 
         Raises:
-            ConfigError: unknown network or field, or a value out of range.
+            ConfigError: unknown network or field, a value out of range, or a validation without test photos.
         """
-        return with_overrides(TrainSRConfig, {"arch": self.arch, "iterations": self.iterations}, self.overrides)
+        validation = self.validation
+        if self.test is None and validation is not None:
+            raise ConfigError("a validation needs test photos", where="test", fix="name them with --test")
+        if self.test is not None and validation is None:
+            validation = ValidationConfig(every=max(1, self.iterations // VALIDATIONS))
+        values = {
+            "arch": self.arch, "iterations": self.iterations, "scale": self.scale, "degradation": self.degradation,
+            "validation": validation.model_dump() if validation else None,
+        }  # fmt: skip
+        return with_overrides(TrainSRConfig, values, self.overrides)
+
+    def sources(self) -> dict[str, Source]:
+        """The inputs of the training besides its images: ``test`` and ``init``, if they are given.
+
+        Raises:
+            InputError: no such photos or weights.
+        """
+        test = {"test": photo_source(self.test)} if self.test else {}
+        return test | ({"init": weights_source(self.init.expanduser())} if self.init else {})
 
     @property
     def run_name(self) -> str:
@@ -94,14 +120,17 @@ def run_training(request: TrainRequest, store: Store, backend: Backend, *, wait:
         InputError: no images, or ``data`` is not a generated set of that kind.
         StorageError: the home cannot be written, or another command works on the run.
     """
-    recipe, data = request.recipe(), photo_source(request.data)
+    recipe, data, more = request.recipe(), photo_source(request.data), request.sources()
     crops = Crops(request.training_set, request.count, request.patch_px, request.embeddings)
-    identity = {"kind": "train-sr", "photos_digest": data.digest, "recipe": with_crops(recipe, crops)}
+    identity = {
+        "kind": "train-sr", "photos_digest": data.digest, "recipe": with_crops(recipe, crops),
+        **{f"{name}_digest": source.digest for name, source in more.items()},
+    }  # fmt: skip
     about = f"{recipe.arch}, {recipe.iterations:,} iterations, on {request.data}"
     with open_step(store, request, identity, recipe, about, wait=wait) as step:
         stages = Stages(config_of(crops), step.pins.over(backend), run_log(store, step.name))
         images = images_of(stages, data, request.training_set)
-        weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch)
+        weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch, more)
         complete_run(store, step.name, stages.runs)
         return Trained(step.name, weights, stages.runs[-1].cached)
 

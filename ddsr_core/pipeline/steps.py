@@ -160,7 +160,7 @@ def export_model(store: Store, source: str, out: Path, wanted: ModelExport) -> P
     return export(model, label_map, out.expanduser().absolute(), wanted.layout)
 
 
-def export_network(weights: Path, out: Path) -> tuple[LoadedNetwork, dict[tuple[int, int], float]]:
+def export_network(weights: Path, out: Path, trust: bool = False) -> tuple[LoadedNetwork, dict[tuple[int, int], float]]:
     """Write an SR network as ONNX.
 
     Returns:
@@ -175,7 +175,7 @@ def export_network(weights: Path, out: Path) -> tuple[LoadedNetwork, dict[tuple[
         raise InputError(f"{out.suffix or 'a file without suffix'} is not written here", where=out, fix=fix)
     if out.exists():
         raise InputError("the output file already exists", where=out, fix="name another file, or remove this one")
-    network = load_network(weights.expanduser())
+    network = load_network(weights.expanduser(), trust)
     with storage_errors(out.parent):
         return network, export_onnx(network.module, out.expanduser())
 

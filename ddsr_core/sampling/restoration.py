@@ -48,7 +48,7 @@ def restored_files(teacher: Path, paths: Sequence[Path], share: float, runtime: 
     Raises:
         InputError: ``teacher`` holds no network.
     """
-    network = load_network(teacher).module.to(runtime.device)
+    network = load_network(teacher, trust=True).module.to(runtime.device)
     with runtime.progress("Restoring detail", total=len(paths), unit="images") as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]

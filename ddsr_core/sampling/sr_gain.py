@@ -58,7 +58,7 @@ def gains_of_files(teacher: Path, paths: Sequence[Path], runtime: Runtime) -> np
     Raises:
         InputError: ``teacher`` holds no network.
     """
-    network = load_network(teacher).module.to(runtime.device)
+    network = load_network(teacher, trust=True).module.to(runtime.device)
     gains = []
     with runtime.progress("Measuring the SR gain of the samples", total=len(paths), unit="images") as bar:
         for start in range(0, len(paths), BATCH):

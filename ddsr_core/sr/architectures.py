@@ -54,7 +54,7 @@ class Architecture:
 
 def _edsr(params: int, recipe: Recipe = recipes.EDSR, **kwargs: Any) -> Architecture:
     m = f"{_ARCHS}.edsr"
-    return Architecture(f"{m}:EDSR", kwargs, params, recipe, f"{m}:edsr_kwargs")
+    return Architecture(f"{m}:EDSR", kwargs, params, recipe, f"{m}:edsr_kwargs", f"{m}:own_names")
 
 
 def _rcan(params: int, recipe: Recipe = recipes.RCAN, **kwargs: Any) -> Architecture:

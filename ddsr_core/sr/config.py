@@ -10,10 +10,13 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from ddsr_core.config import StageConfig
+from ddsr_core.metrics.spec import MetricName
 
 #: Upsampling factors that networks are trained for.
 Scale = Literal[2, 3, 4]
 Schedule = Literal["cosine", "step"]
+#: How LR images are made: MATLAB's bicubic reduction, or Real-ESRGAN's random degradations.
+Degradation = Literal["bicubic", "real-esrgan"]
 GanName = Literal["real-esrgan", "realsr"]
 DiscriminatorName = Literal["unet", "vgg"]
 #: Which perceptual trunk a config accepts: ``any`` is VGG19, or VGG16 where VGG19 is missing.
@@ -48,12 +51,34 @@ class GanConfig(StageConfig):
     )
 
 
+#: A training with test photos is validated this often, unless it says otherwise.
+VALIDATIONS = 10
+
+
+class ValidationConfig(StageConfig):
+    """Validation on test photos during training. It does not change the last weights unless it stops the training."""
+
+    every: int = Field(1000, ge=1, description="Steps between validations. The last step is always validated.")
+    metrics: tuple[MetricName, ...] = Field(
+        ("psnr_y", "ssim_y"), min_length=1, description="What is measured. The first metric decides which weights are best."
+    )
+    early_stop: int | None = Field(
+        None, ge=1, description="Stop after so many validations without a new best. Empty: train all iterations."
+    )
+    pictures: int = Field(4, ge=0, le=64, description="Test photos shown in each validation picture.")
+
+
 class TrainSRConfig(StageConfig):
     """How one SR network is trained. Empty fields take the values published for the network."""
 
     arch: str = Field("srformer-light", description="Name of the network, or module:Class of your own.")
     arch_kwargs: dict[str, JsonValue] = Field({}, description="Arguments of the network that override its defaults.")
     scale: Scale = Field(4, description="Upsampling factor.")
+    degradation: Degradation = Field(
+        "bicubic",
+        description="How LR images are made. bicubic: MATLAB's, as benchmarks do; real-esrgan: random blur, resizing, noise "
+        "and JPEG, for photos of unknown quality.",
+    )
     gan: GanConfig | None = Field(None, description="Train against a discriminator. Empty: L1 loss alone.")
     iterations: int = Field(
         100_000, ge=1, description="Optimizer steps. Every training set that is compared gets the same number."
@@ -76,6 +101,9 @@ class TrainSRConfig(StageConfig):
     )
     compile: bool = Field(
         False, description="Compile the network first. Takes a minute or more and pays off in long trainings."
+    )
+    validation: ValidationConfig | None = Field(
+        None, description="Validate on test photos during training and keep the best weights. Empty: no validation."
     )
     checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, crops and flips.")

@@ -21,6 +21,8 @@ from ddsr_core.sr.gan import Adversary, new_adversary
 from ddsr_core.sr.networks import build_network
 from ddsr_core.sr.optim import new_adam
 from ddsr_core.sr.plan import plan_of
+from ddsr_core.sr.validation import Validated
+from ddsr_core.sr.weights import load_into
 from ddsr_core.storage.files import write_atomically
 from ddsr_core.storage.weights_file import readable
 
@@ -37,6 +39,7 @@ class State:
         step: number of steps done.
         curve: rows of (step, mean of each loss term since the previous row, learning rate).
         losses: loss terms of each step since the last row of ``curve``.
+        validations: validations so far.
     """
 
     network: nn.Module
@@ -46,25 +49,30 @@ class State:
     step: int = 0
     curve: list[tuple[int, list[float], float]] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
+    validations: list[Validated] = field(default_factory=list)
 
 
-def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None) -> State:
-    """The state before the first step, with random weights from the config's seed.
+def new_state(config: TrainSRConfig, device: str, trunk: Path | None = None, init: Path | None = None) -> State:
+    """The state before the first step, with given weights, or random weights from the config's seed.
 
     Args:
         config: network and recipe.
         device: torch device of the networks.
         trunk: weights file of the perceptual loss, for an adversarial training.
+        init: weights file or ``train_sr`` folder that the network starts from.
 
     Raises:
         ConfigError: unknown network, or crops that the discriminator cannot take.
-        MissingWeightsError, InputError: the perceptual trunk is missing or cannot be used.
+        MissingWeightsError: the perceptual trunk is missing.
+        InputError: the perceptual trunk or the initial weights cannot be used.
     """
     plan = plan_of(config)
     with own_randomness(torch.device("cpu")):
         torch.manual_seed(config.seed)
         network = build_network(config.arch, find_architecture(config.arch).arguments(config.scale, config.arch_kwargs))
         adversary = new_adversary(config.gan, plan.lr_patch_px, config.scale, trunk, device) if config.gan else None
+    if init is not None:
+        load_into(network, config.arch, init)
     network = network.to(device).to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(network).requires_grad_(False).eval()
     if config.compile:
@@ -88,6 +96,7 @@ def save_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
         "step": state.step,
         "curve": state.curve,
         "losses": state.losses,
+        "validations": [(item.step, dict(item.values)) for item in state.validations],
     }
     if state.adversary:
         content["discriminator"] = state.adversary.discriminator.state_dict()
@@ -122,6 +131,7 @@ def load_checkpoint(path: Path, state: State, config: TrainSRConfig) -> None:
         adversary.discriminator.load_state_dict(content["discriminator"])
         adversary.optimizer.load_state_dict(content["discriminator_optimizer"])
     state.step, state.curve, state.losses = content["step"], content["curve"], content["losses"]
+    state.validations = [Validated(*item) for item in content["validations"]]
 
 
 def check_scale(network: nn.Module, config: TrainSRConfig, device: str) -> None:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddsr_core.config import Runtime
-from ddsr_core.errors import TrainingError
+from ddsr_core.errors import ConfigError, TrainingError
+from ddsr_core.reporters import Reporter
 from ddsr_core.sr import gan
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.data import Pairs, batches, pack_pairs
+from ddsr_core.sr.degradation import degrader_of, smallest_px
 from ddsr_core.sr.gan import adversarial_step
 from ddsr_core.sr.grids import write_grid
 from ddsr_core.sr.optim import descend, ema_decay_at, update_ema
@@ -35,6 +37,7 @@ from ddsr_core.sr.state import (
     own_randomness,
     save_checkpoint,
 )
+from ddsr_core.sr.validation import Validator, curve_csv
 from ddsr_core.sr.weights import save_weights
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
@@ -56,39 +59,101 @@ def trunk_input(config: TrainSRConfig) -> dict[str, Source]:
     return {"trunk": source} if source else {}
 
 
-def run(config: TrainSRConfig, *, data: Path, out: Path, runtime: Runtime, trunk: Path | None = None) -> StageResult:
+def run(
+    config: TrainSRConfig,
+    *,
+    data: Path,
+    out: Path,
+    runtime: Runtime,
+    trunk: Path | None = None,
+    test: Path | None = None,
+    init: Path | None = None,
+) -> StageResult:
     """Train on ``data``. Writes the averaged weights, ``model.json``, ``curves.csv``, ``grids/`` and ``summary.json``.
+
+    With ``config.validation`` also ``validation.csv``, pictures in ``validation/``, and the best weights in ``best/``.
 
     Args:
         config: network, iterations and recipe.
         data: folder of images, image set, patches artifact, or Parquet.
         out: output folder. The caller keeps ``out/resume`` until the stage has finished.
-        runtime: device and progress.
+        runtime: device, progress and reporter.
         trunk: weights file of the perceptual loss; located automatically if it is needed and not given.
+        test: photos, or pairs, of the validation.
+        init: weights file or ``train_sr`` folder that the network starts from; None: random weights.
 
     Raises:
-        ConfigError: unknown network, a network of another scale, or crops that the discriminator cannot take.
-        InputError: no image is large enough for a crop, or ``out/resume`` belongs to another training.
+        ConfigError: unknown network, a network of another scale, crops that the discriminator cannot take, or a validation
+            without test photos.
+        InputError: no image is large enough for a crop, ``init`` does not fit the network, or ``out/resume`` belongs to
+            another training.
         MissingWeightsError: the perceptual trunk is missing, or is not the one that the config demands.
         TrainingError: a loss or gradient is not finite. The last good checkpoint stays in ``out/resume``.
     """
     plan = plan_of(config)
-    state = new_state(config, runtime.device, trunk)  # before the images are read: a wrong name fails at once
+    state = new_state(config, runtime.device, trunk, init)  # before the images are read: a wrong name fails at once
+    validator = new_validator(config, test, runtime.device)
     pairs = pack_pairs(data, out / RESUME / "pairs", plan.lr_patch_px, config.scale, runtime.progress)
     checkpoint = out / RESUME / "checkpoint.pt"
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, config)
     check_scale(state.ema, config, runtime.device)
-    train(config, state, pairs, out, runtime)
+    check_crops(config)
+    train(config, state, pairs, out, runtime, validator)
 
-    provenance: dict[str, Any] = {"iterations": config.iterations, "seed": config.seed}
-    if config.gan and state.adversary:
-        provenance |= {"gan": config.gan.recipe, "perceptual": state.adversary.facts}
-    kwargs = find_architecture(config.arch).arguments(config.scale, config.arch_kwargs)
-    save_weights(out, state.ema, config.arch, kwargs, config.scale, provenance)
+    summary = {**provenance(config, state), **training_facts(config, state, pairs)}
+    write_network(config, state, out)
     write_curves(out / "curves.csv", state)
-    summary = {
-        **provenance,
+    if validator:
+        write_atomically(out / "validation.csv", curve_csv(state.validations, validator.config.metrics))
+        best = validator.best(state.validations)
+        assert best is not None  # the last step is validated
+        summary |= {"best_step": best.step, "best": {name: round(value, 5) for name, value in best.values.items()}}
+    write_json(out / "summary.json", summary)
+    return StageResult(counts=summary)
+
+
+def check_crops(config: TrainSRConfig) -> None:
+    """
+    Raises:
+        ConfigError: the crops are too small for the degradation.
+    """
+    px, smallest = plan_of(config).lr_patch_px, -(-smallest_px(config.scale) // config.scale)
+    if config.degradation == "real-esrgan" and px < smallest:
+        raise ConfigError(
+            f"LR crops of {px} px are too small for the degradation",
+            where="lr_patch_px",
+            fix=f"set it to {smallest} or more",
+        )
+
+
+def new_validator(config: TrainSRConfig, test: Path | None, device: str) -> Validator | None:
+    """What validates a training, if its config wants that.
+
+    Raises:
+        ConfigError: there are no test photos.
+    """
+    if config.validation is None:
+        return None
+    if test is None:
+        raise ConfigError("a validation needs test photos", where="validation", fix="name a folder with --test")
+    return Validator(config.validation, test, config.scale, device, degrader_of(config.degradation, config.scale, device))
+
+
+def provenance(config: TrainSRConfig, state: State) -> dict[str, Any]:
+    """How the weights were made, for ``model.json``."""
+    facts: dict[str, Any] = {"iterations": config.iterations, "seed": config.seed}
+    if config.gan and state.adversary:
+        facts |= {"gan": config.gan.recipe, "perceptual": state.adversary.facts}
+    if state.step < config.iterations:
+        facts |= {"steps": state.step}
+    return facts
+
+
+def training_facts(config: TrainSRConfig, state: State, pairs: Pairs) -> dict[str, Any]:
+    """What ``summary.json`` says of a finished training."""
+    plan = plan_of(config)
+    return {
         "arch": config.arch,
         "params": sum(parameter.numel() for parameter in state.network.parameters()),
         "batch_size": plan.batch_size,
@@ -100,44 +165,104 @@ def run(config: TrainSRConfig, *, data: Path, out: Path, runtime: Runtime, trunk
         "hr_pixels": pairs.hr_pixels,
         "skipped": pairs.skipped,
     }
-    write_json(out / "summary.json", summary)
-    return StageResult(counts=summary)
 
 
-def train(config: TrainSRConfig, state: State, pairs: Pairs, out: Path, runtime: Runtime) -> None:
-    """Run the remaining steps. Checkpoints go to ``out/resume``, grids to ``out/grids``."""
+def write_network(config: TrainSRConfig, state: State, folder: Path) -> None:
+    """Write the averaged weights."""
+    kwargs = find_architecture(config.arch).arguments(config.scale, config.arch_kwargs)
+    save_weights(folder, state.ema, config.arch, kwargs, config.scale, provenance(config, state))
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    row: bool
+    grid: bool
+    validation: bool
+    checkpoint: bool
+
+
+def due_after(config: TrainSRConfig, step: int) -> Due:
+    """What is to be done after ``step`` steps."""
+    done, validation = step == config.iterations, config.validation
+    return Due(
+        row=done or step % max(1, config.iterations // CURVE_ROWS) == 0,
+        grid=done or step % max(1, config.iterations // GRIDS) == 0,
+        validation=validation is not None and (done or step % validation.every == 0),
+        checkpoint=step % config.checkpoint_every == 0,
+    )
+
+
+def train(
+    config: TrainSRConfig,
+    state: State,
+    pairs: Pairs,
+    out: Path,
+    runtime: Runtime,
+    validator: Validator | None = None,
+) -> None:
+    """Run the remaining steps. Checkpoints go to ``out/resume``, grids to ``out/grids``, the best weights to ``best/``."""
     plan, device, checkpoint = plan_of(config), torch.device(runtime.device), out / RESUME / "checkpoint.pt"
     bf16 = config.precision == "bf16" and (device.type != "cpu" or find_architecture(config.arch).bf16_on_cpu)
-    row_every = max(1, config.iterations // CURVE_ROWS)
-    grid_every = max(1, config.iterations // GRIDS)
-    read_every = 1 if device.type == "cpu" else min(50, row_every)  # reading a number back makes the GPU wait
+    # reading a number back makes the GPU wait
+    read_every = 1 if device.type == "cpu" else min(50, max(1, config.iterations // CURVE_ROWS))
+    degrade = degrader_of(config.degradation, config.scale, runtime.device)
     unread: list[Tensor] = []
     steps = range(state.step, config.iterations)
 
     with (
         own_randomness(device),
         runtime.progress(f"Training {config.arch}", total=len(steps) + state.step, unit="steps", done=state.step) as bar,
+        runtime.reporter(f"train_sr-{config.arch}", config.model_dump(mode="json")) as reporter,
     ):
         for step, (lr, hr) in zip(steps, batches(pairs, config.seed, steps, plan.batch_size, device), strict=True):
             torch.manual_seed(config.seed * 1_000_003 + step)  # networks with dropout resume exactly
             if state.adversary and step == plan.switch:
                 join_adversary(state, state.adversary)
+            lr = degrade(hr, (config.seed, step)) if degrade else lr
             unread.append(train_step(config, state, lr, hr, bf16))
-            state.step, done = step + 1, step + 1 == config.iterations
-            row, save = state.step % row_every == 0 or done, state.step % config.checkpoint_every == 0
-            grid = state.step % grid_every == 0 or done
-            if row or save or grid or state.step % read_every == 0:
+            state.step, due = step + 1, due_after(config, step + 1)
+            if any(due) or state.step % read_every == 0:
                 read_back(config, state, unread, checkpoint)
-            if row:
-                means = [sum(term) / len(state.losses) for term in zip(*state.losses, strict=True)]
-                state.curve.append((state.step, means, plan.learning_rate_at(step)))
-                state.losses.clear()
-                bar.note(f"loss {means[0]:.4f}")
-            if grid:
-                write_grid(out / f"grids/step-{state.step:06d}.png", state.ema, pairs, config.seed, device)
-            if save:
+            stops = bool(due.validation and validator and validate(config, state, validator, out, reporter))
+            if due.row or stops:
+                bar.note(f"loss {add_row(state, plan.learning_rate_at(step), reporter):.4f}")
+            if due.grid or stops:
+                grid = out / f"grids/step-{state.step:06d}.png"
+                write_grid(grid, state.ema, pairs, config.seed, device)
+                reporter.picture("train/grid", grid, state.step)
+            if due.checkpoint:
                 save_checkpoint(checkpoint, state, config)
             bar.advance()
+            if stops:
+                break
+
+
+def add_row(state: State, rate: float, reporter: Reporter) -> float:
+    """Add a row to the curve, and report it. Returns the mean loss."""
+    means = [sum(term) / len(state.losses) for term in zip(*state.losses, strict=True)]
+    state.curve.append((state.step, means, rate))
+    state.losses.clear()
+    terms = {f"train/{name}": mean for name, mean in zip(columns(state), means, strict=True)}
+    reporter.scalars({**terms, "train/learning_rate": rate}, state.step)
+    return means[0]
+
+
+def validate(config: TrainSRConfig, state: State, validator: Validator, out: Path, reporter: Reporter) -> bool:
+    """Validate the averaged weights, and write them to ``out/best`` if they are the best so far.
+
+    Returns:
+        Whether the training is to stop early.
+    """
+    picture = out / f"validation/step-{state.step:06d}.png"
+    validated = validator.validate(state.ema, state.step, picture)
+    if validator.is_better(validated, validator.best(state.validations)):
+        write_network(config, state, out / "best")
+    state.validations.append(validated)
+    reporter.scalars({f"val/{name}": value for name, value in validated.values.items()}, state.step)
+    if picture.exists():
+        reporter.picture("val/photos", picture, state.step)
+    return validator.gives_up(state.validations)
 
 
 def train_step(config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, bf16: bool) -> Tensor:

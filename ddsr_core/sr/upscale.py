@@ -55,6 +55,7 @@ def upscale(
     scale: int | None = None,
     tile_px: int = 512,
     existing: Existing = "refuse",
+    trust: bool = False,
     runtime: Runtime | None = None,
 ) -> Upscaled:
     """Enlarge images to PNG files.
@@ -70,6 +71,7 @@ def upscale(
         scale: upsampling factor that the weights must have; None accepts any.
         tile_px: larger images are processed in tiles of this side, in input pixels; 0 disables tiling.
         existing: what to do with outputs that already exist.
+        trust: whether a weights file may import the ``module:Class`` that it names.
         runtime: device and progress.
 
     Raises:
@@ -79,7 +81,7 @@ def upscale(
     runtime = runtime or Runtime()
     jobs, kept = _plan([inputs] if isinstance(inputs, Path) else list(inputs), Path(output), existing)
     overlap_px = min(OVERLAP_PX, tile_px // 4)
-    network, factor, name = load_network(Path(weights))
+    network, factor, name = load_network(Path(weights), trust)
     _check_scale(factor, scale, name, weights)
     device = resolve_device(runtime.device)
     network = network.to(device).eval()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,22 @@ from torch import Tensor, nn
 
 from ddsr_core.config import canonical_json
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.sr.architectures import ARCHITECTURES
+from ddsr_core.sr.ncnn import read_rrdbnet
 from ddsr_core.sr.networks import build_network, own_names, public_names, recognize
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
+from ddsr_core.storage.weights_file import readable
 
 SAFETENSORS, PTH, MODEL = "weights.safetensors", "weights.pth", "model.json"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+#: Keys that training programs keep a state dict under, the averaged weights first.
+WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dict", "model", "net", "network", "generator")
+MOST_WRAPPERS = 4
+#: Prefixes that wrappers give to every name.
+PREFIXES = ("module.", "_orig_mod.", "netG.", "net_g.", "model.net_g.", "generator.")
+#: A zipped file may unpack to so many times its size.
+MOST_EXPANSION = 4
 
 
 class LoadedNetwork(NamedTuple):
@@ -68,31 +79,113 @@ def save_weights(
     write_json(folder / MODEL, {**provenance, "arch": arch, "kwargs": dict(kwargs), "scale": scale, "params": params})
 
 
-def load_network(path: Path) -> LoadedNetwork:
+def load_network(path: Path, trust: bool | Collection[str] = False) -> LoadedNetwork:
     """Rebuild a network from a ``train_sr`` folder, one of its files, or any file that spandrel opens.
 
-    Files are read as safetensors or with ``weights_only``, so that no code in them runs. If a file names its network as
-    ``module:Class``, that module is imported.
+    Weights are data: files are read as safetensors or with ``weights_only``, and sizes in their metadata are compared with
+    their tensors before anything is built. A file may name its network as ``module:Class``; that module is imported only
+    if it is trusted.
+
+    Args:
+        path: folder or file.
+        trust: the ``module:Class`` names that may be imported, or True for any.
 
     Raises:
-        InputError: the file does not exist, is damaged or holds no weights, or the network is unknown.
+        InputError: the file does not exist, is damaged or holds no weights, or its network is unknown or not trusted.
     """
-    path = Path(path)
-    file = path / SAFETENSORS if path.is_dir() else path
-    if not file.is_file():
-        raise InputError("no weights file", where=file, fix="name a train_sr folder or a .safetensors or .pth file")
+    file = weights_file(path)
     state, identity = _read(file)
     identity = identity or _recognized(state)
     if identity is None:
         return _through_spandrel(file, state)
     arch, kwargs, scale = identity
+    if arch not in ARCHITECTURES and trust is not True and not (trust and arch in trust):
+        raise InputError(
+            f"the file wants to import {arch}", where=file, fix="give --trust if the file and that module are yours"
+        )
     try:
+        _check_sizes(identity, state)
         network = build_network(arch, kwargs)
         network.load_state_dict(dict(own_names(arch, state)))
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"weights do not fit {arch}: {reason}", where=file, fix="use a complete file") from error
     return LoadedNetwork(network.eval(), scale, arch)
+
+
+def named_class(path: Path) -> str | None:
+    """The ``module:Class`` that a weights file names as its network, if it names one. Nothing is imported.
+
+    Raises:
+        InputError: the file does not exist, is damaged or holds no weights.
+    """
+    _, identity = _read(weights_file(path))
+    return identity.arch if identity and identity.arch not in ARCHITECTURES else None
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or that of a ``train_sr`` folder.
+
+    Raises:
+        InputError: no such file.
+    """
+    path = Path(path)
+    file = path / SAFETENSORS if path.is_dir() else path
+    if not file.is_file():
+        raise InputError("no weights file", where=file, fix=f"name a train_sr folder or a file: {', '.join(SUFFIXES)}")
+    return file
+
+
+def _check_sizes(identity: _Identity, state: Mapping[str, Tensor]) -> None:
+    """Compare what the metadata say of a network of ours with its tensors, before anything is allocated.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if identity.arch not in ARCHITECTURES:
+        return
+    recognized = recognize(state)
+    if recognized is None:
+        raise ValueError("its tensors belong to another network")
+    complete = {**ARCHITECTURES[identity.arch].kwargs, **identity.kwargs}
+    for name, value in complete.items():
+        seen = recognized[1].get(name)
+        if name == "window_px":  # windows of 8 and less look alike in the weights
+            fits = isinstance(value, list | tuple) and len(value) == len(seen or ()) and all(0 < px <= 512 for px in value)
+        elif name == "res_scale":  # a factor, not a size
+            fits = isinstance(value, int | float)
+        elif isinstance(seen, float):
+            fits = isinstance(value, int | float) and math.isclose(value, seen, rel_tol=0.02)
+        else:
+            fits = seen == (list(value) if isinstance(value, tuple) else value)
+        if not fits:
+            raise ValueError(f"{name} is {value}, the tensors have {seen}")
+    if recognized[1]["scale"] != identity.scale:
+        raise ValueError(f"scale is {identity.scale}, the tensors have {recognized[1]['scale']}")
+
+
+def load_into(network: nn.Module, arch: str, path: Path) -> None:
+    """Load the weights of a file into a network of that architecture.
+
+    Args:
+        network: gets the weights.
+        arch: a name in `architectures.ARCHITECTURES`, or ``module:Class``.
+        path: a ``train_sr`` folder or a weights file, under any public names of the architecture.
+
+    Raises:
+        InputError: the file cannot be read, or holds weights of another network, size or scale.
+    """
+    file = weights_file(path)
+    state, _ = _read(file)
+    try:
+        network.load_state_dict(dict(own_names(arch, state)))
+    except RuntimeError as error:
+        details = str(error).splitlines()
+        raise InputError(
+            f"weights do not fit {arch}: {details[1].strip() if len(details) > 1 else details[0]}",
+            where=file,
+            fix="use weights of the same network and scale, or set arch, arch_kwargs and scale to those of the file",
+        ) from error
 
 
 class _Identity(NamedTuple):
@@ -127,21 +220,13 @@ def _read(file: Path) -> tuple[dict[str, Tensor], _Identity | None]:
             fix=f"name a file that ends in {', '.join(SUFFIXES)}",
         )
     with readable(file, fix="use a complete file that holds plain tensors"):
-        state, said = _safetensors(file) if file.suffix == ".safetensors" else _pth(file)
-        return state, _identity(said)
-
-
-@contextmanager
-def readable(file: Path, fix: str) -> Iterator[None]:
-    """Turn any error of the readers of safetensors and ``.pth`` into an InputError.
-
-    The unpickler of ``.pth`` files may raise almost anything for damaged bytes: struct.error, KeyError, …
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read weights: {reason}", where=file, fix=fix) from error
+        if file.suffix == ".safetensors":
+            state, said = _safetensors(file)
+        elif file.suffix == ".bin":
+            state, said = read_rrdbnet(file.read_bytes()), None
+        else:
+            state, said = _pth(file)
+        return without_prefix(state), _identity(said)
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:
@@ -150,14 +235,52 @@ def _safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def _pth(file: Path) -> tuple[dict[str, Tensor], Any]:
+    refuse_zip_bomb(file)
     content = torch.load(file, map_location="cpu", weights_only=True)
     said = content.get("ddsr") if isinstance(content, dict) else None
-    for name in ("params_ema", "params", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError("it holds no state dict")
-    return content, said
+    state = unwrapped(content)
+    for name, tensor in state.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"tensor {name} claims to be larger than the file")
+    return state, said
+
+
+def refuse_zip_bomb(file: Path) -> None:
+    """Compare the declared sizes in a zipped ``.pth`` with the file, before anything is unpacked.
+
+    PyTorch stores tensors uncompressed, and weights that others have compressed hardly shrink.
+
+    Raises:
+        ValueError: the content would be much larger than the file.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > MOST_EXPANSION * file.stat().st_size + 2**20:
+        raise ValueError(f"the file would unpack to {declared:,} bytes from {file.stat().st_size:,}")
+
+
+def unwrapped(content: Any) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint, from under the keys that training programs use.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for _ in range(MOST_WRAPPERS):
+        if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+            return dict(content)
+        inner = [content.get(name) for name in WRAPPERS] if isinstance(content, dict) else []
+        content = next((value for value in inner if isinstance(value, dict)), None)
+    raise ValueError("it holds no state dict")
+
+
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefix that a wrapper, such as DistributedDataParallel, gave to every name."""
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return state
 
 
 def _through_spandrel(file: Path, state: dict[str, Tensor]) -> LoadedNetwork:

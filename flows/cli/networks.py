@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
+from ddsr_core.baselines.names import TRAINING_SETS
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import find_weights
+from ddsr_core.reporters import ReporterName
+from ddsr_core.sr.config import VALIDATIONS, Degradation
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.options import Group, complete_networks, device_option, home_option, json_option
+
+#: Options of the validation, and their fields in its config.
+VALIDATION_OPTIONS = {"val_every": "every", "val_metrics": "metrics", "early_stop": "early_stop"}
+
+trust_option = click.option(
+    "--trust", is_flag=True, help="Import the network of your own (module:Class) that a weights file names."
+)
 
 
 @click.group(cls=Group, title="SR networks")
@@ -46,30 +55,58 @@ def steps() -> Any:
 @click.option("--embeddings", type=click.Choice(["vgg16", "open_clip"]), default="vgg16", show_default=True,
               help="Features that k-center and hdc compare crops by.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Optimizer steps.")
+@click.option("--scale", type=click.Choice(["2", "3", "4"]), default="4", show_default=True, help="Upsampling factor.")
+@click.option("--degradation", type=click.Choice(get_args(Degradation)), default="bicubic", show_default=True,
+              help="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.")  # fmt: skip
+@click.option("--init", type=click.Path(path_type=Path), default=None,
+              help="Start from these weights: a train_sr folder, or a file of the same network and scale.")  # fmt: skip
+@click.option("--test", type=click.Path(path_type=Path), default=None,
+              help="Photos to validate on during training. The best weights are kept beside the last ones.")  # fmt: skip
+@click.option("--val-every", type=click.IntRange(1), default=None,
+              help="Steps between validations.  [default: a tenth of the iterations]")  # fmt: skip
+@click.option("--val-metric", "val_metrics", multiple=True, type=click.Choice(list(METRICS)),
+              help="Metric of the validation. May be repeated; the first one decides which weights are best.  "
+                   "[default: psnr_y, ssim_y]")  # fmt: skip
+@click.option("--early-stop", type=click.IntRange(1), default=None,
+              help="Stop after this many validations without a new best.")  # fmt: skip
+@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
+              help="Show training curves in this program. Files go to HOME/tracking.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
               help="Override a field of the recipe, such as batch_size=8. May be repeated.")  # fmt: skip
 @click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: network and data]")
 @home_option
 @device_option
 @json_option
-def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, patch_px: int, embeddings: str,
-             iterations: int, overrides: tuple[str, ...], name: str | None, home: str | None, device: str,
-             as_json: bool) -> None:  # fmt: skip
+def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_json: bool, **options: Any) -> None:
     """Train one SR network on a folder of images.
 
     Example: ddsr train-sr --data ddsr-home/runs/demo/distilled --arch edsr-small --iterations 5000
     """
-    trained = steps().train_one(
-        home_of(home), data=data, training_set=training_set, count=count, patch_px=patch_px, embeddings=embeddings,
-        arch=arch, iterations=iterations, overrides=overrides, run=name, device=device,
-    )  # fmt: skip
+    validation = validation_of(options, iterations)
+    options["scale"] = int(options["scale"])
+    trained = steps().train_one(home_of(home), data=data, iterations=iterations, run=name, validation=validation, **options)
     artifact, cached = trained.weights, trained.cached
     weights = artifact.path / "weights.safetensors"
-    result = {"run": trained.run, "weights": weights, "cached": cached, **artifact.manifest.counts}
+    best = {"best_weights": artifact.path / "best/weights.safetensors"} if validation else {}
+    result = {"run": trained.run, "weights": weights, **best, "cached": cached, **artifact.manifest.counts}
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
-    else:
-        click.echo(f"Run: {trained.run}. Weights: {weights} (and .pth){' from cache' if cached else ''}")
+        return
+    click.echo(f"Run: {trained.run}. Weights: {weights} (and .pth){' from cache' if cached else ''}")
+    if validation:
+        values = ", ".join(f"{METRICS[name].label} {METRICS[name].text(value)}" for name, value in result["best"].items())
+        click.echo(f"Best of the validation (step {result['best_step']}: {values}): {result['best_weights']}")
+
+
+def validation_of(options: dict[str, Any], iterations: int) -> dict[str, Any] | None:
+    """Take the options of the validation out of ``options``; None without test photos."""
+    given = {name: options.pop(option) for option, name in VALIDATION_OPTIONS.items()}
+    chosen = {name: value for name, value in given.items() if value}
+    if options["test"] is None:
+        if chosen:
+            raise click.UsageError("--val-every, --val-metric and --early-stop need --test.")
+        return None
+    return {"every": max(1, iterations // VALIDATIONS), **chosen}
 
 
 @networks.command()
@@ -83,32 +120,31 @@ def train_sr(data: str, arch: str, training_set: TrainingSetName, count: int, pa
 @click.option("--scale", type=click.IntRange(2, 8), default=4, show_default=True, help="Upsampling factor of the networks.")
 @click.option("--mod-crop", type=click.IntRange(1), default=None,
               help="Crop HR images to a multiple of it. Default: the scale. Set 8 for published OST300.")  # fmt: skip
+@click.option("--degradation", type=click.Choice(get_args(Degradation)), default="bicubic", show_default=True,
+              help="How LR images are made that are not given, as in train-sr.")  # fmt: skip
 @click.option("--metric", "more_metrics", multiple=True, type=click.Choice(list(METRICS)),
               help="Measure this metric too. May be repeated.")  # fmt: skip
 @click.option("--no-lpips", is_flag=True, help="Do not measure LPIPS, which takes most of the time on a CPU.")
 @click.option("--lpips-vgg", is_flag=True, hidden=True, help="The same as --metric lpips_vgg.")
 @click.option("--dists", is_flag=True, hidden=True, help="The same as --metric dists.")
 @click.option("--round-y", is_flag=True, help="Round Y to 8 bits, as MATLAB and many published tables do. BasicSR does not.")
+@trust_option
 @click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: evaluate-TEST]")
 @home_option
 @device_option
-def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale: int, mod_crop: int | None,
-             more_metrics: tuple[str, ...], no_lpips: bool, lpips_vgg: bool, dists: bool, round_y: bool, name: str | None,
-             home: str | None, device: str) -> None:  # fmt: skip
+def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, name: str | None, home: str | None, device: str,
+             trust: bool, **options: Any) -> None:  # fmt: skip
     """Measure SR networks and bicubic on a test set.
 
     Reports PSNR and SSIM on Y and RGB, and LPIPS.
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
-    switches = dict.fromkeys(more_metrics, True)
-    switches |= {name: value for name, value in {"lpips_vgg": lpips_vgg, "dists": dists}.items() if value}
-    switches |= {"lpips": False} if no_lpips else {}
-    config = checked(EvaluateConfig, {"scale": scale, "mod_crop": mod_crop, "round_y": round_y, **switches})
+    config = protocol_of(options)
     store = open_store(home_of(home))
     names = {str(find_weights(store, weight)): weight for weight in weights}
     measured = steps().evaluate_networks(
-        home_of(home), test=test, weights=tuple(names), protocol=config, run=name, device=device
+        home_of(home), trust, test=test, weights=tuple(names), protocol=config, run=name, device=device
     )
     artifacts = {names.get(path, path): artifact for path, artifact in measured.items()}
     summaries = {name: json.loads((artifact.path / "summary.json").read_text()) for name, artifact in artifacts.items()}
@@ -119,9 +155,17 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
     if json_file is not None:
         write_json(json_file, chosen)
     rows = [{"arch": summary["network"], "source": name, **summary["metrics"]} for name, summary in summaries.items()]
-    steps().print_results(rows, title=f"SR networks on the test photos (x{scale})", origin="weights")
+    steps().print_results(rows, title=f"SR networks on the test photos (x{config.scale})", origin="weights")
     for name, artifact in artifacts.items():
         click.echo(f"{name}: {summaries[name]['images']} images, listed in {artifact.path / 'per_image.parquet'}")
+
+
+def protocol_of(options: dict[str, Any]) -> EvaluateConfig:
+    """The config that the options of `evaluate` come to."""
+    added = {*options["more_metrics"], *(name for name in ("lpips_vgg", "dists") if options[name])}
+    switches = {**dict.fromkeys(sorted(added), True), **({"lpips": False} if options["no_lpips"] else {})}
+    values = {name: options[name] for name in ("scale", "mod_crop", "round_y", "degradation")}
+    return checked(EvaluateConfig, {**values, **switches})
 
 
 @networks.command()
@@ -144,11 +188,12 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, scale:
 @click.option("--scale", type=click.IntRange(2), default=None, help="Fail if the weights have another upsampling factor.")
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="What to do with output files that exist.")  # fmt: skip
+@trust_option
 @home_option
 @device_option
 @json_option
-def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | None, existing: str, home: str | None,
-            device: str, as_json: bool) -> None:  # fmt: skip
+def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | None, existing: str, trust: bool,
+            home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
     The upsampling factor is that of the weights. Transparency is kept. The results are 8-bit PNG files.
@@ -156,7 +201,7 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
     Example: ddsr upscale small/ large/ --weights demo:edsr-small/distilled
     """
     network = find_weights(open_store(home_of(home)), weights)
-    done = steps().upscale(source, output, network, device, scale=scale, tile_px=tile, existing=existing)
+    done = steps().upscale(source, output, network, device, scale=scale, tile_px=tile, existing=existing, trust=trust)
     if as_json:
         skipped = {str(path): reason for path, reason in done.skipped.items()}
         written, kept = [str(path) for path in done.written], [str(path) for path in done.kept]
@@ -174,8 +219,9 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
 @networks.command("export-sr")
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
+@trust_option
 @json_option
-def export_sr(weights: Path, output: Path, as_json: bool) -> None:
+def export_sr(weights: Path, output: Path, trust: bool, as_json: bool) -> None:
     """Export an SR network to ONNX.
 
     WEIGHTS is a train_sr folder or a weights file. The ONNX file takes images of any size; its output is compared with
@@ -184,7 +230,7 @@ def export_sr(weights: Path, output: Path, as_json: bool) -> None:
 
     Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """
-    network, differences = steps().export_network(weights, output)
+    network, differences = steps().export_network(weights, output, trust)
     if as_json:
         largest = {f"{height}x{width}": difference for (height, width), difference in differences.items()}
         result = {"network": network.name, "scale": network.scale, "file": str(output), "largest_difference": largest}

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ddsr_core.config import Runtime, resolve_device
+from ddsr_core.evaluation.evaluate import BICUBIC
 from ddsr_core.pipeline import steps
 from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.plain import plain_backend
@@ -18,9 +19,11 @@ from ddsr_core.pipeline.steps import Crops, ModelExport, export_network, search_
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photographs import fetch_photographs
 from ddsr_core.pretrain.run import run as pretrain
+from ddsr_core.reporters import no_reporter, reporter_to
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.upscale import Upscaled
 from ddsr_core.sr.upscale import upscale as enlarge
+from ddsr_core.sr.weights import named_class
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.stage import RESUME, Artifact
@@ -33,11 +36,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def train_one(home: str, **fields: Any) -> Trained:
-    """Train one network on a folder of images."""
+def train_one(home: str, report_to: str | None, **fields: Any) -> Trained:
+    """Train one network on a folder of images; its curves are shown by a `ddsr_core.reporters.ReporterName` if named."""
     request = checked(TrainRequest, {"home": home, **fields})
     store, recipe = open_store(home), request.recipe()
-    trained = run_training(request, store, plain_backend(request, store, progress_for()))
+    reporter = reporter_to(report_to, store.home / "tracking") if report_to else no_reporter
+    trained = run_training(request, store, plain_backend(request, store, progress_for(), reporter=reporter))
+    if trained.cached and report_to:
+        click.echo(f"ddsr: nothing to report to {report_to}: the network was trained before", err=True)
     crop = trained.weights.manifest.config["lr_patch_px"]
     if crop is not None and recipe.lr_patch_px is None:
         text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
@@ -45,9 +51,17 @@ def train_one(home: str, **fields: Any) -> Trained:
     return trained
 
 
-def evaluate_networks(home: str, **fields: Any) -> Mapping[str, Artifact]:
-    """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not."""
+def evaluate_networks(home: str, trust: bool, **fields: Any) -> Mapping[str, Artifact]:
+    """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not.
+
+    Args:
+        trust: files may import the networks of the user's own (``module:Class``) that they name.
+    """
     request = checked(EvaluateRequest, {"home": home, **fields})
+    if trust:
+        classes = (named_class(Path(name).expanduser()) for name in request.weights if name != BICUBIC)
+        protocol = request.protocol.model_copy(update={"trust": tuple(name for name in classes if name)})
+        request = request.model_copy(update={"protocol": protocol})
     store = open_store(home)
     return run_evaluation(request, store, plain_backend(request, store, progress_for()))
 

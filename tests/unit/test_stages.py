@@ -95,3 +95,18 @@ def test_model_files_are_hashed_once(monkeypatch: pytest.MonkeyPatch):
     config = load_config("demo")
     assert files.base(config) == files.base(config.model_copy(update={"finetune": config.finetune}))
     assert calls == [config.base]
+
+
+def test_what_a_worker_of_the_run_has_built_does_not_count_as_cached():
+    def found(created: str) -> list[bool]:
+        def build(stage: Stage, config: Any, inputs: Mapping[str, Any], label: str = "") -> tuple[Artifact, bool]:
+            artifact, _ = fake_build(stage, config, inputs)
+            return Artifact(artifact.manifest.model_copy(update={"created": created}), artifact.path), True
+
+        stages = Stages(load_config("demo"), Backend(build, "home"), begun="2026-01-02T00:00:00+00:00")
+        for _ in range(2):
+            stages.patches(Source(Path("photos"), "digest"))
+        return [run.cached for run in stages.runs]
+
+    assert found("2026-01-01T00:00:00+00:00") == [True, True]  # of an earlier run
+    assert found("2026-01-02T00:00:01+00:00") == [False, True]  # built meanwhile, then used again

@@ -41,6 +41,46 @@ class EDSR(import_basicsr("archs.edsr_arch").EDSR):  # type: ignore[misc]
             return self.conv_last(x.to(self.conv_last.weight.dtype)) / self.img_range + self.mean
 
 
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a state dict from the names of EDSR-PyTorch, the authors' code, to basicsr's.
+
+    The authors' ``sub_mean`` and ``add_mean`` are constants and dropped. A file without them, or with other values, belongs
+    to a network with another input range; it and any other state dict are returned unchanged.
+    """
+    shift = mean_shift()
+    if "head.0.weight" not in state or "body.0.body.2.weight" not in state or not all(name in state for name in shift):
+        return dict(state)
+    if not all(alike(state[name], value) for name, value in shift.items()):
+        return dict(state)
+    return {_own_name(name): value for name, value in state.items() if name not in shift}
+
+
+def _own_name(name: str) -> str:
+    match name.split("."):
+        case ["head", "0", kind]:
+            return f"conv_first.{kind}"
+        case ["body", block, "body", layer, kind]:
+            return f"body.{block}.conv{1 + int(layer) // 2}.{kind}"
+        case ["body", _, kind]:
+            return f"conv_after_body.{kind}"
+        case ["tail", "0", layer, kind]:
+            return f"upsample.{layer}.{kind}"
+        case ["tail", "1", kind]:
+            return f"conv_last.{kind}"
+    return name
+
+
+def mean_shift() -> dict[str, Tensor]:
+    """The first and last layer of the authors of EDSR and RCAN: subtract and add the mean of DIV2K, in gray levels."""
+    eye, mean = torch.eye(3).view(3, 3, 1, 1), 255 * torch.tensor([0.4488, 0.4371, 0.4040])
+    return {"sub_mean.weight": eye, "sub_mean.bias": -mean, "add_mean.weight": eye.clone(), "add_mean.bias": mean}
+
+
+def alike(given: Tensor, value: Tensor) -> bool:
+    """Equal within half precision."""
+    return given.shape == value.shape and torch.allclose(given.float(), value, rtol=4e-3, atol=1e-3)
+
+
 def edsr_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Arguments of the EDSR that a state dict belongs to, or None if it belongs to another network.
 

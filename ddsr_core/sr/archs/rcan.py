@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddsr_core.sr.archs.edsr import alike, mean_shift
 from ddsr_core.sr.basicsr_compat import import_basicsr
 
 
@@ -48,30 +49,19 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The authors' ``sub_mean`` and ``add_mean`` are constants and dropped. A file without them, or with other values, belongs
     to a network with another input range and is returned unchanged.
     """
-    mean_shift = _mean_shift()
-    if "head.0.weight" not in state or not all(name in state for name in mean_shift):
+    shift = mean_shift()
+    if "head.0.weight" not in state or not all(name in state for name in shift):
         return dict(state)
-    if not all(_alike(state[name], value) for name, value in mean_shift.items()):
+    if not all(alike(state[name], value) for name, value in shift.items()):
         return dict(state)
-    return {_own_name(name): value for name, value in state.items() if name not in mean_shift}
+    return {_own_name(name): value for name, value in state.items() if name not in shift}
 
 
 def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename an `RCAN`'s state dict to the authors' names, and add their two mean-shift convolutions for [0, 255]."""
     groups = _count(state, r"body\.(\d+)\.conv\.weight")
     blocks = _count(state, r"body\.0\.residual_group\.(\d+)\.")
-    return _mean_shift() | {_public_name(name, groups, blocks): value for name, value in state.items()}
-
-
-def _mean_shift() -> dict[str, Tensor]:
-    """The authors' first and last layer: subtract and add the mean of DIV2K, in gray levels."""
-    eye, mean = torch.eye(3).view(3, 3, 1, 1), 255 * torch.tensor([0.4488, 0.4371, 0.4040])
-    return {"sub_mean.weight": eye, "sub_mean.bias": -mean, "add_mean.weight": eye.clone(), "add_mean.bias": mean}
-
-
-def _alike(given: Tensor, value: Tensor) -> bool:
-    """Equal within half precision."""
-    return given.shape == value.shape and torch.allclose(given.float(), value, rtol=4e-3, atol=1e-3)
+    return mean_shift() | {_public_name(name, groups, blocks): value for name, value in state.items()}
 
 
 _ATTENTION_OWN = {"0": "1", "2": "3"}  # basicsr counts the pooling as layer 0

@@ -57,3 +57,25 @@ def test_old_and_new_names_of_the_options_mean_the_same(tmp_path: Path):
 def test_every_metric_can_be_asked_for():
     text = " ".join(ddsr("evaluate", "--help").output.split())
     assert "|".join(METRICS) in text.replace("| ", "|").replace(" |", "|")
+
+
+def test_a_training_with_test_photos_prints_its_best_weights(tmp_path: Path):
+    options = (
+        "--iterations", 2, "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
+        "--device", "cpu", "--home", tmp_path / "home",
+    )  # fmt: skip
+    data, test = photos(tmp_path / "photos"), photos(tmp_path / "test", 1)
+    result = ddsr("train-sr", "--data", data, "--test", test, "--val-every", 1, "--val-metric", "ssim_y", *options)
+    assert result.exit_code == 0, result.output
+    assert "Best of the validation (step" in result.stdout
+    assert "SSIM-Y" in result.stdout
+    best = next((tmp_path / "home/artifacts/train_sr").glob("*/best/weights.safetensors"))
+    again = ddsr("train-sr", "--data", data, "--init", best, "--report-to", "tensorboard", *options)
+    assert again.exit_code == 0, again.output
+    assert list((tmp_path / "home/tracking").rglob("events*"))
+
+
+def test_options_of_the_validation_need_test_photos(tmp_path: Path):
+    result = ddsr("train-sr", "--data", tmp_path, "--val-every", 5)
+    assert result.exit_code == 2
+    assert "need --test" in result.output

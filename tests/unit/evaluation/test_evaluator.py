@@ -13,7 +13,7 @@ import torch
 from ddsr_core.config import Runtime
 from ddsr_core.evaluation import evaluate as evaluation
 from ddsr_core.evaluation.config import EvaluateConfig
-from ddsr_core.evaluation.evaluator import Bicubic, Evaluator, load_measure
+from ddsr_core.evaluation.evaluator import Bicubic, Evaluator
 from ddsr_core.imaging.bicubic import downsample, upsample
 from ddsr_core.imaging.images import save_png
 from ddsr_core.metrics import spec
@@ -55,8 +55,8 @@ def test_a_new_metric_is_measured_and_written(tmp_path: Path):
 
 
 def test_lpips_networks_are_those_of_their_names():
-    assert isinstance(load_measure("lpips", "cpu"), Lpips)
-    assert (load_measure("lpips", "cpu").net, load_measure("lpips_vgg", "cpu").net) == ("alex", "vgg")
+    assert isinstance(spec.METRICS["lpips"].load("cpu"), Lpips)
+    assert (spec.METRICS["lpips"].load("cpu").net, spec.METRICS["lpips_vgg"].load("cpu").net) == ("alex", "vgg")
 
 
 @pytest.mark.parametrize("name", [name for name, metric in spec.METRICS.items() if metric.measure])

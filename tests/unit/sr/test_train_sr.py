@@ -225,3 +225,26 @@ def test_learns_to_beat_bicubic_on_a_photo_it_has_not_seen(arch, kwargs, rate, s
     with torch.no_grad():
         sr = load_network(tmp_path / "out").module(lr)
     assert psnr_y(sr, hr) > psnr_y(upsample(lr), hr) + 0.05
+
+
+def test_training_starts_from_given_weights(data, tmp_path):
+    """With one step at a rate of almost nothing the given weights come out again."""
+    run(TINY, data=data, out=tmp_path / "first", runtime=Runtime())
+    config = TINY.model_copy(update={"iterations": 1, "learning_rate": 1e-12, "seed": 9})
+    for init in (tmp_path / "first", tmp_path / "first/weights.pth"):
+        out = tmp_path / init.name / "second"
+        run(config, data=data, out=out, runtime=Runtime(), init=init)
+        lr = torch.rand(1, 3, 8, 8)
+        torch.testing.assert_close(load_network(out).module(lr), load_network(init).module(lr), rtol=0, atol=1e-6)
+    run(config, data=data, out=tmp_path / "random", runtime=Runtime())
+    assert not torch.allclose(load_network(tmp_path / "random").module(lr), load_network(out).module(lr), atol=1e-3)
+
+
+def test_weights_of_another_network_or_scale_are_refused(data, tmp_path):
+    run(TINY, data=data, out=tmp_path / "first", runtime=Runtime())
+    for changes in ({"scale": 2}, {"arch_kwargs": {"feat": 16, "blocks": 1}}, {"arch": "rcan-small", "arch_kwargs": {}}):
+        config = TINY.model_copy(update=changes)
+        with pytest.raises(InputError, match="weights do not fit"):
+            run(config, data=data, out=tmp_path / "second", runtime=Runtime(), init=tmp_path / "first")
+    with pytest.raises(InputError, match="no weights file"):
+        run(TINY, data=data, out=tmp_path / "second", runtime=Runtime(), init=tmp_path / "nothing.pth")

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from ddsr_core.errors import InputError
 from ddsr_core.sr.networks import build_network, public_names
-from ddsr_core.sr.weights import load_network, save_weights
+from ddsr_core.sr.weights import load_network, named_class, save_weights
 from ddsr_core.storage.safetensors_bytes import safetensors_bytes
 
 KWARGS = {
@@ -116,13 +117,13 @@ def write_wrong_file(folder, kind):
             state.popitem()
             torch.save(state, path)
         case "another suffix":
-            path = folder / "x.bin"
+            path = folder / "x.txt"
             path.write_bytes(b"")
         case "empty folder":
             path = folder / "empty"
             path.mkdir()
         case "damaged identity":
-            torch.save({"params_ema": {}, "ddsr": {"arch": "edsr", "kwargs": "[1]", "scale": "4"}}, path)
+            torch.save({"params_ema": {"a": torch.zeros(1)}, "ddsr": {"arch": "edsr", "kwargs": "[1]", "scale": "4"}}, path)
         case "a function instead of a class":
             save_weights(folder, build_network("edsr-small"), "os:system", {"command": "touch pwned"}, 4, {})
             path = folder / "weights.safetensors"
@@ -141,7 +142,7 @@ def write_wrong_file(folder, kind):
         ("damaged identity", "arguments are not a mapping"),
         ("another suffix", "not a format of weights"),
         ("empty folder", "no weights file"),
-        ("a function instead of a class", "not a torch.nn.Module"),
+        ("a function instead of a class", "wants to import os:system"),
     ],
 )
 def test_wrong_files(kind, says, tmp_path, monkeypatch):
@@ -150,3 +151,113 @@ def test_wrong_files(kind, says, tmp_path, monkeypatch):
         load_network(write_wrong_file(tmp_path, kind))
     assert str(tmp_path) in caught.value.where
     assert not (tmp_path / "pwned").exists()
+
+
+class Own(nn.Module):
+    """A network of a user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 48, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(self.conv(x), 4)
+
+
+def test_a_class_that_a_file_names_is_imported_only_if_it_is_trusted(tmp_path):
+    name = f"{__name__}:Own"
+    save_weights(tmp_path, Own(), name, {}, 4, {})
+    for trust in (False, (), ("other.module:Own",)):
+        with pytest.raises(InputError, match="wants to import") as caught:
+            load_network(tmp_path, trust)
+        assert "--trust" in str(caught.value)
+    for trust in (True, (name,)):
+        assert load_network(tmp_path, trust).name == name
+    assert named_class(tmp_path) == named_class(tmp_path / "weights.pth") == name
+
+
+def test_nothing_is_imported_for_a_file_that_is_not_trusted(tmp_path, monkeypatch):
+    (tmp_path / "evil_module.py").write_text("open('imported', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    save_weights(tmp_path / "w", Own(), "evil_module:Net", {}, 4, {})
+    with pytest.raises(InputError, match="wants to import evil_module:Net"):
+        load_network(tmp_path / "w")
+    assert named_class(tmp_path / "w") == "evil_module:Net"
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("changes", [{"feat": 10**6}, {"blocks": 10**9}, {"scale": 2}, {"scale": 10**5}, {"feat": "8"}])
+def test_sizes_in_metadata_that_are_not_those_of_the_tensors_are_refused(changes, tmp_path):
+    network = build_network("edsr-small", KWARGS["edsr-small"])
+    save_weights(tmp_path, network, "edsr-small", {**KWARGS["edsr-small"], **changes}, 4, {})
+    with pytest.raises(InputError, match="weights do not fit edsr-small"):
+        load_network(tmp_path)
+
+
+def test_a_window_of_any_size_is_refused(tmp_path):
+    kwargs = KWARGS["hit-srf-small"]
+    save_weights(
+        tmp_path, build_network("hit-srf-small", kwargs), "hit-srf-small", {**kwargs, "window_px": [4, 8, 10**6]}, 4, {}
+    )
+    with pytest.raises(InputError, match="window_px"):
+        load_network(tmp_path)
+
+
+def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"")
+        archive.writestr("archive/data/0", bytes(2**26))
+    with pytest.raises(InputError, match="would unpack to"):
+        load_network(tmp_path / "bomb.pth")
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
+    state = build_network("edsr-small", KWARGS["edsr-small"]).state_dict()
+    state["conv_first.bias"] = torch.zeros(1).expand(10**9)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="larger than the file"):
+        load_network(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
+        lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"net": {"params": state}},
+        lambda state: {"params": {name: value * 0 for name, value in state.items()}, "params_ema": state},
+    ],
+)
+def test_weights_as_others_wrap_them(wrap, tmp_path):
+    network = build_network("rrdbnet-small", KWARGS["rrdbnet-small"]).eval()
+    torch.save(wrap(network.state_dict()), tmp_path / "x.pth")
+    lr = torch.rand(1, 3, 8, 8)
+    assert torch.equal(load_network(tmp_path / "x.pth").module(lr), network(lr))
+
+
+def as_edsr_pytorch(state, blocks):
+    """basicsr's names to those of the authors' code, written out from its list of layers."""
+    renamed = {}
+    for name, value in state.items():
+        place, _, kind = name.rpartition(".")
+        outer = {"conv_first": "head.0", "conv_after_body": f"body.{blocks}", "conv_last": "tail.1"}
+        inner = place.replace(".conv1", ".body.0").replace(".conv2", ".body.2").replace("upsample.", "tail.0.")
+        renamed[f"{outer.get(place, inner)}.{kind}"] = value
+    mean = 255 * torch.tensor([0.4488, 0.4371, 0.4040])
+    eye = torch.eye(3).view(3, 3, 1, 1)
+    return {**renamed, "sub_mean.weight": eye, "sub_mean.bias": -mean, "add_mean.weight": eye, "add_mean.bias": mean}
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_official_edsr_files_open(scale, tmp_path):
+    network = build_network("edsr-small", {"feat": 8, "blocks": 2, "res_scale": 1.0, "scale": scale}).eval()
+    official = as_edsr_pytorch(network.state_dict(), 2)
+    assert {"head.0.weight", "body.1.body.2.bias", "body.2.weight", "tail.0.0.weight", "tail.1.bias"} <= set(official)
+    torch.save(official, tmp_path / "edsr.pt")
+    loaded = load_network(tmp_path / "edsr.pt")
+    lr = torch.rand(1, 3, 8, 8)
+    assert (loaded.scale, loaded.name) == (scale, "edsr-small")
+    assert torch.equal(loaded.module(lr), network(lr))

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.evaluation.test_sets import find_pairs
 from ddsr_core.imaging.images import save_png
+from ddsr_core.imaging.test_sets import find_pairs
 
 
 def put(folder: Path, *names: str, size: tuple[int, int] = (64, 48)) -> None:
