@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import pickle
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -225,7 +226,7 @@ def embed_images(images: np.ndarray, embedder: nn.Module, config: EmbeddingsConf
         InputError: a vector is zero or not finite; the image is named.
     """
     with torch.inference_mode():
-        device = next(embedder.parameters()).device
+        device = next(chain(embedder.parameters(), embedder.buffers(), [torch.empty(0)])).device
         vectors = embedder(to_float(images, device)).cpu().numpy()
     return finish_vectors(vectors, config.normalize, names)
 

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ddsr_core.diffusion.gaussian import STEPS, Schedule
+from ddsr_core.diffusion.names import SAMPLERS
 from ddsr_core.diffusion.samplers import (
+    Predict,
     ancestral,
     dpmpp,
     guided,
@@ -15,6 +18,7 @@ from ddsr_core.diffusion.samplers import (
     unipc,
 )
 from ddsr_core.errors import ConfigError
+from ddsr_core.sampling.config import SampleConfig
 from tests.helpers.tiny_base import SHAPE, tiny_dit
 
 SCHEDULE = Schedule()
@@ -222,3 +226,27 @@ def test_a_start_and_full_strength_contradict_each_other():
             tiny_dit(), torch.tensor([0]), [0], seed=0, sampler="dpmpp", steps=2, guidance_scale=1.0,
             init=torch.zeros((1, 4, 4, 4)),
         )  # fmt: skip
+
+
+def constant(
+    predict: Predict, noise: torch.Tensor, generators: list[torch.Generator], steps: int, init: torch.Tensor | None,
+    strength: float,
+) -> torch.Tensor:  # fmt: skip
+    """The file of a new sampler: the noise, minus the prediction of its only step."""
+    return noise - steps * predict(noise, STEPS - 1).chunk(2, dim=1)[0]
+
+
+def test_a_new_sampler_is_a_function_and_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SAMPLERS, "constant", f"{__name__}:constant")
+    assert SampleConfig(sampler="constant").sampler == "constant"
+    images = draw("constant", [2, 5])
+    shape, rows = (SHAPE.in_channels, SHAPE.latent_px, SHAPE.latent_px), torch.tensor([2, 2])
+    noise = noise_like([image_generator(0, index) for index in (2, 5)], shape, torch.device("cpu"))
+    with torch.inference_mode():
+        eps = tiny_dit()(noise, torch.full((2,), STEPS - 1), rows).chunk(2, dim=1)[0]
+    torch.testing.assert_close(images, noise - 4 * eps)
+
+
+def test_an_unknown_sampler_is_refused_with_the_known_ones():
+    with pytest.raises(ValidationError, match="use one of ancestral, dpmpp, unipc"):
+        SampleConfig(sampler="ddim")
