@@ -46,7 +46,7 @@ def test_a_new_network_is_a_module_and_one_line(tmp_path: Path, monkeypatch: pyt
         save_png(tmp_path / f"data/{index}.png", np.full((32, 32, 3), 100 + index, np.uint8))
     run(config, data=tmp_path / "data", out=tmp_path / "out", runtime=Runtime())
     loaded = load_network(tmp_path / "out")
-    assert (loaded.arch, loaded.scale, loaded.network(torch.zeros(1, 3, 8, 8)).shape) == ("nearest", 2, (1, 3, 16, 16))
+    assert (loaded.name, loaded.scale, loaded.module(torch.zeros(1, 3, 8, 8)).shape) == ("nearest", 2, (1, 3, 16, 16))
 
 
 @pytest.mark.parametrize("name", [name for name, architecture in ARCHITECTURES.items() if architecture.params])
