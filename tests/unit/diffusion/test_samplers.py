@@ -248,5 +248,5 @@ def test_a_new_sampler_is_a_function_and_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones():
-    with pytest.raises(ValidationError, match="use one of ancestral, dpmpp, unipc"):
+    with pytest.raises(ValidationError, match="use one of ancestral, dpmpp"):
         SampleConfig(sampler="ddim")
