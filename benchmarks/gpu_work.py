@@ -25,7 +25,7 @@ from ddsr_core.diffusion.dit import DIT_XL_2_512, DiT, DiTConfig
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.gaussian import STEPS
 from ddsr_core.diffusion.latents import Latents
-from ddsr_core.diffusion.samplers import Sampler, sample_latents
+from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.diffusion.training_set import TrainingSet
 
 LABELS, GAMMA_BLOCKS, SAMPLES = 7, 14, 70_000
@@ -221,7 +221,7 @@ def train(models: Models, data: TrainingSet, cell: Cell, tflop: dict[str, float]
     }
 
 
-def available_sampler() -> Sampler:
+def available_sampler() -> str:
     """DPM-Solver++ comes from diffusers; the ancestral sampler calls the network equally often."""
     return "dpmpp" if importlib.util.find_spec("diffusers") else "ancestral"
 

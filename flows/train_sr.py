@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from prefect import flow
 
 from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.pipeline.request import AtLeastOne, Gpu
 from ddsr_core.pipeline.step_runs import Network, TrainRequest, run_training
+from ddsr_core.pseudo_labels.names import EmbedderName
 from ddsr_core.sr.config import Degradation, Scale, ValidationConfig
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.stage import Manifest
@@ -24,7 +24,7 @@ def train_sr(
     training_set: TrainingSetName = "full",
     count: AtLeastOne = 70,
     patch_px: int = 64,
-    embeddings: Literal["vgg16", "open_clip"] = "vgg16",
+    embeddings: EmbedderName = "vgg16",
     iterations: AtLeastOne = 2000,
     scale: Scale = 4,
     degradation: Degradation = "bicubic",

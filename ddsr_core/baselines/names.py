@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-#: Kinds of training sets in the order of tables: baselines, ours, everything.
-TrainingSetName = Literal[
-    "random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", "base", "distilled", "full", "full-thresholded"
-]
+from pydantic import AfterValidator, WithJsonSchema
 
 
 @dataclass(frozen=True)
@@ -19,32 +16,63 @@ class TrainingSet:
     Attributes:
         name: name in configs, options, tables and ``report.json``.
         meaning: description in the legend of a table.
+        build: ``module:function``. The function takes the stages of a run, `ddsr_core.pipeline.stages.Stages`, and its
+            `ddsr_core.pipeline.stages.Distilled`, and returns the images, an artifact or a folder of photos.
         whole: whether it contains all photos or patches, so that it has no number of images to be compared at.
         generated: whether a run of the pipeline generates it with a model. ``ddsr train-sr`` cannot cut such a set out of
             a folder of photos.
     """
 
-    name: TrainingSetName
+    name: str
     meaning: str
+    build: str
     whole: bool = False
     generated: bool = False
 
 
-TRAINING_SETS: Mapping[TrainingSetName, TrainingSet] = {
+_OURS = "ddsr_core.pipeline.training_sets"
+#: Kinds of training sets in the order of tables: baselines, ours, everything. A new one is a file in `ddsr_core.pipeline`
+#: and one line here.
+TRAINING_SETS: Mapping[str, TrainingSet] = {
     kind.name: kind
     for kind in (
-        TrainingSet("random", "random crops of the photos"),
-        TrainingSet("threshold", "accepted patches, chosen at random"),
-        TrainingSet("k-center", "crops that cover the embedding space"),
-        TrainingSet("hdc", "crops with many edges, from every cluster of texture"),
-        TrainingSet("loss-ranked", "crops that a small network finds hard, without the hardest"),
-        TrainingSet("gsdd", "images inverted from an SR-GAN's generator (our reading of GSDD)", generated=True),
-        TrainingSet("base", "images sampled from the base model without fine-tuning", generated=True),
-        TrainingSet("distilled", "images sampled from the fine-tuned model and selected", generated=True),
-        TrainingSet("full", "all photos, for as many iterations", whole=True),
-        TrainingSet("full-thresholded", "all accepted patches, for as many iterations", whole=True),
+        TrainingSet("random", "random crops of the photos", f"{_OURS}:random"),
+        TrainingSet("threshold", "accepted patches, chosen at random", f"{_OURS}:threshold"),
+        TrainingSet("k-center", "crops that cover the embedding space", f"{_OURS}:k_center"),
+        TrainingSet("hdc", "crops with many edges, from every cluster of texture", f"{_OURS}:hdc"),
+        TrainingSet("loss-ranked", "crops that a small network finds hard, without the hardest", f"{_OURS}:loss_ranked"),
+        TrainingSet(
+            "gsdd", "images inverted from an SR-GAN's generator (our reading of GSDD)", f"{_OURS}:gsdd", generated=True
+        ),
+        TrainingSet("base", "images sampled from the base model without fine-tuning", f"{_OURS}:base", generated=True),
+        TrainingSet(
+            "distilled", "images sampled from the fine-tuned model and selected", f"{_OURS}:distilled", generated=True
+        ),
+        TrainingSet("full", "all photos, for as many iterations", f"{_OURS}:full", whole=True),
+        TrainingSet(
+            "full-thresholded", "all accepted patches, for as many iterations", f"{_OURS}:full_thresholded", whole=True
+        ),
     )
 }
+
+
+def known_training_set(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: not a name in `TRAINING_SETS`.
+    """
+    if name not in TRAINING_SETS:
+        raise ValueError(f"unknown training set {name!r}; use one of {', '.join(TRAINING_SETS)}")
+    return name
+
+
+#: A name in `TRAINING_SETS`, as a type of config fields.
+TrainingSetName = Annotated[
+    str,
+    AfterValidator(known_training_set),
+    WithJsonSchema({"type": "string", "enum": list(TRAINING_SETS), "title": "Training set"}),
+]
 #: Kinds that contain all photos or patches.
 WHOLE: tuple[TrainingSetName, ...] = tuple(name for name, kind in TRAINING_SETS.items() if kind.whole)
 #: What tables call `distilled` where a teacher network has restored detail in it (``sample.detail_restoration`` above 0).

@@ -16,7 +16,8 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import load_base_facts
 from ddsr_core.diffusion.config import ClassRowsConfig
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder, load_embedder
+from ddsr_core.pseudo_labels.embedders import EmbedsTexts, load_embedder
+from ddsr_core.pseudo_labels.names import EMBEDDERS, text_embedders
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.stage import Stage, StageResult
 
@@ -30,17 +31,17 @@ def run(
     """Write ``rows.json``: for each pseudo-label the rows of the class table to average, and the names of the classes.
 
     Args:
-        weights: open_clip weights file of the embeddings, if one is named.
+        weights: weights file of the embeddings, if one is named.
 
     Raises:
         ConfigError: the feature network has no text tower.
         InputError: the classes of the base model have no names.
     """
-    if config.embeddings.backend != "open_clip":
+    if not EMBEDDERS[config.embeddings.backend].embeds_texts:
         raise ConfigError(
             f"{config.embeddings.backend} has no text tower to compare class names with",
             where="finetune.class_row_init",
-            fix="set embeddings.backend=open_clip, or finetune.class_row_init=null",
+            fix=f"set embeddings.backend={text_embedders()}, or finetune.class_row_init=null",
         )
     names = class_names(base)
     texts = embed_names(config, list(names.values()), runtime.device, weights)
@@ -76,7 +77,7 @@ def class_names(base: Path) -> dict[int, str]:
 def embed_names(config: ClassRowsConfig, names: list[str], device: str, weights: Path | None) -> np.ndarray:
     """Text embeddings ``float32 (len(names), d)``, of length 1."""
     embedder = load_embedder(config.embeddings, device, weights)
-    assert isinstance(embedder, OpenClipEmbedder)
+    assert isinstance(embedder, EmbedsTexts)
     texts = [config.prompt.format(name.partition(",")[0]) for name in names]  # "tench, Tinca tinca": the common name
     starts = range(0, len(texts), TEXT_BATCH)
     vectors = torch.cat([embedder.embed_texts(texts[start : start + TEXT_BATCH]) for start in starts])

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.gaussian import STEPS, Schedule
+from ddsr_core.diffusion.names import SAMPLERS, SamplerName
 from ddsr_core.diffusion.published import import_diffusers
 from ddsr_core.errors import ConfigError
+from ddsr_core.factories import load_factory
 
-Sampler = Literal["ancestral", "dpmpp", "unipc"]
 #: (x_t (B, C, h, w), t) -> network output (B, 2C, h, w), guidance applied to eps.
 Predict = Callable[[Tensor, int], Tensor]
+#: (predict, noise (B, C, h, w), a generator per image, steps, init, strength) -> latents (B, C, h, w). ``init`` and
+#: ``strength`` are those of `ancestral`. `ddsr_core.diffusion.names.SAMPLERS` lists the samplers.
+Sampler = Callable[[Predict, Tensor, list[torch.Generator], int, Tensor | None, float], Tensor]
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -109,10 +113,15 @@ def ancestral(
     return x
 
 
-def by_scheduler(
-    predict: Predict, noise: Tensor, name: Sampler, steps: int, init: Tensor | None = None, strength: float = 1.0
+def dpmpp(
+    predict: Predict,
+    noise: Tensor,
+    generators: list[torch.Generator],
+    steps: int,
+    init: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """DPM-Solver++ 2M or UniPC of order 2, through diffusers' schedulers, on the eps half of the output.
+    """DPM-Solver++ 2M (Lu et al. 2022), through diffusers. It is deterministic: ``generators`` are not used.
 
     Args:
         init: as in `ancestral`.
@@ -120,8 +129,30 @@ def by_scheduler(
     Raises:
         ConfigError: no step is below ``strength`` * 1000.
     """
-    diffusers = import_diffusers()
-    kind = diffusers.DPMSolverMultistepScheduler if name == "dpmpp" else diffusers.UniPCMultistepScheduler
+    return _by_scheduler(import_diffusers().DPMSolverMultistepScheduler, predict, noise, steps, init, strength)
+
+
+def unipc(
+    predict: Predict,
+    noise: Tensor,
+    generators: list[torch.Generator],
+    steps: int,
+    init: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """UniPC of order 2 (Zhao et al. 2023), through diffusers. It is deterministic: ``generators`` are not used.
+
+    Args:
+        init: as in `ancestral`.
+
+    Raises:
+        ConfigError: no step is below ``strength`` * 1000.
+    """
+    return _by_scheduler(import_diffusers().UniPCMultistepScheduler, predict, noise, steps, init, strength)
+
+
+def _by_scheduler(kind: Any, predict: Predict, noise: Tensor, steps: int, init: Tensor | None, strength: float) -> Tensor:
+    """A scheduler class of diffusers on the eps half of the output."""
     scheduler = kind(
         num_train_timesteps=STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
         prediction_type="epsilon", solver_order=2,
@@ -155,7 +186,7 @@ def sample_latents(
     indices: list[int],
     *,
     seed: int,
-    sampler: Sampler,
+    sampler: SamplerName,
     steps: int,
     guidance_scale: float,
     guided_channels: int = 3,
@@ -168,6 +199,7 @@ def sample_latents(
     Args:
         rows: ``int64 (B,)`` on the model's device.
         indices: number of each image in its run; with ``seed`` it determines the noise.
+        sampler: a name in `ddsr_core.diffusion.names.SAMPLERS`.
         steps: network evaluations (pairs of them with guidance) from pure noise; a lower ``strength`` skips the first.
         guidance_scale: 1 for none; ``guidance_interval``: lowest and highest t (0 to 999) that it applies to.
         init: latents ``(B, C, h, w)`` in diffusion units to start from, noised to the highest step below
@@ -187,6 +219,5 @@ def sample_latents(
     generators = [image_generator(seed, index) for index in indices]
     noise = noise_like(generators, (config.in_channels, config.latent_px, config.latent_px), rows.device)
     predict = guided(model, rows, guidance_scale, guided_channels, guidance_interval)
-    if sampler == "ancestral":
-        return ancestral(predict, noise, generators, steps, init, strength)
-    return by_scheduler(predict, noise, sampler, steps, init, strength)
+    solve: Sampler = load_factory(SAMPLERS[sampler], "sample.sampler")
+    return solve(predict, noise, generators, steps, init, strength)

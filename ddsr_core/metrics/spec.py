@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
+
+from ddsr_core.factories import load_factory
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Metric:
 
     def load(self, device: str) -> Any:
         """The implementation that ``measure`` names, on a torch device."""
-        module, _, factory = self.measure.partition(":")
-        return getattr(importlib.import_module(module), factory)(device)  # torch, once something is measured
+        return load_factory(self.measure, "METRICS")(device)  # torch, once something is measured
 
     def gain(self, value: float, reference: float) -> float:
         """How much better ``value`` is than ``reference``; negative if it is worse."""

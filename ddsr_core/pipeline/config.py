@@ -19,6 +19,7 @@ from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsC
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
+from ddsr_core.pseudo_labels.names import EMBEDDERS, text_embedders
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
 from ddsr_core.sr.config import GanConfig, TrainSRConfig
@@ -101,10 +102,10 @@ class PipelineConfig(StageConfig):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
-        if self.finetune.class_row_init == "clip_nearest" and self.embeddings.backend != "open_clip":
+        if self.finetune.class_row_init == "clip_nearest" and not EMBEDDERS[self.embeddings.backend].embeds_texts:
             raise ValueError(
                 "finetune.class_row_init=clip_nearest compares clusters with class names and needs "
-                "embeddings.backend=open_clip; set finetune.class_row_init=null"
+                f"embeddings.backend={text_embedders()}; set finetune.class_row_init=null"
             )
         return self
 
@@ -300,14 +301,16 @@ def explained(error: ValidationError, model: type[BaseModel]) -> ConfigError:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     field, given = ".".join(place), first.get("input")
-    if first["type"] == "value_error":  # a rule between fields: its text names them and says what to do
-        return ConfigError(first["msg"].removeprefix("Value error, "), where=field or "config", fix="correct the values")
+    new = RENAMED_VALUES.get(f"{field}={given}") or RENAMED_VALUES.get(str(given))
+    renamed = f"{given!r} is now called {new!r}" if new else ""
+    if first["type"] == "value_error":  # a rule between fields, or a table of names: its text says what to do
+        what = first["msg"].removeprefix("Value error, ")
+        return ConfigError(what, where=field or "config", fix=renamed or "correct the values")
     if first["type"] == "missing":
         return ConfigError(f"{field} is missing", where=field, fix="give it a value")
     if first["type"] != "extra_forbidden":
-        new = RENAMED_VALUES.get(f"{field}={given}") or RENAMED_VALUES.get(str(given))
-        fix = f"{given!r} is now called {new!r}" if new else "correct the value"
-        return ConfigError(f"{field}: {first['msg']} (given: {given!r})", where=field, fix=fix)
+        what = f"{field}: {first['msg']} (given: {given!r})"
+        return ConfigError(what, where=field, fix=renamed or "correct the value")
     if field in RENAMED:
         return ConfigError(f"unknown field {field!r}", where=field, fix=f"it is now called {RENAMED[field]!r}")
     holder: Any = model

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.errors import ConfigError
+from ddsr_core.factories import load_factory
 from ddsr_core.pipeline.networks import NetworkJob, network_job, network_of, prefetched
 from ddsr_core.pipeline.stages import Distilled, PseudoLabels, StageRun, Stages
-from ddsr_core.storage.stage import Source, StageInput
+from ddsr_core.storage.stage import Artifact, Source, StageInput
 
 
 @dataclass(frozen=True)
@@ -74,30 +75,17 @@ def _jobs(
                 yield network_job(stages, recipes.recipe(arch, seed), images, tests, label), (name, images)
 
 
-def training_set(stages: Stages, name: TrainingSetName, distilled: Distilled) -> StageInput:
+def training_set(stages: Stages, name: TrainingSetName, distilled: Distilled) -> Artifact | Source:
     """The images of one training set: as many as there are distilled images, or all of them.
 
     Raises:
         ConfigError: the name is none of `ddsr_core.baselines.names.TRAINING_SETS`.
     """
-    match name:
-        case "distilled":
-            return distilled.images
-        case "full":
-            return distilled.photos
-        case "full-thresholded":
-            return distilled.labels.patches
-        case "random":
-            return stages.crops(distilled.photos)
-        case "threshold":
-            return stages.accepted_crops(distilled.labels.patches)
-        case "k-center" | "hdc" | "loss-ranked":
-            return stages.subset(name, distilled.photos)
-        case "gsdd":
-            return stages.gsdd(distilled.labels)
-        case "base":
-            return without_finetuning(stages, distilled.photos).images
-    raise ConfigError(f"nothing makes the training set {name!r}", where="sr.training_sets", fix="add it to `training_set`")
+    if name not in TRAINING_SETS:
+        known = ", ".join(TRAINING_SETS)
+        raise ConfigError(f"unknown training set {name!r}", where="sr.training_sets", fix=f"use one of {known}")
+    made: Artifact | Source = load_factory(TRAINING_SETS[name].build, "TRAINING_SETS")(stages, distilled)
+    return made
 
 
 def without_finetuning(stages: Stages, photos: Source) -> Distilled:

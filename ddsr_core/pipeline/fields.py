@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from ddsr_core.config import BOUNDS
@@ -54,7 +54,7 @@ def _settings(model: type[BaseModel], prefix: str, presets: Mapping[str, BaseMod
             continue
         plain = {preset: _plain(value) for preset, value in values.items()}
         text, bounds = (info.description or "").strip(), _bounds(properties.get(name, {}))
-        yield Setting(f"{prefix}{name}", kind_of(info.annotation), bounds, text, plain)
+        yield Setting(f"{prefix}{name}", _names(info.metadata) or kind_of(info.annotation), bounds, text, plain)
 
 
 def _nested(info: FieldInfo) -> type[BaseModel] | None:
@@ -71,6 +71,12 @@ def _plain(value: Any) -> Any:
 def _bounds(schema: Mapping[str, Any]) -> str:
     options = [schema, *schema.get("anyOf", ())]
     return ", ".join(text.format(option[name]) for option in options for name, text in BOUNDS.items() if name in option)
+
+
+def _names(metadata: Iterable[Any]) -> str:
+    """The names of a table such as METRICS, if that is what a field takes."""
+    schemas = [item.json_schema or {} for item in metadata if isinstance(item, WithJsonSchema)]
+    return " | ".join(name for schema in schemas for name in schema.get("enum", ()))
 
 
 def kind_of(annotation: Any) -> str:
@@ -90,5 +96,5 @@ def kind_of(annotation: Any) -> str:
     if origin is dict:
         return "table"
     if origin is not None and arguments:  # Annotated
-        return kind_of(arguments[0])
+        return _names(arguments[1:]) or kind_of(arguments[0])
     return getattr(annotation, "__name__", str(annotation))

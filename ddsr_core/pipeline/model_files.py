@@ -42,7 +42,7 @@ class ModelFiles:
         return _named({"decoder": self._once(("decoder", name), lambda: vae_source(name, "lsr_decoder"))})
 
     def clip(self, config: EmbeddingsConfig) -> dict[str, Source]:
-        """The open_clip weights file, if the config names a file: its content belongs into the key."""
+        """The weights file of the embeddings, if the config names a file: its content belongs into the key."""
         return _named({"weights": self._once(("clip", config.backend, config.weights), lambda: weights_source(config))})
 
     def trunk(self, recipe: TrainSRConfig) -> dict[str, Source]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
@@ -21,6 +21,7 @@ from ddsr_core.pipeline.run_folder import free_name
 from ddsr_core.pipeline.run_state import begin_step, complete_run, failure_noted, run_log
 from ddsr_core.pipeline.stages import Backend, Stages
 from ddsr_core.pipeline.steps import Crops, config_of, fitted, images_of, weights_source, with_overrides
+from ddsr_core.pseudo_labels.names import EmbedderName
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import ARCHITECTURES
 from ddsr_core.sr.config import VALIDATIONS, Degradation, Scale, TrainSRConfig, ValidationConfig
@@ -39,7 +40,7 @@ class TrainRequest(Execution):
     training_set: TrainingSetName = Field("full", description="What of the data to train on. full: the data as it is.")
     count: AtLeastOne = Field(70, description="Number of crops, for training sets that are cut out of the data.")
     patch_px: int = Field(64, ge=16, description="Height and width of these crops in pixels.")
-    embeddings: Literal["vgg16", "open_clip"] = Field("vgg16", description="Features that k-center and hdc compare by.")
+    embeddings: EmbedderName = Field("vgg16", description="Features that k-center and hdc compare by.")
     iterations: AtLeastOne = Field(2000, description="Optimizer steps. The paper's networks take 100,000 and more.")
     scale: Scale = Field(4, description="Upsampling factor.")
     degradation: Degradation = Field(

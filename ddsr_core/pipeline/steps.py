@@ -19,10 +19,13 @@ from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png
 from ddsr_core.imaging.photos import iter_photos
 from ddsr_core.pipeline.config import PipelineConfig, checked, merge, parse_override
+from ddsr_core.pipeline.distill import training_set
 from ddsr_core.pipeline.run_folder import artifact_paths, read_config
 from ddsr_core.pipeline.stages import Stages
+from ddsr_core.pipeline.training_sets import photos_alone
 from ddsr_core.pseudo_labels import search
 from ddsr_core.pseudo_labels.embeddings import read_config as read_embeddings_config
+from ddsr_core.pseudo_labels.names import EmbedderName
 from ddsr_core.sampling.sample import load_tuned
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.onnx_export import export_onnx
@@ -54,13 +57,13 @@ class Crops:
         source: kind of training set, one that can be cut out of photos.
         budget: number of crops, for kinds that choose some.
         patch_px: height and width of the crops, pixels.
-        embeddings: features that k-center and HDC compare crops by, ``vgg16`` or ``open_clip``.
+        embeddings: features that k-center and HDC compare crops by.
     """
 
     source: TrainingSetName = "full"
     budget: int = 70
     patch_px: int = 64
-    embeddings: str = "vgg16"
+    embeddings: EmbedderName = "vgg16"
 
 
 def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
@@ -85,12 +88,7 @@ def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact |
     if TRAINING_SETS[kind].generated:
         require_generated(kind, data.path)
         return data
-    if kind == "full":
-        return data
-    accepted = stages.patches(data) if kind in ("threshold", "full-thresholded") else None
-    if accepted is None:
-        return stages.crops(data) if kind == "random" else stages.subset(kind, data)
-    return accepted if kind == "full-thresholded" else stages.accepted_crops(accepted)
+    return training_set(stages, kind, photos_alone(stages, data))
 
 
 def config_of(crops: Crops) -> PipelineConfig:

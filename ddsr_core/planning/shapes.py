@@ -20,8 +20,10 @@ from ddsr_core.diffusion.base import Base, BaseInfo
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.dit import DIT_XL_2_512, DiT, DiTConfig
 from ddsr_core.errors import ConfigError
+from ddsr_core.factories import load_factory
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder, Vgg16Embedder
+from ddsr_core.pseudo_labels.names import EMBEDDERS
 
 SD_VAE: Mapping[str, Any] = {
     "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
@@ -139,19 +141,19 @@ def make_base(shape: BaseShape) -> Base:
     return Base(DiT(shape.dit).requires_grad_(False).eval(), codec, info, "", {})
 
 
-def make_embedder(config: EmbeddingsConfig) -> OpenClipEmbedder | Vgg16Embedder:
-    """The feature network of the config, with whatever numbers torch gives it.
+def make_embedder(config: EmbeddingsConfig) -> nn.Module:
+    """The feature network of the config, with whatever numbers torch gives it; others than ours with their own.
 
     Raises:
         ConfigError: open_clip has no such architecture.
     """
-    embedder: OpenClipEmbedder | Vgg16Embedder
+    embedder: Any
     if config.backend == "vgg16":
         from torchvision.models import vgg16  # a second to import, and not wanted for open_clip
 
         embedder = _without_weights(Vgg16Embedder)
         embedder.image_px, embedder.features = config.image_px, vgg16(init_weights=False).features[:30]
-    else:
+    elif config.backend == "open_clip":
         if config.model not in open_clip.list_models():
             raise ConfigError(f"open_clip has no model {config.model!r}", where="embeddings.model")
         embedder = _without_weights(OpenClipEmbedder)
@@ -160,7 +162,10 @@ def make_embedder(config: EmbeddingsConfig) -> OpenClipEmbedder | Vgg16Embedder:
         size = open_clip.get_model_config(config.model)["vision_cfg"]["image_size"]
         embedder.image_px = int(size if isinstance(size, int) else size[0])
         embedder.mean, embedder.std = (0.5,) * 3, (0.5,) * 3
-    return embedder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    else:
+        embedder = load_factory(EMBEDDERS[config.backend].factory, "embeddings.backend")(config, None)
+    module: nn.Module = embedder.eval().requires_grad_(False)
+    return module.to(memory_format=torch.channels_last)
 
 
 @contextmanager

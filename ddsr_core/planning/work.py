@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from ddsr_core.config import StageConfig, canonical_json
 from ddsr_core.diffusion import finetune_samples
 from ddsr_core.diffusion.samplers import spaced_steps
+from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation.evaluator import MOST_BYTES
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.planning import units
@@ -333,7 +334,14 @@ WORK: Mapping[str, Callable[[Any, Inputs, Context], tuple[Work, Output]]] = {
 
 
 def work_of(stage: str, config: StageConfig, inputs: Inputs, context: Context) -> tuple[Work, Output]:
-    """What a stage has to do, and the sizes of the images that it passes on."""
+    """What a stage has to do, and the sizes of the images that it passes on.
+
+    Raises:
+        ConfigError: nothing in `WORK` tells it.
+    """
+    if stage not in WORK:
+        what = f"the work of the stage {stage} is not known, so its cost cannot be planned"
+        raise ConfigError(what, where=stage, fix="add a line to WORK in ddsr_core/planning/work.py")
     return WORK[stage](config, inputs, context)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from ddsr_core.config import StageConfig
 from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.pseudo_labels.names import EmbedderName
 
 
 class PatchesConfig(StageConfig):
@@ -56,7 +55,7 @@ class PatchesConfig(StageConfig):
 class EmbeddingsConfig(StageConfig):
     """Which network turns a patch into a feature vector."""
 
-    backend: Literal["open_clip", "vgg16"] = Field(
+    backend: EmbedderName = Field(
         "open_clip",
         description="Feature network: open_clip is the paper's choice and allows search by words; vgg16 needs no download.",
     )

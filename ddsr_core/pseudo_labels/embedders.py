@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import pickle
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import open_clip
@@ -22,9 +23,11 @@ from torch.nn import functional as F
 from torchvision.models import vgg16
 
 from ddsr_core.errors import ConfigError, InputError, MissingWeightsError
+from ddsr_core.factories import load_factory
 from ddsr_core.imaging.images import to_float
 from ddsr_core.metrics.trunks import load_trunk
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.pseudo_labels.names import EMBEDDERS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -169,33 +172,45 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-Embedder = OpenClipEmbedder | Vgg16Embedder
+@runtime_checkable
+class EmbedsTexts(Protocol):
+    """What a network has in addition if `ddsr_core.pseudo_labels.names.EMBEDDERS` says that it embeds texts."""
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Embed texts: ``float32 (len(texts), d)``, comparable with the vectors of images."""
+        ...
 
 
-def load_embedder(config: EmbeddingsConfig, device: str = "cpu", weights: Path | None = None) -> Embedder:
+def vgg16_embedder(config: EmbeddingsConfig, weights: Path | None) -> Vgg16Embedder:
+    """The entry of ``vgg16``, whose weights are those of the installed trunk."""
+    return Vgg16Embedder(config.image_px)
+
+
+def open_clip_embedder(config: EmbeddingsConfig, weights: Path | None) -> OpenClipEmbedder:
+    """The entry of ``open_clip``: weights of the file, or of ``config.weights``."""
+    return OpenClipEmbedder(config.model, str(weights or config.weights))
+
+
+def load_embedder(config: EmbeddingsConfig, device: str = "cpu", weights: Path | None = None) -> nn.Module:
     """The network of a config, ready for inference.
 
     Args:
         config: names the network.
         device: torch device.
-        weights: an open_clip weights file to use in place of ``config.weights``.
+        weights: a weights file to use in place of ``config.weights``.
 
     Raises:
         ConfigError: the architecture is unknown.
         MissingWeightsError: the weights are neither on this machine nor downloadable; the message says what to download.
         InputError: the weights belong to another architecture.
     """
-    embedder: Embedder
-    if config.backend == "vgg16":
-        embedder = Vgg16Embedder(config.image_px)
-    else:
-        embedder = OpenClipEmbedder(config.model, str(weights or config.weights))
+    embedder: nn.Module = load_factory(EMBEDDERS[config.backend].factory, "embeddings.backend")(config, weights)
     embedder.eval().requires_grad_(False).to(device)
     embedder.to(memory_format=torch.channels_last)  # faster convolutions on CPUs and GPUs
     return embedder
 
 
-def embed_images(images: np.ndarray, embedder: Embedder, config: EmbeddingsConfig, names: Sequence[str]) -> np.ndarray:
+def embed_images(images: np.ndarray, embedder: nn.Module, config: EmbeddingsConfig, names: Sequence[str]) -> np.ndarray:
     """Embed a batch of images.
 
     Args:
@@ -211,7 +226,7 @@ def embed_images(images: np.ndarray, embedder: Embedder, config: EmbeddingsConfi
         InputError: a vector is zero or not finite; the image is named.
     """
     with torch.inference_mode():
-        device = next(embedder.parameters()).device
+        device = next(chain(embedder.parameters(), embedder.buffers(), [torch.empty(0)])).device
         vectors = embedder(to_float(images, device)).cpu().numpy()
     return finish_vectors(vectors, config.normalize, names)
 
@@ -234,7 +249,7 @@ def finish_vectors(vectors: np.ndarray, normalize: bool, names: Sequence[str]) -
     return np.ascontiguousarray(vectors / lengths if normalize else vectors, dtype=np.float32)
 
 
-def embed_batch(images: np.ndarray, embedder: Embedder, config: EmbeddingsConfig, names: Sequence[str]) -> np.ndarray:
+def embed_batch(images: np.ndarray, embedder: nn.Module, config: EmbeddingsConfig, names: Sequence[str]) -> np.ndarray:
     """`embed_images` in a batch that is padded to the size in the config.
 
     Kernels depend on the batch size, and the last bits of a vector must not depend on how many patches are embedded with

@@ -25,6 +25,7 @@ from ddsr_core.imaging.image_sets import read_image_parquet
 from ddsr_core.parallel import RunParts, check_shared, in_parts, prefetch
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import embed_batch, load_embedder
+from ddsr_core.pseudo_labels.names import EMBEDDERS
 from ddsr_core.pseudo_labels.photo_cache import VectorCache
 from ddsr_core.storage.files import sha256_of, write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
@@ -39,7 +40,7 @@ PATCHES_PER_PART = 2048
 def weights_source(config: EmbeddingsConfig) -> Source | None:
     """The weights file of a config as an input of the stage, so that its content enters the key; None for a tag."""
     path = Path(config.weights).expanduser()
-    if config.backend != "open_clip" or not path.is_file():
+    if not EMBEDDERS[config.backend].takes_weights or not path.is_file():
         return None
     return Source(path, sha256_of(path))
 
@@ -80,7 +81,7 @@ class BatchesToEmbed:
         batches: rows of the patches, by the file that receives their vectors.
         out: folder of the build.
         device: torch device.
-        weights: an open_clip weights file, if the config names one.
+        weights: the network's weights file, if the config names one.
     """
 
     config: EmbeddingsConfig

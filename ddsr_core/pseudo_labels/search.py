@@ -14,7 +14,8 @@ import torch
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
-from ddsr_core.pseudo_labels.embedders import OpenClipEmbedder, embed_images, finish_vectors, load_embedder
+from ddsr_core.pseudo_labels.embedders import EmbedsTexts, embed_images, finish_vectors, load_embedder
+from ddsr_core.pseudo_labels.names import EMBEDDERS, text_embedders
 from ddsr_core.storage.vector_table import open_table
 
 
@@ -85,13 +86,14 @@ def text_query(text: str, config: EmbeddingsConfig, device: str = "cpu") -> np.n
         ConfigError: the network cannot embed text.
         MissingWeightsError: the network's weights are not installed.
     """
-    if config.backend != "open_clip":
+    if not EMBEDDERS[config.backend].embeds_texts:
         raise ConfigError(
             f"{config.backend} embeddings cannot be searched by words",
             where="embeddings.backend",
-            fix="search with --image FILE, or run the pipeline with embeddings.backend=open_clip",
+            fix=f"search with --image FILE, or run the pipeline with embeddings.backend={text_embedders()}",
         )
-    embedder = OpenClipEmbedder(config.model, config.weights).eval().to(device)
+    embedder = load_embedder(config, device)
+    assert isinstance(embedder, EmbedsTexts)
     with torch.inference_mode():
         vectors = embedder.embed_texts([text]).cpu().numpy()
     return finish_vectors(vectors, config.normalize, [text]).reshape(-1)

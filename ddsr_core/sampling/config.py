@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ddsr_core.config import StageConfig
+from ddsr_core.diffusion.names import SamplerName
 
 Timestep = Annotated[float, Field(ge=0, le=999)]
 Allocation = Literal["equal", "proportional"]
@@ -22,7 +23,7 @@ class SampleConfig(StageConfig):
     allocation: Allocation = Field(
         "equal", description="Images per pseudo-label: the same number, or in proportion to the patches of its cluster."
     )
-    sampler: Literal["ancestral", "dpmpp", "unipc"] = Field(
+    sampler: SamplerName = Field(
         "dpmpp", description="Solver: ancestral (as released), DPM-Solver++ 2M, or UniPC, which needs the fewest steps."
     )
     steps: int = Field(25, ge=2, le=1000, description="Sampling steps. Raise it to 50 or more for the ancestral sampler.")

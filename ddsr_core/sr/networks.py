@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ddsr_core.errors import ConfigError
+from ddsr_core.factories import load_factory
 from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
 
 
@@ -66,13 +66,4 @@ def public_names(arch: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]
 
 def _load(place: str) -> Any:
     """Import ``module:attribute`` when it is needed: networks of basicsr take seconds to import."""
-    module, _, attribute = place.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"cannot import {attribute} from {module}: {error}",
-            where="arch",
-            fix="check the spelling of module:Class and that the module is on the Python path, "
-            "for example PYTHONPATH=. for one in this folder",
-        ) from error
+    return load_factory(place, "arch")

@@ -14,6 +14,7 @@ from ddsr_core.metrics.spec import METRICS
 from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import find_weights
+from ddsr_core.pseudo_labels.names import EMBEDDERS
 from ddsr_core.reporters import ReporterName
 from ddsr_core.sr.config import VALIDATIONS, Degradation
 from ddsr_core.storage.files import write_json
@@ -52,7 +53,7 @@ def steps() -> Any:
               help="Number of crops, for training sets that are cut out of DATA.")  # fmt: skip
 @click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True,
               help="Height and width of these crops in pixels.")  # fmt: skip
-@click.option("--embeddings", type=click.Choice(["vgg16", "open_clip"]), default="vgg16", show_default=True,
+@click.option("--embeddings", type=click.Choice(list(EMBEDDERS)), default="vgg16", show_default=True,
               help="Features that k-center and hdc compare crops by.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Optimizer steps.")
 @click.option("--scale", type=click.Choice(["2", "3", "4"]), default="4", show_default=True, help="Upsampling factor.")

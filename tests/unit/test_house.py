@@ -19,14 +19,20 @@ from tests.helpers.commands import ROOT
 PACKAGES = ("ddsr_core", "tasks", "flows", "deployments")
 #: Each room imports only from rooms before it.
 ROOMS = (
-    "threads", "errors", "progress", "reporters", "parallel", "config", "storage", "metrics", "imaging", "pseudo_labels",
-    "diffusion", "sr", "sampling", "baselines", "evaluation", "stages", "report", "pipeline", "planning", "experiments",
-    "nightly", "pretrain", "gc", "api",
+    "threads", "errors", "factories", "progress", "reporters", "parallel", "config", "storage", "metrics", "imaging",
+    "pseudo_labels", "diffusion", "sr", "sampling", "baselines", "evaluation", "stages", "report", "pipeline", "planning",
+    "experiments", "nightly", "pretrain", "gc", "api",
 )  # fmt: skip
 #: Configs and tables of names. They may be imported by anybody, and import nothing but pydantic and each other.
 LIGHT_NAMES = ("config", "names", "spec", "kernel", "architectures", "recipes")
 #: The ground floor, light as well.
-LIGHT_MODULES = ("ddsr_core.errors", "ddsr_core.progress", "ddsr_core.parallel", "ddsr_core.reporters")
+LIGHT_MODULES = (
+    "ddsr_core.errors",
+    "ddsr_core.factories",
+    "ddsr_core.progress",
+    "ddsr_core.parallel",
+    "ddsr_core.reporters",
+)
 #: What a light module may import from outside.
 LIGHT_IMPORTS = {
     "__future__", "collections", "dataclasses", "difflib", "enum", "hashlib", "importlib", "json", "math", "pathlib",

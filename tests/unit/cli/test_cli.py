@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.names import TRAINING_SETS
 from ddsr_core.config import Runtime
 from ddsr_core.imaging.images import save_png
 from ddsr_core.storage.store import Store
@@ -380,7 +380,7 @@ def test_unknown_weights_are_one_message(tmp_path: Path):
 
 def test_train_sr_knows_every_source(tmp_path: Path):
     text = " ".join(ddsr("train-sr", "--help").output.split())
-    assert "|".join(get_args(TrainingSetName)) in text.replace("| ", "|").replace(" |", "|").replace("- ", "-")
+    assert "|".join(TRAINING_SETS) in text.replace("| ", "|").replace(" |", "|").replace("- ", "-")
     result = ddsr("train-sr", "--data", tmp_path, "--source", "k-centre")
     assert result.exit_code == 2
     assert "k-center" in result.output

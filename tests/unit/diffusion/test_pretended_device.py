@@ -11,7 +11,7 @@ from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune, latents
 from ddsr_core.diffusion.config import FinetuneConfig, LatentsConfig
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
-from ddsr_core.diffusion.samplers import Sampler, sample_latents
+from ddsr_core.diffusion.samplers import sample_latents
 from tests.helpers.interruption import Killed, digests, killing_after
 from tests.helpers.pretended_device import pretended_cuda
 from tests.helpers.published_models import small_taesd, write_diffusers
@@ -94,7 +94,7 @@ def test_fine_tuning_resumes_on_the_device(inputs: dict[str, Path], tmp_path: Pa
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpmpp"])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-def test_no_step_of_sampling_waits(sampler: Sampler, strength: float):
+def test_no_step_of_sampling_waits(sampler: str, strength: float):
     def sample(device: str, steps: int) -> torch.Tensor:
         rows = torch.tensor([0, 1], device=device)
         init = None if strength == 1 else torch.full((2, 4, 4, 4), 0.3, device=device)

@@ -2,32 +2,37 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ddsr_core.diffusion.gaussian import STEPS, Schedule
+from ddsr_core.diffusion.names import SAMPLERS
 from ddsr_core.diffusion.samplers import (
-    Sampler,
+    Predict,
     ancestral,
-    by_scheduler,
+    dpmpp,
     guided,
     image_generator,
     noise_like,
     sample_latents,
     spaced_steps,
+    unipc,
 )
 from ddsr_core.errors import ConfigError
+from ddsr_core.sampling.config import SampleConfig
 from tests.helpers.tiny_base import SHAPE, tiny_dit
 
 SCHEDULE = Schedule()
+SOLVERS = {"ancestral": ancestral, "dpmpp": dpmpp, "unipc": unipc}
 
 
-def draw(sampler: Sampler, indices: list[int], *, seed: int = 0, guidance_scale: float = 1.0) -> torch.Tensor:
+def draw(sampler: str, indices: list[int], *, seed: int = 0, guidance_scale: float = 1.0) -> torch.Tensor:
     rows = torch.tensor([index % 3 for index in indices])
     return sample_latents(tiny_dit(), rows, indices, seed=seed, sampler=sampler, steps=4, guidance_scale=guidance_scale)
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_an_image_does_not_depend_on_its_batch(sampler: Sampler, guidance_scale: float):
+def test_an_image_does_not_depend_on_its_batch(sampler: str, guidance_scale: float):
     together = draw(sampler, [0, 1, 2, 3, 4], guidance_scale=guidance_scale)
     for indices in ([3], [1, 4]):
         alone = draw(sampler, indices, guidance_scale=guidance_scale)
@@ -35,7 +40,7 @@ def test_an_image_does_not_depend_on_its_batch(sampler: Sampler, guidance_scale:
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
-def test_the_same_call_gives_the_same_bits_and_another_seed_or_index_another_image(sampler: Sampler):
+def test_the_same_call_gives_the_same_bits_and_another_seed_or_index_another_image(sampler: str):
     first = draw(sampler, [0, 3])
     assert torch.equal(first, draw(sampler, [0, 3]))
     assert not torch.allclose(first[0], first[1])  # the same class row, another index
@@ -49,7 +54,7 @@ def exact_eps(x: torch.Tensor, t: int, mean: float, std: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ancestral", 200), ("dpmpp", 25), ("unipc", 25)])
-def test_with_the_exact_prediction_the_data_distribution_comes_out(sampler: Sampler, steps: int):
+def test_with_the_exact_prediction_the_data_distribution_comes_out(sampler: str, steps: int):
     mean, std = 1.5, 0.4
 
     def predict(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -58,10 +63,7 @@ def test_with_the_exact_prediction_the_data_distribution_comes_out(sampler: Samp
 
     generators = [image_generator(0, index) for index in range(4)]
     noise = noise_like(generators, (4, 32, 32), torch.device("cpu"))
-    if sampler == "ancestral":
-        found = ancestral(predict, noise, generators, steps)
-    else:
-        found = by_scheduler(predict, noise, sampler, steps)
+    found = SOLVERS[sampler](predict, noise, generators, steps)
     assert found.mean().item() == pytest.approx(mean, abs=0.02)
     assert found.std().item() == pytest.approx(std, rel=0.06)
 
@@ -148,7 +150,7 @@ BELOW_HALF = {"ancestral": [428, 285, 143, 0], "dpmpp": [500, 375, 250, 125], "u
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
-def test_a_start_is_noised_to_the_first_step_that_is_left(sampler: Sampler):
+def test_a_start_is_noised_to_the_first_step_that_is_left(sampler: str):
     strength = 0.5005  # t = 500 itself is left
     noise = noise_like([image_generator(0, index) for index in range(3)], (4, 2, 2), torch.device("cpu"))
     init = torch.full_like(noise, 0.7)
@@ -159,10 +161,7 @@ def test_a_start_is_noised_to_the_first_step_that_is_left(sampler: Sampler):
         return torch.zeros((3, 8, 2, 2))
 
     generators = [image_generator(0, index) for index in range(3)]
-    if sampler == "ancestral":
-        ancestral(predict, noise, generators, 8, init, strength)
-    else:
-        by_scheduler(predict, noise, sampler, 8, init, strength)
+    SOLVERS[sampler](predict, noise, generators, 8, init, strength)
     assert [t for t, _ in seen] == BELOW_HALF[sampler]
     abar = SCHEDULE.alpha_bar[seen[0][0]]
     torch.testing.assert_close(seen[0][1], abar.sqrt() * init + (1 - abar).sqrt() * noise, rtol=1e-4, atol=1e-4)
@@ -170,7 +169,7 @@ def test_a_start_is_noised_to_the_first_step_that_is_left(sampler: Sampler):
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ancestral", 200), ("dpmpp", 40), ("unipc", 40)])
 @pytest.mark.parametrize("strength", [0.2, 0.6, 0.95])
-def test_with_the_exact_prediction_a_start_in_the_data_stays_in_it(sampler: Sampler, steps: int, strength: float):
+def test_with_the_exact_prediction_a_start_in_the_data_stays_in_it(sampler: str, steps: int, strength: float):
     mean, std = 1.5, 0.4
 
     def predict(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -180,10 +179,7 @@ def test_with_the_exact_prediction_a_start_in_the_data_stays_in_it(sampler: Samp
     generators = [image_generator(0, index) for index in range(4)]
     noise = noise_like(generators, (4, 32, 32), torch.device("cpu"))
     init = mean + std * torch.randn(noise.shape, generator=torch.Generator().manual_seed(5))
-    if sampler == "ancestral":
-        found = ancestral(predict, noise, generators, steps, init, strength)
-    else:
-        found = by_scheduler(predict, noise, sampler, steps, init, strength)
+    found = SOLVERS[sampler](predict, noise, generators, steps, init, strength)
     assert found.mean().item() == pytest.approx(mean, abs=0.02)
     assert found.std().item() == pytest.approx(std, rel=0.06)
     kept = torch.corrcoef(torch.stack([found.flatten(), init.flatten()]))[0, 1].item()
@@ -194,7 +190,7 @@ def test_with_the_exact_prediction_a_start_in_the_data_stays_in_it(sampler: Samp
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpmpp", "unipc"])
-def test_a_start_image_does_not_depend_on_its_batch(sampler: Sampler):
+def test_a_start_image_does_not_depend_on_its_batch(sampler: str):
     init = torch.randn((4, 4, 4, 4), generator=torch.Generator().manual_seed(2))
 
     def from_start(indices: list[int]) -> torch.Tensor:
@@ -219,7 +215,7 @@ def test_a_start_image_does_not_depend_on_its_batch(sampler: Sampler):
 def test_a_strength_that_leaves_no_step_is_refused():
     noise = torch.zeros((1, 4, 2, 2))
     with pytest.raises(ConfigError, match="none of the 25 steps lies below t = 30"):
-        by_scheduler(lambda x, t: torch.cat([x, x], 1), noise, "dpmpp", 25, noise, 0.03)
+        dpmpp(lambda x, t: torch.cat([x, x], 1), noise, [image_generator(0, 0)], 25, noise, 0.03)
     with pytest.raises(ConfigError, match="none of the 1 steps"):
         ancestral(lambda x, t: torch.cat([x, x], 1), noise, [image_generator(0, 0)], 1, noise, 0.5)
 
@@ -230,3 +226,27 @@ def test_a_start_and_full_strength_contradict_each_other():
             tiny_dit(), torch.tensor([0]), [0], seed=0, sampler="dpmpp", steps=2, guidance_scale=1.0,
             init=torch.zeros((1, 4, 4, 4)),
         )  # fmt: skip
+
+
+def constant(
+    predict: Predict, noise: torch.Tensor, generators: list[torch.Generator], steps: int, init: torch.Tensor | None,
+    strength: float,
+) -> torch.Tensor:  # fmt: skip
+    """The file of a new sampler: the noise, minus the prediction of its only step."""
+    return noise - steps * predict(noise, STEPS - 1).chunk(2, dim=1)[0]
+
+
+def test_a_new_sampler_is_a_function_and_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SAMPLERS, "constant", f"{__name__}:constant")
+    assert SampleConfig(sampler="constant").sampler == "constant"
+    images = draw("constant", [2, 5])
+    shape, rows = (SHAPE.in_channels, SHAPE.latent_px, SHAPE.latent_px), torch.tensor([2, 2])
+    noise = noise_like([image_generator(0, index) for index in (2, 5)], shape, torch.device("cpu"))
+    with torch.inference_mode():
+        eps = tiny_dit()(noise, torch.full((2,), STEPS - 1), rows).chunk(2, dim=1)[0]
+    torch.testing.assert_close(images, noise - 4 * eps)
+
+
+def test_an_unknown_sampler_is_refused_with_the_known_ones():
+    with pytest.raises(ValidationError, match="use one of ancestral, dpmpp"):
+        SampleConfig(sampler="ddim")

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from ddsr_core.config import StageConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.config import load_config, overridden
 from ddsr_core.planning.config import Machine, load_machine, machine_names, read_machine
@@ -15,7 +16,7 @@ from ddsr_core.planning.estimate import Request, device_seconds, memory_gib, pla
 from ddsr_core.planning.photos import hold_out_sizes, parse_sizes, sizes_of_photos
 from ddsr_core.planning.request import PlanRequest, duration, machine_of, plan_of, row_of, summary_of
 from ddsr_core.planning.units import most_at_once
-from ddsr_core.planning.work import WORK, Work
+from ddsr_core.planning.work import WORK, Context, Work, work_of
 from ddsr_core.stages import STAGES
 
 TINY = ("finetune.steps=2", "sample.count=7", "sample.oversample=1", "sample.detail_restoration=0",
@@ -27,8 +28,14 @@ def request(*overrides: str, machine: str = "cpu", price: float | None = None) -
     return Request(load_config("demo", overrides=(*TINY, *overrides)), PHOTOS, TESTS, load_machine(machine), price)
 
 
-def test_every_stage_has_its_work():
-    assert list(WORK) == list(STAGES)
+def test_the_stages_of_the_paper_have_their_work():
+    assert list(WORK) == [name for name in STAGES if name in WORK]
+
+
+def test_a_stage_without_known_work_is_an_error_that_names_the_table():
+    context = Context(load_config("demo", overrides=TINY), load_machine("cpu"), 1.0)
+    with pytest.raises(ConfigError, match="the work of the stage toy is not known"):
+        work_of("toy", StageConfig(), {}, context)
 
 
 def test_a_plan_has_the_stages_of_the_run_in_order():

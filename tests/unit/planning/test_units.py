@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsr_core.diffusion.base import load_base
@@ -16,6 +19,7 @@ from ddsr_core.evaluation.evaluator import Evaluator
 from ddsr_core.planning import shapes, units
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import load_embedder
+from ddsr_core.pseudo_labels.names import EMBEDDERS, Embedder
 from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.networks import build_network
@@ -45,6 +49,16 @@ def test_embeddings_have_the_flops_of_real_ones():
     with torch.inference_mode():
         real = real_flops(lambda: embedder(torch.rand(3, 3, 64, 64)))
     assert units.embed(config, 64, 3).flops == real
+
+
+def linear(config: EmbeddingsConfig, weights: Path | None) -> nn.Module:
+    """An embedder that is not ours."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+
+
+def test_an_embedder_of_others_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(EMBEDDERS, "linear", Embedder(f"{__name__}:linear"))
+    assert units.embed(EmbeddingsConfig(backend="linear"), 8, 5).flops == 2 * 5 * (3 * 8 * 8) * 10
 
 
 def test_sampling_has_the_flops_of_the_real_base():

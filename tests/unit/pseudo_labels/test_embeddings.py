@@ -11,17 +11,21 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from ddsr_core.config import Runtime
-from ddsr_core.errors import InputError
+from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.image_sets import write_image_parquet
 from ddsr_core.imaging.images import encode_png, to_float
+from ddsr_core.pipeline.config import load_config
 from ddsr_core.pseudo_labels import embedders
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embedders import (
     Vgg16Embedder,
 )
 from ddsr_core.pseudo_labels.embeddings import read_config, run, weights_source
+from ddsr_core.pseudo_labels.names import EMBEDDERS, Embedder
+from ddsr_core.pseudo_labels.search import text_query
 from ddsr_core.storage.vector_table import read_table
 
 TINY = {
@@ -144,3 +148,33 @@ def test_an_interrupted_run_continues_to_the_same_end(
 def test_no_patches(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no patches"):
         run(VGG, patches=tmp_path, out=tmp_path / "out", runtime=Runtime())
+
+
+class Averages(nn.Module):
+    """The file of a new embedder: the mean of each color over each quarter of an image, d = 12. It has no parameters."""
+
+    def __init__(self, config: EmbeddingsConfig, weights: Path | None) -> None:
+        super().__init__()
+        self.gain = float(weights.read_text()) if weights else 1.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.gain * nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def test_a_new_embedder_is_a_module_and_one_line(patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EMBEDDERS, "averages", Embedder(f"{__name__}:Averages", takes_weights=True))
+    gain = tmp_path / "gain.txt"
+    gain.write_text("2.5")
+    config = EmbeddingsConfig(backend="averages", weights=str(gain), normalize=False, batch_size=3)
+    source = weights_source(config)
+    assert source is not None
+    run(config, patches=patches, out=tmp_path / "out", runtime=Runtime(), weights=source.path)
+    columns, vectors = read_table(tmp_path / "out")
+    assert columns["patch_id"].to_pylist() == [f"p{index}" for index in range(8)]
+    quarters = textures(8).reshape(8, 2, 16, 2, 16, 3).mean((2, 4)).transpose(0, 3, 1, 2).reshape(8, 12) / 255
+    np.testing.assert_allclose(vectors, 2.5 * quarters, atol=1e-5)
+    assert read_config(tmp_path / "out") == config
+    with pytest.raises(ConfigError, match="averages embeddings cannot be searched by words"):
+        text_query("waves", config)
+    with pytest.raises(ConfigError, match="class_row_init=clip_nearest"):
+        load_config("paper", overrides=["embeddings.backend=averages", "finetune.class_row_init=clip_nearest"])

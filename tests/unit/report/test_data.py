@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.names import TRAINING_SETS
 from ddsr_core.errors import InputError
 from ddsr_core.report.data import SOURCE_ORDER, gather, read_curves, real_patches, source_rank
 from ddsr_core.report.record import RunRecord
@@ -23,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
 
 
 def test_every_source_of_the_pipeline_has_its_place() -> None:
-    assert sorted(SOURCE_ORDER) == sorted(get_args(TrainingSetName))
+    assert sorted(SOURCE_ORDER) == sorted(TRAINING_SETS)
     order = ["random", "threshold", "k-center", "loss-ranked", "of a user's own", "distilled", "full", "full-thresholded"]
     assert sorted(set(order), key=source_rank) == order
 

@@ -1,14 +1,22 @@
 """Networks by name: sizes, what a wrong name says, and recognition by keys."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError
-from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
+from ddsr_core.imaging.images import save_png
+from ddsr_core.sr.architectures import ARCHITECTURES, Architecture, find_architecture
 from ddsr_core.sr.archs.edsr import EDSR
 from ddsr_core.sr.basicsr_compat import import_basicsr
+from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.networks import build_network, recognize
+from ddsr_core.sr.train_sr import run
+from ddsr_core.sr.weights import load_network
 
 
 class Enlarge(nn.Module):
@@ -19,7 +27,29 @@ class Enlarge(nn.Module):
         self.conv = nn.Conv2d(3, features, 1)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+class Nearest(nn.Module):
+    """The file of a new network: nearest-neighbor upscaling and a factor per color."""
+
+    def __init__(self, scale: int = 4) -> None:
+        super().__init__()
+        self.scale = scale
+        self.factor = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * nn.functional.interpolate(x, scale_factor=self.scale)
+
+
+def test_a_new_network_is_a_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(ARCHITECTURES, "nearest", Architecture(f"{__name__}:Nearest"))
+    config = TrainSRConfig(arch="nearest", iterations=3, batch_size=2, lr_patch_px=8, scale=2)
+    for index in range(2):
+        save_png(tmp_path / f"data/{index}.png", np.full((32, 32, 3), 100 + index, np.uint8))
+    run(config, data=tmp_path / "data", out=tmp_path / "out", runtime=Runtime())
+    loaded = load_network(tmp_path / "out")
+    assert (loaded.name, loaded.scale, loaded.module(torch.zeros(1, 3, 8, 8)).shape) == ("nearest", 2, (1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("name", [name for name, architecture in ARCHITECTURES.items() if architecture.params])
 def test_params_are_as_written_and_keys_tell_the_network(name):
     with torch.device("meta"):
         network = build_network(name)
