@@ -21,7 +21,7 @@ from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
 from ddsr_core.pseudo_labels.names import EMBEDDERS, text_embedders
 from ddsr_core.sampling.config import SampleConfig
-from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
+from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import GanConfig, TrainSRConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
@@ -77,7 +77,9 @@ class PipelineConfig(StageConfig):
         description="only for sample.sr_gain_share < 1 or sample.detail_restoration > 0: the SR network that candidates are "
         "compared by and detail is restored by",
     )
-    gsdd: GSDDConfig = Field(GSDDConfig(), description="the rival's recipe; count and seed are filled in")
+    gsdd: GSDDConfig = Field(
+        GSDDConfig(), description="Recipe of the training set gsdd; count and seed are filled in by the run."
+    )
     gsdd_generator: TrainSRConfig = Field(
         TrainSRConfig(arch="rrdbnet", iterations=20_000, gan=GanConfig(recipe="real-esrgan")),
         description="the SR-GAN that gsdd inverts, trained on the accepted patches",
@@ -93,12 +95,6 @@ class PipelineConfig(StageConfig):
             return value
         default: TrainSRConfig = cls.model_fields[str(info.field_name)].default
         return merge(default.model_dump(), value)
-
-    @property
-    def evaluation(self) -> EvaluateConfig:
-        """How this run measures its networks: those of the user's own may be imported, as the config names them."""
-        own = tuple(arch for arch in self.sr.archs if arch not in ARCHITECTURES)
-        return self.evaluate.model_copy(update={"trust": (*self.evaluate.trust, *own)}) if own else self.evaluate
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:

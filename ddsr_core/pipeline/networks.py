@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation import evaluate
 from ddsr_core.evaluation.config import EvaluateConfig
-from ddsr_core.pipeline.stages import Stages
+from ddsr_core.pipeline.stages import Stages, trusting
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import TrainSRConfig
@@ -58,7 +58,7 @@ def network_job(stages: Stages, recipe: TrainSRConfig, images: StageInput, tests
     inputs = stages.training_inputs(recipe, images)
     return NetworkJob(
         label=label, home=stages.backend.home, device=stages.backend.device, recipe=recipe,
-        evaluate=stages.config.evaluation,
+        evaluate=trusting(stages.config.evaluate, recipe.arch),
         inputs={name: InputRef.of(item) for name, item in inputs.items()}, tests=InputRef.of(tests),
     )  # fmt: skip
 

@@ -12,12 +12,14 @@ from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
+from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train_sr
+from ddsr_core.sr.architectures import ARCHITECTURES
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.storage.files import now
 from ddsr_core.storage.stage import Artifact, Source, Stage, StageInput
@@ -95,7 +97,7 @@ class Stages:
     log: Callable[[str], None] = lambda line: None
     files: ModelFiles = field(default_factory=ModelFiles)
     runs: list[StageRun] = field(default_factory=list)
-    begun: str = field(default_factory=now)
+    begun: str = field(default_factory=lambda: now("microseconds"))
 
     def with_config(self, config: PipelineConfig) -> Stages:
         """The same run with another config, such as another seed."""
@@ -211,7 +213,9 @@ class Stages:
 
     def evaluate(self, tests: StageInput, weights: StageInput | None = None, label: str = "bicubic") -> Artifact:
         """PSNR, SSIM and LPIPS of a network on the test photos, or of bicubic upscaling."""
-        return self.build(evaluate.STAGE, self.config.evaluation, {"test": tests, **_given(weights=weights)}, label)
+        trained = isinstance(weights, Artifact) and weights.manifest.stage == train_sr.STAGE.name
+        config = trusting(self.config.evaluate, weights.manifest.config["arch"]) if trained else self.config.evaluate
+        return self.build(evaluate.STAGE, config, {"test": tests, **_given(weights=weights)}, label)
 
     # what they share
 
@@ -236,6 +240,11 @@ class Stages:
         cut = self.config.patches
         values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel}
         return CropsConfig.model_validate({**values, "seed": self.config.sr.seeds[0]})
+
+
+def trusting(config: EvaluateConfig, arch: str) -> EvaluateConfig:
+    """The config with a network of the user's own (``module:Class``) that was trained here among those it may import."""
+    return config if arch in ARCHITECTURES else config.model_copy(update={"trust": (*config.trust, arch)})
 
 
 def _given(**inputs: StageInput | None) -> dict[str, StageInput]:

@@ -234,7 +234,7 @@ class Store:
             counts=dict(result.counts),
             files=files,
             bytes=sum(entry.bytes for entry in files.values()),
-            created=now(),
+            created=now("microseconds"),  # what a run has built is newer than its beginning, even by less than a second
             seconds=round(time.monotonic() - started, 3),
             device=runtime.device,
             cpu_seconds=round(cpu_seconds() - cpu_before, 3),

@@ -70,7 +70,7 @@ def test_networks_have_the_same_bytes_side_by_side_and_in_turn(tmp_path, monkeyp
             recipes = [SMALL.model_copy(update={"seed": seed}) for seed in range(2)]
             jobs = [(network_job(stages, recipe, source, source, str(recipe.seed)), None) for recipe in recipes]
             built = [network_of(stages, job, source, source) for job, _ in prefetched(stages, jobs)]
-            assert [run.cached for run in stages.runs] == [side_by_side] * 4
+            assert [run.cached for run in stages.runs] == [False] * 4  # built by this run, in either way
             digests.append([artifact.digest for pair in built for artifact in pair])
     finally:
         torch.set_num_threads(before)
