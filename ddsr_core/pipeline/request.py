@@ -68,7 +68,7 @@ class RunRequest(Execution):
     test: Path | None = Field(None, description="Test photos. Without them, one photo in ten is held out.")
     preset: Preset = Field("demo", description="Values that the configuration starts from.")
     overrides: tuple[str, ...] = Field((), description="Single fields to change, such as sample.count=140.")
-    config: PipelineConfig | None = Field(None, description="Complete configuration, used as it is instead of a preset.")
+    config: PipelineConfig | None = Field(None, description="Full configuration, which replaces the preset.")
     run: str | None = Field(None, description="Name of the run below home/runs. Without it, preset and folder.")
 
     @property
