@@ -148,7 +148,7 @@ def runs_at_once() -> int:
 
 
 def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None, first_limit: int) -> str:
-    """Create a pool, or update its limit. ``first_limit``: initial limit of a pool whose ``limit`` users may change later."""
+    """Create a pool, or update its limit. ``first_limit``: initial limit of a pool that users may change later."""
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:

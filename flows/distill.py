@@ -1,7 +1,7 @@
 """The distill flow: the paper from end to end, stage by stage.
 
-Every stage below is a Prefect task whose cache key is the key of the artifact that it builds. A run that is started again, or
-that shares settings with an earlier run, therefore reuses finished artifacts and resumes interrupted ones. With
+Every stage below is a Prefect task whose cache key is the key of the artifact that it builds. Therefore a run that is started
+again, or that shares settings with an earlier run, reuses finished artifacts and resumes interrupted ones. With
 ``gpu="pool"``, stages marked GPU run on the GPU work pool. The runner distributes stages marked "in parts" over its workers.
 """
 
@@ -47,7 +47,7 @@ def distill(
         config: Full configuration, which replaces the preset. For use from Python; the form does not show it.
         home: Folder or s3://bucket/prefix for artifacts and runs.
         run: Name of the run below home/runs. Without it, preset and folder, such as best-holidays.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, in
             threads or processes on its machine, or on Ray.

@@ -33,7 +33,7 @@ def evaluate(
         protocol: Metrics and how they are measured.
         run: Name of the run below home/runs. Without it, evaluate and the test set.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
     refuse_endless_crashes()

@@ -57,7 +57,7 @@ def nightly(
         warm_steps: Optimizer steps when fine-tuning continues from the last adapter. Without it, as many as from the base
             model.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, in
             threads or processes on its machine, or on Ray.

@@ -49,7 +49,7 @@ def reproduce(
         seeds: Number of seeds, counted from 0. Conclusions need at least three.
         home: Folder or s3://bucket/prefix for artifacts and runs.
         run: Name of the run below home/runs. Without it, the name of the experiment.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
         runner: How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, in
             threads or processes on its machine, or on Ray.

@@ -32,7 +32,7 @@ def stage(
         config: Configuration of the stage.
         inputs: Inputs of the stage: paths on a shared file system, or artifacts of the home.
         home: Where artifacts are stored: a folder that both machines share, or s3://bucket/prefix.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         label: Shown in the run's name.
         photo_cache: Folder with scores and embeddings of single photos, relative to the home.
     """

@@ -55,7 +55,7 @@ def train_sr(
         overrides: Fields of the recipe to change, such as batch_size=8.
         run: Name of the run below home/runs. Without it, network and data.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
     refuse_endless_crashes()

@@ -42,7 +42,7 @@ class ModelFiles:
         return _named({"decoder": self._once(("decoder", name), lambda: vae_source(name, "lsr_decoder"))})
 
     def clip(self, config: EmbeddingsConfig) -> dict[str, Source]:
-        """The open_clip weights file, if the config names a file: its content belongs into the key."""
+        """The open_clip weights file, if the config names a file: its content is part of the key."""
         return _named({"weights": self._once(("clip", config.backend, config.weights), lambda: weights_source(config))})
 
     def trunk(self, recipe: TrainSRConfig) -> dict[str, Source]:
@@ -51,7 +51,7 @@ class ModelFiles:
         return _named({"trunk": self._once(("trunk", loss), lambda: trunk_input(recipe).get("trunk"))})
 
     def all_of(self, config: PipelineConfig) -> dict[str, Source]:
-        """Everything that distilling starts from. Asked for first, it finds missing weights before any work is done.
+        """Everything that distilling starts from. Called first, it reports missing weights before any work is done.
 
         Raises:
             MissingWeightsError: a file is neither on disk nor reachable.

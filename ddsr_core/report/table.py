@@ -1,4 +1,4 @@
-"""The results table: one row per (architecture, training set, budget, iterations), over seeds; as CSV and Markdown too."""
+"""The results table: one row per (architecture, training set, number of images, iterations), over seeds; as CSV and Markdown too."""
 
 from __future__ import annotations
 

@@ -182,8 +182,8 @@ def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], as_json
 @click.option("--type", "pool_type", type=click.Choice(["process", "docker", "kubernetes"]), default="process",
               show_default=True, help="Type of the work pools that are created. Existing pools keep theirs.")  # fmt: skip
 @click.option("--silence", type=click.IntRange(35), default=120, show_default=True, metavar="SECONDS",
-              help="Seconds without a heartbeat after which a run counts as crashed. Heartbeats come every 30 s. Raise it if "
-                   "runs on busy machines are marked as crashed.")  # fmt: skip
+              help="Seconds without a heartbeat after which a run counts as crashed. Heartbeats come every 30 s. Raise it "
+                   "if runs on busy machines are marked as crashed.")  # fmt: skip
 @json_option
 def deploy(gpus: int, pool_type: Any, silence: int, as_json: bool) -> None:
     """Set up work pools and deployments on the Prefect server.

@@ -32,7 +32,7 @@ def networks() -> None:
 
 
 def steps() -> Any:
-    """The functions behind the commands. Their module imports torch, which takes seconds; `ddsr --help` must not wait for it."""
+    """The functions behind the commands, imported late: they import torch, and `ddsr --help` must not wait for that."""
     from flows.cli import single_steps
 
     return single_steps
@@ -52,8 +52,8 @@ def steps() -> Any:
               help="Change one field of the recipe; may be repeated. Example: batch_size=8.")  # fmt: skip
 @click.option("--training-set", "--source", "training_set", type=click.Choice(list(TRAINING_SETS)), default="full",
               show_default=True,
-              help="full trains on all of DATA. gsdd, base and distilled do too, and check that DATA is such a set. The others "
-                   "train on crops of DATA.")  # fmt: skip
+              help="full trains on all of DATA. gsdd, base and distilled do too, and check that DATA is such a set. The "
+                   "others train on crops of DATA.")  # fmt: skip
 @click.option("--count", "--budget", "count", type=click.IntRange(1), default=70, show_default=True,
               help="Number of crops, for training sets that consist of crops of DATA.")  # fmt: skip
 @click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True,
@@ -61,7 +61,8 @@ def steps() -> Any:
 @click.option("--embeddings", type=click.Choice(["vgg16", "open_clip"]), default="vgg16", show_default=True,
               help="Features that k-center and hdc compare crops by.")  # fmt: skip
 @click.option("--test", type=click.Path(path_type=Path), default=None,
-              help="Photos to validate on during training. The best weights are stored in addition to the last ones.")  # fmt: skip
+              help="Photos to validate on during training. The best weights are stored in addition to the last "
+                   "ones.")  # fmt: skip
 @click.option("--val-every", type=click.IntRange(1), default=None,
               help="Steps between validations.  [default: a tenth of the iterations]")  # fmt: skip
 @click.option("--val-metric", "val_metrics", multiple=True, type=click.Choice(list(METRICS)),
@@ -182,7 +183,7 @@ def protocol_of(options: dict[str, Any]) -> EvaluateConfig:
     type=click.IntRange(0),
     default=512,
     show_default=True,
-    help="Split images larger than this, in input pixels, into tiles of this side. Lower it if memory runs out. 0: never split.",
+    help="Split larger images into tiles of this side, in input pixels. Lower it if memory runs out. 0: never split.",
 )
 @click.option(
     "--scale",

@@ -156,7 +156,7 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 @click.option("--format", "kind", type=click.Choice(["original", "diffusers"]), default="original", show_default=True,
               help="original: one file in the layout of the DiT release. diffusers: a folder for DiTPipeline.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True,
-              help="ema: weights averaged over training, which the run samples with. raw: weights of the last step.")  # fmt: skip
+              help="ema: weights averaged over training, as used by the run. raw: weights of the last step.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="Base model; required if the folder of an adapter is given instead of a run.")
 @click.option("--vae", metavar="MODEL", help="VAE, if not the one of the base model.")
 @home_option
