@@ -1,7 +1,7 @@
 """The distill flow: the paper from end to end, stage by stage.
 
-Every stage below is a Prefect task whose cache key is the key of the artifact that it builds. Therefore a run that is started
-again, or that shares settings with an earlier run, reuses finished artifacts and resumes interrupted ones. With
+Every stage below is a Prefect task whose cache key is the key of the artifact that it builds. A run that is started again,
+or that shares settings with an earlier run, therefore reuses finished artifacts and resumes interrupted ones. With
 ``gpu="pool"``, stages marked GPU run on the GPU work pool. The runner distributes stages marked "in parts" over its workers.
 """
 

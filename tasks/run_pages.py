@@ -111,8 +111,8 @@ def _report(run: str, home: str) -> str:
     if base:
         return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nThe file is {place}."
     return (
-        f"The report is {place}.\n\nBrowsers cannot open local files from this page. To get a link, serve `{home}/runs` with "
-        f"a web server and set `{REPORTS_URL}` to its address in the environment of the workers."
+        f"The report is {place}.\n\nBrowsers cannot open local files from this page. For a link, serve `{home}/runs` with a "
+        f"web server and set `{REPORTS_URL}` to its address in the environment of the workers."
     )
 
 

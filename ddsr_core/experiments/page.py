@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def level(self) -> Level:
-        """Whether the set is better than random crops, worse, equal within the spread of seeds, or unknown for lack of seeds."""
+        """Whether the set is better or worse than random crops, or equal within the spread of seeds; else unknown."""
         if len(self.gains) < LEAST_SEEDS:
             return "unknown"
         if is_positive(self.gains):

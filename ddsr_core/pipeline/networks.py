@@ -26,7 +26,8 @@ from ddsr_core.storage.stage import Artifact, StageInput
 from ddsr_core.storage.store import InputRef
 
 T = TypeVar("T")
-#: Below this, a second thread hardly speeds up a step: EDSR-small and SRFormer-small of the demo take 6 and 12 GFLOP, EDSR 440.
+#: Below this, a second thread hardly speeds up a step. EDSR-small and SRFormer-small of the demo take 6 and 12 GFLOP,
+#: EDSR 440.
 SMALL_STEP_FLOPS = 3e10
 
 

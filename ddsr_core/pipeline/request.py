@@ -21,7 +21,7 @@ GivenConfig = Annotated[PipelineConfig | None, SkipJsonSchema()]
 
 
 def name_of(photos: Path) -> str:
-    """How the names of runs abbreviate a photo source: ``holidays`` for ``/data/holidays`` and for ``/data/holidays/*.jpg``."""
+    """Short name of a photo source in names of runs: ``holidays`` for ``/data/holidays`` and ``/data/holidays/*.jpg``."""
     path = photos.expanduser()
     while path.name and any(sign in path.name for sign in "*?["):
         path = path.parent
@@ -44,8 +44,8 @@ class Execution(BaseModel):
     gpu: Gpu = Field("local", description="Where GPU stages run: on this machine, or on the GPU work pool.")
     runner: Runner = Field(
         "sequential",
-        description="How photos are scored, patches embedded and SR networks trained: sequentially in the run's own process, in "
-        "threads or processes on its machine, or on Ray.",
+        description="How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, "
+        "in threads or processes on its machine, or on Ray.",
     )
     side_by_side: bool = Field(
         True,

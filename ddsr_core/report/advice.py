@@ -72,7 +72,10 @@ def _about_images(report: Report) -> Iterator[str]:
             "pseudo-labels steer the sampling weakly. Raise finetune.steps or sample.guidance_scale."
         )
     if quality.refused and quality.candidates and quality.refused > MOST_REFUSED_SHARE * quality.candidates:
-        yield f"{quality.refused:,} of {quality.candidates:,} candidates were rejected as copies, a sign of overfitting. Lower finetune.steps."
+        yield (
+            f"{quality.refused:,} of {quality.candidates:,} candidates were rejected as copies, a sign of overfitting. "
+            "Lower finetune.steps."
+        )
 
 
 def _about_training(report: Report) -> Iterator[str]:

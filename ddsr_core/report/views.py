@@ -203,7 +203,8 @@ def figures_of(report: Report) -> list[Figure]:
         Figure("Own-cluster share", _share(quality.own_cluster_share), "",
                "Share of images whose nearest patch has the same pseudo-label. High: the labels steer the sampling."),
         Figure("Precision", _share(quality.precision), "", "Share of images that resemble real patches. Low: artifacts."),
-        Figure("Recall", _share(quality.recall), "", "Share of patches that resemble distilled images. Low: textures are missing."),
+        Figure("Recall", _share(quality.recall), "",
+               "Share of patches that resemble distilled images. Low: textures are missing."),
         Figure("Nearest to a patch", _digits(distilled.max_cosine_to_train), "a copy: 1",
                "Largest cosine between the pixels of an image and of a training patch."),
     ]  # fmt: skip
