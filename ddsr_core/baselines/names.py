@@ -1,4 +1,4 @@
-"""The kinds of training sets that SR networks are trained on and compared by, defined nowhere else."""
+"""The kinds of training sets of SR networks: the only place that defines them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-#: Kinds of training sets in the order of tables: baselines, ours, everything.
+#: Kinds of training sets in the order of tables: baselines, ours, full sets.
 TrainingSetName = Literal[
     "random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", "base", "distilled", "full", "full-thresholded"
 ]

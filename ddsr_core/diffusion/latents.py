@@ -130,7 +130,7 @@ class _Journal:
     def __init__(self, path: Path, batch_size: int, total: int) -> None:
         self.path = path
         text = path.read_text() if path.exists() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may have been cut
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may have been truncated
         # Complete batches only: a batch of another size rounds differently in the last bit.
         complete = len(lines) if len(lines) == total else len(lines) // batch_size * batch_size
         write_atomically(path, "".join(f"{line}\n" for line in lines[:complete]).encode())

@@ -177,7 +177,7 @@ def test_a_run_is_plain_unless_a_server_is_set_up_or_prefect_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        ("show c", ["cats"]), ("distill --preset re", ["released"]), ("reproduce abl", ["ablation"]),
+        ("show c", ["cats"]), ("distill --preset re", ["released"]), ("reproduce ab", ["ablation"]),
         ("upscale a b --weights cats:", ["cats:edsr/full"]),
     ],
 )  # fmt: skip
