@@ -50,7 +50,7 @@ class GSDDConfig(StageConfig):
 
     count: int = Field(420, ge=1, description="Number of images. Use that of the distilled set for a fair comparison.")
     steps: int = Field(100, ge=0, le=100_000, description="Optimizer steps per class. 0 keeps the initial latents.")
-    learning_rate: float = Field(0.01, gt=0, le=1, description="Learning rate of Adam on the latents, which lie in [0, 1].")
+    learning_rate: float = Field(0.01, gt=0, le=1, description="Learning rate of Adam on the latents, which are in [0, 1].")
     batch_real: int = Field(16, ge=1, le=1024, description="Real patches per step.")
     regularizer: float = Field(0.1, ge=0, description="Weight of the distance between a latent and its initial value.")
     init: Literal["real", "noise"] = Field(

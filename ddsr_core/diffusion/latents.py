@@ -62,7 +62,7 @@ def open_latents(folder: Path) -> Latents:
     log_variance = folder / LOG_VARIANCE
     return Latents(
         patch_ids=table["patch_id"].to_pylist(),
-        psnr_bic=np.array(table["psnr_bic"].to_numpy()),  # a copy: torch wants writable memory
+        psnr_bic=np.array(table["psnr_bic"].to_numpy()),  # a copy, because torch needs writable memory
         mean=np.load(folder / MEAN, mmap_mode="r"),
         log_variance=np.load(log_variance, mmap_mode="r") if log_variance.is_file() else None,
     )

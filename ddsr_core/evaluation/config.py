@@ -19,8 +19,8 @@ class EvaluateConfig(StageConfig):
         None,
         ge=1,
         le=64,
-        description="HR sides are cropped to a multiple of this, in pixels. Empty: the scale. Set 8 for the published figures "
-        "of OST300.",
+        description="HR sides are cropped to a multiple of this, in pixels. Empty: the scale. Set 8 for the published "
+        "OST300 figures.",
     )
     degradation: Degradation = Field(
         "bicubic", description="How LR images are made if the test set has none, as in training (`train_sr.degradation`)."

@@ -50,7 +50,7 @@ def parquet_pictures(files: list[Path], named: Path) -> Iterator[ParquetPicture]
     """The pictures of Parquet files, in order; their bytes are not read.
 
     Args:
-        files: read one after the other; those without an image column are left out if there are several.
+        files: read in turn. If there are several, those without an image column are skipped.
         named: the path that the user gave, for messages.
 
     Raises:
@@ -216,7 +216,7 @@ class _Rows:
         return self.starts[self._group(row)]
 
     def _from(self, row: int) -> Iterator[tuple[int, Any]]:
-        """Row numbers and values from the beginning of the row group that the row lies in."""
+        """Row numbers and values from the beginning of the row group that contains the row."""
         for group in range(self._group(row), len(self.starts) - 1):
             with pq.ParquetFile(self.file, pre_buffer=False, buffer_size=1 << 20) as parquet:
                 number = self.starts[group]

@@ -252,7 +252,7 @@ def require_same_photos(store: Store, accepted: Artifact, inputs: Inputs) -> Non
     column = pq.read_table(accepted.path / "scores.parquet", columns=["photo_digest"])["photo_digest"]
     if not set(column.unique().to_pylist()) <= set(inputs.photos.values()):
         store.forget(accepted)
-        fix = "Run again when nobody writes to the photos; finished stages are kept."
+        fix = "Run again while nothing writes to the photo folder; finished stages are kept."
         raise InputError("photos were changed while they were read", where=accepted.path.name, fix=fix)
 
 

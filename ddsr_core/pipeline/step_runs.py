@@ -1,4 +1,4 @@
-"""Training or measuring a network by itself, as a named run: listed by `ddsr runs` and spared by `ddsr gc`."""
+"""Training or measuring a single network as a named run: listed by `ddsr runs` and kept by `ddsr gc`."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def memory_gib(work: Work, machine: Machine) -> tuple[float, float]:
 
 
 def seconds_of(work: Work, machine: Machine) -> float:
-    """How long the work takes. A GPU works while the host prepares its images; a CPU does one after the other."""
+    """How long the work takes. A GPU works while the host prepares its images; a CPU does these in turn."""
     device, images = device_seconds(work.device, machine.rates), host_seconds(work.images, machine.host)
     torch_on_host = device_seconds(work.host, machine.rates if machine.device == "cpu" else HOST_OF_GPU)
     if machine.device == "cuda":

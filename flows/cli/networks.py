@@ -39,7 +39,7 @@ def steps() -> Any:
 
 
 @networks.command("train-sr")
-@click.option("--data", required=True, help="Folder of HR images, image set, patches artifact, or Parquet.")
+@click.option("--data", required=True, metavar="DATA", help="Folder of HR images, image set, patches artifact, or Parquet.")
 @click.option("--arch", default="edsr-small", show_default=True,
               help="Name of the network, or module:Class of your own. An unknown name prints all names.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Optimizer steps.")
@@ -112,7 +112,7 @@ def validation_of(options: dict[str, Any], iterations: int) -> dict[str, Any] | 
 @click.option("--weights", required=True, multiple=True, shell_complete=complete_networks,
               help="Weights file, train_sr folder, network of a run such as demo:edsr-small/distilled, or bicubic; may "
                    "be repeated.")  # fmt: skip
-@click.option("--test", required=True, help="Folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …).")
+@click.option("--test", required=True, metavar="TEST", help="Folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …).")
 @click.option("--scale", type=click.IntRange(2, 8), default=4, show_default=True, help="Upsampling factor of the networks.")
 @click.option("--metric", "more_metrics", multiple=True, type=click.Choice(list(METRICS)),
               help="Measure this metric, too; may be repeated.")  # fmt: skip

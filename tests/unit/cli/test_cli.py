@@ -306,7 +306,7 @@ def test_gc_leaves_alone_what_ddsr_has_not_made(tmp_path: Path):
     assert reasons == {
         folder.name[:8]: "it contains a foreign file: notes.txt", "1" * 8: "it is a link",
         "holiday": "its name is not a key",
-        "2" * 8: "its manifest is missing or damaged", "3" * 8: "no build of ddsr has left it",
+        "2" * 8: "its manifest is missing or damaged", "3" * 8: "it was not left by a build of ddsr",
     }  # fmt: skip
     assert (outside / "manifest.json").exists()
 

@@ -101,7 +101,7 @@ def test_a_run_does_not_continue_with_other_settings_or_other_photos(photos: Pat
         run(other, photos=photos, out=tmp_path / "base", runtime=Runtime())
     (tmp_path / "base/resume/patches/train.npy").unlink()
     save_png(photos / "more.png", np.random.default_rng(9).integers(0, 256, (200, 240, 3), dtype=np.uint8))
-    with pytest.raises(InputError, match="not those that this run was begun with"):
+    with pytest.raises(InputError, match="not those that this run started with"):
         run(TINY, photos=photos, out=tmp_path / "base", runtime=Runtime())
 
 
