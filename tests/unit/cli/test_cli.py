@@ -433,7 +433,7 @@ def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
     weights = small_weights(tmp_path / "w")
     assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights file", "none")
     assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "unknown network", "other.pth")
-    assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not written", "weights.pth")
+    assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not a format", "weights.pth")
     (tmp_path / "x.onnx").write_text("mine")
     assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already exists")
     assert (tmp_path / "x.onnx").read_text() == "mine"

@@ -35,7 +35,7 @@ def test_an_ordinary_run_has_no_notices_but_for_what_is_wrong_with_it(report: Re
         ({"own_cluster_share": 0.2}, "Only 20% of the images"),
         ({"psnr_bic_real_mean": 15.0}, "smoother than the accepted patches: PSNR_bic 20.5 dB against 15.0 dB"),
         ({"coverage": 0.2, "coverage_random": 0.3}, "cover the patches worse"),
-        ({"refused": 50, "candidates": 100}, "50 of 100 candidates were refused"),
+        ({"refused": 50, "candidates": 100}, "50 of 100 candidates were rejected"),
     ],
 )
 def test_an_alarming_figure_is_a_notice(report: Report, values: dict[str, float], words: str):
