@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.runtime import flow_run
 
+from ddsr_core.pseudo_labels import patches
 from ddsr_core.storage.store import Store
 from tasks.parts import spread_over
 
@@ -31,7 +32,7 @@ def do_nothing(part: int) -> None:
 def many_tasks(count: int, runner: Any, workers: int) -> str:
     """Run ``count`` empty parts, ``workers`` at once; returns the flow run's id."""
     with tempfile.TemporaryDirectory() as home:
-        spread = spread_over(runner, workers, Store(Path(home)), "nothing", "cpu", on_gpu=False)
+        spread = spread_over(runner, workers, Store(Path(home)), patches.STAGE, "cpu")
         assert spread is not None
         done = sum(1 for _ in spread(do_nothing, range(count)))
     assert done == count

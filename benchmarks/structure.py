@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 def rows(stages: Stages, accepted: Path, options: argparse.Namespace) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and images, float32 ``(n, 3, H, W)`` in [0, 1]."""
     stored = list(read_image_parquet(accepted))
-    chosen = [stored[index] for index in np.linspace(0, len(stored) - 1, PATCHES).round().astype(int)]
+    chosen = [stored[index] for index in np.linspace(0, len(stored) - 1, min(PATCHES, len(stored))).round().astype(int)]
     real = to_float(np.stack([decode_rgb(row["image"]["bytes"], row["patch_id"]) for row in chosen]))
     yield f"{len(real)} accepted patches", real
     yield "the same, encoded and decoded", through_the_base(stages.config, real)

@@ -99,9 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(time_steps(options.network, options.steps)))
         return
     rows: dict[str, dict[str, float]] = {setting: {} for setting in SETTINGS}
-    for name, processes in (("as it is", 0), (f"beside {options.busy} busy", options.busy)):
-        if options.no_idle and not processes:
-            continue
+    columns = {} if options.no_idle else {"as it is": 0}
+    columns[f"beside {options.busy} busy"] = options.busy
+    for name, processes in columns.items():
         with busy(processes):
             for setting in SETTINGS:
                 rows[setting][name] = measure(options.network, options.steps, setting)

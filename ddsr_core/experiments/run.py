@@ -15,6 +15,7 @@ from ddsr_core.experiments.page import experiment_page
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.decode import read_rgb
+from ddsr_core.imaging.hold_out import left_out_text
 from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pipeline.config import PipelineConfig
@@ -94,7 +95,7 @@ def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
     config, folder = stages.config, run_folder(run.store, run.name)
     bicubic = metrics_of(stages.evaluate(tests))
     total = len(design.variants) * len(design.networks_of(config)) * seeds
-    experiment = Experiment(design, folder, describe(design, config, seeds, command), total, bicubic)
+    experiment = Experiment(design, folder, describe(design, config, seeds, command, run.left_out), total, bicubic)
     for job, (trained_on, network) in prefetched(stages, jobs_of(design, run, tests, seeds)):
         _, measured = network_of(stages, job, trained_on.data, tests)
         done = Cell(
@@ -160,7 +161,7 @@ def metrics_of(evaluated: Artifact) -> dict[str, float]:
     return {name: value for name, value in evaluated.manifest.counts["metrics"].items() if value is not None}
 
 
-def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -> str:
+def describe(design: Design, config: PipelineConfig, seeds: int, command: str, left_out: int = 0) -> str:
     """The line above a table: the command, and what all cells have in common."""
     networks = []
     for network in design.networks_of(config):
@@ -170,7 +171,7 @@ def describe(design: Design, config: PipelineConfig, seeds: int, command: str) -
     counts = sorted({variant.images or config.sample.count for variant in design.variants if variant.source not in WHOLE})
     return (
         f"`{command}`: {', '.join(map(str, counts))} images of {config.patches.patch_px} px per set, base `{config.base}`, "
-        f"{', '.join(networks)}, {seeds} seed{'s' if seeds > 1 else ''}."
+        f"{', '.join(networks)}, {seeds} seed{'s' if seeds > 1 else ''}.{f' {left_out_text(left_out)}.' if left_out else ''}"
     )
 
 

@@ -7,9 +7,11 @@ of links below ``home/splits``; pictures in Parquet files are copied there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ddsr_core.config import digest_of
 from ddsr_core.errors import ConfigError
@@ -23,6 +25,11 @@ TEST_SHARE = 10
 MIN_TEST_PX = 32
 _FIX = "add photos, name test photos with --test, or stop after sampling with --set 'sr.archs=[]'"
 
+#: A photo or its name.
+_Named = TypeVar("_Named")
+#: Names and digests of photos, as of `ddsr_core.imaging.photos.photo_digests`.
+PhotoDigests = Sequence[tuple[str, str]]
+
 
 @dataclass(frozen=True)
 class Separated:
@@ -32,11 +39,15 @@ class Separated:
         train: without the photos that are also test photos.
         test: unchanged.
         left_out: names of the training photos that were left out.
+        photos: the remaining training photos, by the names that they have in the source that the user named.
+        tests: the test photos, likewise.
     """
 
     train: Source
     test: Source
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...]
+    photos: PhotoDigests
+    tests: PhotoDigests
 
 
 def keep_apart(photos: Path | str, tests: Path | str, home: Path) -> Separated:
@@ -54,20 +65,50 @@ def keep_apart(photos: Path | str, tests: Path | str, home: Path) -> Separated:
     """
     test_entries, entries = digested_photos(tests), digested_photos(photos)
     test = _source(tests, test_entries)
-    tested = {digest for _, digest in test_entries if not digest.startswith(UNREADABLE)}
-    remaining = [(photo, digest) for photo, digest in entries if digest not in tested]
-    left_out = tuple(photo.name for photo, digest in entries if digest in tested)
-    if not left_out:
-        return Separated(_source(photos, entries), test)
-    if all(digest.startswith(UNREADABLE) for _, digest in remaining):
+    remaining, common = without_tests(entries, [digest for _, digest in test_entries], photos)
+    train = _source(photos, entries)
+    if common:
+        root = home / "splits" / digest_of(["apart", sorted({digest for _, digest in common}), train.digest])[:32]
+        with storage_errors(home):
+            train = _place(Path(photos), root / "train", remaining)
+    return Separated(train, test, tuple(photo.name for photo, _ in common), _named(remaining), _named(test_entries))
+
+
+def without_tests(
+    photos: Iterable[tuple[_Named, str]], tests: Iterable[str], where: Path | str
+) -> tuple[list[tuple[_Named, str]], list[tuple[_Named, str]]]:
+    """Training photos that are not test photos, and those that are.
+
+    Args:
+        photos: training photos or their names, with digests.
+        tests: digests of the test photos.
+        where: the training photos come from, for the error.
+
+    Raises:
+        ConfigError: all training photos that can be read are test photos.
+    """
+    tested = {digest for digest in tests if not digest.startswith(UNREADABLE)}
+    photos = list(photos)
+    remaining = [pair for pair in photos if pair[1] not in tested]
+    common = [pair for pair in photos if pair[1] in tested]
+    if common and all(digest.startswith(UNREADABLE) for _, digest in remaining):
         raise ConfigError(
-            f"all {len(left_out)} training photos are test photos",
-            where=photos,
+            f"all {len(common)} training photos are test photos",
+            where=where,
             fix="name other test photos, or none: then one photo in ten is held out",
         )
-    root = home / "splits" / digest_of(["apart", sorted(tested), _source(photos, entries).digest])[:32]
-    with storage_errors(home):
-        return Separated(_place(Path(photos), root / "train", remaining), test, left_out)
+    return remaining, common
+
+
+def left_out_text(count: int) -> str:
+    """What a user is told about training photos that are also test photos.
+
+    >>> left_out_text(2)
+    '2 training photos are also test photos and are left out of training'
+    """
+    if count == 1:
+        return "1 training photo is also a test photo and is left out of training"
+    return f"{count:,} training photos are also test photos and are left out of training"
 
 
 def hold_out(photos: Path | str, home: Path) -> tuple[Source, Source]:
@@ -107,8 +148,12 @@ def hold_out(photos: Path | str, home: Path) -> tuple[Source, Source]:
     return train, test
 
 
+def _named(entries: Iterable[tuple[Photo, str]]) -> PhotoDigests:
+    return tuple((photo.name, digest) for photo, digest in entries)
+
+
 def _source(source: Path | str, entries: list[tuple[Photo, str]]) -> Source:
-    return Source(Path(source).expanduser(), source_digest((photo.name, digest) for photo, digest in entries))
+    return Source(Path(source).expanduser(), source_digest(_named(entries)))
 
 
 def _testable(candidates: Iterable[Photo], count: int) -> list[Photo]:
@@ -153,6 +198,8 @@ def _name(photo: Photo, source: Path, number: int) -> str:
 def _link(link: Path, photo: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     target = photo.resolve()
-    if not link.is_symlink() or Path(os.readlink(link)) != target:
+    if link.is_symlink() and Path(os.readlink(link)) != target:
         link.unlink(missing_ok=True)
-        os.symlink(target, link)
+    if not link.is_symlink():
+        with suppress(FileExistsError):  # another run has just made it
+            os.symlink(target, link)

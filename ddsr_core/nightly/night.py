@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ddsr_core.config import digest_of
 from ddsr_core.diffusion import finetune
 from ddsr_core.errors import ConfigError, InputError, StorageError
-from ddsr_core.imaging.photos import photo_digests, photo_source
+from ddsr_core.imaging.hold_out import Separated, keep_apart
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.nightly.registry import (
     Registry,
@@ -32,6 +32,9 @@ from ddsr_core.pipeline.distill import compare as compare_training_sets
 from ddsr_core.pipeline.distill import distill
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pipeline.pins import Pins
+from ddsr_core.pipeline.preflight import left_out_notices
+from ddsr_core.pipeline.request import Execution
+from ddsr_core.pipeline.run import give_notice, require_one_machine
 from ddsr_core.pipeline.run_state import failure_noted, finish_run, publish_distilled, run_log, start_run
 from ddsr_core.pipeline.stages import Backend, Distilled, Stages
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
@@ -57,6 +60,7 @@ class Night:
         margin: how much worse than the active version a candidate may be, in the unit of the metric.
         warm: continue fine-tuning from the adapter of the active version; else always from the base model.
         warm_steps: optimizer steps of a fine-tuning that continues; None: as many as from the base model.
+        execution: where it computes.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Night:
     margin: float
     warm: bool
     warm_steps: int | None
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a night: photos and test photos, by name, with the digests of their content; digest of the settings."""
+    """The inputs of a night: training and test photos without a common picture, and the digest of the settings."""
 
-    photos: dict[str, str]
-    test: dict[str, str]
+    apart: Separated
     config: str
+
+    @property
+    def photos(self) -> dict[str, str]:
+        """Name of each training photo -> digest of its content."""
+        return dict(self.apart.photos)
 
     @property
     def digests(self) -> tuple[str, str, str]:
         """As in `Version`: of the photos, of the test photos (names and duplicates do not count), and of the settings."""
-        return digest_of(sorted(set(self.photos.values()))), digest_of(sorted(set(self.test.values()))), self.config
+        photos, tests = ({digest for _, digest in pairs} for pairs in (self.apart.photos, self.apart.tests))
+        return digest_of(sorted(photos)), digest_of(sorted(tests)), self.config
 
 
 def photo_cache_of(name: str) -> str:
@@ -113,7 +123,7 @@ def run_night(night: Night, store: Store, backend: Backend, log: Callable[[str],
     """
     require_measurable(night)
     with store.locked(night_lock(night.name), night.name, f"a night of {night.name!r}, begun"):
-        registry, inputs = read_registry(store, night.name), read_inputs(night)
+        registry, inputs = read_registry(store, night.name), read_inputs(night, store)
         if is_unchanged(registry, inputs):
             repair_current(store, night.name)
             return Outcome(None, registry, registry)
@@ -135,7 +145,7 @@ def outcome_if_unchanged(night: Night, store: Store) -> Outcome | None:
     """
     require_measurable(night)
     registry = read_registry(store, night.name)
-    if not is_unchanged(registry, read_inputs(night)):
+    if not is_unchanged(registry, read_inputs(night, store)):
         return None
     repair_current(store, night.name)
     return Outcome(None, registry, registry)
@@ -160,22 +170,28 @@ def require_measurable(night: Night) -> None:
         raise ConfigError(f"{METRICS[night.metric].label} is not measured", where=f"evaluate.{night.metric}", fix=fix)
 
 
-def read_inputs(night: Night) -> Inputs:
-    """Hash photos, test photos and settings.
+def read_inputs(night: Night, store: Store) -> Inputs:
+    """Hash photos, test photos and settings. Training photos that are also test photos are left out.
 
     Raises:
+        ConfigError: all training photos are test photos, or some are and other machines take part.
         InputError: no photos, or no base model.
     """
-    return Inputs(dict(photo_digests(night.images)), dict(photo_digests(night.test)), settings_of(night))
+    apart = keep_apart(night.images, night.test, store.home)
+    if apart.left_out:
+        require_one_machine(night.execution, store, len(apart.left_out))
+    return Inputs(apart, settings_of(night))
 
 
 def distill_and_compare(night: Night, store: Store, stages: Stages, registry: Registry, inputs: Inputs, run: str) -> Outcome:
     """Make a new version and compare it, from the photos to the new registry."""
     last, number = registry.last, registry.next_number
     config, earlier = warm_start(night, store, registry.active_version, stages)
-    stages, tests = stages.with_config(config), photo_source(night.test)
-    start_run(store, run, config, night.images, night.test)
-    distilled = distill(stages, photo_source(night.images), earlier)
+    stages, apart = stages.with_config(config), inputs.apart
+    tests = apart.test
+    start_run(store, run, config, night.images, night.test, left_out=len(apart.left_out))
+    give_notice(stages, left_out_notices(apart.left_out))
+    distilled = distill(stages, apart.train, earlier)
     require_same_photos(store, distilled.labels.patches, inputs)
     comparison = compare_training_sets(stages, distilled, tests)
     score = score_of(stages, tests, night.metric, distilled.images, "candidate")
@@ -340,7 +356,7 @@ def publish_current(store: Store, name: str, distilled: Artifact) -> None:
     folder = store.home / folder_of(name)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        publish_distilled(distilled, folder / "current", copies=True)
+        publish_distilled(distilled, folder / "current")
     store.push(f"{folder_of(name)}/current", mirror=True)
 
 

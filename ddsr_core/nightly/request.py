@@ -46,7 +46,7 @@ class NightRequest(RunRequest):
         """
         config = self.resolved_config()
         return Night(
-            self.name, self.images, self.test, config, self.metric, self.margin, self.warm, self.warm_steps
+            self.name, self.images, self.test, config, self.metric, self.margin, self.warm, self.warm_steps, self
         )  # fmt: skip
 
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddsr_core.config import resolve_device
 from ddsr_core.errors import InputError, StorageError
+from ddsr_core.imaging.hold_out import PhotoDigests, left_out_text, without_tests
 from ddsr_core.imaging.photos import UNREADABLE, iter_photos, photo_digests
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.request import Execution, RunRequest
@@ -97,7 +99,7 @@ def preflight(request: RunRequest, store: Store) -> Preflight:
     """Everything that `ddsr distill --dry-run` looks at.
 
     Raises:
-        As `check_request`.
+        As `check_request`; also ConfigError: all training photos are test photos.
     """
     config = check_request(request, store)
     photos = photo_digests(request.images)
@@ -110,29 +112,34 @@ def preflight(request: RunRequest, store: Store) -> Preflight:
         f"device: {device}; runner: {request.runner}",
         f"home: {store.url}, {shutil.disk_usage(store.home).free / 1e9:.0f} GB free",
     )
-    return Preflight(lines, notices_of(config, photos, tests))
+    remaining, common = without_tests(photos, [digest for _, digest in tests], request.images)
+    return Preflight(lines, notices_of(config, remaining, tests, [name for name, _ in common]))
 
 
-def counted(photos: list[tuple[str, str]]) -> str:
+def counted(photos: PhotoDigests) -> str:
     """How many photos there are, and how many of them cannot be read."""
     unreadable = sum(digest.startswith(UNREADABLE) for _, digest in photos)
     return f"{len(photos)}" + (f" ({unreadable} cannot be read)" if unreadable else "")
 
 
-def notices_of(config: PipelineConfig, photos: list[tuple[str, str]], tests: list[tuple[str, str]]) -> tuple[str, ...]:
+def left_out_notices(left_out: Sequence[str]) -> tuple[str, ...]:
+    """The notice about training photos with these names, which are also test photos; none without names."""
+    if not left_out:
+        return ()
+    return (f"{left_out_text(len(left_out))}: {', '.join(left_out[:3])}{', …' if len(left_out) > 3 else ''}",)
+
+
+def notices_of(
+    config: PipelineConfig, photos: PhotoDigests, tests: PhotoDigests, left_out: Sequence[str] = ()
+) -> tuple[str, ...]:
     """What is not wrong, but makes results say less than they seem to.
 
     Args:
-        photos, tests: names and digests, as of `photo_digests`.
+        photos: training photos.
+        left_out: names of photos that are not among them because they are test photos.
     """
     known = {digest for _, digest in photos}
-    shared = [name for name, digest in tests if digest in known]
-    notices = []
-    if shared:
-        notices.append(
-            f"{len(shared)} of {len(tests)} test photos are training photos, too ({', '.join(shared[:3])}"
-            f"{', …' if len(shared) > 3 else ''}): their scores say nothing about new photos"
-        )
+    notices = [*left_out_notices(left_out)]
     if len(known) < config.clusters.k:
         notices.append(f"{len(known)} different photos for {config.clusters.k} clusters: clusters may be single photos")
     if tests and len(tests) < 5:

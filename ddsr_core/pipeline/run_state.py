@@ -24,12 +24,14 @@ from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
 from ddsr_core.report.card import write_data_card
 from ddsr_core.report.html import write_report
 from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
-from ddsr_core.storage.files import now, storage_errors, write_atomically, write_json
+from ddsr_core.storage.files import copy_file, now, storage_errors, write_atomically, write_json
 from ddsr_core.storage.stage import Artifact
 from ddsr_core.storage.store import LOG, Store
 
 #: What of a run folder is needed to show it on another machine, beside its artifacts.
 RUN_FILES = ("run.json", "config.toml")
+#: What run.json says of a run from its start, and its report repeats.
+BEGUN = ("images", "test", "started", "left_out")
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,24 @@ def start_run(
     images: Path,
     test: Path | None,
     identity: Mapping[str, str | None] | None = None,
+    *,
+    left_out: int = 0,
 ) -> Path:
     """Make the run folder and note in it that the run has begun. Artifacts of an earlier run of that name stay pinned.
 
     Args:
         identity: values of `ddsr_core.pipeline.run_folder.IDENTITY`.
+        left_out: number of training photos that are left out because they are also test photos.
 
     Raises:
         ConfigError: as `check_run_name`.
         StorageError: the home cannot be written.
     """
     named = {"preset": config.preset, "images": str(images), "test": None if test is None else str(test)}
-    return begin_step(store, name, config, {**named, **(identity or {})})
+    return begin_step(store, name, config, {**named, "left_out": left_out, **(identity or {})})
 
 
-def begin_step(store: Store, name: str, config: BaseModel, about: Mapping[str, str | None]) -> Path:
+def begin_step(store: Store, name: str, config: BaseModel, about: Mapping[str, str | int | None]) -> Path:
     """As `start_run`, for a run of a single step.
 
     Args:
@@ -118,8 +123,8 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
         publish_distilled(distilled.images, folder / "distilled")
         publish_networks(comparison.networks if comparison else (), folder / "networks")
         state = _over(json.loads((folder / "run.json").read_text()))
-        times = {**{name: state.get(name) for name in ("images", "test", "started")}, "finished": now()}
-        record = to_record(name, stages, comparison).model_copy(update=times)
+        begun: dict[str, Any] = {field: state[field] for field in BEGUN if field in state}
+        record = to_record(name, stages, comparison).model_copy(update={**begun, "finished": now()})
         written = portable(store, record.model_dump(mode="json", exclude={"config"}))
         write_json(folder / "run.json", {**state, **written, "status": "completed"})
         report = write_report(folder, record)
@@ -244,16 +249,11 @@ def results_table(comparison: Comparison | None, restored: bool) -> list[dict[st
     return rows
 
 
-def publish_distilled(artifact: Artifact, target: Path, *, copies: bool = False) -> None:
-    """Put the distilled set into the run folder: hard links where the file system can, else copies. All or nothing.
-
-    Args:
-        copies: never links: whoever changes a file of the set does not change the artifact.
-    """
+def publish_distilled(artifact: Artifact, target: Path) -> None:
+    """Put a copy of the distilled set into the run folder, all or nothing. Whoever edits it leaves the artifact as it is."""
     fresh, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
-    how = shutil.copyfile if copies else _link_or_copy
-    shutil.copytree(artifact.path, fresh, copy_function=how, ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.copytree(artifact.path, fresh, copy_function=copy_file, ignore=shutil.ignore_patterns("manifest.json"))
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.rename(target, old)  # it is gone for a moment only, however large it is
@@ -262,7 +262,7 @@ def publish_distilled(artifact: Artifact, target: Path, *, copies: bool = False)
 
 
 def publish_networks(networks: Iterable[TrainedNetwork], target: Path) -> None:
-    """Put the weights of a run's SR networks into its folder by their names, such as ``edsr-small-distilled.safetensors``.
+    """Copy the weights of a run's SR networks to its folder, by names such as ``edsr-small-distilled.safetensors``.
 
     With several seeds, each name ends in ``-seed-N``.
     """
@@ -273,14 +273,7 @@ def publish_networks(networks: Iterable[TrainedNetwork], target: Path) -> None:
         target.mkdir(exist_ok=True)
         seed = f"-seed-{network.seed}" if several else ""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{network.arch}-{network.source}{seed}")
-        _link_or_copy(str(network.training.artifact.path / "weights.safetensors"), str(target / f"{name}.safetensors"))
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+        copy_file(network.training.artifact.path / "weights.safetensors", target / f"{name}.safetensors")
 
 
 def read_record(store: Store, name: str) -> RunRecord:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ddsr_core.baselines.names import WHOLE
+from ddsr_core.imaging.hold_out import left_out_text
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.report.data import DISTILLED, Report, read_curves
 from ddsr_core.report.record import SrRecord
@@ -33,6 +34,8 @@ def notices(report: Report) -> list[str]:
 
 def _about_photos(report: Report) -> Iterator[str]:
     patches, clusters = report.patches, report.clusters
+    if report.run.left_out:
+        yield f"{left_out_text(report.run.left_out)}."
     if patches:
         skipped = sum(patches.skipped.values())
         if skipped > MOST_SKIPPED_SHARE * (skipped + patches.photos):

@@ -51,6 +51,7 @@ class RunRecord(Frozen):
     Attributes:
         images: training photos, as the user gave them.
         test: test photos.
+        left_out: number of training photos that were left out because they are also test photos.
         started: UTC, ISO 8601.
         finished: UTC, ISO 8601.
     """
@@ -59,6 +60,7 @@ class RunRecord(Frozen):
     preset: str
     images: str | None = None
     test: str | None = None
+    left_out: int = 0
     started: str | None = None
     finished: str | None = None
     config: dict[str, Any] = {}

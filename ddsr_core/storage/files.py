@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from ddsr_core.errors import StorageError
 
 #: Suffix of files that are being written.
 TEMPORARY = ".tmp"
+#: How file systems say that they do not copy in the kernel, or not from the other one.
+_NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 _OTHER_HOME = "choose another folder with --home"
 _FIXES = {
     errno.ENOSPC: "free some space (`ddsr gc --delete`) and run again: finished stages are kept",
@@ -87,6 +90,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def copy_file(source: Path | str, target: Path | str) -> None:
+    """Copy the bytes of a file. File systems that can (Btrfs, XFS, NFS) share the blocks until one of the two is changed."""
+    if not hasattr(os, "copy_file_range"):  # Linux alone has it
+        shutil.copyfile(source, target)
+        return
+    with open(source, "rb") as old, open(target, "wb") as new:
+        try:
+            while os.copy_file_range(old.fileno(), new.fileno(), 1 << 30):
+                pass
+        except OSError as error:
+            if error.errno not in _NO_RANGE_COPY:
+                raise
+            shutil.copyfile(source, target)
 
 
 def allocate(file: BinaryIO, size: int) -> None:

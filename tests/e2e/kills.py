@@ -139,7 +139,7 @@ def main() -> None:
 
 def kill_often(options: Any) -> bool:
     """Disturbed runs until there were enough kills; whether all of them ended well."""
-    photos, test = make_photos(options.folder / "photos", 8), make_photos(options.folder / "test", 2)
+    photos, test = make_photos(options.folder / "photos", 8), make_photos(options.folder / "test", 2, first=10)
     wanted = reference(options.folder, photos, test)
     stack = Stack(options.folder, options.port)
     good = True

@@ -20,10 +20,11 @@ TINY = (
 )  # fmt: skip
 
 
-def make_photos(folder: Path, count: int = 4) -> Path:
-    for seed in range(count):
-        noise = np.random.default_rng(seed).integers(0, 256, (160, 160, 3), dtype=np.uint8)
-        save_png(folder / f"{seed}.png", cv2.GaussianBlur(noise, (0, 0), 1 + 0.3 * seed))
+def make_photos(folder: Path, count: int = 4, first: int = 0) -> Path:
+    """Photos that are called by their seeds, which count from ``first``: other seeds are other photos."""
+    for number in range(count):
+        noise = np.random.default_rng(first + number).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+        save_png(folder / f"{first + number}.png", cv2.GaussianBlur(noise, (0, 0), 1 + 0.3 * number))
     return folder
 
 

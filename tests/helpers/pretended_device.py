@@ -333,6 +333,7 @@ def pretended_cuda() -> Iterator[PretendedCuda]:
             (torch, "autocast", _Autocast),
             (torch.autograd, "_engine_run_backward", run_backward_with_mode),
             (torch, "load", _load(gpu)),
+            (torch.cuda, "device_count", lambda: 1),
             (torch.cuda, "mem_get_info", lambda device=None: (FREE_BYTES, FREE_BYTES)),
             (torch.cuda, "synchronize", lambda device=None: gpu.waited("synchronize")),
             (torch.cuda, "get_rng_state", lambda device=None: torch.zeros(1, dtype=torch.uint8)),

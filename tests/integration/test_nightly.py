@@ -32,7 +32,7 @@ def current(home: Path) -> list[str]:
 
 def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     photos, home = make_photos(tmp_path / "photos", 3), tmp_path / "home"
-    make_photos(tmp_path / "test", 1)
+    make_photos(tmp_path / "test", 1, first=10)
     first = spend(photos, home)
     assert first.version is not None
     assert (first.version.promoted, first.version.warm_from, first.version.reason) == (True, None, "the first version")
@@ -54,8 +54,8 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert second.version.changes["photos"] == {"new": 1, "kept": 2, "dropped": 1}
     assert second.version.against == first.version.score  # measured once, the same then and now
     text = as_markdown(second, "n")
-    assert "| photos | 3 | 3 (1 new, 1 dropped; scored anew: 1) |" in text
-    assert "| set in use | version 1 | version 2 |" in text
+    assert "| photos | 3 | 3 (1 new, 1 dropped; 1 scored this night) |" in text
+    assert "| active | version 1 | version 2 |" in text
 
     scores = iter([20.0, 21.0])
     monkeypatch.setattr(nights, "score_of", lambda *_: next(scores))
@@ -73,7 +73,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_other_settings_start_from_the_base(tmp_path: Path):
     photos, home = make_photos(tmp_path / "photos", 3), tmp_path / "home"
-    make_photos(tmp_path / "test", 1)
+    make_photos(tmp_path / "test", 1, first=10)
     spend(photos, home)
     other = load_config("demo", overrides=[*TINY, "sample.seed=5"])
     second = spend(photos, home, config=other)

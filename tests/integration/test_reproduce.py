@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,9 +23,9 @@ from ddsr_core.storage.store import Store
 from tests.helpers.commands import ROOT, TINY, make_photos
 
 
-def reproduce(photos: Path, home: Path) -> subprocess.CompletedProcess[str]:
+def reproduce(photos: Path, test: Path, home: Path) -> subprocess.CompletedProcess[str]:
     command = [
-        sys.executable, "-m", "flows.cli.main", "reproduce", "ablation", "--images", str(photos), "--test", str(photos),
+        sys.executable, "-m", "flows.cli.main", "reproduce", "ablation", "--images", str(photos), "--test", str(test),
         "--home", str(home), "--seeds", "1", "--no-prefect",
     ]  # fmt: skip
     for text in TINY:
@@ -35,8 +36,10 @@ def reproduce(photos: Path, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_path: Path):
-    photos = make_photos(tmp_path / "photos", count=3)
-    first = reproduce(photos, tmp_path / "home")
+    photos = make_photos(tmp_path / "photos", count=4)
+    test = make_photos(tmp_path / "test", count=2, first=10)
+    shutil.copy(photos / "3.png", test / "copy.png")
+    first = reproduce(photos, test, tmp_path / "home")
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "home/runs/ablation"
     rows = list(csv.DictReader((folder / "ablation.csv").open(newline="")))
@@ -46,10 +49,13 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert table in first.stdout
     command = table.split("`")[1]  # whole: it can be run again
     assert command.startswith("ddsr reproduce ablation --images ")
-    assert f"--test {photos}" in command
+    assert f"--test {test}" in command
     assert "--set sample.count=2" in command
     assert "--no-prefect" in command
-    assert "edsr-small (2 iterations at batch 2), 1 seed." in table
+    left_out = "1 training photo is also a test photo and is left out of training"
+    assert f"edsr-small (2 iterations at batch 2), 1 seed. {left_out}." in table
+    assert first.stderr.count(f"{left_out}: 3.png") == 1
+    assert json.loads((folder / "run.json").read_text())["left_out"] == 1
     sheets = {path.name for path in folder.glob("sheet-*.png")}
     assert sheets == {f"sheet-{name}.png" for name in names if name != "full"}
     assert read_rgb(folder / "sheet-base.png").shape == (64, 130, 3)  # two images side by side
@@ -58,7 +64,7 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     builds = len(list((tmp_path / "home/artifacts").glob("*/*/manifest.json")))
     made = {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")}
     assert collect_garbage(Store(tmp_path / "home"), delete=True) == []  # an experiment names its stages
-    second = reproduce(photos, tmp_path / "home")
+    second = reproduce(photos, test, tmp_path / "home")
     assert second.returncode == 0, second.stderr
     assert {path.stat().st_mtime_ns for path in (tmp_path / "home/artifacts").glob("*/*/manifest.json")} == made
     adapters = len(list((tmp_path / "home/artifacts/finetune").glob("*/manifest.json")))
@@ -84,8 +90,9 @@ GENERATOR = ("gsdd_generator.arch=edsr-small", "gsdd_generator.iterations=1", "g
 
 def measured(design: Design, photos: Path, store: Store, workers: int, overrides: tuple[str, ...] = ()) -> str:
     """The tables of a design, with one seed."""
+    test = make_photos(photos.parent / "test", 2, first=10)
     request = RunRequest(
-        images=photos, test=photos, overrides=(*TINY, *overrides), run=design.name, home=store.url, device="cpu",
+        images=photos, test=test, overrides=(*TINY, *overrides), run=design.name, home=store.url, device="cpu",
         runner="processes" if workers > 1 else "sequential", workers=workers,
     )  # fmt: skip
     with open_run(request, store, plain_backend(request, store)) as run:

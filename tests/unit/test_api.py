@@ -13,7 +13,11 @@ from tests.helpers.commands import ROOT, TINY, make_photos
 
 @pytest.mark.slow
 def test_ten_lines_run_the_whole_pipeline(tmp_path: Path):
-    photos, tests, home = make_photos(tmp_path / "photos", 3), make_photos(tmp_path / "tests", 1), tmp_path / "home"
+    photos, tests, home = (
+        make_photos(tmp_path / "photos", 3),
+        make_photos(tmp_path / "tests", 1, first=10),
+        tmp_path / "home",
+    )
     run = ddsr_core.distill(photos, test=tests, home=str(home), run="mine", overrides=TINY)
     images = ddsr_core.load_distilled(run.folder)
     assert [(image.pixels.shape, image.label) for image in images] == [((64, 64, 3), 0), ((64, 64, 3), 1)]
@@ -25,7 +29,7 @@ def test_ten_lines_run_the_whole_pipeline(tmp_path: Path):
     assert metrics["psnr_y"] < ddsr_core.evaluate(None, tests, home=home, lpips=False)["psnr_y"]
     assert metrics["lpips"] is None
 
-    done = ddsr_core.upscale(tests / "0.png", tmp_path / "large.png", weights)
+    done = ddsr_core.upscale(tests / "10.png", tmp_path / "large.png", weights)
     assert (done.scale, done.written) == (4, [tmp_path / "large.png"])
     nearest = ddsr_core.search(run.folder / images[0].facts["file_name"].replace("images", "distilled/images"), "mine",
                                home=home, count=2)  # fmt: skip

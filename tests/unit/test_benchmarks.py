@@ -275,7 +275,7 @@ TOYS = {
                     [*sr_training.PARTS, "step"]),
     "texture": (texture, "small_photo", [*TOY_RUN, "--only", "L_simple"], ["L_simple"]),
     "structure": (structure, "small_photo", [*TOY_RUN, "--only", "fine-tuned, L_SR off"],
-                  ["24 accepted patches", "the same, encoded and decoded", "fine-tuned, L_SR off"]),
+                  ["8 accepted patches", "the same, encoded and decoded", "fine-tuned, L_SR off"]),
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def test_the_python_example_runs(
         assert original in code
         code = code.replace(original, smaller)
     make_photos(tmp_path / "photos", 3)
-    small = next(make_photos(tmp_path / "test", 1).iterdir())
+    small = next(make_photos(tmp_path / "test", 1, first=10).iterdir())
     shutil.copy(small, tmp_path / "small.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

@@ -13,7 +13,7 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.hold_out import hold_out, keep_apart
 from ddsr_core.imaging.image_sets import write_image_parquet
 from ddsr_core.imaging.images import encode_png, save_png
-from ddsr_core.imaging.photos import find_images, iter_photos, photo_source
+from ddsr_core.imaging.photos import find_images, iter_photos, photo_digests, photo_source
 from ddsr_core.storage.stage import Source
 
 
@@ -109,6 +109,8 @@ def test_test_photos_are_left_out_of_training_by_content_and_counted(photos: Pat
     save_png(tmp_path / "test/z.png", image(77))
     result = keep_apart(photos, tmp_path / "test", tmp_path / "home")
     assert result.left_out == ("03.png", "test/y.png")
+    assert dict(result.photos) == {name: digest for name, digest in photo_digests(photos) if name not in result.left_out}
+    assert list(result.tests) == photo_digests(tmp_path / "test")
     assert result.test == photo_source(tmp_path / "test")
     assert result.train == Source(result.train.path, photo_source(result.train.path).digest)
     assert not contents(result.train) & contents(result.test)
@@ -119,6 +121,7 @@ def test_sets_without_a_common_photo_stay_as_they_are(photos: Path, tmp_path: Pa
     save_png(tmp_path / "test/x.png", image(77))
     result = keep_apart(photos, tmp_path / "test", tmp_path / "home")
     assert (result.train, result.test) == (photo_source(photos), photo_source(tmp_path / "test"))
+    assert (result.left_out, list(result.photos)) == ((), photo_digests(photos))
     assert not (tmp_path / "home").exists()
 
 

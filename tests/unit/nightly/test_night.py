@@ -12,6 +12,7 @@ import pytest
 
 from ddsr_core.errors import ConfigError, InputError, StorageError, TrainingError
 from ddsr_core.gc import collect_garbage
+from ddsr_core.imaging.photos import Photo
 from ddsr_core.nightly import night as nights
 from ddsr_core.nightly.night import Outcome, as_markdown, roll_back
 from ddsr_core.nightly.registry import Version, read_photos, read_registry, write_registry
@@ -226,3 +227,36 @@ def test_gc_refuses_while_a_night_goes_on(fakes, store, photos, test_photos):
     fakes.before["sample"] = collect
     fakes.spend(store, photos, test_photos)
     assert len(refused) == 1
+
+
+def test_a_training_photo_that_is_also_a_test_photo_is_left_out_and_said(fakes, store, photos, test_photos, caplog):
+    put(test_photos, "b")
+    (test_photos / "b.png").rename(test_photos / "other.png")
+    first = made(fakes.spend(store, photos, test_photos))
+    assert first.changes["photos"] == {"new": 2, "kept": 0, "dropped": 0}
+    assert first.anew == {"photos": 2, "patches": 2}
+    assert sorted(read_photos(store, NAME, 1) or ()) == ["a.png", "c.png"]
+    assert [record.message for record in caplog.records if record.name == "ddsr.preflight"] == [
+        "1 training photo is also a test photo and is left out of training: b.png"
+    ]
+    assert read_run(store, "n-0001")["left_out"] == 1
+    assert fakes.spend(store, photos, test_photos).version is None
+    (test_photos / "other.png").unlink()
+    second = made(fakes.spend(store, photos, test_photos))
+    assert second.changes["photos"] == {"new": 1, "kept": 2, "dropped": 0}
+    assert read_run(store, "n-0002")["left_out"] == 0
+
+
+def test_a_night_hashes_each_photo_once_and_makes_no_links_without_need(fakes, store, photos, test_photos, monkeypatch):
+    hashed, digest = [], Photo.digest
+    monkeypatch.setattr(Photo, "digest", lambda photo: hashed.append(photo.name) or digest(photo))
+    fakes.spend(store, photos, test_photos)
+    assert sorted(hashed) == ["a.png", "b.png", "c.png", "t.png"]
+    assert not (store.home / "splits").exists()
+
+
+def test_a_night_on_its_own_test_photos_is_refused(fakes, store, photos):
+    with pytest.raises(ConfigError, match="all 3 training photos are test photos"):
+        fakes.spend(store, photos, photos)
+    assert read_registry(store, NAME).last is None
+    assert fakes.ran == []

@@ -66,8 +66,8 @@ def test_what_makes_results_say_less_is_noticed():
     train = [(f"{n}.png", f"digest {n}") for n in range(10)]
     tests = [(f"test {n}.png", f"new {n}") for n in range(20)]
     assert notices_of(config, train, tests) == ()
-    (shared,) = notices_of(config, train, [("copy.png", "digest 3"), *tests])
-    assert shared.startswith("1 of 21 test photos are training photos, too (copy.png)")
+    text = "4 training photos are also test photos and are left out of training: a, b, c, …"
+    assert notices_of(config, train, tests, "abcd") == (text,)
     few, noise = notices_of(config, train[:2], tests[:1])
     assert few.startswith("2 different photos for 3 clusters")
     assert noise.startswith("1 test photos")
@@ -87,4 +87,12 @@ def test_a_dry_run_says_what_would_be_used(photos: Path, tmp_path: Path):
     found = preflight(RunRequest(images=photos, test=tmp_path / "tests", device="cpu"), Store(tmp_path / "home"))
     device = "device: cpu; runner: sequential"
     assert found.lines[:3] == (f"photos: 2 in {photos}", f"tests: 1 in {tmp_path / 'tests'}", device)
-    assert any("copy.png" in notice for notice in found.notices)
+    assert found.notices[0] == "1 training photo is also a test photo and is left out of training: 0.png"
+    assert found.notices[1].startswith("1 different photos for")
+    assert sum("0.png" in notice for notice in found.notices) == 1
+    assert not (tmp_path / "home/splits").exists()
+
+
+def test_a_dry_run_refuses_the_same_photos_for_training_and_test(photos: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="all 2 training photos are test photos"):
+        preflight(RunRequest(images=photos, test=photos, device="cpu"), Store(tmp_path / "home"))

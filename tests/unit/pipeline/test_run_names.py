@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def begun(store: Store, photos: Path, **fields: Any) -> str:
     """The name of a run that is begun and left."""
-    request = RunRequest(images=photos, test=photos, overrides=("sr.archs=[]",), **fields)
+    request = RunRequest(images=photos, overrides=("sr.archs=[]",), **fields)
     with open_run(request, store, Backend(no_build, store.url)) as run:
         return run.name
 
@@ -66,7 +66,7 @@ def test_a_chosen_name_that_other_photos_have_is_refused_with_the_choice(store: 
 
 def test_a_second_command_on_a_run_is_told_who_works_on_it(store: Store, tmp_path: Path):
     photos = photos_in(tmp_path / "cats", "a")
-    request = RunRequest(images=photos, test=photos, overrides=("sr.archs=[]",))
+    request = RunRequest(images=photos, overrides=("sr.archs=[]",))
     with open_run(request, store, Backend(no_build, store.url)):
         with pytest.raises(StorageError, match="the run 'demo-cats', begun by process"):
             begun(store, photos)

@@ -29,6 +29,11 @@ def test_an_ordinary_run_has_no_notices_but_for_what_is_wrong_with_it(report: Re
     ]
 
 
+def test_training_photos_that_were_left_out_as_test_photos_are_a_notice(report: Report):
+    separated = report.model_copy(update={"run": report.run.model_copy(update={"left_out": 2})})
+    assert notices(separated)[0] == "2 training photos are also test photos and are left out of training."
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

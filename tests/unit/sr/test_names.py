@@ -123,9 +123,16 @@ def test_rrdbnet_files_of_every_naming(naming, tmp_path):
     torch.testing.assert_close(again, sr, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("extra", "scale"), [({"scale": 2}, 2), ({"plus": True}, 4), ({"in_nc": 12, "shuffle_factor": 2}, 2)]
-)
+def test_an_x2_file_of_realesrgan_is_opened_as_our_network(tmp_path):
+    network = ESRGAN(num_filters=8, num_blocks=1, in_nc=12, shuffle_factor=2).eval()
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    loaded, lr = load_network(tmp_path / "x.pth"), torch.rand(1, 3, 8, 10)
+    assert (loaded.name, loaded.scale) == ("rrdbnet-small", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.module(lr), network(lr), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("extra", "scale"), [({"scale": 2}, 2), ({"plus": True}, 4)])
 def test_other_members_of_the_family_are_left_to_spandrel(extra, scale, tmp_path):
     network = ESRGAN(num_filters=8, num_blocks=1, **extra).eval()
     torch.save(network.state_dict(), tmp_path / "x.pth")

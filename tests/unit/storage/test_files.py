@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ddsr_core.storage.files import allocate, remove_temporary_files, sha256_of, write_atomically, writing_atomically
+from ddsr_core.storage.files import (
+    allocate,
+    copy_file,
+    remove_temporary_files,
+    sha256_of,
+    write_atomically,
+    writing_atomically,
+)
 
 
 @pytest.mark.parametrize("name", ["b" * 255, "雨" * 85, "a.json"])
@@ -50,3 +59,32 @@ def test_disk_space_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert (tmp_path / "x").stat().st_blocks * 512 >= 3_000_000
     assert (tmp_path / "x").read_bytes()[:8] == b"head" + bytes(4)
     assert len(sha256_of(tmp_path / "x")) == 64
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.EOPNOTSUPP])
+def test_a_copy_has_the_bytes_of_the_file_and_none_of_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    if refusal is not None:
+        monkeypatch.setattr(os, "copy_file_range", refused(refusal), raising=False)
+    for content in (b"", b"x" * 200_001):
+        (tmp_path / "a").write_bytes(content)
+        (tmp_path / "b").write_bytes(b"longer before" * 100_000)
+        copy_file(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "b").read_bytes() == content
+    (tmp_path / "b").write_bytes(b"edited")
+    assert (tmp_path / "a").read_bytes() == b"x" * 200_001
+
+
+def test_a_copy_onto_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "copy_file_range", refused(errno.ENOSPC), raising=False)
+    (tmp_path / "a").write_bytes(b"content")
+    with pytest.raises(OSError, match="No space"):
+        copy_file(tmp_path / "a", tmp_path / "b")
+
+
+def refused(number: int) -> Callable[..., int]:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse

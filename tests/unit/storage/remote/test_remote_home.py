@@ -227,5 +227,8 @@ def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Mac
         with pytest.raises(ConfigError, match="held out") as caught:
             require_one_machine(elsewhere, machines[0])
         assert "name test photos" in str(caught.value.fix)
+        with pytest.raises(ConfigError, match="3 training photos are also test photos; they cannot be left out") as caught:
+            require_one_machine(elsewhere, machines[0], left_out=3)
+        assert caught.value.fix == "remove them from the training photos"
         require_one_machine(elsewhere, Store(tmp_path))
     require_one_machine(Execution(runner="processes"), machines[0])
