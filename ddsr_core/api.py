@@ -8,8 +8,8 @@
 >>> ddsr_core.evaluate(weights, tests, home="my-home")["psnr_y"]                  # doctest: +SKIP
 >>> ddsr_core.upscale("small.png", "large.png", weights)                          # doctest: +SKIP
 
-Everything runs in this process, without Prefect. Results are kept in a home folder: the same call again finds them there,
-and a call that was cut off continues.
+Everything runs in this process, without Prefect. Results are kept in a home folder: repeating a call
+reuses them, and an interrupted call continues.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DistilledImage:
 
     Attributes:
         pixels: ``uint8 (H, W, 3)``, RGB.
-        label: its pseudo label, 0 to k - 1.
+        label: its pseudo-label, 0 to k - 1.
         facts: its row of ``metadata.jsonl``, such as ``psnr_bic`` and ``nearest_patch_id``.
     """
 
@@ -70,7 +70,7 @@ def distill(
     progress: ProgressFactory = silent,
     **options: Any,
 ) -> Outcome:
-    """Distill a folder of photos, train SR networks on the result and on what it is compared with, and measure them.
+    """Distill a folder of photos, train SR networks on the result and on the sets to compare with, and measure them.
 
     Args:
         images: training photos: a folder, a Parquet file with an image column, or a glob pattern.
@@ -102,11 +102,11 @@ def reproduce(
     progress: ProgressFactory = silent,
     **options: Any,
 ) -> dict[str, Any]:
-    """Fill one of the paper's tables, or measure what each part of the method is worth.
+    """Fill one of the paper's tables, or measure what each part of the method contributes.
 
     Args:
         experiment: ``"table1"``, ``"table2"``, ``"table3"``, ``"ablation"`` and others.
-        seeds: how many seeds, counted from 0.
+        seeds: number of seeds, counted from 0.
         options: more fields of `ddsr_core.experiments.request.ExperimentRequest`.
 
     Returns:
@@ -133,7 +133,7 @@ def train(
     Args:
         data: a folder of images, a distilled set, a patches artifact, or Parquet.
         arch: a name in `ddsr_core.sr.architectures.ARCHITECTURES`, or ``"module:Class"``.
-        crops: which crops of the images to train on; None for the images as they are.
+        crops: which crops of the images to train on; None trains on the images themselves.
         run: name of the run below ``home/runs``; None: network and data.
         recipe: fields of `ddsr_core.sr.config.TrainSRConfig`, such as ``iterations=2000``.
 
@@ -210,7 +210,7 @@ def search(query: str | Path, run: str, *, home: str | Path = HOME, count: int =
 
     Raises:
         InputError: no such run, or it has no clusters yet.
-        ConfigError: a text, but the embeddings of the run know no text.
+        ConfigError: ``query`` is a text, but the feature network of the run cannot embed text.
     """
     return steps.search_run(open_store(home), run, query, count)
 
@@ -231,7 +231,7 @@ def load_distilled(folder: str | Path) -> list[DistilledImage]:
 
 
 def preset_config(preset: Preset = "demo", overrides: Iterable[str] = ()) -> PipelineConfig:
-    """The complete configuration of a preset, to look at or to hand to `distill`.
+    """The full configuration of a preset, to inspect or to pass to `distill`.
 
     Raises:
         ConfigError: an unknown preset or field, or a value out of range.

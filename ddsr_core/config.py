@@ -15,7 +15,7 @@ from ddsr_core.parallel import RunParts
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.reporters import OpenReporter, no_reporter
 
-#: How a form words a field's bounds, by their names in JSON schema.
+#: Wording of a field's bounds in forms, by their names in JSON schema.
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "more than {}",
@@ -37,7 +37,7 @@ def _say_bounds(schema: dict[str, Any]) -> None:
 class StageConfig(BaseModel):
     """Base of every stage config.
 
-    Every field is part of the stage's key. What must not change the key belongs into `Runtime`.
+    Every field is part of the stage's key. Whatever must not change the key belongs in `Runtime`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_say_bounds)

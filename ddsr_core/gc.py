@@ -30,7 +30,7 @@ Removed = tuple[Path | str, int]
 def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> list[Removed]:
     """List artifacts, finished or partial, that no run and no nightly version names; remove them if ``delete``.
 
-    Runs that are running or have failed keep what they have used so far (`ddsr_core.pipeline.pins`). Artifacts that another
+    Active and failed runs keep the artifacts that they have used so far (`ddsr_core.pipeline.pins`). Artifacts that another
     process is building (it holds their lock) are left alone. For a home on S3, both this machine's copy and the published
     artifacts are considered.
 
@@ -64,13 +64,13 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
 
 
 def require_home(store: Store) -> None:
-    """Make sure that a folder is a home of ddsr before anything in it is removed.
+    """Check that a folder is a home of ddsr before anything in it is removed.
 
     Raises:
         StorageError: it is not.
     """
     if (store.home / "artifacts").exists() and not is_home(store.home):
-        fix = "Name the folder that ddsr has made with --home."
+        fix = "Pass the home folder of ddsr with --home."
         raise StorageError("this is not a home of ddsr; nothing is removed", where=store.home, fix=fix)
 
 
@@ -91,7 +91,7 @@ def _why_foreign(folder: Path) -> str:
     if not re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", key):
         return "its name is not a key"
     if folder.name != key:
-        return "" if folder.with_name(f"{key}.lock").exists() else "no build of ddsr has left it"
+        return "" if folder.with_name(f"{key}.lock").exists() else "it was not left by a build of ddsr"
     manifest = read_manifest(folder)
     if manifest is None or not manifest.belongs_to(folder.parent.name, key):
         return "its manifest is missing or damaged"

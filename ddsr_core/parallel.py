@@ -34,11 +34,11 @@ class RunParts(Protocol):
     """Runs the parts of a stage's work in other processes, many at once."""
 
     def __call__(self, do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
-        """Do every part; yields once per part, in order, when it is done.
+        """Compute every part; yields once per finished part, in order.
 
         Args:
             do: a module-level function.
-            parts: plain data, as it is sent to other processes.
+            parts: plain data, because it is sent to other processes.
 
         Raises:
             DdsrError: whatever a part raises.
@@ -64,7 +64,7 @@ def check_shared(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise StorageError(
-            "the folder of this build is not on the machine that does a part of it",
+            "the folder of this build is not on the machine that computes a part of it",
             where=folder,
             fix="put the home on a file system that all machines share, or choose another runner",
         )
@@ -104,7 +104,7 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, amount: int) -> Iterator[None]:
-        """Hold ``amount`` bytes; wait while they are not free. More than the whole budget is held alone."""
+        """Hold ``amount`` bytes; wait until they are free. A larger amount than the total waits until it is the only one."""
         limit = self.total // _worker_processes
         amount = min(amount, limit)
         with self._changed:
@@ -131,7 +131,7 @@ def begin_worker(workers: int, parent: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when it is imported
     if "torch" in sys.modules:
-        import torch  # only where it is imported already: loading it would slow down every worker
+        import torch  # only if already imported: importing it would slow down every worker
 
         torch.set_num_threads(threads)
 
@@ -139,7 +139,7 @@ def begin_worker(workers: int, parent: int) -> None:
 def end_with_parent(parent: int) -> None:
     """Wait until the parent process is gone, then end this process at once.
 
-    Nobody waits for its results any more; unfinished work is continued by the next run.
+    Its results are no longer needed; the next run continues unfinished work.
     """
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)

@@ -52,7 +52,7 @@ def reporter_to(kind: str, folder: Path) -> OpenReporter:
     Args:
         kind: a `ReporterName`.
         folder: where the program writes, if it writes files: one subfolder per training (TensorBoard), ``wandb/`` or
-            ``mlruns/``. ``TRACKIO_DIR``, ``WANDB_MODE`` and ``MLFLOW_TRACKING_URI`` mean what they always do.
+            ``mlruns/``. ``TRACKIO_DIR``, ``WANDB_MODE`` and ``MLFLOW_TRACKING_URI`` have their usual meaning.
 
     Raises:
         ConfigError: unknown program, or its package is not installed.

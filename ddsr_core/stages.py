@@ -1,7 +1,7 @@
 """The stages of the pipeline, in the order of the paper: the only list of them.
 
-Prefect's tasks, the stages for GPUs and the table in the documentation are made from it. A new stage is its module, with a
-``STAGE`` in it, and one line here.
+Prefect's tasks, the stages for GPUs and the table in the documentation are derived from it. To add a stage, write a module
+with a ``STAGE`` in it and add one line here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`ddsr deploy`: work pools, limits and automations on the server, then the deployments of ``deployments/prefect.yaml``.
 
-Run again, it changes nothing that is as it should be. The deployments tell workers in which folder the flows lie: that of
-this checkout, or, where a pool starts containers, that of the image.
+The command is idempotent. The deployments tell workers which folder contains the flows: this checkout or, if a pool starts
+containers, the folder in the image.
 """
 
 from __future__ import annotations
@@ -43,41 +43,41 @@ from tasks.gpu_slots import GPU_SLOTS
 PoolType = Literal["process", "docker", "kubernetes"]
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "deployments/prefect.yaml"
-#: Where the image of docker/Dockerfile has the flows.
+#: Folder of the flows in the image of docker/Dockerfile.
 IMAGE_ROOT = "/opt/ddsr"
-#: The home there, where `ddsr deploy` is told of no other: the volume of the pools' templates.
+#: Default home in the image: the volume of the job templates of the pools.
 IMAGE_HOME = "/data"
 POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
 }
 RESTARTER = "restart-crashed/restart-crashed"
-#: A run without a heartbeat for so long has crashed: four beats of the deployments' PREFECT_FLOWS_HEARTBEAT_FREQUENCY, so
-#: that a server can be started again meanwhile.
+#: A run without a heartbeat for this long has crashed. It is four times PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the
+#: deployments, which leaves time to restart a server.
 SILENCE = timedelta(seconds=120)
-#: A run that a worker has taken and that has not begun after so long has crashed: its machine has died, or cannot start it.
+#: A run that a worker has taken and that has not started after this long has crashed: its machine died or cannot start it.
 SLOW_START = timedelta(minutes=15)
-#: In a cluster it may wait for a node and an image of 8 GB, 30 minutes by the template; the worker says if that fails.
+#: In a cluster, a run may wait for a node and an 8 GB image, up to 30 minutes by the job template.
 SLOW_START_IN_CLUSTER = timedelta(minutes=45)
-#: Memory that a run without a GPU takes, about.
+#: Approximate memory of a run without a GPU.
 BYTES_PER_RUN = 4_000_000_000
-#: Events of flow runs, and the runs among them that come of our deployments.
+#: Events of flow runs, and the filter for runs of the deployments of ddsr.
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 TAGGED = {"prefect.resource.id": "prefect.tag.ddsr", "prefect.resource.role": "tag"}
-#: What of a deployment is the server's own, or new with every deploying.
+#: Fields of a deployment that the server sets, or that change with every deployment.
 OWN = {"id", "created", "updated", "status", "last_polled", "version_id", "version_info", "version", "branch", "labels"}
 
 
 def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILENCE) -> Iterator[tuple[str, str]]:
-    """Bring the server to what this checkout wants; yields what and ``created``, ``updated`` or ``unchanged``.
+    """Set up the server for this checkout; yields each item and ``created``, ``updated`` or ``unchanged``.
 
     Args:
         gpus: GPU jobs at once, over all machines.
-        pool_type: of pools that are created; those that are there keep theirs.
-        silence: without a heartbeat, after which a run has crashed.
+        pool_type: type of the pools that are created; existing pools keep theirs.
+        silence: time without a heartbeat after which a run has crashed.
 
     Raises:
-        ConfigError: no server is named, or this is no checkout.
+        ConfigError: PREFECT_API_URL is not set, or this is not a checkout.
         DdsrError: the server does not answer, or Prefect refuses a deployment.
     """
     if not FILE.is_file():
@@ -101,8 +101,8 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
 def default_home(in_containers: bool) -> str | None:
     """Home of the deployments: ``$DDSR_HOME``; else the volume of a container's template; else ``ddsr-home``.
 
-    In a checkout, that folder lies in the checkout (None: the default of the flows, which run there). The flows of an
-    installed package run in ``site-packages``, so their home lies in the folder in which ``ddsr deploy`` runs.
+    The flows of a checkout run in the checkout, so their default, ``ddsr-home``, is in it (returns None). The flows of an
+    installed package run in ``site-packages``, so their home is in the folder in which ``ddsr deploy`` runs.
     """
     if os.environ.get("DDSR_HOME"):
         return home_of(None)
@@ -116,13 +116,13 @@ def reachable() -> Iterator[SyncPrefectClient]:
     """A client of the server that PREFECT_API_URL names.
 
     Raises:
-        ConfigError: it names none, or the server refuses the password.
-        DdsrError: it does not answer.
+        ConfigError: PREFECT_API_URL is not set, or the server rejects the password.
+        DdsrError: the server does not answer.
     """
     url = PREFECT_API_URL.value()
     fix = "start one (prefect server start) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
     if not url:
-        raise ConfigError("no Prefect server is named", where="PREFECT_API_URL", fix=fix)
+        raise ConfigError("no Prefect server is set", where="PREFECT_API_URL", fix=fix)
     try:
         with get_client(sync_client=True) as client:
             _say_hello(client, url)
@@ -138,17 +138,17 @@ def _say_hello(client: SyncPrefectClient, url: str) -> None:
         if error.response.status_code != 401:
             raise
         fix = "set PREFECT_API_AUTH_STRING to what the server was started with (PREFECT_SERVER_API_AUTH_STRING)"
-        raise ConfigError("the Prefect server asks for a password, and this is not it", where=url, fix=fix) from error
+        raise ConfigError("the Prefect server rejects the password", where=url, fix=fix) from error
 
 
 def runs_at_once() -> int:
-    """Runs that fit on this machine: one per two cores and per 4 GB of memory, at least one."""
+    """Number of runs that fit on this machine: one per two cores and 4 GB of memory, at least one."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min((os.cpu_count() or 1) // 2, int(memory // BYTES_PER_RUN)))
 
 
 def _pool(client: SyncPrefectClient, name: str, kind: PoolType, limit: int | None, first_limit: int) -> str:
-    """Make a pool, or bring its limit up to date. ``first_limit``: of a new pool whose ``limit`` is left to people later."""
+    """Create a pool, or update its limit. ``first_limit``: initial limit of a pool that users may change later."""
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:
@@ -173,7 +173,7 @@ def template(client: SyncPrefectClient, kind: PoolType, name: str) -> dict[str, 
     """The base job template of a pool: Prefect's own for processes, ours beside ``prefect.yaml`` for containers.
 
     Raises:
-        DdsrError: the server has none for processes.
+        DdsrError: the server has no template for processes.
     """
     if kind != "process":
         return dict(json.loads((FILE.parent / f"pool-{kind}-{name}.json").read_text()))
@@ -197,12 +197,12 @@ def _limit(client: SyncPrefectClient, gpus: int) -> str:
 
 
 def automations(silence: timedelta, slow_start: timedelta, restarter: UUID) -> list[Automation]:
-    """A run that falls silent, or never begins, is marked crashed; each crash starts `restart-crashed`.
+    """Automations that mark runs as crashed that fall silent or never start, and start `restart-crashed` at each crash.
 
     Args:
-        silence: without a heartbeat, after which a run has crashed.
-        slow_start: the same for one that has been taken and has not begun.
-        restarter: the deployment of `flows.restart_crashed`.
+        silence: time without a heartbeat after which a run has crashed.
+        slow_start: time after which a run that a worker has taken, but that has not started, has crashed.
+        restarter: id of the deployment of `flows.restart_crashed`.
     """
     ends = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
     begins, beats = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
@@ -210,15 +210,15 @@ def automations(silence: timedelta, slow_start: timedelta, restarter: UUID) -> l
     return [
         Automation(
             name="ddsr: a silent run has crashed",
-            description="Marks a run as crashed whose heartbeats have stopped.",
+            description="Marks a run as crashed if its heartbeats have stopped.",
             trigger=_silent(silence, after={begins, beats}, expect={begins, beats, *ends}),
             actions=[_crashed(f"no heartbeat for {silence.seconds} s: {gone}")],
         ),
         Automation(
             name="ddsr: a run that does not begin has crashed",
-            description="Marks a run as crashed that a worker has taken and that has not begun.",
+            description="Marks a run as crashed if a worker has taken it but it has not started.",
             trigger=_silent(slow_start, after={"prefect.flow-run.Pending"}, expect={begins, *ends}),
-            actions=[_crashed(f"it has not begun for {slow_start.seconds} s: {gone}, or cannot start it")],
+            actions=[_crashed(f"not started after {slow_start.seconds} s: {gone}, or cannot start it")],
         ),
         Automation(
             name="ddsr: a crashed run goes on",
@@ -233,7 +233,7 @@ def automations(silence: timedelta, slow_start: timedelta, restarter: UUID) -> l
 
 
 def _silent(within: timedelta, after: set[str], expect: set[str]) -> EventTrigger:
-    """Of a run of ours, none of ``expect`` has come ``within`` the time since one of ``after``."""
+    """Fires if no event of ``expect`` follows an event of ``after`` ``within`` this time, for a run of ddsr."""
     return EventTrigger(
         match=RUNS, match_related=TAGGED, for_each={"prefect.resource.id"}, posture=Posture.Proactive,
         after=after, expect=expect, threshold=1, within=within,
@@ -245,7 +245,7 @@ def _crashed(message: str) -> ChangeFlowRunState:
 
 
 def update_automation(client: SyncPrefectClient, wanted: Automation) -> str:
-    """Bring the automation of that name to what is wanted: ``created``, ``updated`` or ``unchanged``."""
+    """Create or update the automation of that name. Returns ``created``, ``updated`` or ``unchanged``."""
     response = client._client.post("automations/filter", json={"automations": {"name": {"any_": [wanted.name]}}})
     found = [Automation.model_validate(item) for item in response.json()]
     if not found:
@@ -260,7 +260,7 @@ def update_automation(client: SyncPrefectClient, wanted: Automation) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A part of an automation as plain data; the server gives triggers ids and orders sets as it likes."""
+    """A part of an automation as plain data, without the ids and the order of sets, which the server chooses."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if not hasattr(value, "model_dump"):
@@ -283,15 +283,15 @@ def _deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
 
 
 def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What `FILE` says, and what depends on the place and on what has been set in the UI since the last time.
+    """The content of `FILE`, completed with paths of this machine and with settings that were changed in the UI.
 
-    Parameters that only the server knows stay. So do its schedules, unless one of the file is active: an inactive one is
-    an offer, which is made once.
+    Parameters that are set on the server alone are kept. So are its schedules, unless a schedule of the file is active; an
+    inactive schedule only serves as a template for the first deployment.
 
     Args:
-        code: folder of the flows where they run.
-        home: default of the parameter ``home``, for flows that have one; none: the flow's own.
-        before: what is deployed, as of `_deployments`.
+        code: folder of the flows on the machine that runs them.
+        home: default of the parameter ``home``, for flows that have one; None: the default of the flow.
+        before: current deployments, as returned by `_deployments`.
     """
     facts: dict[str, Any] = yaml.safe_load(FILE.read_text())
     facts["pull"] = [{"prefect.deployments.steps.set_working_directory": {"directory": code}}]
@@ -300,7 +300,7 @@ def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, 
         known = there.get(item["name"], {})
         ours = {"home": home} if home else {}
         wanted = {**known.get("parameters", {}), **ours, **item.get("parameters", {})}
-        taken = parameters_of(item["entrypoint"])  # Prefect refuses to begin a run with any other
+        taken = parameters_of(item["entrypoint"])  # Prefect rejects runs with unknown parameters
         item["parameters"] = {name: value for name, value in wanted.items() if name in taken}
         kept = [
             {"active": each["active"], "parameters": each["parameters"], **each["schedule"]}

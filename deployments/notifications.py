@@ -1,4 +1,4 @@
-"""`ddsr notify`: messages to Slack, to a web hook or by e-mail when a run fails or crashes, or a new set is promoted."""
+"""`ddsr notify`: messages to Slack, to a webhook or by e-mail when a run fails or crashes, or a new set is promoted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from ddsr_core.errors import ConfigError
 from deployments.deploy import RUNS, TAGGED, reachable, update_automation
 
-#: What `flows.nightly` emits when a new set takes the old one's place.
+#: Event that `flows.nightly` emits when a new set becomes the active one.
 PROMOTED = "ddsr.night.promoted"
 BODY = "{{ event.event }}: {{ event.resource['prefect.resource.name'] }}"
 
@@ -24,12 +24,12 @@ def block_for(target: str, sender: str | None = None, api_key: str | None = None
     """The Prefect block that reaches a target.
 
     Args:
-        target: URL of a Slack web hook or of any other, which gets ``{"text": message}``; or an e-mail address.
+        target: URL of a Slack webhook or of any other webhook, which receives ``{"text": message}``; or an e-mail address.
         sender: address that e-mail comes from.
         api_key: of SendGrid, for e-mail.
 
     Raises:
-        ConfigError: no URL and no address, or e-mail without sender or key.
+        ConfigError: neither a URL nor an address, or e-mail without sender or key.
     """
     if target.startswith("https://hooks.slack.com/"):
         return SlackWebhook(url=target)
@@ -37,13 +37,15 @@ def block_for(target: str, sender: str | None = None, api_key: str | None = None
         return CustomWebhookNotificationBlock(name="ddsr", url=target, json_data={"text": "{{subject}}\n{{body}}"})
     if "@" not in target:
         raise ConfigError(
-            f"{target!r} is no address", where="target", fix="give the URL of a web hook, or an e-mail address"
+            f"{target!r} is neither a URL nor an e-mail address",
+            where="target",
+            fix="give the URL of a webhook, or an e-mail address",
         )
     if not sender or not api_key:
         raise ConfigError(
             "e-mail is sent by SendGrid",
             where="--sender",
-            fix="give --sender ADDRESS and set SENDGRID_API_KEY, or use a hook",
+            fix="give --sender ADDRESS and set SENDGRID_API_KEY, or use a webhook",
         )
     return SendgridEmail(sender_email=sender, to_emails=[target], api_key=api_key)
 
@@ -51,13 +53,13 @@ def block_for(target: str, sender: str | None = None, api_key: str | None = None
 def notify(
     target: str, name: str = "ddsr", sender: str | None = None, api_key: str | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Set up messages on the Prefect server; yields what and ``created``, ``updated`` or ``unchanged``.
+    """Set up messages on the Prefect server; yields each item and ``created``, ``updated`` or ``unchanged``.
 
     Args:
         name: of this target; the same name again replaces it.
 
     Raises:
-        ConfigError: as `block_for`, or no server is named.
+        ConfigError: as `block_for`, or PREFECT_API_URL is not set.
         DdsrError: the server does not answer.
     """
     block = block_for(target, sender, api_key)

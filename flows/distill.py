@@ -1,8 +1,8 @@
 """The distill flow: the paper from end to end, stage by stage.
 
-Every stage below is a Prefect task. Its cache key is the key of the artifact that it builds, so that a run which is started
-again, or shares settings with an earlier run, takes from the store what is already there and continues what was cut off.
-With ``gpu="pool"``, stages marked GPU run on the work pool for GPUs. The runner spreads what is marked "in parts".
+Every stage below is a Prefect task whose cache key is the key of the artifact that it builds. A run that is started again,
+or that shares settings with an earlier run, therefore reuses finished artifacts and resumes interrupted ones. With
+``gpu="pool"``, stages marked GPU run on the GPU work pool. The runner distributes stages marked "in parts" over its workers.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def distill(
         test: Test photos. Without them, one photo in ten is held out.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
+        config: Full configuration, which replaces the preset. For use from Python; the form does not show it.
         home: Folder or s3://bucket/prefix for artifacts and runs.
         run: Name of the run below home/runs. Without it, preset and folder, such as best-holidays.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
-        runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
-            in threads or processes of its machine, or on Ray.
+        runner: How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, in
+            threads or processes on its machine, or on Ray.
         side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
             sequential. Turn it off if memory is short: each takes about 1 GiB.
-        workers: How many of them at once. The sequential runner ignores it.
+        workers: Number of parallel workers. The sequential runner ignores it.
     """
     refuse_endless_crashes()
     request = RunRequest(

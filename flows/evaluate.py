@@ -25,15 +25,15 @@ def evaluate(
     device: str = "auto",
     gpu: Gpu = "local",
 ) -> dict[str, Manifest]:
-    """Measure SR networks, and bicubic upscaling beside them.
+    """Measure SR networks, with bicubic upscaling for comparison.
 
     Args:
-        test: Folder of HR images, or one with `HR/` and `LRx4/` in it.
+        test: Folder of HR images, or a folder that contains `HR/` and `LRx4/`.
         weights: Weights files or train_sr folders. Bicubic upscaling is always measured.
-        protocol: What is measured, and how.
+        protocol: Metrics and how they are measured.
         run: Name of the run below home/runs. Without it, evaluate and the test set.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
     refuse_endless_crashes()

@@ -1,4 +1,4 @@
-"""The nightly flow: distill again what has changed, and keep the result only if it is not worse."""
+"""The nightly flow: distill again if anything has changed, and promote the result only if it is not worse."""
 
 from __future__ import annotations
 
@@ -45,24 +45,25 @@ def nightly(
     Returns `version` (the new one, or none if nothing had changed), `active_version` (a number) and `text`.
 
     Args:
-        images: Training photos (needed): a folder, a Parquet file with an image column, or a glob pattern.
-        test: Photos (needed) that the old and the new set are compared on.
+        images: Training photos (required): a folder, a Parquet file with an image column, or a glob pattern.
+        test: Test photos (required), on which the old and the new set are compared.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
-        name: Name of the series: its history and its current set lie in home/nightly/NAME.
-        metric: What the two sets are compared by.
+        config: Full configuration, which replaces the preset. For use from Python; the form does not show it.
+        name: Name of the series. Its history and its current set are in home/nightly/NAME.
+        metric: Metric by which the two sets are compared.
         margin: How much worse the new set may be, in the metric's unit.
-        warm: Continue fine-tuning from the last adapter. Off: always from the base.
-        warm_steps: Optimizer steps of a fine-tuning that continues. Without it, as many as from the base.
+        warm: Continue fine-tuning from the last adapter. Turn it off to start from the base model every night.
+        warm_steps: Optimizer steps when fine-tuning continues from the last adapter. Without it, as many as from the base
+            model.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
-        runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
-            in threads or processes of its machine, or on Ray.
+        runner: How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, in
+            threads or processes on its machine, or on Ray.
         side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
             sequential. Turn it off if memory is short: each takes about 1 GiB.
-        workers: How many of them at once. The sequential runner ignores it.
+        workers: Number of parallel workers. The sequential runner ignores it.
     """
     refuse_endless_crashes()
     if images is None or test is None:

@@ -31,14 +31,14 @@ def plan(
 
     Args:
         images: Training photos: a folder, a Parquet file with an image column, or a glob pattern. Only sizes are read.
-        sizes: Sizes of photos that are elsewhere, such as 10000@1280x960. Set either this or images.
+        sizes: Number and size of photos that are not on this machine, such as 10000@1280x960. Set either this or images.
         test: Test photos. Without them, one photo in ten is held out.
         preset: Values that the configuration starts from.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs; leave it empty in the form.
-        gpu: Where it would run: rtx3090, rtx4090, a100, h100, h200, cpu, or a file of `ddsr bench`. None: this machine.
+        config: Full configuration, which replaces the preset. For use from Python; leave it empty in the form.
+        gpu: Machine to plan for: rtx3090, rtx4090, a100, h100, h200, cpu, or a file written by `ddsr bench`. None: this one.
         price: Price of that machine per hour, in any currency.
-        accepted: Share of the windows that patches.threshold_db is taken to accept.
+        accepted: Share of the windows that patches.threshold_db is assumed to accept, 0 to 1.
         home: Folder or s3://bucket/prefix in which `ddsr bench` has stored the rates of this machine.
         device: Torch device of this machine.
     """

@@ -36,7 +36,7 @@ def reproduce(
     workers: AtLeastOne = 2,
     command: str = "the flow `reproduce`",
 ) -> dict[str, Any]:
-    """Measure the parts of the method, or fill the paper's tables, seed by seed.
+    """Measure what each part of the method contributes, or reproduce the paper's tables, seed by seed.
 
     Args:
         images: Training photos: a folder, a Parquet file with an image column, or a glob pattern.
@@ -45,18 +45,18 @@ def reproduce(
         protocol: mini: small networks and few images. paper: the paper's networks and numbers of images.
         preset: Values that the configuration starts from. Without it, demo for mini and best for paper.
         overrides: Single fields to change, such as sample.count=140.
-        config: Complete configuration, used as it is instead of a preset. For programs: the form does not show it.
-        seeds: How many seeds, counted from 0.
+        config: Full configuration, which replaces the preset. For use from Python; the form does not show it.
+        seeds: Number of seeds, counted from 0. Conclusions need at least three.
         home: Folder or s3://bucket/prefix for artifacts and runs.
         run: Name of the run below home/runs. Without it, the name of the experiment.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
-        runner: Where photos are scored, patches embedded and SR networks trained: one after another in the run's process,
-            in threads or processes of its machine, or on Ray.
+        runner: How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, in
+            threads or processes on its machine, or on Ray.
         side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
             sequential. Turn it off if memory is short: each takes about 1 GiB.
-        workers: How many of them at once. The sequential runner ignores it.
-        command: How the experiment was started. It stands above the table.
+        workers: Number of parallel workers. The sequential runner ignores it.
+        command: How the experiment was started; printed above the table.
     """
     refuse_endless_crashes()
     request = ExperimentRequest(

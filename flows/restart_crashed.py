@@ -1,7 +1,7 @@
-"""The restart-crashed flow schedules crashed runs again. An automation starts it at each crash, and a schedule now and then.
+"""The restart-crashed flow reschedules crashed runs. An automation starts it at each crash, a schedule every five minutes.
 
-Events get lost when a server dies, come late, or come several times if SQLite is busy; states do not. So automations
-only start this flow, and it decides by the states. It imports nothing heavy and ends within seconds.
+Events are lost when a server dies, and arrive late or repeatedly if SQLite is busy. States are reliable, so automations only
+start this flow, which then decides by the states. It imports nothing heavy and ends within seconds.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from prefect.runtime import deployment
 
 from tasks.recovery import MAX_ATTEMPTS, restart
 
-#: Runs that crashed longer ago are left to people.
+#: Runs that crashed longer ago are not restarted automatically.
 MEMORY = timedelta(days=2)
 PAUSE_SECONDS = 3.0
-#: Finished runs of this flow stay in the list for so long.
+#: How long finished runs of this flow stay in the list.
 RETENTION = timedelta(minutes=30)
 
 
 @flow(name="restart-crashed", persist_result=False)
 def restart_crashed() -> int:
-    """Schedule crashed runs again, or end them if they were being cancelled. Nobody needs to start this."""
+    """Reschedule crashed runs, or end them if they were being cancelled. There is no need to start this flow yourself."""
     logger = get_run_logger()
     done = 0
     with get_client(sync_client=True) as client:
@@ -42,13 +42,13 @@ def restart_crashed() -> int:
             for run in runs:
                 logger.info("%s (%s), begun %d times: %s", run.name, run.id, run.run_count, restart(client, run))
                 done += 1
-            time.sleep(PAUSE_SECONDS)  # for what crashes meanwhile: no second run of this flow is beside this one
+            time.sleep(PAUSE_SECONDS)  # to catch runs that crash meanwhile: this flow never runs twice at once
         forget_old_runs(client)
     return done
 
 
 def forget_old_runs(client: SyncPrefectClient) -> None:
-    """Remove finished runs of this flow from the server: there are 288 a day, and people look for theirs in the list."""
+    """Remove finished runs of this flow from the server: 288 per day would bury the runs that people look for."""
     if deployment.id is None:
         return
     old = client.read_flow_runs(
@@ -63,7 +63,7 @@ def forget_old_runs(client: SyncPrefectClient) -> None:
 
 
 def crashed(client: SyncPrefectClient) -> list[FlowRun]:
-    """Runs of our deployments that have crashed of late, except runs of this flow."""
+    """Runs of our deployments that have crashed recently, except runs of this flow."""
     recent = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),

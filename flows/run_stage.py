@@ -1,4 +1,4 @@
-"""The stage flow: one stage of another run, on a machine with a GPU. Runs send it there; nobody needs to start it."""
+"""The stage flow: one stage of another run, on a machine with a GPU. Other runs start it as needed."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def stage(
         stage: Name of the stage.
         key: Key of the artifact.
         config: Configuration of the stage.
-        inputs: What the stage reads: paths that this machine shares, or artifacts of the home.
-        home: Where artifacts are kept: a folder that both machines share, or s3://bucket/prefix.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        inputs: Inputs of the stage: paths on a shared file system, or artifacts of the home.
+        home: Where artifacts are stored: a folder that both machines share, or s3://bucket/prefix.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         label: Shown in the run's name.
-        photo_cache: Scores and embeddings of single photos, a folder relative to the home.
+        photo_cache: Folder with scores and embeddings of single photos, relative to the home.
     """
     refuse_endless_crashes()
     parameters = {
         "key": key, "config": config, "inputs": inputs, "home": home, "device": device, "photo_cache": photo_cache,
     }  # fmt: skip
-    # The artifact is not in this home, or the run would not be here; Prefect may have cached that of another home.
+    # The caller found no artifact in this home. Ignore a manifest that Prefect has cached for another home.
     return run_task(stage, label, parameters, refresh=True)

@@ -41,8 +41,8 @@ def train_sr(
 
     Args:
         data: Folder of HR images, image set such as a run's `distilled/`, patches artifact, or Parquet.
-        arch: Network.
-        training_set: What of the data to train on. full: the data as it is.
+        arch: Name of the network.
+        training_set: Which part of the data to train on. full: all of it, unchanged.
         count: Number of crops, for training sets that are cut out of the data.
         patch_px: Height and width of these crops in pixels.
         embeddings: Features that k-center and hdc compare crops by.
@@ -50,12 +50,12 @@ def train_sr(
         scale: Upsampling factor.
         degradation: How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.
         init: Weights to start from: a train_sr folder, or a file of the same network and scale.
-        test: Photos to validate on during training. The best weights are kept beside the last ones.
-        validation: How to validate on them. Without it, ten times.
+        test: Photos to validate on during training. The best weights are stored in addition to the last ones.
+        validation: How to validate on the test photos. Without it, ten validations.
         overrides: Fields of the recipe to change, such as batch_size=8.
         run: Name of the run below home/runs. Without it, network and data.
         home: Folder or s3://bucket/prefix for artifacts and runs.
-        device: Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.
+        device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
     """
     refuse_endless_crashes()

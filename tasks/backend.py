@@ -1,4 +1,4 @@
-"""Stages and SR networks of a run as Prefect tasks; stages that want a GPU on the pool for them, if the run says so."""
+"""Stages and SR networks of a run as Prefect tasks; GPU stages go to the GPU pool if the run says so."""
 
 from __future__ import annotations
 

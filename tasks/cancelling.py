@@ -1,4 +1,4 @@
-"""A run that is being cancelled ends even if its worker has died or has lost the server.
+"""Ends a cancelled run even if its worker has died or has lost the server.
 
 Prefect leaves cancelling to the worker. Without this module, nobody could cancel the runs of a worker that was killed.
 """
@@ -19,17 +19,17 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled
 
-#: Pause between two looks at the state of the flow run.
+#: Seconds between two reads of the flow run's state.
 LOOK_SECONDS = 3.0
-#: How long the worker, if there is one, has to end the run itself.
+#: Seconds that the worker, if there is one, has to end the run itself.
 GRACE_SECONDS = 5.0
 
 
 @contextmanager
 def ending_when_cancelled() -> Iterator[None]:
-    """Send SIGTERM to this process if its flow run is being cancelled and its worker does nothing about it.
+    """Send SIGTERM to this process if its flow run is being cancelled and its worker does not end it.
 
-    Only runs of deployments need this: the others end with Ctrl-C.
+    Only runs of deployments need this: other runs end with Ctrl-C.
     """
     if flow_run.id is None or not _is_deployed(flow_run.id):
         yield
@@ -61,6 +61,6 @@ def _watch(run: str, done: Event) -> None:
                 continue
             since = since or time.monotonic()
             if time.monotonic() - since >= GRACE_SECONDS:
-                client.set_flow_run_state(run, Cancelled(message="its worker was not there to end it"), force=True)  # type: ignore[arg-type]
+                client.set_flow_run_state(run, Cancelled(message="its worker did not end it in time"), force=True)  # type: ignore[arg-type]
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

@@ -1,4 +1,4 @@
-"""Stages that run on the GPU work pool: the run that needs one waits for it, and finds the artifact in the home."""
+"""Stages that run on the GPU work pool: the calling run waits for the stage, then reads its artifact from the home."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tasks.recovery import MAX_ATTEMPTS, restart, retry_while_server_down
 #: The deployment of `flows.run_stage`, on the GPU work pool.
 DEPLOYMENT = "stage/cuda"
 POLL_SECONDS = 2.0
-#: How long `flows.restart_crashed` has to schedule a crashed run again before the run that waits for it does.
+#: Seconds that `flows.restart_crashed` has to reschedule a crashed run before the run that waits for it does.
 RESTART_SECONDS = 30.0
 
 
@@ -42,14 +42,14 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
             raise ConfigError(
                 "no deployment takes GPU stages", where=DEPLOYMENT, fix="run `ddsr deploy`, or set gpu=local"
             ) from error
-        assert isinstance(started, FlowRun)  # a coroutine only where this is called from one
+        assert isinstance(started, FlowRun)  # run_deployment returns a coroutine only inside async code
         with ending_when_cancelled(), _cancelled_with_us(client, started.id):
             state = _final_state(client, started.id)
     if not state.is_completed():
         raise DdsrError(
             f"{name} ended as {state.name} on the pool: {state.message or 'no message'}",
             where=f"flow run {started.name} ({started.id})",
-            fix="see that run's log; once the cause is fixed, retry this run: finished stages are kept",
+            fix="see the log of that run, fix the cause, and retry this run; finished stages are kept",
         )
 
 
@@ -57,13 +57,13 @@ def run_on_pool(name: str, parameters: dict[str, Any]) -> None:
 def _cancelled_with_us(client: SyncPrefectClient, run: UUID) -> Iterator[None]:
     try:
         yield
-    except BaseException:  # mostly a signal: nobody would wait for that run
+    except BaseException:  # usually a signal; nothing waits for that run any longer
         client.set_flow_run_state(run, Cancelling(message="the run that waited for it was stopped"))
         raise
 
 
 def _final_state(client: SyncPrefectClient, run: UUID) -> State[Any]:
-    """The last state of a run. `flows.restart_crashed` schedules a crashed one again, or, if that is busy, this does."""
+    """The final state of a run. `flows.restart_crashed` reschedules a crashed run; if it is too slow, this function does."""
     crashed_at: float | None = None
     while True:
         current = retry_while_server_down(lambda: client.read_flow_run(run))

@@ -1,4 +1,4 @@
-"""At most as many GPU jobs at once, over all machines, as `ddsr deploy --gpus` says."""
+"""Limits GPU jobs over all machines to the number set by `ddsr deploy --gpus`."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ GPU_SLOTS = "ddsr-gpu"
 
 
 def gpu_slot(device: str) -> AbstractContextManager[None]:
-    """One of the slots of `GPU_SLOTS` while work goes on there; nothing on a CPU."""
+    """Hold one slot of `GPU_SLOTS` while open; no slot on a CPU."""
     return concurrency(GPU_SLOTS) if device.startswith("cuda") else nullcontext()

@@ -1,4 +1,4 @@
-"""SR networks of a run as mapped tasks, on the task runner that the run names."""
+"""SR networks of a run as mapped tasks, on the task runner of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUNNERS: tuple[Runner, ...] = ("processes", "ray")
 
 @task(name="network", task_run_name="{job.label}", persist_result=False)
 def network(train: Callable[[NetworkJob], None], job: NetworkJob, runner: Runner) -> None:
-    """Train one SR network and measure it; what is already built stays as it is."""
+    """Train one SR network and measure it. Existing artifacts are reused."""
     device = resolve_device(job.device)
     with gpu_slot(device) if runner != "ray" else nullcontext():  # Ray counts the GPUs of its machines itself
         train(job.model_copy(update={"device": device}))
@@ -55,6 +55,6 @@ def networks_at_once(execution: Execution) -> RunParts | None:
             raise error
         if error is not None:
             what = f"{failed} of {len(parts)} networks failed: {error}"
-            raise DdsrError(what, fix="retry: networks that are finished are kept") from error
+            raise DdsrError(what, fix="retry; finished networks are kept") from error
 
     return train_all

@@ -17,25 +17,25 @@ from tasks.task_runners import ray_resources, task_runner
 
 @task(name="part", task_run_name="{stage}, part {number} of {total}", persist_result=False)
 def part(do: Callable[[Any], None], work: Any, stage: str, number: int, total: int) -> None:
-    """Do a part of a stage's work. It writes its results into the folder of the build."""
+    """Compute one part of a stage. Its results are written to the folder of the build."""
     do(work)
 
 
 def spread_over(runner: Runner, workers: int, store: Store, stage: Stage, device: str) -> RunParts | None:
-    """A way to do parts of a stage of the current task run elsewhere; None to do all of it in this process.
+    """How to compute parts of the current stage in other processes; None to compute all of it in this one.
 
     Args:
         store: its home must be a folder, so that several machines can work on one build.
-        device: that the parts compute on, if the stage is one for GPUs.
+        device: torch device of the parts, if the stage uses a GPU.
     """
     if runner == "sequential":
         return None
     if runner == "ray" and store.url != str(store.home):
-        text = "%s: done in one process, because Ray's machines share no folder when the home is on S3"
+        text = "%s: runs in one process, because Ray's machines share no folder if the home is on S3"
         get_run_logger().info(text, stage.name)
         return None
     if stage.on_gpu and device.startswith("cuda") and runner != "ray":
-        return None  # one process fills a GPU
+        return None  # one process keeps a GPU busy
 
     def run_parts(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
         with task_runner(runner, min(workers, len(parts))) as at:

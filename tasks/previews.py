@@ -1,4 +1,4 @@
-"""The results of a stage as pictures for its page in the UI: contact sheets, restored crops, curves."""
+"""Pictures for the page of a stage in the Prefect UI: contact sheets, restored crops, curves."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _last(folder: Path) -> str:
 
 
 def _curves(path: Path) -> str:
-    """Every column of a table of curves over the steps, each in a small plot."""
+    """One small plot over the steps per column of a table of curves."""
     with path.open(newline="") as file:
         rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
     names = [name for name in rows[0] if name != "step"] if rows else []

@@ -1,7 +1,7 @@
 """How a stage shows its progress inside a task. The caller chooses, outside of Prefect's parameters.
 
-Task parameters must be plain data, and a progress bar is not. If nobody has chosen, as in a run started from the UI, the
-run's log gets a line every ten seconds.
+Task parameters must be plain data, and a progress bar is not. By default, as in a run started from the UI, a line is
+written to the run's log every ten seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _LoggedBar:
         """Update the progress artifact. There is none in the first `LOG_EVERY_SECONDS`."""
         try:
             self.publish(100 * self.done / max(1, self.total))
-        except httpx.HTTPError as error:  # no reason to stop the computation
+        except httpx.HTTPError as error:  # must not stop the computation
             self.logger.warning("progress is not shown: the Prefect server does not answer (%s)", error)
 
     def publish(self, percent: float) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows in the Prefect UI: a page per stage, the tables of the run, and the place of its report."""
+"""What a run shows in the Prefect UI: one page per stage, the tables of the run, and the path of its report."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ddsr_core.storage.store import Store
 from tasks.previews import pictures, sampled
 from tasks.recovery import retry_while_server_down
 
-#: Address of a web server that shows ``<home>/runs``. Browsers open no file:// link from a page that comes over http.
+#: Address of a web server that serves ``<home>/runs``. Browsers refuse file:// links on pages loaded over http.
 REPORTS_URL = "DDSR_REPORTS_URL"
-#: Key of the summary of every run: the newest is on top, and each run's page shows its own.
+#: Key of the summary of every run. The newest one is listed first; the page of each run shows its own.
 RUN_KEY = "ddsr-run"
 DIGITS = 4
 
 
 def publish_stage(artifact: Artifact, label: str, cached: bool) -> None:
-    """The page of a stage: its inputs, settings and results, and pictures if it has some.
+    """Publish the page of a stage: its inputs, settings and results, and its pictures if there are any.
 
     Args:
         label: the task run's name.
-        cached: it was found in the store, not built.
+        cached: whether it was found in the store instead of built.
     """
     manifest = artifact.manifest
-    how = "from the cache; it was built" if cached else "built"
+    how = "from the cache; originally built" if cached else "built"
     text = [
         f"**{label}**: {how} in {manifest.seconds:.0f} s on {manifest.device}, {manifest.bytes / 1e6:.1f} MB, "
         f"key `{manifest.key}`",
@@ -54,7 +54,7 @@ class RunPage:
     """What the page of a run shows.
 
     Attributes:
-        verdict: whether the distilled set is any good, in a sentence, and why.
+        verdict: one sentence on the quality of the distilled set, and the reasons.
         picture: data URI of the distilled set; empty for none.
         results: one row per SR network.
         stages: one row per stage.
@@ -81,7 +81,7 @@ class RunPage:
 
 
 def publish_run(outcome: Outcome, store: Store) -> None:
-    """The summary of a run under `RUN_KEY`: verdict, picture, results, stages, and the place of ``report.html``."""
+    """Publish the summary of a run under `RUN_KEY`: verdict, picture, results, stages, and the path of ``report.html``."""
     judged = verdict(gather(read_record(store, outcome.run)))
     picture = sampled(outcome.folder / "distilled")["distilled"]
     page = RunPage(outcome.run, (judged.headline, *judged.reasons), picture, outcome.table, outcome.stages)
@@ -111,8 +111,8 @@ def _report(run: str, home: str) -> str:
     if base:
         return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nThe file is {place}."
     return (
-        f"The report is {place}.\n\nA browser opens no file from here. To get a link, serve `{home}/runs` with a web server "
-        f"and set `{REPORTS_URL}` to its address for the workers."
+        f"The report is {place}.\n\nBrowsers cannot open local files from this page. For a link, serve `{home}/runs` with a "
+        f"web server and set `{REPORTS_URL}` to its address in the environment of the workers."
     )
 
 

@@ -31,7 +31,7 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
 
 
 def _is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
-    """Retry what a second try can fix (the disk, the network), never bad input or a loss that is not finite."""
+    """Retry only errors that a second attempt can fix (disk, network), never bad input or a loss that is not finite."""
     try:
         state.result()
     except UnreachableError:
@@ -46,8 +46,8 @@ def _is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
 def stage_task(stage: Stage) -> Task[..., Manifest]:
     """The task of a stage.
 
-    Its runs have no tags: before a task with tags Prefect asks the server for a slot of each, a write that a busy SQLite
-    refuses at first, and asks again after two seconds.
+    Its runs have no tags: for each tag, Prefect requests a concurrency slot before the task starts. A busy SQLite database
+    rejects that write, and Prefect retries only after two seconds.
     """
 
     def run(
@@ -70,12 +70,12 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         )  # fmt: skip
         with gpu_slot(device):
             artifact, cached = store.build(stage, stage.config.model_validate(config), sources, runtime)
-        verdict = "found in the store" if cached else f"built in {artifact.manifest.seconds:.0f} s"
+        verdict = "found in the cache" if cached else f"built in {artifact.manifest.seconds:.0f} s"
         get_run_logger().info("%s %s: %s", stage.name, key, verdict)
         publish_stage(artifact, task_run.name or stage.name, cached)
         return artifact.manifest
 
-    run.__doc__ = f"Build the `{stage.name}` artifact, or continue a build that was cut off."
+    run.__doc__ = f"Build the `{stage.name}` artifact, or resume an interrupted build."
     return Task(
         run,
         name=stage.name,
@@ -122,13 +122,13 @@ def build_stage(
     """Run a stage's task. The manifest that Prefect has cached counts only while the artifact is complete.
 
     Args:
-        execution: its device is that of the machine that runs the stage; with ``gpu="pool"``, stages that want a GPU and are
-            not built yet are sent to the pool.
+        execution: its device is that of the machine that runs the stage. With ``gpu="pool"``, GPU stages that are not built
+            yet are sent to the pool.
         label: shown in the run's name.
         photo_cache: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
 
     Returns:
-        The artifact, and whether it was already there.
+        The artifact, and whether it already existed.
 
     Raises:
         StorageError: the task has finished but its artifact is not in this home.
@@ -151,5 +151,7 @@ def build_stage(
         run_task(stage.name, label, here, refresh=before is None)
     artifact = before or retry_while_unreachable(lambda: store.find(stage.name, key))
     if artifact is None:
-        raise StorageError("the stage is done but its artifact is not here", where=store.folder(stage.name, key))
+        raise StorageError(
+            "the stage has finished, but its artifact is not in this home", where=store.folder(stage.name, key)
+        )
     return artifact, before is not None

@@ -14,17 +14,17 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.parallel import begin_worker
 from ddsr_core.pipeline.request import Runner
 
-#: A head node that is up answers at once; a missing one should be reported within seconds, not minutes.
+#: Timeout for the head node: a running one answers at once, a missing one should be reported within seconds.
 RAY_ANSWERS_S = 10.0
-#: Bytes for what tasks hand over, which is little: their results are in the home.
+#: Size of Ray's object store in bytes. Tasks exchange little data, as their results are in the home.
 RAY_OBJECTS = 2**27
 
 
 def task_runner(runner: Runner, workers: int) -> TaskRunner[Any]:
-    """The task runner of that name. Ray means the cluster that $RAY_ADDRESS names, or else one of this machine alone.
+    """The task runner of that name. ``ray`` uses the cluster at $RAY_ADDRESS, or else starts one on this machine.
 
     Args:
-        workers: how many at once; a running Ray cluster takes as many as it has room for.
+        workers: number of parallel workers; a running Ray cluster takes as many as it has room for.
 
     Raises:
         ConfigError: prefect-ray is not installed, or nothing answers at $RAY_ADDRESS.
@@ -47,10 +47,10 @@ def task_runner(runner: Runner, workers: int) -> TaskRunner[Any]:
 
 
 def check_answers(address: str) -> None:
-    """Make sure that something listens at a Ray cluster's address. Ray itself tries for minutes, then ends the process.
+    """Check that something listens at the address of a Ray cluster. Ray itself tries for minutes, then ends the process.
 
     Raises:
-        ConfigError: nothing listens, or this is no address.
+        ConfigError: nothing listens, or the address is invalid.
     """
     try:
         place = urlsplit(address if "://" in address else f"//{address}")
@@ -67,7 +67,7 @@ def check_answers(address: str) -> None:
 
 
 def ray_resources(device: str) -> AbstractContextManager[None]:
-    """While this is open, Ray reserves a core for each submitted task, and a GPU if the work is for one.
+    """While open, Ray reserves one core for each submitted task, and one GPU if the task uses one.
 
     Args:
         device: ``auto`` takes a GPU if the cluster has any.

@@ -1,4 +1,4 @@
-"""How the training sets are chosen that a distilled set is compared with, as forms, files and options describe it."""
+"""Configs of the training sets that a distilled set is compared with."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CropsConfig(StageConfig):
 class SubsetConfig(StageConfig):
     """Which crops of a pool are chosen."""
 
-    kind: Literal["k-center", "hdc", "loss-ranked"] = Field("k-center", description="Criterion of the choice.")
+    kind: Literal["k-center", "hdc", "loss-ranked"] = Field("k-center", description="How images are chosen.")
     count: int = Field(420, ge=1, description="Number of images. Use that of the distilled set for a fair comparison.")
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of the choice, of k-means and of the SRCNN.")
     scale: Scale = Field(4, description="Upsampling factor of the SRCNN (loss-ranked).")
@@ -50,7 +50,7 @@ class GSDDConfig(StageConfig):
 
     count: int = Field(420, ge=1, description="Number of images. Use that of the distilled set for a fair comparison.")
     steps: int = Field(100, ge=0, le=100_000, description="Optimizer steps per class. 0 keeps the initial latents.")
-    learning_rate: float = Field(0.01, gt=0, le=1, description="Learning rate of Adam on the latents, which lie in [0, 1].")
+    learning_rate: float = Field(0.01, gt=0, le=1, description="Learning rate of Adam on the latents, which are in [0, 1].")
     batch_real: int = Field(16, ge=1, le=1024, description="Real patches per step.")
     regularizer: float = Field(0.1, ge=0, description="Weight of the distance between a latent and its initial value.")
     init: Literal["real", "noise"] = Field(

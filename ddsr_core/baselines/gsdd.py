@@ -1,8 +1,8 @@
 """Stage `gsdd`: our reading of GSDD (Zhang et al., AAAI 2024), the distillation method that the paper compares with.
 
-GSDD has no public code. Published is: the latent of a pretrained SR-GAN's generator is optimized image by image, so that
-the set's features match those of the real images of its class under one differentiable augmentation, with a regularizer
-of weight 0.1. Where the publication leaves a choice, this module takes:
+GSDD has no public code. According to the publication, the latent of a pretrained SR-GAN's generator is optimized image by
+image, so that the features of the set match those of the real images of its class under one differentiable augmentation,
+with a regularizer of weight 0.1. Where the publication leaves a choice, this module makes the following ones:
 
 - The latent of an image is the generator's input ``z``, an LR image ``(3, h, w)``, and the image is ``G(z)``. It is
   initialized with the LR image of a real patch of its class, or with noise around their mean.
@@ -42,7 +42,7 @@ from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 GRID = 4
-#: Most real patches of a class that its mean is taken over: at 512 px they fit into memory.
+#: Most real patches of a class that its mean is taken over: this many fit into memory at 512 px.
 POOL = 512
 #: Most real patches that the standard deviations of the features are taken over.
 SCALE_SAMPLE = 64
@@ -64,7 +64,7 @@ def run(config: GSDDConfig, *, patches: Path, clusters: Path, generator: Path, o
         InputError: patches and clusters do not belong together.
         TrainingError: a loss is not finite.
     """
-    loaded = load_network(generator, trust=True)  # the run has trained it
+    loaded = load_network(generator, trust=True)  # it was trained by this run
     if loaded.scale != config.scale:
         raise ConfigError(
             f"the generator upscales by {loaded.scale}, not by {config.scale}",

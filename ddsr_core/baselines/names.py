@@ -1,4 +1,4 @@
-"""The kinds of training sets that SR networks are trained on and compared by, defined nowhere else."""
+"""The kinds of training sets of SR networks: the only place that defines them."""
 
 from __future__ import annotations
 

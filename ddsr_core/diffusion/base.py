@@ -165,7 +165,8 @@ def load_base(name_or_path: str, device: str = "cpu", vae: Path | None = None) -
     """Load a base model, frozen, in float32 and evaluation mode.
 
     Args:
-        vae: folder of a VAE that replaces the base model's own. A single file of the original release has none of its own.
+        vae: folder of a VAE that replaces the base model's own. Required for a single file of the original release, which
+            has no VAE.
 
     Raises:
         MissingWeightsError: files are missing.

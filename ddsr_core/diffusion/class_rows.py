@@ -1,7 +1,7 @@
 """Initial rows of the class table for the pseudo-labels: those of the named classes nearest to their clusters.
 
 A cluster's centroid lies in CLIP's image space, a class name ("a photo of a tench") in the text space beside it. The
-average of the rows of the nearest classes is a better start than whatever stands in rows 0 to k-1 (fishes, for ImageNet).
+average of the rows of the nearest classes is a better initialization than rows 0 to k-1 (fishes, for ImageNet).
 Neither the paper nor its code does this; it is our option (``finetune.class_row_init="clip_nearest"``).
 """
 

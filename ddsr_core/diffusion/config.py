@@ -36,7 +36,7 @@ class ClassRowsConfig(StageConfig):
 
 
 class FinetuneConfig(StageConfig):
-    """Budget, DiffFit, and the weights of the loss terms (paper, equation 6)."""
+    """Length of fine-tuning, DiffFit, and the weights of the loss terms (paper, equation 6)."""
 
     steps: int | None = Field(
         None, ge=0, description="Optimizer steps; 0 keeps the base model unchanged. Set either this or epochs."

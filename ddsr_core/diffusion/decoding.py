@@ -33,7 +33,7 @@ def decoder(model: Base, tile_px: int | None) -> Callable[[Tensor], Tensor]:
     of diffusers do the same but may end in a narrow strip: on a small random KL VAE their error was twice as large.
 
     Raises:
-        ConfigError: ``tile_px`` is not a whole number of latent pixels.
+        ConfigError: ``tile_px`` is not a multiple of the size of a latent pixel.
     """
     if tile_px is None:
         return model.decode

@@ -67,7 +67,7 @@ def initialize_rows(
     table = model.y_embedder.embedding_table.weight
     if init == "imagenet_rows":
         return
-    before = table.clone()  # a row that is written here may be averaged for another label
+    before = table.clone()  # a row that is overwritten here may be averaged for another label
     for label, row in label_map.items():
         if init == "null":
             table[row] = before[model.config.null_row]

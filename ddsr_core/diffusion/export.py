@@ -42,7 +42,7 @@ PIPELINE_USE = """\
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     images = pipeline([0, 1], num_inference_steps=25).images  # class ids: the rows named above
 
-The loop sets the timestep frequencies as in the original DiT, which the weights were trained with; diffusers' config cannot.
+The loop sets the timestep frequencies of the original DiT, with which the weights were trained; diffusers' config cannot.
 """
 
 

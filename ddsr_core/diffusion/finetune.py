@@ -1,8 +1,8 @@
 """Stage 5, fine-tuning: DiffFit on the accepted patches with the loss of equation 6 (paper, II-B).
 
-The loss is in `ddsr_core.diffusion.finetune_loss`, a step and its state in `ddsr_core.diffusion.finetune_trainer`. Here is
-what surrounds them: inputs, the loop, sample sheets and checkpoints along the way, and the files of the adapter. A run that
-is killed resumes from its last checkpoint and, on a CPU, ends with the same bytes.
+The loss is in `ddsr_core.diffusion.finetune_loss`, a step and its state in `ddsr_core.diffusion.finetune_trainer`. This
+module has the rest: inputs, the loop, sample sheets, checkpoints, and the files of the adapter. A run that is killed
+resumes from its last checkpoint and, on a CPU, ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def run(
 
 
 def finetune_in_process(group: ProcessGroup, runtime: Runtime, *, config: FinetuneConfig, inputs: Inputs, out: Path) -> None:
-    """The whole stage in one of its processes. Process 0 writes."""
+    """The entire stage in one of its processes. Process 0 writes."""
     model = load_base(str(inputs.base), runtime.device, inputs.vae)
     label_map = map_labels(inputs.clusters, model)
     data = load_training_set(inputs.latents, inputs.clusters, label_map)

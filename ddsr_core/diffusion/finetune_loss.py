@@ -1,7 +1,7 @@
 """The loss of fine-tuning (paper, equation 6): L_simple + λr L_r + λd L_d + λsr L_SR, and the variational bound.
 
 L_simple (equation 2) and the bound are in `ddsr_core.diffusion.gaussian`, L_r and L_d (equations 3, 4) in
-`ddsr_core.diffusion.minimax`, L_SR (equation 5) in `ddsr_core.diffusion.lsr`. Here they meet.
+`ddsr_core.diffusion.minimax`, L_SR (equation 5) in `ddsr_core.diffusion.lsr`. This module adds them up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FinetuneLoss:
 
     Attributes:
         base: the network, with DiffFit's parameters, and its VAE.
-        decoder: what L_SR decodes with: the base's own VAE, or a smaller one for the same latents.
+        decoder: VAE that L_SR decodes with: the base model's own, or a smaller one for the same latents.
         slice_decoder: L_SR decodes one image at a time, and again in the backward pass, to save memory.
         lsr_share: factor of ``lambda_sr``, 0 to 1; see `FinetuneTrainer.adapt_lsr`.
     """

@@ -1,4 +1,4 @@
-"""Samples of the averaged adapter during fine-tuning: sheets to look at, and the texture that L_SR is weighed by."""
+"""Samples of the averaged adapter during fine-tuning: sample sheets, and the texture that determines the weight of L_SR."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class SampleCost:
     """How much is sampled during fine-tuning. Little, as it interrupts training.
 
     Attributes:
-        labels, columns: of a sheet: pseudo-labels at most, and images of each.
-        texture_images: images that texture is measured on, at least.
-        steps: of DPM-Solver++.
+        labels, columns: of a sheet: largest number of pseudo-labels, and images per pseudo-label.
+        texture_images: smallest number of images that texture is measured on.
+        steps: sampling steps of DPM-Solver++.
     """
 
     labels: int

@@ -1,4 +1,4 @@
-"""What a fine-tuning run carries from step to step: adapter, optimizer, average, minimax memories, curves, checkpoint."""
+"""The state of a fine-tuning run: adapter, optimizer, average, minimax memories, curves, checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LSR_BAND_DB = 1.0
 
 
 class StepResult(NamedTuple):
-    """What the parts of one step left behind, on the device.
+    """The results of the parts of one step, on the device.
 
     Attributes:
         terms: values of the weighted terms, one tensor ``(len(TERMS),)`` per part.
@@ -87,7 +87,7 @@ class FinetuneTrainer:
         return list(self.trainable.values())
 
     def continue_from(self, adapter: Adapter) -> None:
-        """Begin with the values of an earlier adapter. Optimizer and memories begin empty.
+        """Start from the values of an earlier adapter. Optimizer and memories start empty.
 
         Raises:
             InputError: the adapter belongs to another base model, or does not fit.
@@ -102,7 +102,7 @@ class FinetuneTrainer:
         self.ema = {name: p.detach().clone() for name, p in self.trainable.items()}
 
     def advance(self, data: TrainingSet) -> dict[str, float]:
-        """One optimizer step. A GPU is waited for once, before the update.
+        """One optimizer step. It synchronizes with a GPU once, before the update.
 
         Returns:
             The value of every term, and every ``norm_every`` steps the norms of their gradients (``grad_<term>``).
@@ -121,11 +121,11 @@ class FinetuneTrainer:
         return row
 
     def adapt_lsr(self, samples_db: float, real_db: float) -> None:
-        """Weigh L_SR by how much smoother samples are than patches: fully from `LSR_BAND_DB` on, not at all below zero.
+        """Weight L_SR by how much smoother samples are than patches: fully from `LSR_BAND_DB`, not at all below 0 dB.
 
-        L_SR ``target`` sees predictions of x0, which are means and smoother than any sample, so it never comes to rest by
-        itself: left alone at weight 1 it took ddsr-tiny's samples from 25.8 dB to 20.4 dB in 300 steps, past the patches'
-        24.3 dB.
+        L_SR ``target`` sees predictions of x0, which are means and smoother than any sample, so it never vanishes on its
+        own: at a constant weight of 1, it took ddsr-tiny's samples from 25.8 dB to 20.4 dB in 300 steps, past the 24.3 dB of
+        the patches.
 
         Args:
             samples_db, real_db: mean PSNR_bic of samples of the averaged adapter, and of the patches.
@@ -163,7 +163,7 @@ class FinetuneTrainer:
         return StepResult(values, predictions, norms)
 
     def _finite_values(self, batch: Batch, result: StepResult) -> dict[str, float]:
-        """Terms and norms as numbers: the one place of a step that waits for a GPU.
+        """Terms and norms as numbers. This is the only point of a step that waits for a GPU.
 
         Raises:
             TrainingError: one of them is not finite.
@@ -216,7 +216,7 @@ class FinetuneTrainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the averaged adapter on the network for the time of the context."""
+        """Use the averaged adapter in the network inside the context."""
         current: list[Tensor] = list(self.trainable.values())
         last = [p.detach().clone() for p in current]
         with torch.no_grad():
@@ -257,7 +257,7 @@ class FinetuneTrainer:
 
 
 def keep_frozen_in_bf16(dit: DiT) -> None:
-    """Round the frozen matrices once, and not in every forward pass as autocast would: equal products, less memory."""
+    """Round the frozen matrices once instead of in every forward pass, as autocast would: equal products, less memory."""
     for module in dit.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.bfloat16()

@@ -1,7 +1,7 @@
 """Gaussian diffusion: the forward process, x0 from eps, and the loss with learned variance (paper, equation 2).
 
 Equation numbers D are those of Ho et al. 2020 (DDPM), I those of Nichol & Dhariwal 2021 (improved DDPM). Everything here is
-float32: at t = 999 an error of 2^-8 in eps becomes one of 0.6 sigma in x0.
+float32: at t = 999, an error of 2^-8 in eps becomes an error of 0.6 sigma in x0.
 """
 
 from __future__ import annotations

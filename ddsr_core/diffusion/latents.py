@@ -62,7 +62,7 @@ def open_latents(folder: Path) -> Latents:
     log_variance = folder / LOG_VARIANCE
     return Latents(
         patch_ids=table["patch_id"].to_pylist(),
-        psnr_bic=np.array(table["psnr_bic"].to_numpy()),  # a copy: torch wants writable memory
+        psnr_bic=np.array(table["psnr_bic"].to_numpy()),  # a copy, because torch needs writable memory
         mean=np.load(folder / MEAN, mmap_mode="r"),
         log_variance=np.load(log_variance, mmap_mode="r") if log_variance.is_file() else None,
     )
@@ -130,7 +130,7 @@ class _Journal:
     def __init__(self, path: Path, batch_size: int, total: int) -> None:
         self.path = path
         text = path.read_text() if path.exists() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may have been cut
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last one may have been truncated
         # Complete batches only: a batch of another size rounds differently in the last bit.
         complete = len(lines) if len(lines) == total else len(lines) // batch_size * batch_size
         write_atomically(path, "".join(f"{line}\n" for line in lines[:complete]).encode())

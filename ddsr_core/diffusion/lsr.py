@@ -6,7 +6,7 @@
     included.
 ``target``: ours. One-sided and relative to the real patch: PSNR_bic of the decoded x0 must not exceed that of the real
     patch by more than a margin. It applies only where x0 can be predicted at all (signal above noise: t <= 258), weighted
-    by alpha_bar, and is zero once the prediction is as detailed as the patch, so it cannot run away.
+    by alpha_bar, and is zero once the prediction is as detailed as the patch, so it cannot diverge.
 """
 
 from __future__ import annotations

@@ -25,13 +25,13 @@ PROBES_PX = (8, 16)
 
 
 def choose_checkpointing(config: FinetuneConfig, shape: DiTConfig, decoder: Codec, free_bytes: int | None) -> Checkpointing:
-    """What ``config.checkpointing="auto"`` comes to: the cheapest way whose activations take `MEMORY_SHARE` of free memory.
+    """Resolve ``config.checkpointing="auto"``: the cheapest way whose activations fit `MEMORY_SHARE` of free memory.
 
     ``decoder`` is tried before ``on``, since it recomputes less. If nothing fits, it is ``on``.
 
     Args:
         shape: of the DiT.
-        decoder: what L_SR decodes with.
+        decoder: VAE that L_SR decodes with.
         free_bytes: free memory of the GPU with the networks loaded; None on a CPU, where nothing is recomputed by default.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a fine-tuning step needs to know of the patches: posteriors of both flips, pseudo-labels, PSNR_bic."""
+"""The data of a fine-tuning step: posteriors of both flips, pseudo-labels, PSNR_bic."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def load_training_set(latents: Path, clusters: Path, label_map: dict[int, int]) 
 def draw_batch(
     data: TrainingSet, *, step: int, size: int, null_row: int, label_dropout: float, flip: bool, seed: int
 ) -> Batch:
-    """Batch ``step`` of the run ``seed``. It depends on nothing drawn before, so resuming needs no generator state.
+    """Batch ``step`` of the run ``seed``. It depends on no earlier random numbers, so resuming needs no generator state.
 
     Latents are sampled from their posteriors. The label is dropped here, once per sample, and not inside the network; the
     minimax memories still see the pseudo-label. Random numbers come from the CPU and so are equal on every device.

@@ -1,4 +1,4 @@
-"""How an SR network is measured, as forms, files and options describe it."""
+"""Config of the evaluation of SR networks."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from ddsr_core.sr.config import Degradation
 class EvaluateConfig(StageConfig):
     """Protocol and metrics. ``NAME: true`` or ``NAME: false`` adds a metric to ``metrics`` or removes it."""
 
-    scale: int = Field(4, ge=2, le=8, description="Upsampling factor. The weights must have the same.")
+    scale: int = Field(4, ge=2, le=8, description="Upsampling factor. It must match the weights.")
     mod_crop: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="HR images are cropped to a multiple of it. Empty: the scale. Set 8 for the published OST300 figures.",
+        description="HR sides are cropped to a multiple of this, in pixels. Empty: the scale. Set 8 for the published "
+        "OST300 figures.",
     )
     degradation: Degradation = Field(
-        "bicubic", description="How LR images are made that are not given, as in the training (`train_sr.degradation`)."
+        "bicubic", description="How LR images are made if the test set has none, as in training (`train_sr.degradation`)."
     )
-    metrics: tuple[MetricName, ...] = Field(DEFAULT_METRICS, min_length=1, description="What is measured.")
+    metrics: tuple[MetricName, ...] = Field(DEFAULT_METRICS, min_length=1, description="Metrics to measure.")
     round_y: bool = Field(
         False,
         description="Round Y to whole levels, as MATLAB and many published tables do. Bicubic then enlarges Y alone, as "
         "their bicubic rows do. BasicSR does not round.",
     )
     tile_px: int = Field(
-        512, ge=0, description="Larger LR images are processed in tiles of this side. Lower it if memory runs out; 0: never."
+        512,
+        ge=0,
+        description="Larger LR images are split into tiles of this side. Lower it if memory runs out; 0: never split.",
     )
     tile_overlap_px: int = Field(48, ge=0, description="LR pixels at a tile's border that only provide context.")
     trust: tuple[str, ...] = Field(
-        (), description="Networks of your own (module:Class) that weights files may import. Other files are refused."
+        (), description="Networks of your own (module:Class) that weights files may import. Others are rejected."
     )
-    crops: int = Field(4, ge=0, le=64, description="Number of test images that a close-up is stored of.")
+    crops: int = Field(4, ge=0, le=64, description="Number of test images to store a close-up of.")
     crop_px: int = Field(128, ge=MIN_SIDE_PX, description="Side of a close-up in HR pixels.")
 
     @model_validator(mode="before")

@@ -50,7 +50,7 @@ class Enlarged:
         hr: uint8 (H, W, 3), cropped as the protocol says.
         lr: float32 (1, 3, H / scale, W / scale).
         sr: float32 (1, 3, H, W), output of the network, not clamped.
-        sr_y: (1, 1, H, W) in 0..255, Y that was enlarged alone (`published_bicubic_y`); None: Y of ``sr`` is measured.
+        sr_y: (1, 1, H, W) in 0..255, Y enlarged separately (`published_bicubic_y`); None: Y of ``sr`` is measured.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Enlarged:
 
 
 class ReferenceFeatures:
-    """Cache of LPIPS features of HR images, for the next network that is measured on them. Thread-safe.
+    """Cache of LPIPS features of HR images, reused by the next network that is measured on them. Thread-safe.
 
     Features beyond ``most_bytes`` are computed again. Keys are digests of the pixels, so that entries cannot be stale.
     """
@@ -107,7 +107,7 @@ def reference_features(test: Path) -> ReferenceFeatures:
 
 
 class Evaluator:
-    """Measures one network on one image after the other.
+    """Measures one network, image by image.
 
     Args:
         network: on ``device``.
@@ -198,7 +198,7 @@ class Evaluator:
 
 
 class Bicubic:
-    """Bicubic enlargement in the place of a network.
+    """Bicubic enlargement with the interface of a network.
 
     Args:
         scale: upsampling factor.

@@ -39,7 +39,7 @@ class Variant:
         name: in tables and files.
         meaning: what it is, for the legend of a table.
         changes: fields that differ from the config of the experiment.
-        source: ``distilled``, or the training set that the networks get instead.
+        source: ``distilled``, or the training set that the networks are trained on instead.
         images: size of the set; None for the config's ``sample.count`` or for the full data.
     """
 
@@ -74,7 +74,7 @@ class Network:
 _AS_SAMPLED = {"oversample": 1, "max_cosine": 1.0, "detail_restoration": 0.0}
 _WITHOUT_EXTRA_LOSSES = {"lambda_r": 0.0, "lambda_d": 0.0, "lsr_mode": "off"}
 
-#: The parts of the method, one more per variant.
+#: The parts of the method, added one at a time.
 ABLATION = (
     Variant(
         "base",

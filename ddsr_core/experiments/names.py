@@ -11,7 +11,7 @@ EXPERIMENTS: Mapping[ExperimentName, str] = {
     "table1": "Table I: GAN networks on distilled images and on GSDD",
     "table2": "Table II: networks trained on L1",
     "table3": "Table III: Real-ESRGAN on distilled images and on crops",
-    "ablation": "what each part of the method is worth",
+    "ablation": "what each part of the method contributes",
     "sources": "every kind of training set at one number of images",
     "budget": "the metrics against the number of iterations",
     "shares": "how much detail to restore",

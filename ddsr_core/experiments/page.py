@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def level(self) -> Level:
-        """Whether the set is better than random crops, worse, equal within the spread of seeds, or cannot be told."""
+        """Whether the set is better or worse than random crops, or equal within the spread of seeds; else unknown."""
         if len(self.gains) < LEAST_SEEDS:
             return "unknown"
         if is_positive(self.gains):
@@ -128,7 +128,7 @@ def answers_of(cells: Sequence[Cell], design: Design) -> list[Answer]:
 
 
 def _headline(answers: Sequence[Answer]) -> tuple[Level, str]:
-    """Of the distilled set as it is, else with restored detail."""
+    """The answer for the distilled set, or else for the set with restored detail."""
     for variant in ("distilled", RESTORED_LABEL):
         levels = [answer.level for answer in answers if answer.variant == variant]
         if levels:
@@ -153,7 +153,7 @@ def colors_of(design: Design) -> dict[str, int]:
 
 def _answer_chart(answers: Sequence[Answer], colors: Mapping[str, int]) -> str:
     rows = [Dots(f"{a.variant} ({a.network})", a.gains, a.mean, a.half_width, colors[a.variant]) for a in answers]
-    title, label = "PSNR-Y of every training set minus that of random crops", "difference in PSNR-Y, dB; right: better"
+    title, label = "PSNR-Y of every training set minus that of random crops", "difference in PSNR-Y, dB (positive is better)"
     return dot_plot(rows, title=title, x_label=label, line=0.0, line_label="random crops")
 
 

@@ -23,8 +23,8 @@ BUDGETS: Mapping[ProtocolName, tuple[int, ...]] = {"mini": (300, 1_000, 3_000), 
 
 #: What improves the small set most (docs/results): no L_SR, and selection by SR gain.
 _BY_GAIN = {"oversample": 10, "sr_gain_share": 0.2, "allocation": "proportional"}
-#: Samples that start at patches spread over their cluster, without selection. Copies are not refused: at low strength
-#: hardly anything else is sampled.
+#: Samples that start at patches spread over their cluster, without selection. Copies are not rejected, because hardly
+#: anything else is sampled at low strength.
 _FROM_PATCHES = {
     "init": "k-center", "oversample": 1, "select": "none", "sr_gain_share": 1.0, "allocation": "proportional",
     "max_cosine": 1.0, "detail_restoration": 0.0,
@@ -126,7 +126,7 @@ def _grid(
 
 
 def _budget(protocol: ProtocolName) -> Design:
-    """One network and number of images at several numbers of iterations: when does data become the limit?"""
+    """One network and one number of images at several numbers of iterations: when does the data become the limit?"""
     first = _PSNR_NETWORKS[protocol][0]
     return Design(
         "budget",
@@ -135,7 +135,7 @@ def _budget(protocol: ProtocolName) -> Design:
         tuple(Network(first.name, first.arch, {"iterations": count}) for count in BUDGETS[protocol]),
         "iterations",
         title=_titled("budget"),
-        notes=("Each number of iterations is a training of its own, with its whole learning-rate schedule.",),
+        notes=("Each number of iterations is a separate training with its complete learning-rate schedule.",),
     )
 
 

@@ -33,15 +33,15 @@ class ExperimentRequest(RunRequest):
     protocol: ProtocolName = Field(
         "mini", description="mini: small networks and few images. paper: the paper's networks and numbers of images."
     )
-    seeds: AtLeastOne = Field(3, description="How many seeds, counted from 0.")
-    command: str = Field("the flow `reproduce`", description="How the experiment was started. It stands above the table.")
+    seeds: AtLeastOne = Field(3, description="Number of seeds, counted from 0. Conclusions need at least three.")
+    command: str = Field("the flow `reproduce`", description="How the experiment was started; printed above the table.")
 
     @property
     def base_preset(self) -> Preset:
         return self.preset or DEFAULT_PRESET[self.protocol]
 
     def resolved_config(self) -> PipelineConfig:
-        """As of a run, with the protocol laid over the preset."""
+        """As for a run, with the values of the protocol overriding the preset."""
         return chosen_config(self.base_preset, self.config, self.overrides, self.protocol)
 
     @property

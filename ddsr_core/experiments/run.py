@@ -1,4 +1,4 @@
-"""Experiments as sequences of stages: `ddsr reproduce`. An interrupted one continues: finished stages are in the cache."""
+"""Experiments as sequences of stages: `ddsr reproduce`. An interrupted experiment resumes from the cached stages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
     Args:
         run: with test photos; the variants change its config.
         seeds: number of seeds, counted from 0.
-        command: that started the experiment; printed above its tables.
+        command: command that started the experiment; printed above its tables.
     """
     stages, tests = run.stages, run.test_photos
     config, folder = stages.config, run_folder(run.store, run.name)

@@ -1,4 +1,4 @@
-"""Contact sheets: many images on one."""
+"""Contact sheets: many images arranged on one."""
 
 from __future__ import annotations
 

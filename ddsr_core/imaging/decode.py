@@ -1,6 +1,6 @@
-"""Decoding image files of untrusted content to pixels, ``uint8 (H, W, 3)`` RGB, or to one plain reason why not.
+"""Decoding untrusted image files to pixels, ``uint8 (H, W, 3)`` RGB, or to a plain reason for the failure.
 
-Samples of more than 8 bits are converted by these rules. A file that fits none of them is refused, so that no picture turns
+Samples of more than 8 bits are converted by these rules. A file that fits none of them is rejected, so that no picture turns
 black or white unnoticed.
 
 ==============================  =====================================================================
@@ -44,7 +44,7 @@ else:
 
 Image.init()
 
-#: Memory that decoding one picture, and scoring its patches, may take: Pillow's copy, ours and two of floats.
+#: Memory for decoding pictures and scoring their patches: per picture Pillow's copy, ours and two of floats.
 MAX_PICTURE_BYTES = 2 << 30
 BYTES_PER_PIXEL = 12
 #: Larger images are refused (179 megapixels).
@@ -120,7 +120,7 @@ def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarr
         return np.asarray(_to_rgb(*_opened(data, name, max_pixels), name))
     except UnusableImage:
         raise
-    except Exception as error:  # decoders raise whatever damaged bytes make them stumble over
+    except Exception as error:  # damaged bytes make decoders raise any exception
         raise _unreadable(name, error) from error
 
 

@@ -1,4 +1,4 @@
-"""The demo's photographs, which come with the packages scikit-image and scikit-learn. This project contains none of them.
+"""The demo's photographs, which come with the packages scikit-image and scikit-learn. They are not part of this project.
 
 Graphics, microscopy, astronomy and second views of a scene are left out. One photo is held out as the test set.
 """
@@ -47,5 +47,5 @@ def _photo(package: str, path: str) -> Path:
             return Path(root) / path
     raise InputError(
         f"the package {package} does not contain {path}",
-        fix="run `make setup`, or name your own photos with --images",
+        fix="run `make setup`, or give your own photos with --images",
     )

@@ -186,7 +186,7 @@ def _place(source: Path, folder: Path, entries: list[tuple[Photo, str]]) -> Sour
 
 
 def _name(photo: Photo, source: Path, number: int) -> str:
-    """Where a photo lies in the folder of links: as below its source, or else numbered."""
+    """Path of a photo in the folder of links: the same as below its source, or else a number."""
     if photo.path is None:
         suffix = Path(photo.name).suffix.lower()
         return f"{number:08d}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"

@@ -1,4 +1,4 @@
-"""Pictures in Parquet files as others write them: which column, in which form, and in flat memory.
+"""Pictures in Parquet files of any origin: their column, its format, and reading them with little memory.
 
 The image column is the one that the metadata of ``datasets`` declares, or one of `COLUMNS`. Its values are structs of
 ``bytes`` and ``path`` in any order, plain bytes, or paths of files. A row without a picture is a picture that cannot be
@@ -29,7 +29,7 @@ COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 BATCH_BYTES = 32 << 20
 #: Rows per batch, at most.
 BATCH_ROWS = 64
-#: Pictures that stay in memory for threads which ask for them a little later.
+#: Pictures that stay in memory for threads that request them shortly afterwards.
 RECENT_ROWS, RECENT_BYTES = 64, 192 << 20
 
 
@@ -50,8 +50,8 @@ def parquet_pictures(files: list[Path], named: Path) -> Iterator[ParquetPicture]
     """The pictures of Parquet files, in order; their bytes are not read.
 
     Args:
-        files: read one after the other; those without an image column are left out if there are several.
-        named: what the user named, for messages.
+        files: read in turn. If there are several, those without an image column are skipped.
+        named: the path that the user gave, for messages.
 
     Raises:
         InputError: a file is damaged, has no image column, or holds addresses in place of pictures.
@@ -205,7 +205,7 @@ class _Rows:
                 self._stream = None
                 reason = plain_reason(error)
                 raise UnusableImage(
-                    "the Parquet file is damaged", where=f"{self.file}, row {row}", fix=f"bring an undamaged file ({reason})"
+                    "the Parquet file is damaged", where=f"{self.file}, row {row}", fix=f"use an undamaged file ({reason})"
                 ) from error
         raise UnusableImage("the Parquet file has lost rows", where=f"{self.file}, row {row}", fix="run again")
 
@@ -216,7 +216,7 @@ class _Rows:
         return self.starts[self._group(row)]
 
     def _from(self, row: int) -> Iterator[tuple[int, Any]]:
-        """Row numbers and values from the beginning of the row group that the row lies in."""
+        """Row numbers and values from the beginning of the row group that contains the row."""
         for group in range(self._group(row), len(self.starts) - 1):
             with pq.ParquetFile(self.file, pre_buffer=False, buffer_size=1 << 20) as parquet:
                 number = self.starts[group]

@@ -1,9 +1,9 @@
-"""What a photo is: the one gate through which every command, flow and nightly run reads pictures.
+"""What counts as a photo. Every command, flow and nightly run reads pictures through this module.
 
 A photo source is a folder, an image file, a glob pattern, or Parquet (a file, or a folder of them, see
 `ddsr_core.imaging.parquet_photos`). In a folder a file is a photo if its content begins like an image, whatever its suffix,
-or if its suffix says so. Linked folders are followed, each folder is read once, hidden files and folders are left out, and
-so is everything below the home of ddsr (`ddsr_core.storage.home`), so that no run reads its own results.
+or if its suffix says so. Linked folders are followed, and each folder is read once. Hidden files and folders are
+skipped, and so is everything below the home of ddsr (`ddsr_core.storage.home`), so that no run reads its own results.
 
 What looks like a photo and cannot be used (damaged, a camera's raw format, a named pipe, a folder without permission) is a
 `Photo`, too. Reading it raises `UnusableImage` with the reason, and so every stage counts it.
@@ -29,7 +29,7 @@ from ddsr_core.storage.home import RESULT_FOLDERS, is_home
 from ddsr_core.storage.stage import Source
 
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-#: Files with these suffixes are photos, and counted as unusable if their content is not.
+#: Files with these suffixes are photos. They count as unusable if their content is not an image.
 IMAGE_SUFFIXES = frozenset(
     {
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
@@ -47,7 +47,7 @@ UNSUPPORTED_SUFFIXES = frozenset(
         *(() if HEIF else _HEIF_SUFFIXES),
     }
 )  # fmt: skip
-#: Stands in place of the digest of an image that cannot be read, before the reason.
+#: Prefix of the reason that replaces the digest of an image that cannot be read.
 UNREADABLE = "unreadable: "
 _HEAD_BYTES = 16
 _SIGNATURES = (
@@ -91,7 +91,7 @@ class Photo:
             digest: SHA-256 of the content then.
 
         Raises:
-            ChangedInputError: the content is another one now, or cannot be read any more.
+            ChangedInputError: the content has changed, or can no longer be read.
         """
         try:
             data = self.content()
@@ -180,7 +180,7 @@ def digested_photos(source: Path | str) -> list[tuple[Photo, str]]:
 
 
 def photo_source(source: Path | str) -> Source:
-    """A photo source as stage input. Its digest covers names and contents of its images, but not where they lie.
+    """A photo source as stage input. Its digest covers the names and contents of its images, but not their location.
 
     Raises:
         InputError: the source does not exist, or contains no image file.
@@ -251,14 +251,14 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Photo]]:
 
 
 class _Homes:
-    """The homes that links lead into. A source that lies in a home itself may link to anything."""
+    """The homes that links point into. A source inside a home may link to anything."""
 
     def __init__(self, folder: Path) -> None:
         self._known: dict[Path, bool] = {}
         self._source_in_home = is_home(folder) or self._below_home(folder.resolve())
 
     def contain(self, path: Path) -> bool:
-        """Whether a path, or what it links to, is a home or lies below one."""
+        """Whether a path, or its link target, is a home or is inside one."""
         if self._source_in_home:
             return False
         target = path.resolve()
@@ -272,7 +272,7 @@ class _Homes:
 
 
 def _is_photo(path: Path) -> bool:
-    """Whether a path that is not a folder is counted as a photo, be it usable or not."""
+    """Whether a path that is not a folder counts as a photo, usable or not."""
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES or suffix in UNSUPPORTED_SUFFIXES:
         return True
@@ -298,12 +298,12 @@ def _begins_like_an_image(head: bytes) -> bool:
 
 
 def _refusal(path: Path) -> str:
-    """Why a file is not even tried; empty if it is."""
+    """Why a file is not decoded; empty if it is."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "not a regular file"
     except FileNotFoundError:
-        return "unreadable: a link to nothing" if path.is_symlink() else ""
+        return "unreadable: broken link" if path.is_symlink() else ""
     except OSError as error:
         return f"unreadable: {plain_reason(error)}"
     suffix = path.suffix.lower()
@@ -322,7 +322,7 @@ def _refused(path: Path, folder: Path, reason: str) -> Photo:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Raises the reason in place of returning bytes."""
+    """Raises the reason instead of returning bytes."""
 
     name: str
     reason: str

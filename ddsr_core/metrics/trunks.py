@@ -51,7 +51,7 @@ class ArrayUnpickler(pickle.Unpickler):
             return self.KNOWN[module, name]
         except KeyError:
             raise InputError(
-                f"the weights file wants to load {module}.{name}, which is not an array", fix="do not trust this file"
+                f"the weights file tries to load {module}.{name}, which is not an array", fix="do not trust this file"
             ) from None
 
 

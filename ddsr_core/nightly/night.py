@@ -50,13 +50,13 @@ DISTILLING = ("II-A", "II-B", "II-C")
 
 @dataclass(frozen=True)
 class Night:
-    """What is distilled, and how the result is judged.
+    """What is distilled, and how the result is compared with the active version.
 
     Attributes:
         name: of the series, ``nightly/<name>`` in the home.
         images: training photos.
         test: test photos, on which SR networks trained on the candidate and on the active version are compared.
-        metric: that they are compared by.
+        metric: metric that they are compared by.
         margin: how much worse than the active version a candidate may be, in the unit of the metric.
         warm: continue fine-tuning from the adapter of the active version; else always from the base model.
         warm_steps: optimizer steps of a fine-tuning that continues; None: as many as from the base model.
@@ -158,7 +158,7 @@ def is_unchanged(registry: Registry, inputs: Inputs) -> bool:
 
 
 def require_measurable(night: Night) -> None:
-    """Make sure that the night can be judged.
+    """Check that the versions of a night can be compared.
 
     Raises:
         ConfigError: no SR network, or a metric that is not measured.
@@ -184,7 +184,7 @@ def read_inputs(night: Night, store: Store) -> Inputs:
 
 
 def distill_and_compare(night: Night, store: Store, stages: Stages, registry: Registry, inputs: Inputs, run: str) -> Outcome:
-    """Make and judge a new version, from the photos to the new registry."""
+    """Make a new version and compare it, from the photos to the new registry."""
     last, number = registry.last, registry.next_number
     config, earlier = warm_start(night, store, registry.active_version, stages)
     stages, apart = stages.with_config(config), inputs.apart
@@ -222,7 +222,7 @@ def distill_and_compare(night: Night, store: Store, stages: Stages, registry: Re
 def promote(
     night: Night, store: Store, registry: Registry, version: Version, distilled: Artifact, log: Callable[[str], None]
 ) -> Outcome:
-    """Judge a version, add it to the registry, and publish its set if it is promoted."""
+    """Decide on a version, add it to the registry, and publish its set if it is promoted."""
     promoted, reason = should_promote(night.metric, version.score, version.against, night.margin)
     version = version.model_copy(update={"promoted": promoted, "reason": reason})
     log(f"version {version.number}: {'promoted' if promoted else 'not promoted'}: {reason}")
@@ -268,7 +268,7 @@ def require_same_photos(store: Store, accepted: Artifact, inputs: Inputs) -> Non
     column = pq.read_table(accepted.path / "scores.parquet", columns=["photo_digest"])["photo_digest"]
     if not set(column.unique().to_pylist()) <= set(inputs.photos.values()):
         store.forget(accepted)
-        fix = "Run again when nobody writes to the photos; finished stages are kept."
+        fix = "Run again while nothing writes to the photo folder; finished stages are kept."
         raise InputError("photos were changed while they were read", where=accepted.path.name, fix=fix)
 
 
@@ -286,7 +286,7 @@ def artifact_of(store: Store, stage: str, version: Version) -> Artifact:
             else "fine-tune from the base model (--cold)"
         )
         raise StorageError(
-            f"version {version.number} has lost its {stage} artifact",
+            f"version {version.number} is missing its {stage} artifact",
             where=store.folder(stage, version.keys[stage]),
             fix=f"Restore it from a backup, or {instead}.",
         )
@@ -342,7 +342,7 @@ def changes_since(
 
 
 def compare(before: set[str], after: set[str]) -> dict[str, int]:
-    """How many are new, kept and dropped."""
+    """Numbers of new, kept and dropped items."""
     return {"new": len(after - before), "kept": len(after & before), "dropped": len(before - after)}
 
 
@@ -352,7 +352,7 @@ def patch_ids(labels: Artifact) -> set[str]:
 
 
 def publish_current(store: Store, name: str, distilled: Artifact) -> None:
-    """Publish a set as ``nightly/<name>/current``, for those who train on it."""
+    """Publish a set as ``nightly/<name>/current``, for users who train on it."""
     folder = store.home / folder_of(name)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

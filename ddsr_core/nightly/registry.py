@@ -37,7 +37,7 @@ class Version(BaseModel):
         anew: how many photos were scored and patches embedded for it; the others were known.
         keys: stage -> key of the artifacts that later nights need (clusters, finetune, sample).
         warm_from: number of the version whose adapter fine-tuning continued from; None: from the base.
-        metric: that versions are compared by.
+        metric: metric that versions are compared by.
         score: mean of the metric over SR networks trained on this version.
         against: the same for the version that was active then; None if there was none.
         promoted: whether it became the active version.

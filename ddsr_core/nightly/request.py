@@ -21,10 +21,12 @@ class NightRequest(RunRequest):
 
     test: Path = Field(description="Photos that the old and the new set are compared on.")
     name: str = Field("nightly", description="Name of the series, HOME/nightly/NAME.")
-    metric: MetricName = Field("psnr_y", description="What the two sets are compared by.")
+    metric: MetricName = Field("psnr_y", description="Metric by which the two sets are compared.")
     margin: float = Field(0.0, ge=0, description="How much worse the new set may be, in the metric's unit.")
-    warm: bool = Field(True, description="Continue from the last adapter. Off: always fine-tune from the base.")
-    warm_steps: int | None = Field(None, ge=0, description="Steps of a fine-tuning that continues. None: as from the base.")
+    warm: bool = Field(
+        True, description="Continue from the last adapter. Turn it off to fine-tune from the base model every night."
+    )
+    warm_steps: int | None = Field(None, ge=0, description="Steps when fine-tuning continues. None: as from the base model.")
 
     @property
     def run_name(self) -> str:
@@ -49,13 +51,13 @@ class NightRequest(RunRequest):
 
 
 def run_night_plainly(request: NightRequest, progress: ProgressFactory = silent) -> dict[str, Any]:
-    """A night without Prefect; what came of it, as of `outcome_data`."""
+    """Run a night without Prefect. Returns `outcome_data`."""
     store = open_store(request.home)
     backend = plain_backend(request, store, progress, request.name, photo_cache_of(request.name))
     return outcome_data(run_night(request.night(), store, backend), request.name)
 
 
 def unchanged_night(request: NightRequest) -> dict[str, Any] | None:
-    """What a night comes to if nothing has changed; None if there is work to do."""
+    """The result of a night if nothing has changed; None if there is work to do."""
     outcome = outcome_if_unchanged(request.night(), open_store(request.home))
     return None if outcome is None else outcome_data(outcome, request.name)

@@ -30,15 +30,21 @@ Preset = Literal["demo", "released", "paper", "best"]
 
 
 class SRConfig(StageConfig):
-    """Which SR networks are trained, on which data, by which recipe. Every source gets the same number of iterations."""
+    """Which SR networks are trained, on which data, by which recipe. All training sets get the same number of iterations."""
 
-    archs: tuple[str, ...] = Field(("edsr", "srformer-light"), description="networks; none to stop after sampling")
-    training_sets: tuple[TrainingSetName, ...] = Field(
-        ("distilled", "random", "threshold", "full"), description="data sets that each network is trained on"
+    archs: tuple[str, ...] = Field(
+        ("edsr", "srformer-light"), description="Networks to train. Leave it empty to stop after sampling."
     )
-    seeds: tuple[int, ...] = Field((42,), min_length=1, description="one training a seed")
-    train: TrainSRConfig = Field(TrainSRConfig(), description="recipe; arch and seed are filled in")
-    per_arch: dict[str, dict[str, JsonValue]] = Field({}, description="fields of the recipe that differ for a network")
+    training_sets: tuple[TrainingSetName, ...] = Field(
+        ("distilled", "random", "threshold", "full"), description="Training sets that each network is trained on."
+    )
+    seeds: tuple[int, ...] = Field(
+        (42,), min_length=1, description="Seeds; each network is trained once per seed. Conclusions need at least three."
+    )
+    train: TrainSRConfig = Field(TrainSRConfig(), description="Recipe of every network; arch and seed are filled in.")
+    per_arch: dict[str, dict[str, JsonValue]] = Field(
+        {}, description="Fields of the recipe that differ for single networks, by name of the network."
+    )
 
     @model_validator(mode="after")
     def _recipes_exist(self) -> SRConfig:
@@ -55,34 +61,36 @@ class SRConfig(StageConfig):
 class PipelineConfig(StageConfig):
     """Everything that a run depends on besides its images."""
 
-    preset: str = Field("best", description="preset that the values started from")
+    preset: str = Field("best", description="Preset that the values started from.")
     base: str = Field(
         "ddsr-tiny",
-        description="base model: ddsr-tiny, a hub id or folder in diffusers' layout, or a file of the original DiT release",
+        description="Base model: ddsr-tiny, a hub id or folder in diffusers' layout, or a file of the original DiT release.",
     )
-    vae: str | None = Field(None, description="VAE in place of the base's own: a hub id or a folder in diffusers' layout")
+    vae: str | None = Field(
+        None, description="VAE that replaces the base model's own: a hub id or a folder in diffusers' layout."
+    )
     lsr_decoder: str | None = Field(
         None,
-        description="smaller decoder of the same latents for L_SR, such as TAESD (hub id or folder)",
+        description="Smaller decoder of the same latents for L_SR, such as TAESD (hub id or folder). Set it to save memory.",
     )
     patches: PatchesConfig = PatchesConfig()
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     clusters: ClustersConfig = ClustersConfig()
     latents: LatentsConfig = LatentsConfig()
-    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="only for finetune.class_row_init=clip_nearest")
+    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="Used only if finetune.class_row_init=clip_nearest.")
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
     teacher: TrainSRConfig = Field(
         TrainSRConfig(arch="edsr-small", iterations=1500, batch_size=16, lr_patch_px=16),
-        description="only for sample.sr_gain_share < 1 or sample.detail_restoration > 0: the SR network that candidates are "
-        "compared by and detail is restored by",
+        description="SR network that ranks candidates and restores detail. Used only if sample.sr_gain_share < 1 or "
+        "sample.detail_restoration > 0.",
     )
     gsdd: GSDDConfig = Field(
         GSDDConfig(), description="Recipe of the training set gsdd; count and seed are filled in by the run."
     )
     gsdd_generator: TrainSRConfig = Field(
         TrainSRConfig(arch="rrdbnet", iterations=20_000, gan=GanConfig(recipe="real-esrgan")),
-        description="the SR-GAN that gsdd inverts, trained on the accepted patches",
+        description="SR-GAN that gsdd inverts, trained on the accepted patches.",
     )
     sr: SRConfig = SRConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -90,7 +98,7 @@ class PipelineConfig(StageConfig):
     @field_validator("teacher", "gsdd_generator", mode="before")
     @classmethod
     def _rest_stays(cls, value: Any, info: ValidationInfo) -> Any:
-        """Who names single fields of a recipe changes those, and does not get another network for it."""
+        """Apply single fields of a recipe to the default recipe instead of to an empty one."""
         if not isinstance(value, Mapping):
             return value
         default: TrainSRConfig = cls.model_fields[str(info.field_name)].default
@@ -114,10 +122,10 @@ def preset_names() -> list[str]:
 def load_config(
     preset: str = "demo", file: Path | None = None, overrides: Iterable[str] = (), protocol: str | None = None
 ) -> PipelineConfig:
-    """A preset, with a TOML file's values over it, with ``field.path=value`` overrides over both.
+    """A preset, overridden by the values of a file, then by ``field.path=value`` overrides.
 
     Args:
-        protocol: of an experiment, ``mini`` or ``paper``; it is laid over the preset.
+        protocol: of an experiment, ``mini`` or ``paper``; its values override the preset.
 
     Raises:
         ConfigError: unknown preset, file or field, or a value out of range; the message names the field.
@@ -133,7 +141,7 @@ def load_config(
 
 
 def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConfig:
-    """A config with ``field.path=value`` overrides over it.
+    """A config with ``field.path=value`` overrides applied.
 
     Raises:
         ConfigError: unknown field, or a value out of range.
@@ -144,7 +152,7 @@ def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConf
 def chosen_config(
     preset: str, config: PipelineConfig | None, overrides: Iterable[str], protocol: str | None = None
 ) -> PipelineConfig:
-    """A config that is given, used as it is, or else the preset; with the overrides over it.
+    """The given config, or else the preset, with the overrides applied.
 
     Raises:
         ConfigError: as `load_config`.
@@ -193,7 +201,7 @@ def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str,
 
 
 def _texts(model: type[BaseModel] | None, names: list[str]) -> set[str]:
-    """The texts that a field takes which has a choice of them."""
+    """The texts that a field with a choice of values accepts."""
     annotation: Any = model
     for name in names:
         options = [annotation, *get_args(annotation)]  # "X | None" has two
@@ -240,7 +248,7 @@ ALTERNATIVES = (("patches", "threshold_db", "quantile"), ("finetune", "steps", "
 
 
 def _complete_alternatives(values: dict[str, Any]) -> dict[str, Any]:
-    """TOML cannot say null: whoever names one of two alternatives means that the other is off."""
+    """Set the other one of two alternative fields to None if a file sets only one of them, as TOML has no null."""
     for stage, *pair in ALTERNATIVES:
         named = [field for field in pair if field in values.get(stage, {})]
         if len(named) == 1:
@@ -250,7 +258,7 @@ def _complete_alternatives(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``over`` laid over those of ``under``, table by table."""
+    """The values of ``under``, overridden by those of ``over``, table by table."""
     over = _complete_alternatives(dict(over))
     result = dict(under)
     for name, value in over.items():

@@ -51,7 +51,7 @@ class ModelFiles:
         return _named({"trunk": self._once(("trunk", loss), lambda: trunk_input(recipe).get("trunk"))})
 
     def all_of(self, config: PipelineConfig) -> dict[str, Source]:
-        """Everything that distilling starts from. Asked for first, it finds missing weights before any work is done.
+        """Everything that distilling starts from. Called first, it reports missing weights before any work is done.
 
         Raises:
             MissingWeightsError: a file is neither on disk nor reachable.

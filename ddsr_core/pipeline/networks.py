@@ -1,7 +1,7 @@
-"""SR networks of a run, trained and measured at once where the run has workers: plain jobs that another process can do.
+"""SR networks of a run as plain jobs, which other processes can train and measure in parallel if the run has workers.
 
 Without Prefect they go to processes of this machine (`ddsr_core.pipeline.plain`), under Prefect to the runner of the run
-(`tasks.networks`). What they build is found again when the run asks for it.
+(`tasks.networks`). The run then finds their artifacts in the store.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ddsr_core.storage.stage import Artifact, StageInput
 from ddsr_core.storage.store import InputRef
 
 T = TypeVar("T")
-#: Below it a second thread gains a step little: EDSR-small and SRFormer-small of the demo take 6 and 12 GFLOP, EDSR 440.
+#: Below this, a second thread hardly speeds up a step. EDSR-small and SRFormer-small of the demo take 6 and 12 GFLOP,
+#: EDSR 440.
 SMALL_STEP_FLOPS = 3e10
 
 
@@ -64,7 +65,7 @@ def network_job(stages: Stages, recipe: TrainSRConfig, images: StageInput, tests
 
 
 def train_and_measure(job: NetworkJob) -> None:
-    """Build both artifacts of a job; what is already there stays as it is."""
+    """Build both artifacts of a job. Existing artifacts are reused."""
     store = open_store(job.home)
     runtime = Runtime(device=resolve_device(job.device), run=job.label)
     inputs = {name: ref.source(store) for name, ref in job.inputs.items()}
@@ -74,7 +75,7 @@ def train_and_measure(job: NetworkJob) -> None:
 
 
 def has_small_step(recipe: TrainSRConfig) -> bool:
-    """Whether a step of a training is so small that a second thread gains little: below `SMALL_STEP_FLOPS`, about.
+    """Whether a training step is so small that a second thread hardly helps: below about `SMALL_STEP_FLOPS`.
 
     Forward and backward of a network that works at the resolution of its LR crops take six FLOPs per weight and LR pixel.
     """
@@ -100,10 +101,10 @@ def own_threads(recipe: TrainSRConfig, device: str) -> Iterator[None]:
 
 
 def prefetched(stages: Stages, jobs: Iterable[tuple[NetworkJob, T]]) -> Iterator[tuple[NetworkJob, T]]:
-    """The jobs in their order, each when its network is trained, or, without workers, when its turn to be trained comes.
+    """The jobs in order. With workers, a job is yielded once its network is trained; without, when it is to be trained.
 
     Args:
-        jobs: with whatever belongs to each.
+        jobs: pairs of a job and any value that belongs to it.
     """
     networks = stages.backend.networks
     known = list(jobs)

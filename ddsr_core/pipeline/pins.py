@@ -1,4 +1,4 @@
-"""Keys of a run that is not finished, noted before their artifacts are built or used, so that `ddsr gc` spares them.
+"""Keys of an unfinished run, recorded before their artifacts are built or used, so that `ddsr gc` keeps them.
 
 Every execution of a run has a file of its own, ``pins/<run>/<id>.json``, so that two executions of one run do not remove
 each other's pins. An execution that finishes removes its file, because run.json then names its stages. One that fails leaves
@@ -23,7 +23,7 @@ from ddsr_core.storage.stage import Artifact, Stage, StageInput
 from ddsr_core.storage.store import Store
 
 FOLDER = "pins"
-#: Pins that an execution left behind, in a run that another execution has finished, count for so long: it may be alive.
+#: How long the pins of an execution count after another execution has finished the run: the first may still be alive.
 MEMORY = timedelta(days=14)
 
 
@@ -39,7 +39,7 @@ class Pins:
         self.keys: list[str] = []
 
     def add(self, *keys: str) -> None:
-        """Note keys.
+        """Record keys.
 
         Raises:
             StorageError: the home cannot be written.
@@ -51,7 +51,7 @@ class Pins:
             retry_while_unreachable(lambda: self.store.write_file(self.name, text.encode()))
 
     def over(self, backend: Backend) -> Backend:
-        """The same backend, with every key noted before it is built."""
+        """The same backend, which records every key before it is built."""
 
         def build(
             stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
@@ -69,12 +69,12 @@ class Pins:
         return train
 
     def drop(self) -> None:
-        """Forget them: run.json names the stages now."""
+        """Remove the pins: run.json now names the stages."""
         self.store.remove_file(self.name)
 
 
 def pinned_keys(store: Store) -> set[str]:
-    """Keys noted by executions that have not finished and whose run folder exists."""
+    """Keys recorded by executions that have not finished and whose run folder exists."""
     keys: set[str] = set()
     for name in store.sizes(FOLDER):
         run = name.rpartition("/")[0]

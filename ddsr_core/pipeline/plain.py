@@ -32,10 +32,10 @@ def plain_backend(
     photo_cache: str | None = None,
     reporter: OpenReporter = no_reporter,
 ) -> Backend:
-    """Stages that are built here and now.
+    """A backend that builds stages in this process.
 
     Args:
-        run: name of the run, for others who wait for what it builds.
+        run: name of the run, shown to processes that wait for its artifacts.
         photo_cache: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
         reporter: where training curves are shown.
 
@@ -49,7 +49,7 @@ def plain_backend(
     known = store.home / photo_cache if photo_cache else None
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
-        one_process = stage.on_gpu and device.startswith("cuda")  # it fills the GPU
+        one_process = stage.on_gpu and device.startswith("cuda")  # one process keeps the GPU busy
         runtime = replace(plain, photo_cache=known if stage.photo_cache else None, run_parts=None if one_process else spread)
         return store.build(stage, config, inputs, runtime)
 
@@ -64,17 +64,17 @@ def beside(execution: Execution, device: str) -> bool:
 
 
 def idle_cores() -> int:
-    """Cores that this process may use, as far as memory lasts for a network on each."""
+    """Number of cores that this process may use, limited by the memory for one network per core."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else NETWORK_BYTES
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, free // NETWORK_BYTES))
 
 
 def require_plain(execution: Execution) -> None:
-    """Make sure that a run can do without Prefect.
+    """Check that a run does not need Prefect.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it does.
     """
     if execution.runner == "ray":
         raise ConfigError("Ray needs Prefect", where="runner", fix="leave out --no-prefect, or set --runner processes")

@@ -11,17 +11,17 @@ from pydantic.json_schema import SkipJsonSchema
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
 from ddsr_core.storage.remote_store import Home
 
-#: Where stages that want a GPU run: in the process of the run, or on the work pool that `ddsr deploy` made for them.
+#: Where GPU stages run: in the process of the run, or on the work pool that `ddsr deploy` made for them.
 Gpu = Literal["local", "pool"]
-#: Where work that can be split is done: in the process of the run, in threads or processes of its machine, or on Ray.
+#: How work that can be split is computed: in the process of the run, in threads or processes of its machine, or on Ray.
 Runner = Literal["sequential", "threads", "processes", "ray"]
 AtLeastOne = Annotated[int, Field(ge=1)]
-#: A complete configuration as a flow's parameter, for programs. The form shows preset and overrides, not 130 fields.
+#: A complete configuration as a flow's parameter, for use from Python. The form shows preset and overrides, not 130 fields.
 GivenConfig = Annotated[PipelineConfig | None, SkipJsonSchema()]
 
 
 def name_of(photos: Path) -> str:
-    """What names of runs call a photo source: ``holidays`` for ``/data/holidays`` and for ``/data/holidays/*.jpg``."""
+    """Short name of a photo source in names of runs: ``holidays`` for ``/data/holidays`` and ``/data/holidays/*.jpg``."""
     path = photos.expanduser()
     while path.name and any(sign in path.name for sign in "*?["):
         path = path.parent
@@ -35,24 +35,24 @@ def slug(text: str) -> str:
 
 
 class Execution(BaseModel):
-    """Where a run computes and keeps its results. Nothing in here changes a result."""
+    """Where a run computes and keeps its results. No field changes a result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     home: Home = Field("ddsr-home", description="Folder or s3://bucket/prefix for artifacts and runs.")
-    device: str = Field("auto", description="Torch device, such as cpu or cuda:1. auto takes a GPU if there is one.")
+    device: str = Field("auto", description="Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.")
     gpu: Gpu = Field("local", description="Where GPU stages run: on this machine, or on the GPU work pool.")
     runner: Runner = Field(
         "sequential",
-        description="Where photos are scored, patches embedded and SR networks trained: one after another in the run's own "
-        "process, in threads or processes of its machine, or on Ray.",
+        description="How photos are scored, patches embedded and SR networks trained: sequentially in the run's process, "
+        "in threads or processes on its machine, or on Ray.",
     )
     side_by_side: bool = Field(
         True,
         description="Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is "
         "sequential. Turn it off if memory is short: each takes about 1 GiB.",
     )
-    workers: AtLeastOne = Field(2, description="How many of them at once. The sequential runner ignores it.")
+    workers: AtLeastOne = Field(2, description="Number of parallel workers. The sequential runner ignores it.")
 
 
 class RunRequest(Execution):
@@ -68,7 +68,7 @@ class RunRequest(Execution):
     test: Path | None = Field(None, description="Test photos. Without them, one photo in ten is held out.")
     preset: Preset = Field("demo", description="Values that the configuration starts from.")
     overrides: tuple[str, ...] = Field((), description="Single fields to change, such as sample.count=140.")
-    config: PipelineConfig | None = Field(None, description="Complete configuration, used as it is instead of a preset.")
+    config: PipelineConfig | None = Field(None, description="Full configuration, which replaces the preset.")
     run: str | None = Field(None, description="Name of the run below home/runs. Without it, preset and folder.")
 
     @property
@@ -77,7 +77,7 @@ class RunRequest(Execution):
         return self.preset
 
     def resolved_config(self) -> PipelineConfig:
-        """The configuration that the run uses: ``config``, or else the preset, with the overrides over it.
+        """The configuration that the run uses: ``config``, or else the preset, with the overrides applied.
 
         Raises:
             ConfigError: unknown preset or field, or a value out of range.

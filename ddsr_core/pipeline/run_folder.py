@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.storage.store import Store
 
-#: What a run's photos are known by in run.json; a run of one name never goes on with other photos.
+#: Fields of run.json that identify the photos of a run. A run is never continued with other photos under its name.
 IDENTITY = ("kind", "photos_digest", "tests_digest")
 
 
@@ -53,7 +53,7 @@ def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, 
             return name
     before = published_state(store, wanted) or {}
     raise ConfigError(
-        f"the run {wanted!r} was made of other photos or tests ({before.get('images')}, {before.get('test')})",
+        f"the run {wanted!r} was made with other training or test photos ({before.get('images')}, {before.get('test')})",
         where=f"{store.url}/runs/{wanted}",
         fix=f"choose another name, such as --run {name}; or remove that folder if you no longer need it",
     )
@@ -69,7 +69,7 @@ def this_process() -> dict[str, Any]:
 
 
 def status_of(state: Mapping[str, Any]) -> str:
-    """The status in a run.json; ``interrupted`` if its process has died without saying so.
+    """The status in a run.json; ``interrupted`` if its process died without recording a status.
 
     A process can only be looked up on its own machine; elsewhere, a run that says it is running counts as running.
     """
@@ -80,7 +80,7 @@ def status_of(state: Mapping[str, Any]) -> str:
         os.kill(int(state["pid"]), 0)
     except ProcessLookupError:
         return "interrupted"
-    except PermissionError:  # it is alive, and someone else's
+    except PermissionError:  # alive, but owned by another user
         pass
     return status
 
@@ -107,13 +107,13 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
 
 
 def published_state(store: Store, name: str) -> dict[str, Any] | None:
-    """run.json as all machines see it. While a run goes on, its folder on its own machine has newer files."""
+    """run.json as all machines see it. While a run is active, the folder on its own machine has newer files."""
     data = store.read_file(f"runs/{name}/run.json")
     return None if data is None else dict(json.loads(data))
 
 
 def read_config(store: Store, name: str) -> dict[str, Any]:
-    """config.toml of a run, as plain values; brought to this machine if need be.
+    """config.toml of a run, as plain values; downloaded to this machine if necessary.
 
     Raises:
         InputError: no run has that name.
@@ -148,7 +148,7 @@ def artifact_paths(store: Store, name: str, *stages: str) -> dict[str, Path]:
     """Folders of the artifacts of these stages of a run, on this machine.
 
     Raises:
-        InputError: no such run, or it has not come so far.
+        InputError: no such run, or the run has not reached these stages.
     """
     known = {stage["name"]: Path(stage["path"]) for stage in read_run(store, name).get("stages", [])}
     missing = [stage for stage in stages if stage not in known]

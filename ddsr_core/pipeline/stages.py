@@ -29,7 +29,7 @@ POOL_FACTOR = 20
 
 
 class Build(Protocol):
-    """Builds a stage, or finds it built: ``(artifact, whether it was already there)``."""
+    """Builds a stage, or finds its artifact: ``(artifact, whether it already existed)``."""
 
     def __call__(
         self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = ""
@@ -42,7 +42,7 @@ class Backend:
 
     Attributes:
         build: builds one stage.
-        home: what another process opens the run's store by.
+        home: address with which another process opens the store of the run.
         device: torch device, or auto.
         networks: trains many SR networks at once (`ddsr_core.pipeline.networks`); None: one after another.
         only_small: use ``networks`` only if every network has a small step (`ddsr_core.pipeline.networks.has_small_step`).
@@ -57,7 +57,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage of a run: what the run calls it, its artifact, and whether it was already there."""
+    """One stage of a run: what the run calls it, its artifact, and whether it already existed."""
 
     label: str
     artifact: Artifact
@@ -84,10 +84,10 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages with the config of one run. Each method builds one artifact, or finds it, and notes it in ``runs``.
+    """The stages with the config of one run. Each method builds or finds one artifact and appends it to ``runs``.
 
     Attributes:
-        log: takes a line when a stage begins and when it is done.
+        log: receives a line when a stage begins and when it ends.
         runs: what has been built so far, in order; shared with the copies of `with_config`.
         begun: UTC, ISO 8601; artifacts that are newer count as built by this run, such as networks of its workers.
     """
@@ -213,14 +213,15 @@ class Stages:
 
     def evaluate(self, tests: StageInput, weights: StageInput | None = None, label: str = "bicubic") -> Artifact:
         """PSNR, SSIM and LPIPS of a network on the test photos, or of bicubic upscaling."""
-        trained = isinstance(weights, Artifact) and weights.manifest.stage == train_sr.STAGE.name
-        config = trusting(self.config.evaluate, weights.manifest.config["arch"]) if trained else self.config.evaluate
+        config = self.config.evaluate
+        if isinstance(weights, Artifact) and weights.manifest.stage == train_sr.STAGE.name:
+            config = trusting(config, weights.manifest.config["arch"])
         return self.build(evaluate.STAGE, config, {"test": tests, **_given(weights=weights)}, label)
 
     # what they share
 
     def build(self, stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> Artifact:
-        """Build one stage, or find it, and note it."""
+        """Build or find one stage, and append it to ``runs``."""
         self.log(f"{stage.name} {label}: begins, key {stage.key(config, inputs)}")
         artifact, found = self.backend.build(stage, config, inputs, label)
         used_before = any(run.artifact.key == artifact.key for run in self.runs)
@@ -230,7 +231,7 @@ class Stages:
         return artifact
 
     def run_of(self, stage: Stage) -> StageRun:
-        """What the run has built first of a stage that it has come past."""
+        """The first artifact that the run has built of a stage."""
         return next(run for run in self.runs if run.artifact.manifest.stage == stage.name)
 
     def _clip(self) -> dict[str, Source]:
@@ -248,12 +249,12 @@ def trusting(config: EvaluateConfig, arch: str) -> EvaluateConfig:
 
 
 def _given(**inputs: StageInput | None) -> dict[str, StageInput]:
-    """The inputs that there are."""
+    """The inputs that are not None."""
     return {name: item for name, item in inputs.items() if item is not None}
 
 
 def require_patches(config: PipelineConfig, accepted: int | None) -> None:
-    """Make sure that there are enough accepted patches for the clusters, before any of them is embedded.
+    """Check, before anything is embedded, that there are enough accepted patches for the clusters.
 
     Raises:
         ConfigError: there are fewer.

@@ -1,4 +1,4 @@
-"""Training or measuring a network by itself, as a named run: listed by `ddsr runs` and spared by `ddsr gc`."""
+"""Training or measuring a single network as a named run: listed by `ddsr runs` and kept by `ddsr gc`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ddsr_core.sr.config import VALIDATIONS, Degradation, Scale, TrainSRConfig, 
 from ddsr_core.storage.stage import Artifact, Source
 from ddsr_core.storage.store import Store
 
-#: A network by name, shown as a choice in forms; programs may name ``module:Class``.
+#: A network by name, shown as a choice in forms; Python may pass ``module:Class``.
 Network = Annotated[str, Field(json_schema_extra={"enum": list(ARCHITECTURES)})]
 
 
@@ -37,18 +37,24 @@ class TrainRequest(Execution):
 
     data: Path = Field(description="Folder of HR images, image set such as runs/demo/distilled, or Parquet.")
     arch: Network = Field("edsr-small", description="Network.")
-    training_set: TrainingSetName = Field("full", description="What of the data to train on. full: the data as it is.")
-    count: AtLeastOne = Field(70, description="Number of crops, for training sets that are cut out of the data.")
+    training_set: TrainingSetName = Field(
+        "full", description="Which part of the data to train on. full: all of it, unchanged."
+    )
+    count: AtLeastOne = Field(70, description="Number of crops, for training sets that consist of crops of the data.")
     patch_px: int = Field(64, ge=16, description="Height and width of these crops in pixels.")
-    embeddings: EmbedderName = Field("vgg16", description="Features that k-center and hdc compare by.")
+    embeddings: EmbedderName = Field("vgg16", description="Features that k-center and hdc compare crops by.")
     iterations: AtLeastOne = Field(2000, description="Optimizer steps. The paper's networks take 100,000 and more.")
     scale: Scale = Field(4, description="Upsampling factor.")
     degradation: Degradation = Field(
         "bicubic", description="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos."
     )
     init: Path | None = Field(None, description="Weights to start from: a train_sr folder, or a file of the same network.")
-    test: Path | None = Field(None, description="Photos to validate on during training. The best weights are kept, too.")
-    validation: ValidationConfig | None = Field(None, description="How to validate on them. Without it, ten times.")
+    test: Path | None = Field(
+        None, description="Photos to validate on during training. The best weights are stored in addition to the last ones."
+    )
+    validation: ValidationConfig | None = Field(
+        None, description="How to validate on the test photos. Without it, ten validations."
+    )
     overrides: tuple[str, ...] = Field((), description="Fields of the recipe to change, such as batch_size=8.")
     run: str | None = Field(None, description="Name of the run below home/runs. Without it, network and data.")
 
@@ -87,7 +93,7 @@ class TrainRequest(Execution):
 class EvaluateRequest(Execution):
     """Networks to measure on a test set."""
 
-    test: Path = Field(description="Folder of HR images, or one with HR/ and LRx4/ in it.")
+    test: Path = Field(description="Folder of HR images, or a folder that contains HR/ and LRx4/.")
     weights: tuple[str, ...] = Field((), description="Weights files or train_sr folders. Bicubic is always measured.")
     protocol: EvaluateConfig = EvaluateConfig()
     run: str | None = Field(None, description="Name of the run below home/runs. Without it, evaluate and the test set.")
@@ -105,7 +111,7 @@ class Trained:
     Attributes:
         run: name of the run.
         weights: its artifact, a folder with ``weights.safetensors`` and ``weights.pth``.
-        cached: whether it was already there.
+        cached: whether it already existed.
     """
 
     run: str
@@ -114,12 +120,12 @@ class Trained:
 
 
 def run_training(request: TrainRequest, store: Store, backend: Backend, *, wait: bool = False) -> Trained:
-    """Train one network on ``data`` as it is, or on crops of it.
+    """Train one network on all of ``data``, or on crops of it.
 
     Raises:
-        ConfigError: unknown network or field, or a name that another network has.
+        ConfigError: unknown network or field, or a name that is taken by another network.
         InputError: no images, or ``data`` is not a generated set of that kind.
-        StorageError: the home cannot be written, or another command works on the run.
+        StorageError: the home cannot be written, or another command is working on the run.
     """
     recipe, data, more = request.recipe(), photo_source(request.data), request.sources()
     crops = Crops(request.training_set, request.count, request.patch_px, request.embeddings)
@@ -143,7 +149,7 @@ def run_evaluation(
 
     Raises:
         InputError: no weights, or no test images.
-        StorageError: the home cannot be written, or another command works on the run.
+        StorageError: the home cannot be written, or another command is working on the run.
     """
     tests = photo_source(request.test)
     named = {name: weights_source(Path(name).expanduser()) for name in request.weights if name != evaluate.BICUBIC}
@@ -162,7 +168,7 @@ def run_evaluation(
 
 @dataclass(frozen=True)
 class Step:
-    """A run of a single step that has begun."""
+    """A run of a single step, begun and not yet finished."""
 
     name: str
     pins: Pins
@@ -178,7 +184,7 @@ def open_step(
     *,
     wait: bool,
 ) -> Iterator[Step]:
-    """Begin the run of a single step; its folder has no report. If it stops before its end, run.json says why."""
+    """Begin the run of a single step, without a report. If it stops early, run.json says why."""
     store.check()
     name = free_name(store, request.run_name, identity, chosen=request.run is not None)
     with store.locked(f"locks/run-{name}", name, f"the run {name!r}, begun", wait=wait), failure_noted(store, name):
@@ -189,11 +195,11 @@ def open_step(
 
 
 def with_crops(recipe: TrainSRConfig, crops: Crops) -> str:
-    """What tells two trainings on the same data apart."""
+    """The part of a run's description that distinguishes two trainings on the same data."""
     return train_sr.STAGE.key(recipe, {}) + ("" if crops.source == "full" else f" {crops}")
 
 
 def set_name(folder: Path) -> str:
-    """What names of runs call a data set, such as ``demo-distilled`` for ``runs/demo/distilled``."""
+    """How the names of runs abbreviate a data set, such as ``demo-distilled`` for ``runs/demo/distilled``."""
     path = folder.expanduser().resolve()
     return f"{slug(path.parent.name)}-distilled" if path.name == "distilled" else name_of(folder)

@@ -51,7 +51,7 @@ def with_overrides(config: type[M], values: dict[str, Any], overrides: Iterable[
 
 @dataclass(frozen=True)
 class Crops:
-    """What of a folder of images a network is trained on.
+    """Which crops of a folder of images a network is trained on.
 
     Attributes:
         source: kind of training set, one that can be cut out of photos.
@@ -67,7 +67,7 @@ class Crops:
 
 
 def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
-    """The config with the published crop shrunk to the images, if they are smaller than it; else as it is."""
+    """The config with the published crop shrunk to the size of the images if they are smaller; else unchanged."""
     published = plan_of(config).lr_patch_px
     first = next(iter(iter_photos(data)), None)
     if config.lr_patch_px is not None or first is None:
@@ -77,7 +77,7 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 
 
 def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
-    """The data as they are, or crops of them.
+    """The data themselves, or crops of them.
 
     Raises:
         ConfigError: there is no such kind of training set.
@@ -165,12 +165,14 @@ def export_network(weights: Path, out: Path, trust: bool = False) -> tuple[Loade
         The network, and per image size the largest difference between the file's images and PyTorch's.
 
     Raises:
-        InputError: no such weights, or ``out`` already exists or is no ``.onnx`` file.
+        InputError: no such weights, or ``out`` already exists or is not an ``.onnx`` file.
         ConfigError: the network cannot be written as ONNX.
     """
     if out.suffix.lower() != ".onnx":
         fix = "name a .onnx file; a train_sr folder has weights.pth and weights.safetensors for other programs"
-        raise InputError(f"{out.suffix or 'a file without suffix'} is not written here", where=out, fix=fix)
+        raise InputError(
+            f"{out.suffix or 'a file without suffix'} is not a format that this command writes", where=out, fix=fix
+        )
     if out.exists():
         raise InputError("the output file already exists", where=out, fix="name another file, or remove this one")
     network = load_network(weights.expanduser(), trust)

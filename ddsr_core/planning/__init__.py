@@ -1,1 +1,1 @@
-"""What a run will cost and whether it fits, before it runs: FLOPs and memory counted on fake tensors, seconds from rates."""
+"""Estimates the cost and memory of a run: FLOPs and memory counted on fake tensors, seconds from measured rates."""

@@ -1,4 +1,4 @@
-"""Rates of this machine, measured: what a plan is timed by once ``ddsr bench`` has run."""
+"""Measured rates of this machine. Plans use them once ``ddsr bench`` has run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def measured_machine(home: Path, device: str) -> Machine | None:
 
 
 def save_machine(machine: Machine, home: Path) -> Path:
-    """Keep the rates in the home; returns the file."""
+    """Store the rates in the home; returns the file."""
     file = rates_file(home, machine.device)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, tomli_w.dumps(machine.model_dump(mode="json", exclude_none=True)).encode())
@@ -108,7 +108,7 @@ def measure_rates(device: str, clock: Clock) -> Rates:
 
 
 def _terms(count: Count) -> list[float]:
-    """What the time of an operator depends on, summed up, in the order of the fields of `Rates`."""
+    """Sums of what the time of operators depends on, in the order of the fields of `Rates`."""
     sums = dict.fromkeys(Rates.model_fields, 0.0)
     for op, times in count.ops.items():
         if op.flops:
@@ -229,7 +229,7 @@ SAMPLES: tuple[Callable[[str], Step], ...] = (
 
 
 class _Timer:
-    """Median seconds of a call, the device waited for."""
+    """Median seconds of a call, including the wait for the device."""
 
     def __init__(self, device: str, clock: Clock) -> None:
         self.device, self.clock = torch.device(device), clock

@@ -1,4 +1,4 @@
-"""What a plan knows of the machine that a run is planned for, and the published machines."""
+"""Rates of the machine that a run is planned for, and the machines that ship with the package."""
 
 from __future__ import annotations
 

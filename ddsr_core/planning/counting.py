@@ -1,8 +1,8 @@
-"""FLOPs, memory traffic and peak memory of real code, run on fake tensors: shapes without numbers.
+"""FLOPs, memory traffic and peak memory of real code, run on fake tensors, which have shapes but no data.
 
 `counting` runs whatever is called inside it under torch's ``FakeTensorMode``. Every operator is counted, forward and
-backward; every storage is watched from its birth to its death. Where code asks for a number (``.item()``) or for the
-indices of a mask, which fake tensors do not have, a stand-in is given: see `Answers`.
+backward; every storage is tracked from allocation to release. Where code asks for a number (``.item()``) or for the
+indices of a mask, which fake tensors do not have, `Answers` provides a substitute.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Op(NamedTuple):
 
 @dataclass
 class Answers:
-    """What fake tensors say when code asks them for numbers.
+    """Substitutes for numbers that code asks fake tensors for.
 
     Attributes:
         share: share of a mask that is true, in [0, 1], where its indices are asked for; rounded up.
@@ -79,7 +79,7 @@ class Count:
     live_bytes: int = 0
 
     def take(self) -> Count:
-        """What has been counted since the last call; counting goes on with what is alive now."""
+        """What has been counted since the last call; counting continues with the storages that are alive now."""
         taken = Count(self.ops, self.peak_bytes, self.live_bytes)
         self.ops, self.peak_bytes = Counter(), self.live_bytes
         return taken
@@ -103,7 +103,7 @@ def mixed(small: Count, large: Count, at: float) -> Count:
 
 
 def _scaled(*parts: tuple[Count, float]) -> Counter[Op]:
-    """Operators of several counts, each so many times; an average need not be whole."""
+    """Operators of several counts, each so many times; averages need not be integers."""
     ops: Counter[Op] = Counter()
     for count, times in parts:
         for op, calls in count.ops.items():
@@ -240,8 +240,8 @@ _STAND_INS: dict[Any, Callable[[Answers, Any, Any, Any], Any]] = {
 def counting(answers: Answers | None = None) -> Iterator[Count]:
     """Count what is run inside: on fake tensors, on the CPU device, without weights.
 
-    Tensors have to be made inside, those of networks too. On the fake CPU, attention is the fused kind that keeps no
-    matrix of weights, as it is on a GPU.
+    All tensors must be created inside, including those of networks. On the fake CPU, attention is the fused kind, which
+    stores no attention matrix, as on a GPU.
 
     Args:
         answers: for code that asks tensors for numbers.
@@ -259,7 +259,7 @@ def counting(answers: Answers | None = None) -> Iterator[Count]:
 
 @contextmanager
 def _no_initialization() -> Iterator[None]:
-    """Weights stay as they are made: `trunc_normal_` would draw again until all numbers are small."""
+    """Leave weights as allocated: `trunc_normal_` would resample until all numbers are small."""
     init = torch.nn.init
     names = [name for name in vars(init) if name.endswith("_") and not name.endswith("__")]
     with ExitStack() as stack:

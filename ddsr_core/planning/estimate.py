@@ -25,7 +25,7 @@ from ddsr_core.storage.stage import Artifact, Manifest, Source, Stage, StageInpu
 LIBRARIES_GIB, CUDA_HOST_GIB = 1.1, 1.5
 #: A CUDA context, and what the allocator loses between blocks, as a share of what is asked for; estimated.
 CONTEXT_GIB, FRAGMENTS = 0.5, 0.05
-#: A run takes this long to start: imports, hashing, Prefect; s.
+#: Seconds until a run starts: imports, hashing, Prefect.
 START_S = 10.0
 
 
@@ -34,14 +34,14 @@ class StagePlan:
     """One stage of a run.
 
     Attributes:
-        label: what the run calls it.
-        items: what is worked on; ``unit`` names them.
+        label: name of the stage in the run.
+        items: number of items to process; ``unit`` names them.
         tflop: TFLOP of the device and of torch on the host.
         device_gib: peak memory of the device; 0 for a stage that does not use it. On a CPU it is the host's.
         host_gib: peak memory of the host.
         disk_gib: of its artifact; ``scratch_gib`` only while it runs.
         seconds: how long it takes.
-        cost: at the price given per hour; None without.
+        cost: at the given price per hour; None without a price.
         fits: whether the device's memory is enough, and the host's where it is known.
         remedy: ``field=value`` that makes it fit; empty if it fits, or if none does.
         uncounted: what the plan leaves out.
@@ -146,7 +146,7 @@ class Noted(NamedTuple):
 
 @dataclass
 class _Recorder:
-    """Builds stages of a run by noting what they would have to do."""
+    """A backend that records what each stage would have to do."""
 
     context: Context
     outputs: dict[str, Output]
@@ -180,7 +180,7 @@ class Request:
         photos, tests: sizes of training and test photos.
         machine: where it would run.
         price: per hour of that machine, in any currency; None: no costs.
-        accepted: share of the windows that a threshold in dB is taken to accept.
+        accepted: share of the windows that a threshold in dB is assumed to accept.
     """
 
     config: PipelineConfig
@@ -212,7 +212,7 @@ def plan(request: Request) -> Plan:
 
 
 def _walk(config: PipelineConfig, recorder: _Recorder) -> None:
-    """Run the pipeline itself, with stages that are noted instead of built."""
+    """Run the pipeline with a backend that records stages instead of building them."""
     stages = Stages(config, Backend(recorder.build, home="plan", device="cpu"), files=_NoFiles())
     distilled = distill(stages, _source("photos"))
     if config.sr.archs:
@@ -242,7 +242,7 @@ def memory_gib(work: Work, machine: Machine) -> tuple[float, float]:
 
 
 def seconds_of(work: Work, machine: Machine) -> float:
-    """How long the work takes. A GPU works while the host prepares its images; a CPU does one after the other."""
+    """How long the work takes. A GPU works while the host prepares its images; a CPU does these in turn."""
     device, images = device_seconds(work.device, machine.rates), host_seconds(work.images, machine.host)
     torch_on_host = device_seconds(work.host, machine.rates if machine.device == "cpu" else HOST_OF_GPU)
     if machine.device == "cuda":

@@ -16,7 +16,7 @@ from ddsr_core.planning.work import Sizes
 
 _SIZES = re.compile(r"(\d+)@(\d+)x(\d+)")
 _EXIF_ORIENTATION = 0x0112
-#: Orientations from this one on lie on their side.
+#: Orientations from this one on are rotated by 90 degrees.
 _ON_ITS_SIDE = 5
 
 

@@ -1,4 +1,4 @@
-"""What a user asks a plan for, from the command line or the Prefect form, and how a plan is shown."""
+"""The request for a plan, from the command line or the Prefect form, and how a plan is shown."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ DEFAULT_MACHINE = "cpu"
 
 
 class PlanRequest(BaseModel):
-    """A plan of one run. Photos are only looked at, and weights need not be on this machine."""
+    """The request for a plan of one run. Only the sizes of photos are read, and weights need not be on this machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     config: PipelineConfig
-    images: Path | None = Field(None, description="Training photos. Without them, name their sizes.")
-    sizes: str | None = Field(None, description="Sizes of photos that are elsewhere, such as 10000@1280x960.")
+    images: Path | None = Field(None, description="Training photos. Without them, give their sizes.")
+    sizes: str | None = Field(
+        None, description="Number and size of photos that are not on this machine, such as 10000@1280x960."
+    )
     test: Path | None = Field(None, description="Test photos. Without them, one photo in ten is held out.")
     gpu: str | None = Field(None, description="A machine that ships with the package, or a file of `ddsr bench`.")
     price: float | None = Field(None, ge=0, description="Price of that machine per hour, in any currency.")
-    accepted: float = Field(0.5, gt=0, le=1, description="Share of the windows that patches.threshold_db accepts.")
+    accepted: float = Field(
+        0.5, gt=0, le=1, description="Share of the windows that patches.threshold_db is assumed to accept, 0 to 1."
+    )
 
 
 def plan_of(request: PlanRequest, home: Path, device: str = "auto") -> Plan:

@@ -124,7 +124,7 @@ def _of_config(values: Mapping[str, Any]) -> DiTConfig:
 
 
 def make_codec(vae: Mapping[str, Any]) -> Codec:
-    """A VAE of that shape, frozen, with whatever numbers torch gives it."""
+    """A VAE of that shape, frozen, with arbitrary weights."""
     values = {name: value for name, value in vae.items() if not name.startswith("_")}
     module = getattr(diffusers, vae["_class_name"])(**values).requires_grad_(False).eval()
     channels = module.config.latent_channels
@@ -132,7 +132,7 @@ def make_codec(vae: Mapping[str, Any]) -> Codec:
 
 
 def make_base(shape: BaseShape) -> Base:
-    """A base model of that shape, frozen, with whatever numbers torch gives it."""
+    """A base model of that shape, frozen, with arbitrary weights."""
     codec = make_codec(shape.vae)
     info = BaseInfo(
         name=shape.name, image_px=shape.image_px, dit=shape.dit.model_dump(), vae_class=shape.vae["_class_name"],
@@ -142,7 +142,7 @@ def make_base(shape: BaseShape) -> Base:
 
 
 def make_embedder(config: EmbeddingsConfig) -> nn.Module:
-    """The feature network of the config, with whatever numbers torch gives it; others than ours with their own.
+    """The feature network of the config, with arbitrary weights; an embedder of your own with those that it loads.
 
     Raises:
         ConfigError: open_clip has no such architecture.

@@ -104,7 +104,7 @@ class _Trainer(FinetuneTrainer):
         return self.batch
 
 
-#: Steps whose samples for L_SR are drawn as the run draws them; of longer runs the average is taken.
+#: Steps whose samples for L_SR are sampled as in the run; longer runs use the average.
 DRAWN_STEPS = 500
 #: Which t a batch has does not depend on the patches: one of one number stands for them.
 ONE_PATCH = TrainingSet(
@@ -138,7 +138,7 @@ class FinetuneJob:
 
     @cached_property
     def drawn(self) -> list[int]:
-        """Samples that L_SR sees in each part of each of the first steps, as the run will draw them."""
+        """Samples that L_SR sees in each part of each of the first steps, as the run will sample them."""
         config = self.config
         if config.lsr_mode != "target":
             return [self.part // config.accumulate]
@@ -239,7 +239,7 @@ def _steps(job: FinetuneJob) -> Steps:
 
 
 def finetune_memory(job: FinetuneJob) -> Count:
-    """One step alone: for a look whether it fits."""
+    """One step alone, to check whether it fits into memory."""
     with counting(Answers(distinct=1, share=job.share)) as count:
         trainer = job.trainer()
         trainer.step = 1

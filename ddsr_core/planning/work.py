@@ -30,11 +30,11 @@ T = TypeVar("T")
 Sizes = Counter[tuple[int, int]]
 #: PNG bytes per pixel of textured patches; measured on photographs at 64 and 512 px.
 PNG_BYTES_PX = 2.0
-#: Iterations until k-means stands still; measured on 700 to 50,000 vectors.
+#: Iterations until k-means converges; measured on 700 to 50,000 vectors.
 KMEANS_ITERATIONS = 30
 #: Bytes of a photo in a worker that scores it: pixels, gray values, and the strips of the round trip.
 SCORING_BYTES_PX = 24
-#: Patches that wait for their shard to be written.
+#: Patches in memory until their file is written.
 SHARD = 512
 #: Bytes of LPIPS features per HR pixel, which an evaluation keeps for the next one.
 LPIPS_BYTES_PX = 28
@@ -76,7 +76,7 @@ class Context:
 
     def __init__(self, config: PipelineConfig, machine: Machine, accepted: float) -> None:
         self.config, self.machine, self.accepted = config, machine, accepted
-        self.memory_only = False  # whether a look at the memory of a stage is enough
+        self.memory_only = False  # whether only the memory of a stage is needed
         self.evaluated: set[Any] = set()
         self._known: dict[str, Any] = {}
 

@@ -1,7 +1,7 @@
-"""`ddsr pretrain`: trains the base model of the embedded default from a folder of photographs.
+"""`ddsr pretrain`: trains a base model such as ddsr-tiny from a folder of photographs.
 
 photos -> textured patches -> autoencoder -> decoder, adversarially -> k-means classes -> diffusion prior -> base folder.
-Every phase leaves its result in ``out/resume``, so that a run that was cut off goes on where it stood.
+Every phase stores its result in ``out/resume``, so that an interrupted run resumes from there.
 """
 
 from ddsr_core.pretrain.config import PretrainConfig

@@ -1,8 +1,8 @@
 """The VAE of `ddsr-tiny`: diffusers' `AutoencoderTiny` at x4, trained in two phases.
 
 1. Encoder and decoder: L1, an edge term (L1 of finite differences) and LPIPS, on latents with a little noise.
-2. Decoder alone, the encoder frozen, with an adversarial term added: a decoder that blurs costs more PSNR_bic
-   downstream than anything that the diffusion model does.
+2. Decoder alone, the encoder frozen, with an adversarial term added: a decoder that blurs affects PSNR_bic more
+   than anything that the diffusion model does.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class AutoencoderTrainer:
             getattr(self, name).load_state_dict(state[name])
 
     def decode_noisy(self, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """Decode latents with a little noise, so that the decoder forgives what the diffusion model gets wrong."""
+        """Decode latents with a little noise, so that the decoder tolerates errors of the diffusion model."""
         noise = torch.randn(latents.shape, generator=generator)
         return self.vae.decoder(latents + self.latent_noise * noise)
 

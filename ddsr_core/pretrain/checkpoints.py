@@ -1,4 +1,4 @@
-"""What a pretraining run leaves behind so that it can continue: checkpoints, and what they were made with."""
+"""The state that a pretraining run resumes from: checkpoints, and the settings that they were made with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = "settings.json"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that ``path`` holds either the old one or all of the new."""
+    """Write a checkpoint so that ``path`` holds either the old one or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
@@ -40,13 +40,13 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         raise StorageError(
             f"the checkpoint cannot be read: {str(error).splitlines()[0]}",
             where=path,
-            fix="delete this file: its phase then starts again from its beginning",
+            fix="delete this file; its phase then starts over",
         ) from error
     return state
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings of a phase in its folder, or compare them with those it was begun with.
+    """Store the settings of a phase in its folder, or compare them with the stored ones.
 
     Raises:
         ConfigError: they differ.
@@ -62,14 +62,14 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if changed:
         name = changed[0]
         raise ConfigError(
-            f"this run was begun with {name} = {begun.get(name)}, and now it is {now.get(name)}",
+            f"this run was started with {name} = {begun.get(name)}, but it is now {now.get(name)}",
             where=folder,
             fix=f"use the old settings, another --out, or delete {folder} and what later phases made from it",
         )
 
 
 def write_curve(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    """Rows as CSV, a column for every name; written whole each time, so that a continued run repeats no row."""
+    """Rows as CSV, one column per name. The file is rewritten each time, so that a resumed run repeats no row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -42,7 +42,7 @@ class PretrainConfig(StageConfig):
     keep_share: float = Field(
         0.75, gt=0, le=1,
         description="Share of all windows to keep, lowest PSNR_bic (most texture) first. With photo textures among the "
-        "sources 0.75 gives the threshold that the median has on ordinary photos; use 0.5 for ordinary photos.",
+        "photos 0.75 gives the threshold that the median has on ordinary photos; use 0.5 for ordinary photos.",
     )  # fmt: skip
     largest_short_side_px: int = Field(
         1200, ge=64, description="Short side of the largest copy of a photo, in pixels. Lower it to save time."
@@ -56,20 +56,18 @@ class PretrainConfig(StageConfig):
         1.9, ge=1, description="Smallest reduction of a photo. It hides compression marks; lower it for clean photos."
     )
     most_per_photo: int = Field(
-        400, ge=1, description="Windows per photo, at most, drawn at random. Raise it where there are few photos."
+        400, ge=1, description="Windows per photo, at most, sampled at random. Raise it if there are few photos."
     )
     most_patches: int = Field(
-        48_000, ge=8, description="Training patches, at most, drawn at random. Raise it where memory allows."
+        48_000, ge=8, description="Training patches, at most, sampled at random. Raise it if memory allows."
     )
-    held_out_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of the photos that are never trained on: the scores are measured on them."
-    )
+    held_out_share: float = Field(0.1, gt=0, lt=1, description="Share of the photos that are held out to measure scores on.")
     held_out_patches: int = Field(2_048, ge=4, description="Patches of held-out photos to measure with, at most.")
 
     vae_channels: int = Field(32, ge=8, description="Width of the autoencoder. Raise it for sharper reconstructions.")
     vae_steps: int = Field(4_000, ge=1, description="Training steps of the autoencoder (encoder and decoder together).")
     decoder_steps: int = Field(
-        0, ge=0, description="Further steps of the decoder alone, with the adversarial term. 0 leaves this phase out."
+        0, ge=0, description="Further steps of the decoder alone, with the adversarial term. 0 skips this phase."
     )
     vae_batch: int = Field(16, ge=1, description="Patches per step of the autoencoder.")
     vae_learning_rate: float = Field(
@@ -124,7 +122,7 @@ class PretrainConfig(StageConfig):
     )
     timestep_weighting: Literal["uniform", "min_snr", "logit_normal"] = Field(
         "uniform",
-        description="Emphasis among timesteps: all alike; loss weights min(SNR, 5) / SNR; or t drawn from a logit-normal "
+        description="Emphasis among timesteps: all alike; loss weights min(SNR, 5) / SNR; or t sampled from a logit-normal "
         "distribution, which favors the middle.",
     )
     repa_weight: float = Field(
@@ -145,9 +143,9 @@ class PretrainConfig(StageConfig):
     score_every: int = Field(
         2_000, ge=1, description="Steps between scores on held-out patches, each with a sample sheet. Lower it to see more."
     )
-    score_samples: int = Field(512, ge=4, description="Images drawn for a score. More give a steadier score.")
-    score_sampler_steps: int = Field(20, ge=1, description="Network evaluations per image drawn for a score.")
-    seed: int = Field(0, ge=0, description="Seed of everything that is drawn at random.")
+    score_samples: int = Field(512, ge=4, description="Images sampled for a score. Raise it for less noisy scores.")
+    score_sampler_steps: int = Field(20, ge=1, description="Network evaluations per image sampled for a score.")
+    seed: int = Field(0, ge=0, description="Seed of all random numbers.")
 
     @model_validator(mode="after")
     def _fits(self) -> PretrainConfig:

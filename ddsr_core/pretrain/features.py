@@ -1,4 +1,4 @@
-"""VGG16 features of training patches: vectors that make the classes and the scores, and token maps to align the prior with.
+"""VGG16 features of training patches: vectors for classes and scores, and token maps to align the prior with.
 
 Vectors are the average-pooled conv5_3 that the embeddings stage offers as ``vgg16``; maps are conv4_3, which has one
 position for each token of the DiT at 64 pixels.

@@ -1,4 +1,4 @@
-"""The photographs that `ddsr-tiny` is trained on: photos and photo textures that Debian's packages carry.
+"""The photographs that `ddsr-tiny` is trained on: photos and photo textures from Debian packages.
 
 ``photographs.csv`` names package, path inside it (``archive!path`` for a file of a zip archive), subject, license and
 SHA-256 of each. Renderings, drawings, logos, normal maps and near-duplicates of the same packages are left out.
@@ -46,8 +46,8 @@ def file_name(row: dict[str, str]) -> str:
 def fetch_photographs(folder: Path, progress: ProgressFactory = silent) -> Path:
     """Download the packages with apt, one at a time, and copy the listed photos into ``folder``.
 
-    Photos that are already there with the right digest are kept, and a package of which nothing is missing is not
-    downloaded: run it again after a failure, and it continues. Files that are not in the list are removed, so that a
+    Existing photos with the right digest are kept, and packages without missing photos are not downloaded, so that a
+    repeated call continues after a failure. Files that are not in the list are removed, so that a
     folder of an older list does not change the training data.
 
     Raises:
@@ -121,7 +121,7 @@ def _as_png(data: bytes, row: dict[str, str]) -> bytes:
 
 
 def _is_fetched(folder: Path, row: dict[str, str]) -> bool:
-    """Whether a photo is there and whole. One that was converted was checked before, and written in one piece."""
+    """Whether a photo is present and intact. Converted photos were checked before they were written atomically."""
     path = folder / file_name(row)
     return path.is_file() and (_is_converted(row) or sha256_of(path) == row["sha256"])
 
@@ -142,7 +142,7 @@ def unpack(package: str, folder: Path) -> None:
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise InputError(
-            "the photographs come out of Debian packages, through apt-get and dpkg-deb, which are not on this machine",
+            "the photographs come from Debian packages, which require apt-get and dpkg-deb; these are not on this machine",
             where=package,
             fix="run on Debian or a relative of it, or train on photos of your own with --photos",
         )
@@ -166,7 +166,7 @@ def license_in(copyright_text: str, path: str) -> str | None:
     """The license that a package's ``debian/copyright`` states for a file; None if it names none.
 
     Of the stanzas of a machine-readable file the last that matches holds; its patterns are those of the source
-    package, so they are tried against every tail of the path. A file in another form speaks of the package as a whole.
+    package, so they are tried against every tail of the path. A file in another format applies to the entire package.
     """
     if "Format:" not in copyright_text[:2000]:
         found = re.search(

@@ -24,7 +24,7 @@ from ddsr_core.pseudo_labels.windows import score_windows
 
 @dataclass(frozen=True)
 class PatchSet:
-    """What is cut out of the photos.
+    """Patches cut out of the photos.
 
     Attributes:
         train: ``uint8 (N, px, px, 3)``.
@@ -84,7 +84,7 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
         raise InputError(
             f"none of {len(photos)} photos is large enough",
             where=folder,
-            fix=f"bring photos of at least {config.smallest_short_side_px * config.least_reduction:.0f} px on their short "
+            fix=f"use photos of at least {config.smallest_short_side_px * config.least_reduction:.0f} px on their short "
             "side, or lower smallest_short_side_px",
         )
     threshold = float(np.quantile(scores, config.keep_share))
@@ -94,7 +94,7 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
             raise InputError(
                 f"the {what} photos have no window with a PSNR_bic below {threshold:.1f} dB",
                 where=folder,
-                fix="bring more photos, raise keep_share, or change held_out_share",
+                fix="add photos, raise keep_share, or change held_out_share",
             )
     counts = tuple(
         sum(windows.held_out == held and bool((windows.psnr_bic <= threshold).any()) for windows in cut)
@@ -104,7 +104,7 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
 
 
 def _windows(image: np.ndarray, held_out: bool, config: PretrainConfig, rng: np.random.Generator) -> _Windows:
-    """At most ``most_per_photo`` windows of a photo, drawn from all of its copies."""
+    """At most ``most_per_photo`` windows of a photo, sampled from all of its copies."""
     rule = PatchesConfig(patch_px=config.image_px, stride_px=config.stride_px)
     copies = list(scaled_copies(image, config))
     scored = [score_windows(copy, rule) for copy in copies]

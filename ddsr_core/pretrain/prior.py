@@ -220,7 +220,7 @@ class PriorTrainer:
             self._sums = {}
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that `restore` needs. Rounds the moments, here and in the run that goes on."""
+        """Everything that `restore` needs. Rounds the moments in the checkpoint and in the running optimizer."""
         moments: dict[str, list[Tensor]] = {"exp_avg": [], "exp_avg_sq": []}
         for parameter in self.trained:
             for name, kept in moments.items():

@@ -45,10 +45,10 @@ SHEET_SAMPLES, SHEET_COLUMNS = 64, 16
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run keeps its things, and how it shows what it does.
+    """The folders of a run, and how it shows progress.
 
     Attributes:
-        out: the base folder to be; ``work``: what is needed to continue; ``progress``: what is there to look at.
+        out: the future base folder; ``work``: state to resume from; ``progress``: curves and sample sheets.
     """
 
     out: Path
@@ -89,7 +89,7 @@ def run(config: PretrainConfig, *, photos: Path, out: Path, runtime: Runtime) ->
 
     Raises:
         ConfigError: ``out`` holds a run with other settings.
-        InputError: the photos have no textured window, or are not those that the run was begun with.
+        InputError: the photos have no textured window, or are not those that the run was started with.
         TrainingError: a loss is not finite.
     """
     place = Place(out, runtime)
@@ -108,7 +108,7 @@ def run(config: PretrainConfig, *, photos: Path, out: Path, runtime: Runtime) ->
 
 
 def _patches(config: PretrainConfig, photos: Path, place: Place) -> Patches:
-    """Cut the patches, once; a training state that came without them makes them anew and checks that they are the same."""
+    """Cut the patches once. A training state without patches cuts them again and checks that they are the same."""
     folder = place.phase("patches", config)
     train, held_out, facts = folder / "train.npy", folder / "held_out.npy", folder / "facts.json"
     if not (train.exists() and held_out.exists()):
@@ -119,9 +119,9 @@ def _patches(config: PretrainConfig, photos: Path, place: Place) -> Patches:
         }  # fmt: skip
         if facts.exists() and json.loads(facts.read_text()) != found:
             raise InputError(
-                f"the photos are not those that this run was begun with: {json.loads(facts.read_text())} then, {found} now",
+                f"the photos are not those that this run started with: {json.loads(facts.read_text())} then, {found} now",
                 where=photos,
-                fix="bring the same photos, or start again with another --out",
+                fix="use the same photos, or start a new run with another --out",
             )
         for path, pixels in ((held_out, cut.held_out), (train, cut.train)):
             np.save(path.with_suffix(".tmp.npy"), pixels)
@@ -145,7 +145,7 @@ def _autoencoder(config: PretrainConfig, patches: Patches, place: Place) -> Auto
     for name, steps, rate, adversarial in phases:
         folder = place.phase(name, config)
         if steps and not (folder / "config.json").exists():
-            torch.manual_seed(config.seed)  # the discriminator's start
+            torch.manual_seed(config.seed)  # initialization of the discriminator
             trainer = AutoencoderTrainer(vae, lpips_network(), rate, config.latent_noise)
             if state := load_checkpoint(folder / "checkpoint.pt"):
                 trainer.restore(state)

@@ -1,4 +1,4 @@
-"""How good a base model is, measured on patches of photos that it has never seen, in VGG16 features and in PSNR_bic."""
+"""Quality of a base model, measured on patches of held-out photos in VGG16 features and PSNR_bic."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
 def precision_recall(real: Tensor, drawn: Tensor, neighbors: int = NEIGHBORS) -> tuple[float, float]:
     """Improved precision and recall of two feature clouds (Kynkäänniemi et al. 2019).
 
-    Precision: share of drawn images within reach of a real one; recall: the same the other way round.
+    Precision: share of sampled images within reach of a real one. Recall: share of real images within reach of a
+    sampled one.
     """
 
     def reach(cloud: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Reference:
 
 
 def cloud_scores(vectors: Tensor, psnr: Tensor, classes: Tensor, reference: Reference) -> dict[str, float]:
-    """Scores of a set of images: features ``(n, 512)``, PSNR_bic ``(n,)``, the classes that were asked for ``(n,)``."""
+    """Scores of a set of images: features ``(n, 512)``, PSNR_bic ``(n,)``, the requested classes ``(n,)``."""
     count = len(vectors)
     real, real_psnr = reference.held_out[:count], reference.psnr[:count]
     precision, recall = precision_recall(real, vectors)
@@ -122,7 +123,7 @@ def other_classes(classes: Tensor) -> Tensor:
 
 
 def row_effect(errors: dict[str, float], name: str) -> float:
-    """By how many percent the error with the rows ``name`` is above that with the own rows, mean over the timesteps."""
+    """Mean relative increase of the error with the rows ``name`` over that with the own rows, in percent."""
     ratios = [errors[f"eps_{name}_{step}"] / errors[f"eps_own_{step}"] for step in ERROR_STEPS]
     return 100 * (float(np.mean(ratios)) - 1)
 

@@ -145,7 +145,7 @@ def medoids(clustering: Clustering) -> list[int]:
 
 
 def silhouette(vectors: np.ndarray, labels: np.ndarray, seed: int, sample: int = SILHOUETTE_SAMPLE) -> float | None:
-    """Mean silhouette, -1 to 1, of at most ``sample`` vectors; None if every cluster has a single one."""
+    """Mean silhouette, -1 to 1, of at most ``sample`` vectors; None if every cluster has a single vector."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
     if not 2 <= len(np.unique(labels[chosen])) < len(chosen):
         return None

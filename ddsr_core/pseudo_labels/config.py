@@ -88,7 +88,7 @@ class ClustersConfig(StageConfig):
         description="Number of pseudo-labels. Raise it for photos of many different subjects.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the k-means initialization.")
-    n_init: int = Field(10, ge=1, le=100, description="Restarts of k-means, of which the best is used.")
+    n_init: int = Field(10, ge=1, le=100, description="Restarts of k-means; the best one is used.")
     max_iterations: int = Field(300, ge=1, le=10_000, description="Iterations per restart, at most.")
     spherical: bool = Field(
         False,

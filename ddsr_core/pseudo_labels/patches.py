@@ -31,7 +31,7 @@ from ddsr_core.storage.stage import Stage, StageResult
 PATCHES_PER_FILE = 512
 #: Rows of the table of scores that are converted to Python strings at once.
 ROWS_AT_A_TIME = 65_536
-#: Higher levels make files 8 percent smaller and take five times as long, more than all the scoring.
+#: Higher levels make files 8 % smaller and take five times as long, longer than scoring all windows.
 PNG_LEVEL = 1
 WINDOW_FIELDS: Mapping[str, pa.DataType] = {
     "patch_id": pa.string(),

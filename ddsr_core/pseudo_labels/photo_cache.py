@@ -1,4 +1,4 @@
-"""Scores of photos and embeddings of patches, kept so that only new photos of a growing source are scored and embedded.
+"""Cache of scores and embeddings, so that only new photos of a growing source are scored and embedded.
 
 A photo cache has no influence on what a stage writes, only on how long it takes, and may be deleted at any time. It belongs
 to one photo source: entries of photos that the source has lost are removed.

@@ -240,7 +240,7 @@ def _score_cache(config: PatchesConfig, folder: Path | None) -> ScoreCache:
 
 
 def _add_to_cache(cache: ScoreCache, known: Collection[str], indices: Collection[int], out: Path) -> set[str]:
-    """Add new scores to the photo cache, in one thread, as photos with equal content would be written twice at once.
+    """Add new scores to the photo cache, in one thread: two threads could write photos with equal content at once.
 
     Returns:
         Digests of the photos that were in the cache.

@@ -1,1 +1,1 @@
-"""The report of a run: one self-contained ``report.html``, ``report.json``, result tables and an overview picture."""
+"""The report of a run: a self-contained ``report.html``, ``report.json``, result tables and an overview picture."""

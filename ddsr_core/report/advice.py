@@ -18,7 +18,7 @@ from ddsr_core.report.statistics import LEAST_PHOTOS, LEAST_SEEDS, Level
 
 #: An image this similar to a training patch, by the cosine of their pixels, looks like a copy of it.
 COPY_COSINE = 0.95
-#: PSNR_bic of the distilled images above that of the accepted patches, dB, from which texture is missing.
+#: Excess of the PSNR_bic of the distilled images over that of the accepted patches, dB, above which texture is missing.
 SMOOTH_DB = 3.0
 LEAST_OWN_CLUSTER_SHARE = 0.5
 MOST_SKIPPED_SHARE = 0.1
@@ -28,7 +28,7 @@ LEAST_CLUSTER_SHARE = 0.01
 
 
 def notices(report: Report) -> list[str]:
-    """One sentence or two for each figure that is out of the ordinary, with what can be done about it."""
+    """One or two sentences for each unusual figure, with advice."""
     return [*_about_photos(report), *_about_images(report), *_about_training(report)]
 
 
@@ -43,7 +43,7 @@ def _about_photos(report: Report) -> Iterator[str]:
     if clusters and sum(clusters.sizes) and min(clusters.sizes) < LEAST_CLUSTER_SHARE * sum(clusters.sizes):
         yield (
             f"The smallest of {clusters.k} clusters has {min(clusters.sizes):,} of {sum(clusters.sizes):,} patches. "
-            "Lower clusters.k if small clusters show no texture of their own."
+            "Lower clusters.k if small clusters have no distinct texture."
         )
 
 
@@ -59,7 +59,7 @@ def _about_images(report: Report) -> Iterator[str]:
     real = quality.psnr_bic_real_mean
     if distilled.psnr_bic_mean is not None and real is not None and distilled.psnr_bic_mean > real + SMOOTH_DB:
         cause = (
-            "Detail restoration causes that: it removes detail that an SR network cannot predict."
+            "This is an effect of detail restoration, which removes detail that an SR network cannot predict."
             if report.run.restored
             else "Texture is missing: raise finetune.steps, or lower sample.guidance_scale."
         )
@@ -75,7 +75,10 @@ def _about_images(report: Report) -> Iterator[str]:
             "pseudo-labels steer the sampling weakly. Raise finetune.steps or sample.guidance_scale."
         )
     if quality.refused and quality.candidates and quality.refused > MOST_REFUSED_SHARE * quality.candidates:
-        yield f"{quality.refused:,} of {quality.candidates:,} candidates were refused as copies: fine-tuning may overfit."
+        yield (
+            f"{quality.refused:,} of {quality.candidates:,} candidates were rejected as copies, a sign of overfitting. "
+            "Lower finetune.steps."
+        )
 
 
 def _about_training(report: Report) -> Iterator[str]:
@@ -100,14 +103,14 @@ def _is_worse(value: float | None, reference: float | None) -> bool:
 
 @dataclass(frozen=True)
 class NextStep:
-    """A command to run next, and what for."""
+    """A command to run next, and its purpose."""
 
     purpose: str
     command: str
 
 
 def next_steps(report: Report, run_dir: Path, level: Level) -> list[NextStep]:
-    """Three commands with their paths filled in: judge, enlarge or share the set; train on it; use the best network."""
+    """Up to three commands with paths filled in: measure, enlarge or share the set; train on it; use the best network."""
     steps: list[NextStep | None] = [_after_verdict(report, run_dir, level)]
     if report.distilled:
         data = run_dir / "distilled"

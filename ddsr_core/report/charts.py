@@ -149,7 +149,7 @@ class Dots:
     """A row of a dot plot.
 
     Attributes:
-        label: at its left.
+        label: text to the left of the row.
         values: small dots, such as one per seed.
         mean: the large dot.
         half_width: of the interval around the mean; None for no interval.

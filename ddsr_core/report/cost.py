@@ -44,7 +44,7 @@ class Cost:
         wall_seconds: from the start to the end of the run; None if it is not known.
         bytes: of all artifacts.
         cpu_seconds: CPU time of all builds; None if it was not recorded.
-        peak_bytes: most memory that a building process has used; None if it was not recorded.
+        peak_bytes: largest memory that a building process has used; None if it was not recorded.
     """
 
     stages: tuple[StageCost, ...]

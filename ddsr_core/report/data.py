@@ -1,4 +1,4 @@
-"""What a report says, read from the artifacts of a run into frozen models. What a run lacks is None or empty."""
+"""The content of a report, read from the artifacts of a run into frozen models. Missing parts are None or empty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ddsr_core.report.record import Frozen, RunRecord, SrRecord
 FULL: TrainingSetName = "full"
 RANDOM: TrainingSetName = "random"
 DISTILLED: TrainingSetName = "distilled"
-#: Training sets in the order of tables; one with a name of its own counts as a baseline.
+#: Training sets in the order of tables. Training sets of the user are listed with the baselines.
 SOURCE_ORDER: tuple[str, ...] = tuple(TRAINING_SETS)
 #: Means over the test images by metric; None: not measured. PSNR in dB, SSIM up to 1, LPIPS and DISTS from 0.
 MetricMeans = Mapping[MetricName, float | None]
@@ -82,7 +82,7 @@ class Quality(Frozen):
 
     Attributes:
         candidates: images sampled, of which the set was selected.
-        refused: candidates that were too similar to a training patch.
+        refused: candidates rejected as too similar to a training patch.
         coverage: mean cosine of each accepted patch to its nearest distilled image, by embedding.
         coverage_random: the same for candidates chosen at random.
         wasserstein_db: Wasserstein distance of the distributions of PSNR_bic, dB.
@@ -332,7 +332,7 @@ def _photo_psnr_y(path: Path) -> dict[str, float]:
 
 
 def source_rank(source: str) -> tuple[int, str]:
-    """Position of a training set in a table; an unknown one stands right before `distilled`."""
+    """Position of a training set in a table; unknown ones come right before `distilled`."""
     behind_baselines = 2 * SOURCE_ORDER.index(DISTILLED) - 1
     return (2 * SOURCE_ORDER.index(source) if source in SOURCE_ORDER else behind_baselines), source
 

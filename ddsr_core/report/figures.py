@@ -53,7 +53,7 @@ def overview(
 
     Args:
         clusters: (label, PNG bytes of real patches, files of distilled images) per cluster.
-        crops: (caption, ``uint8 (H, W, 3)``) of the same place: HR, bicubic, then those of one network.
+        crops: (caption, ``uint8 (H, W, 3)``) of the same place: HR, bicubic, then the outputs of one network.
         title: caption above the third crop.
         path: written atomically.
     """

@@ -1,6 +1,6 @@
 """Self-contained HTML pages: one file each, with its style, its script and its pictures inside. Nothing is loaded.
 
-A content security policy allows no script but ours, by its hash: a name in a photo folder cannot run anything.
+A content security policy allows only the page's own script, by its hash, so that a file name of a photo cannot run code.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ trainings and the choice of test photos. With D[s, p] the difference of seed s o
 
 which counts the interaction of both twice and so errs on the side of caution. The interval is mean +- t * se, with the
 97.5 % quantile t of Student's distribution at min(S, P) - 1 degrees of freedom. With fewer than `LEAST_SEEDS` seeds or
-`LEAST_PHOTOS` test photos there is no interval: such a run cannot tell.
+`LEAST_PHOTOS` test photos there is no interval: such a run is inconclusive.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Difference:
 
     Attributes:
         mean: of the first minus the second; positive where the first is better.
-        half_width: of the interval around it; None where it cannot be told.
+        half_width: of the interval around it; None if there are too few seeds or photos.
         seeds: seeds that both have.
         photos: test photos that both were measured on.
         by_seed: the mean over photos for each seed.
@@ -46,7 +46,7 @@ class Difference:
 
     @property
     def level(self) -> Level:
-        """Whether the first set is better, worse, equal within the uncertainty, or cannot be told."""
+        """Whether the first set is better, worse or equal within the uncertainty; ``unknown`` without an interval."""
         if self.half_width is None:
             return "unknown"
         if abs(self.mean) <= self.half_width:

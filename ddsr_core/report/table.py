@@ -1,4 +1,4 @@
-"""The results table: one row per (architecture, training set, budget, iterations), over seeds; as CSV and Markdown too."""
+"""The results table, also as CSV and Markdown: a row per architecture, training set, number of images and iterations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the distilled set any good? One sentence that says so, and the differences to other training sets behind it."""
+"""The verdict on a distilled set: one sentence, and the differences from other training sets that it is based on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Verdict:
     """The answer at the head of a report.
 
     Attributes:
-        level: ``unknown`` also if no network was trained on the set.
+        level: ``unknown`` if too little was measured, or no network was trained on the set.
         headline: one sentence.
         reasons: sentences below it.
-        comparisons: what it rests on.
+        comparisons: the differences that it is based on.
     """
 
     level: Level
@@ -51,7 +51,7 @@ def _scores(report: Report, arch: str, source: str) -> dict[int, Mapping[str, fl
 
 
 def verdict(report: Report) -> Verdict:
-    """Judge the distilled set of a run by the networks trained on it."""
+    """The verdict on the distilled set of a run, by the networks trained on it."""
     archs = list(dict.fromkeys(r.record.arch for r in report.sr if r.record.source == DISTILLED and r.photo_psnr_y))
     if not archs:
         return Verdict("unknown", "No SR network was trained on the distilled set, so its value is unknown.", (), ())
@@ -107,7 +107,7 @@ def _reasons(level: Level, judged: Sequence[Comparison]) -> tuple[str, ...]:
             f"noise. A judgment needs at least {' and '.join(wanted)}."
         )
     elif len({item.difference.level for item in judged}) > 1:
-        reasons.append("The networks do not agree.")
+        reasons.append("The networks disagree.")
     reasons += [f"{item.arch}: {in_words(item.difference)}." for item in judged]
     return tuple(reasons)
 

@@ -1,4 +1,4 @@
-"""What a page shows of a report: charts, picture strips, close-ups, the run as a flow, and figures with how to read them."""
+"""The parts of a report page: charts, picture strips, close-ups, the run as a flow chart, and figures with explanations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def meanings(report: Report) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of the page with what is said about it."""
+    """One picture of the page with its caption."""
 
     uri: str
     caption: str
@@ -133,14 +133,14 @@ def _db(value: float | None, before: str = "") -> str:
 
 @dataclass(frozen=True)
 class FlowStep:
-    """A box of the run's flow, and the arrow behind it.
+    """A box of the flow chart, and the arrow after it.
 
     Attributes:
         title: what is done.
         section: of the paper.
         detail: its most important number.
         tiles: a few pictures.
-        result: stands on the arrow to the next box.
+        result: label of the arrow to the next box.
     """
 
     title: str
@@ -151,7 +151,7 @@ class FlowStep:
 
 
 def flow_of(report: Report, sheets: list[Sheet]) -> list[FlowStep]:
-    """The run as the paper's Figure 2: what each part of the method made of what."""
+    """The run in the form of the paper's Figure 2: the input and output of each part of the method."""
     patches, clusters, distilled, quality = report.patches, report.clusters, report.distilled, report.quality
     steps = []
     if patches:
@@ -195,15 +195,16 @@ def figures_of(report: Report) -> list[Figure]:
         return []
     rows = [
         Figure("PSNR_bic", _db(distilled.psnr_bic_mean), f"accepted patches: {_db(quality.psnr_bic_real_mean)}",
-               "Close to the patches: as much texture as they have. Higher: smoother."),
+               "A value close to that of the patches means the same amount of texture; a higher one, smoother images."),
         Figure("Distance in PSNR_bic", _db(quality.wasserstein_db), f"random choice: {_db(quality.wasserstein_db_random)}",
                "Wasserstein distance between the distributions of PSNR_bic before detail restoration; 0 is best."),
         Figure("Coverage", _digits(quality.coverage), f"random choice: {_digits(quality.coverage_random)}",
                "Mean similarity of each patch to its nearest distilled image; 1 is best."),
         Figure("Own-cluster share", _share(quality.own_cluster_share), "",
-               "Images whose nearest patch has their pseudo-label. High: labels steer the sampling."),
-        Figure("Precision", _share(quality.precision), "", "Images that lie among real patches. Low: artifacts."),
-        Figure("Recall", _share(quality.recall), "", "Patches that lie among distilled images. Low: textures are missing."),
+               "Share of images whose nearest patch has the same pseudo-label. High: the labels steer the sampling."),
+        Figure("Precision", _share(quality.precision), "", "Share of images that resemble real patches. Low: artifacts."),
+        Figure("Recall", _share(quality.recall), "",
+               "Share of patches that resemble distilled images. Low: textures are missing."),
         Figure("Nearest to a patch", _digits(distilled.max_cosine_to_train), "a copy: 1",
                "Largest cosine between the pixels of an image and of a training patch."),
     ]  # fmt: skip
@@ -261,7 +262,7 @@ def verdict_chart(judged: Verdict) -> str:
         for item in judged.comparisons
     ]
     title = "PSNR-Y of networks trained on the distilled set minus that of networks trained on other sets"
-    label = "difference in PSNR-Y, dB; right: better"
+    label = "difference in PSNR-Y, dB (positive is better)"
     return charts.dot_plot(rows, title=title, x_label=label, line=0.0, line_label="equal")
 
 

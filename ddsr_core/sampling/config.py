@@ -33,21 +33,23 @@ class SampleConfig(StageConfig):
     guided_channels: Literal[3, 4] = Field(3, description="Latent channels that guidance acts on; 3 as released.")
     guidance_interval: tuple[Timestep, Timestep] = Field(
         (0, 999),
-        description="Lowest and highest t at which guidance is applied (0 is clean). Outside, a step costs half.",
+        description="Lowest and highest t at which guidance is applied (0 is clean). Outside, a step costs half as much.",
     )
     strength: float = Field(
         1.0,
         gt=0,
         le=1,
         description="1 starts from pure noise. Below 1, sampling starts from real patches noised to t = 1000 * strength. "
-        "Lower it to stay closer to the data; samples then also come closer to copies.",
+        "Lower it to stay closer to the data, at the risk of near-copies.",
     )
     init: InitPatches = Field(
         "medoids",
         description="Real patches that sampling starts from if strength is below 1: those nearest to the cluster's "
         "centroid, or patches that are spread over the cluster (k-center).",
     )
-    weights: Literal["ema", "raw"] = Field("ema", description="Adapter weights: the running average, or the last step's.")
+    weights: Literal["ema", "raw"] = Field(
+        "ema", description="Adapter weights. ema: the running average; raw: those of the last step."
+    )
     batch_size: int = Field(16, ge=1, le=4096, description="Images per forward pass. Lower it if memory runs out.")
     decode_tile_px: int | None = Field(
         None,

@@ -59,7 +59,7 @@ class InitLatents:
     """Stored latents of the patches that sampling starts from.
 
     Raises:
-        InputError: ``latents`` is None, or of another base model.
+        InputError: ``latents`` is None, or belongs to another base model.
     """
 
     def __init__(self, model: Base, latents: Path | None) -> None:
@@ -72,7 +72,7 @@ class InitLatents:
         stored = open_latents(latents)
         shape = model.dit.config
         if stored.mean.shape[2:] != (shape.in_channels, shape.latent_px, shape.latent_px):
-            raise InputError(f"the latents are of another base: {stored.mean.shape[2:]}", where=latents)
+            raise InputError(f"the latents belong to another base model: {stored.mean.shape[2:]}", where=latents)
         self.folder, self.mean, self.device = latents, stored.mean[0], next(model.dit.parameters()).device
         self.row: Mapping[str, int] = {name: row for row, name in enumerate(stored.patch_ids)}
 

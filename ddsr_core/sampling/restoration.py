@@ -1,11 +1,11 @@
 """Detail restoration: HR images whose detail is replaced by what an SR network reconstructs from their own LR images.
 
-An SR network can learn from a pair only the part of HR that follows from LR. The rest, accidents of texture and artifacts
-of a decoder, is noise in its targets, and seventy images are too few to average it away. Here each selected image is
+An SR network can learn from a pair only the part of HR that follows from LR. The rest, random texture and decoder
+artifacts, is noise in its targets, and seventy images are too few to average it away. Here each selected image is
 reduced to LR and enlarged by the teacher, a network trained on the accepted patches of the same photos, so that the targets
 hold what that network learned from all of them. Related: soft labels in dataset distillation (Sun et al., RDED, CVPR 2024)
 and HR images made by a teacher (IDC, arXiv 2505.21099). Its use on images sampled by diffusion, with a teacher trained from
-scratch, is our own addition; the paper has nothing like it.
+scratch, is our own addition to the paper.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def restore(network: nn.Module, images: Tensor, share: float) -> Tensor:
     Args:
         network: ``(B, 3, h, w)`` in [0, 1] to four times the size, on the images' device.
         images: float32 ``(B, 3, H, W)`` in [0, 1], H and W multiples of 4.
-        share: 0 keeps the images, 1 gives the network's output.
+        share: 0 returns the images, 1 the network's output.
 
     Returns:
         float32 ``(B, 3, H, W)`` in [0, 1].

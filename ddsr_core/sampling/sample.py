@@ -146,7 +146,7 @@ def require_teacher(config: SampleConfig, teacher: Path | None) -> None:
     """Check, before anything is sampled, that the SR network is given if selection or restoration needs it.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is missing.
     """
     if config.needs_teacher and teacher is None:
         raise ConfigError(
@@ -265,7 +265,7 @@ def select_for_label(
 
 
 def rejected(config: SampleConfig, compared: Comparison) -> np.ndarray:
-    """Candidates that are too similar to a training patch, ``bool (n,)``; a limit of 1 rejects not even copies."""
+    """Candidates that are too similar to a training patch, ``bool (n,)``; a limit of 1 rejects nothing."""
     by_pixels = (compared.by_pixels.cosine > config.max_cosine) & (config.max_cosine < 1)
     return by_pixels | ((compared.by_embedding.cosine > config.max_embedding_cosine) & (config.max_embedding_cosine < 1))
 
@@ -284,7 +284,7 @@ def write_images(config: SampleConfig, chosen: list[Path], teacher: Path | None,
 
 
 def _row(config: SampleConfig, candidates: Candidates, index: int, gains: np.ndarray | None) -> dict[str, Any]:
-    """Where an image came from."""
+    """The origin of an image."""
     return {
         "pseudo_label": int(candidates.labels[index]),
         "seed": config.seed,
@@ -295,7 +295,7 @@ def _row(config: SampleConfig, candidates: Candidates, index: int, gains: np.nda
 
 
 def _facts(described: Comparison, place: int) -> dict[str, Any]:
-    """What was measured of an image as it is written."""
+    """Measurements of an image in its final form."""
     return {
         "psnr_bic": round(float(described.psnr_bic[place]), 4),
         "nearest_patch_id": described.by_pixels.patch_id[place],

@@ -1,7 +1,7 @@
 """Selection: compare samples with the accepted patches, and choose among them.
 
 The images selected should be distributed as the accepted patches of their pseudo-label are: the same histogram of PSNR_bic
-and the same region of embedding space. Selecting the lowest PSNR_bic would collect the artifacts.
+and the same region of embedding space. Selecting the lowest PSNR_bic would select artifacts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Nearest:
     def update(self, cosine: np.ndarray, names: Sequence[str]) -> None:
         """Take further patches into account: ``cosine (count, len(names))``."""
         winner = cosine.argmax(1)
-        best = np.minimum(cosine.max(1), 1)  # rounding: a copy must not be more than a copy
+        best = np.minimum(cosine.max(1), 1)  # rounding must not push a cosine above 1
         for index in np.flatnonzero(best > self.cosine):
             self.cosine[index], self.patch_id[index] = best[index], names[winner[index]]
 
@@ -118,7 +118,7 @@ def thumbnail_vectors(images: Tensor) -> np.ndarray:
 
 
 def compare(candidates: list[Path], references: References, runtime: Runtime) -> Comparison:
-    """Describe candidates and patches alike, and find each candidate's nearest patch by pixels and by embedding.
+    """Describe candidates and patches in the same way, and find the nearest patch of each candidate by pixels and embedding.
 
     Patches and their vectors are read one batch at a time. What stays in memory is the id, pseudo-label and PSNR_bic of each
     patch, and `COVERAGE_SAMPLE` vectors per pseudo-label.

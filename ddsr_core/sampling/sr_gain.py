@@ -1,7 +1,7 @@
 """SR gain: how much of an image's detail follows from its LR, measured by a small SR network.
 
 The gain of an image is the PSNR of the network's enlargement minus that of bicubic, dB. Edges and regular structure have
-a high gain (real textured patches of BSDS500: 1.0 dB, one in ten above 2 dB), added noise has none, whatever its PSNR_bic.
+a high gain (real textured patches of BSDS500: 1.0 dB, one in ten above 2 dB). Noise has none, whatever its PSNR_bic.
 This is our own addition: the paper controls only the amount of texture. The network is trained on the accepted patches of
 the same photos, from scratch; no pretrained model takes part.
 """
@@ -24,7 +24,7 @@ from ddsr_core.sr.weights import load_network
 
 #: Images per forward pass.
 BATCH = 32
-#: The metrics leave out this border, too: near it the network guesses.
+#: Border that is left out, as in the metrics: near the border, the network lacks context.
 BORDER_PX = 4
 #: Limit of PSNR: a flat image is enlarged without error, and has no gain.
 PERFECT_DB = 99.0

@@ -1,4 +1,4 @@
-"""How an SR network is trained, as forms, files and options describe it.
+"""Configs of SR training.
 
 A field that is None takes the value published for the network (`ddsr_core.sr.recipes`).
 """
@@ -24,7 +24,7 @@ TrunkChoice = Literal["any", "vgg19", "vgg16", "none"]
 
 
 class GanConfig(StageConfig):
-    """Adversarial training: what is added to the fields of the generator."""
+    """Adversarial training: additional fields beside those of the generator."""
 
     recipe: GanName = Field(
         description="Published recipe: discriminator, losses with their weights, and learning rates of the second phase."
@@ -51,7 +51,7 @@ class GanConfig(StageConfig):
     )
 
 
-#: A training with test photos is validated this often, unless it says otherwise.
+#: Default number of validations of a training with test photos.
 VALIDATIONS = 10
 
 
@@ -60,10 +60,10 @@ class ValidationConfig(StageConfig):
 
     every: int = Field(1000, ge=1, description="Steps between validations. The last step is always validated.")
     metrics: tuple[MetricName, ...] = Field(
-        ("psnr_y", "ssim_y"), min_length=1, description="What is measured. The first metric decides which weights are best."
+        ("psnr_y", "ssim_y"), min_length=1, description="Metrics to measure. The first one decides which weights are best."
     )
     early_stop: int | None = Field(
-        None, ge=1, description="Stop after so many validations without a new best. Empty: train all iterations."
+        None, ge=1, description="Stop after this many validations without a new best. Empty: train all iterations."
     )
     pictures: int = Field(4, ge=0, le=64, description="Test photos shown in each validation picture.")
 
@@ -100,10 +100,12 @@ class TrainSRConfig(StageConfig):
         "bf16", description="Precision of the trunk. The last convolution and the loss are always float32."
     )
     compile: bool = Field(
-        False, description="Compile the network first. Takes a minute or more and pays off in long trainings."
+        False, description="Compile the network with torch.compile. Takes a minute or more; turn it on for long trainings."
     )
     validation: ValidationConfig | None = Field(
         None, description="Validate on test photos during training and keep the best weights. Empty: no validation."
     )
-    checkpoint_every: int = Field(1000, ge=1, description="Steps between checkpoints.")
+    checkpoint_every: int = Field(
+        1000, ge=1, description="Steps between checkpoints that an interrupted training resumes from."
+    )
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of weights, crops and flips.")

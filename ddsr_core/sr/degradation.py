@@ -45,7 +45,7 @@ class RealEsrganDegradation:
     """Makes LR images from HR images.
 
     Args:
-        scale: LR images are smaller by it.
+        scale: factor by which LR images are smaller.
         device: torch device of the images.
     """
 
@@ -63,7 +63,7 @@ class RealEsrganDegradation:
 
     @torch.no_grad()
     def __call__(self, hr: Tensor, seed: Sequence[int]) -> Tensor:
-        """LR images of a batch. Strengths of resizing, noise and JPEG order are drawn once per batch, blur once per image.
+        """LR images of a batch. Resizing, noise and JPEG order are sampled once per batch, blur once per image.
 
         Args:
             hr: float32 (B, 3, H, W) in [0, 1]; H and W are multiples of the scale, and at least `smallest_px`.
@@ -113,12 +113,12 @@ class RealEsrganDegradation:
 
 
 def degrader_of(kind: Degradation, scale: int, device: str) -> RealEsrganDegradation | None:
-    """What makes LR images in the place of MATLAB's bicubic reduction; None for that."""
+    """The degradation that replaces MATLAB's bicubic reduction; None for ``bicubic``."""
     return RealEsrganDegradation(scale, device) if kind == "real-esrgan" else None
 
 
 def smallest_px(scale: int) -> int:
-    """Smallest side of an HR image: the blurs need half a kernel beside every pixel, also where the image is smallest.
+    """Smallest side of an HR image: the blurs need half a kernel beside every pixel even at the smallest size.
 
     >>> smallest_px(4), smallest_px(2)
     (74, 74)
@@ -134,7 +134,7 @@ def seed_of(image: np.ndarray) -> tuple[int, ...]:
 
 @contextmanager
 def _seeded(seed: Sequence[int], device: torch.device) -> Iterator[None]:
-    """basicsr draws from the global generators of three libraries: seed them, and restore them afterwards."""
+    """Seed the global generators of the three libraries that basicsr uses, and restore them afterwards."""
     number = int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -149,7 +149,7 @@ def _seeded(seed: Sequence[int], device: torch.device) -> Iterator[None]:
 
 
 def _without_pool(model_class: Any) -> Any:
-    """basicsr's model without what else it holds: only `feed_data` is used, on whole images."""
+    """basicsr's model, reduced to `feed_data`, on entire images."""
 
     class Degrader(model_class):  # type: ignore[misc]
         def __init__(self) -> None:

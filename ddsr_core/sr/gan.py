@@ -48,7 +48,7 @@ class Adversary:
         optimizer: of the discriminator.
         perceptual: the frozen perceptual loss; None if the config leaves it out.
         recipe: losses and their weights.
-        facts: name and source of the perceptual trunk, for ``model.json``.
+        facts: name and origin of the perceptual trunk, for ``model.json``.
     """
 
     discriminator: nn.Module

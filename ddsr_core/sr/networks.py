@@ -1,4 +1,4 @@
-"""Networks built by name, and recognized by their weights."""
+"""Builds networks by name, and recognizes them by their weights."""
 
 from __future__ import annotations
 

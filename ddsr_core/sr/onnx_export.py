@@ -14,7 +14,7 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.storage.files import write_atomically
 
 OPSET = 18
-#: Shape of the traced batch: no multiple of anything, so that nothing in the file holds for one size only.
+#: Shape of the traced batch: no multiple of anything, so that nothing in the file depends on one size.
 _TRACED = (2, 3, 17, 19)
 #: Heights and widths (LR pixels) at which the file is compared with the network: a multiple of the windows, and none.
 CHECKED_PX = ((16, 24), (23, 37))
@@ -58,9 +58,9 @@ def export_onnx(network: nn.Module, path: Path) -> dict[tuple[int, int], float]:
         raise ConfigError(
             f"{type(network).__name__} cannot be written as ONNX: {str(error).splitlines()[0]}",
             where=path,
-            fix="its forward must not decide by the size of the image",
+            fix="its forward method must not branch on the size of the image",
         ) from error
-    assert program is not None  # what dynamo=True returns
+    assert program is not None  # the type that dynamo=True returns
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the source file and line that each operation was traced from
     content = program.model_proto.SerializeToString(deterministic=True)
@@ -88,7 +88,7 @@ def _differences(module: nn.Module, content: bytes, path: Path) -> dict[tuple[in
                 f"as ONNX, {type(module).__name__} gives other images of {height}x{width} px than PyTorch: "
                 f"largest difference {difference:.2g}",
                 where=path,
-                fix="its forward must not decide by the size of the image, and its outputs must be finite",
+                fix="its forward method must not branch on the size of the image, and its outputs must be finite",
             )
     return differences
 

@@ -1,4 +1,4 @@
-"""A training as it will be run: the published recipe of the network with the config's own values in it."""
+"""The plan of a training: the published recipe of the network, overridden by the values of the config."""
 
 from __future__ import annotations
 

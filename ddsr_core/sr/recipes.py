@@ -1,4 +1,4 @@
-"""Published x4 training recipes. Schedules are given in published iterations and scaled to the iterations asked for.
+"""Published x4 training recipes. Schedules are given in published iterations and scaled to the requested number.
 
 Published initializations (x2 networks, pretrained generators) are not used: by default every network starts from random
 weights, so that everything it knows comes from the training set that is being compared.

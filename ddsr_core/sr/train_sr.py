@@ -1,8 +1,8 @@
 """Stage `train_sr`: train an SR network on a training set. One loop for every network and every training set.
 
 L1 loss, and with `GanConfig` a discriminator in the second phase; Adam; an exponential moving average of the weights,
-which is the network that is saved; the published learning rate schedule, scaled to the iterations asked for. Training
-sets are compared at equal iterations. A training that is interrupted continues from its last checkpoint and, on a CPU,
+which is the network that is saved; the published learning rate schedule, scaled to the requested number of iterations.
+Training sets are compared at equal iterations. An interrupted training continues from its last checkpoint and, on a CPU,
 ends with the same bytes.
 """
 
@@ -91,7 +91,7 @@ def run(
         TrainingError: a loss or gradient is not finite. The last good checkpoint stays in ``out/resume``.
     """
     plan = plan_of(config)
-    state = new_state(config, runtime.device, trunk, init)  # before the images are read: a wrong name fails at once
+    state = new_state(config, runtime.device, trunk, init)  # before the images are read, so that a wrong name fails at once
     validator = new_validator(config, test, runtime.device)
     pairs = pack_pairs(data, out / RESUME / "pairs", plan.lr_patch_px, config.scale, runtime.progress)
     checkpoint = out / RESUME / "checkpoint.pt"
@@ -128,7 +128,7 @@ def check_crops(config: TrainSRConfig) -> None:
 
 
 def new_validator(config: TrainSRConfig, test: Path | None, device: str) -> Validator | None:
-    """What validates a training, if its config wants that.
+    """The validator of a training, or None if its config has no validation.
 
     Raises:
         ConfigError: there are no test photos.
@@ -136,7 +136,9 @@ def new_validator(config: TrainSRConfig, test: Path | None, device: str) -> Vali
     if config.validation is None:
         return None
     if test is None:
-        raise ConfigError("a validation needs test photos", where="validation", fix="name a folder with --test")
+        raise ConfigError(
+            "a validation needs test photos", where="validation", fix="give a folder of test photos with --test"
+        )
     return Validator(config.validation, test, config.scale, device, degrader_of(config.degradation, config.scale, device))
 
 
@@ -151,7 +153,7 @@ def provenance(config: TrainSRConfig, state: State) -> dict[str, Any]:
 
 
 def training_facts(config: TrainSRConfig, state: State, pairs: Pairs) -> dict[str, Any]:
-    """What ``summary.json`` says of a finished training."""
+    """The content of ``summary.json`` for a finished training."""
     plan = plan_of(config)
     return {
         "arch": config.arch,

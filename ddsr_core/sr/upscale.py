@@ -103,7 +103,7 @@ def upscale(
             done.written.append(target)
     if jobs and not done.written:
         source, reason = next(iter(done.skipped.items()))
-        raise InputError(f"none of {len(jobs)} images could be enlarged: {reason}", where=source, fix="see the reason")
+        raise InputError(f"none of {len(jobs)} images could be enlarged: {reason}", where=source, fix="see the reason above")
     return done
 
 
@@ -125,7 +125,7 @@ def _check_scale(scale: int, expected: int | None, name: str, weights: Path) -> 
 
 
 def _plan(inputs: list[Path], output: Path, existing: Existing) -> tuple[dict[Path, Path], list[Path]]:
-    """Map of inputs to outputs that have to be made, and the existing outputs that are kept."""
+    """Map of inputs to outputs to write, and the existing outputs to keep."""
     suffix = output.suffix.lower()
     if suffix in IMAGE_SUFFIXES - {".png"} and not output.is_dir():
         raise InputError(f"{suffix} files cannot be written", where=output, fix="name a .png file or a folder")

@@ -73,7 +73,7 @@ class Validator:
         Args:
             network: in evaluation mode.
             step: steps done.
-            picture: the PNG file; not written if the config wants no pictures.
+            picture: the PNG file; not written if the config asks for no pictures.
 
         Raises:
             InputError: no photo can be read and is large enough.
@@ -139,7 +139,7 @@ class Validator:
         return best
 
     def gives_up(self, curve: list[Validated]) -> bool:
-        """Whether the config wants to stop: the best is too many validations ago."""
+        """Whether to stop early: too many validations have passed since the best one."""
         best = self.best(curve)
         return bool(self.config.early_stop and best and len(curve) - 1 - curve.index(best) >= self.config.early_stop)
 

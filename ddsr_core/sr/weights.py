@@ -30,7 +30,7 @@ WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dic
 MOST_WRAPPERS = 4
 #: Prefixes that wrappers give to every name.
 PREFIXES = ("module.", "_orig_mod.", "netG.", "net_g.", "model.net_g.", "generator.")
-#: A zipped file may unpack to so many times its size.
+#: Largest ratio of the unpacked size of a zipped file to its size.
 MOST_EXPANSION = 4
 
 
@@ -101,7 +101,7 @@ def load_network(path: Path, trust: bool | Collection[str] = False) -> LoadedNet
     arch, kwargs, scale = identity
     if arch not in ARCHITECTURES and trust is not True and not (trust and arch in trust):
         raise InputError(
-            f"the file wants to import {arch}", where=file, fix="give --trust if the file and that module are yours"
+            f"the file tries to import {arch}", where=file, fix="pass --trust if the file and that module are yours"
         )
     try:
         _check_sizes(identity, state)
@@ -137,7 +137,7 @@ def weights_file(path: Path) -> Path:
 
 
 def _check_sizes(identity: _Identity, state: Mapping[str, Tensor]) -> None:
-    """Compare what the metadata say of a network of ours with its tensors, before anything is allocated.
+    """Compare the metadata of a network of ours with its tensors, before anything is allocated.
 
     Raises:
         ValueError: they differ.
@@ -189,7 +189,7 @@ def load_into(network: nn.Module, arch: str, path: Path) -> None:
 
 
 class _Identity(NamedTuple):
-    """What it takes to rebuild a network."""
+    """What is needed to rebuild a network."""
 
     arch: str
     kwargs: dict[str, Any]

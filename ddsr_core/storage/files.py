@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, their digests, and what the operating system's refusals mean."""
+"""Atomic writes of files, their digests, and messages for errors of the operating system."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _FIXES = {
     errno.EACCES: f"{_OTHER_HOME}, or change the permissions",
     errno.EPERM: f"{_OTHER_HOME}, or change the permissions",
     errno.EROFS: f"the file system is read-only: {_OTHER_HOME}",
-    errno.EEXIST: "a file stands where a folder is needed: move it, or choose another folder with --home",
-    errno.ENOTDIR: "a file stands where a folder is needed: move it, or choose another folder with --home",
+    errno.EEXIST: "there is a file where a folder is needed: move it, or choose another folder with --home",
+    errno.ENOTDIR: "there is a file where a folder is needed: move it, or choose another folder with --home",
     errno.EIO: "the disk reports an error: check it, or choose another folder with --home, and run again",
 }
 
 
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals (full disk, no permission, disk error) into a `StorageError` with a fix.
+    """Turn errors of the operating system (full disk, no permission, disk error) into a `StorageError` with a fix.
 
     Args:
         where: reported if the error names no file.
@@ -56,7 +56,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write to; afterwards ``path`` holds all of it or, after an error, its old content.
+    """Open a file for writing. Afterwards, ``path`` holds the complete new content or, after an error, the old one.
 
     The bytes go to a temporary file beside ``path`` (its name has a fixed length, as ``path`` may have the longest name that
     the file system allows), which is synced and renamed.
@@ -76,13 +76,13 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what writes that were cut off by a crash have left below a folder."""
+    """Remove temporary files below a folder that interrupted writes have left."""
     for path in folder.rglob(f"*{TEMPORARY}"):
         path.unlink()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either its old content or all of the new."""
+    """Write ``data`` so that ``path`` holds either its old content or the complete new content."""
     with writing_atomically(path) as file:
         file.write(data)
 

@@ -1,4 +1,4 @@
-"""How the home folder of ddsr is recognized, wherever it lies."""
+"""How the home folder of ddsr is recognized."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddsr_core.storage.files import write_atomically
 
 #: Marks a folder as a home. `ddsr gc` deletes nothing in a folder without it, and photos below it are never read.
 HOME_MARKER = ".ddsr-home"
-#: Folders in a home whose pictures ddsr has written. In a home that is the user's folder of photos, they are left out.
+#: Folders in a home whose pictures ddsr has written. They are excluded if the home is the user's folder of photos.
 RESULT_FOLDERS = frozenset({"artifacts", "runs", "nightly", "splits", "demo-photos", "prefect-results"})
 
 

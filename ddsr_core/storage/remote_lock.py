@@ -31,7 +31,7 @@ class RemoteOwner(Owner):
     Attributes:
         cache: id of the holder's cache folder. A process that has the local lock of the same artifact in that folder
             knows that the holder is dead.
-        token: random, by which the holder recognizes its own lock.
+        token: random text by which the holder recognizes its own lock.
         beat: time of the last heartbeat.
     """
 
@@ -78,7 +78,7 @@ def _take(bucket: Bucket, name: str, owner: RemoteOwner, what: str, wait: bool) 
         if etag != seen:
             if not seen:
                 LOG.warning("waiting for %s by %s", what, holder or "another process")
-            elif not wait:  # its heart has beaten meanwhile
+            elif not wait:  # its holder has renewed it meanwhile
                 raise held_by_another(what, holder or "another process")
             seen, since = etag, time.monotonic()
         is_own = holder is not None and holder.cache == owner.cache
@@ -119,7 +119,7 @@ class _Held:
             LOG.warning("%s: taken over by another builder; the one that publishes first wins", self.name)
 
     def _own_etag(self) -> str | None:
-        """The lock's ETag if it is still ours. It may have changed by our own write, if S3's answer to that was lost."""
+        """The lock's ETag if it is still ours. Our own write may have changed it, if S3's answer was lost."""
         current = self.bucket.read(self.name)
         holder = None if current is None else _parse(current[0])
         return current[1] if current and holder and holder.token == self.owner.token else None

@@ -1,7 +1,7 @@
 """A home on S3: artifacts are built in a cache folder on this machine, uploaded when complete, and downloaded by others.
 
 ``<url>/artifacts/<stage>/<key>/manifest.json`` is written last, and only if there is none: its presence says that the
-artifact is complete. The artifact's files lie beside it in a folder named by their content, so that two builders which
+artifact is complete. The artifact's files are beside it in a folder named by their content, so that two builders that
 publish at the same time never mix their files. Unfinished builds stay in the cache folder of the machine that began them.
 """
 
@@ -30,7 +30,7 @@ from ddsr_core.storage.s3 import SCHEME, Bucket
 from ddsr_core.storage.stage import MANIFEST, Artifact, Manifest, Stage, StageInput, has_content, is_whole
 from ddsr_core.storage.store import LOG, Owner, Store
 
-#: A home as a parameter of a flow: a folder or ``s3://bucket/prefix``. A string, as a Path would drop a slash of the URL.
+#: A home as a parameter of a flow: a folder or ``s3://bucket/prefix``. A string, as a Path drops a slash of the URL.
 Home = Annotated[str, BeforeValidator(str)]
 #: A lock without a heartbeat for this long is abandoned. The clocks of this machine and of S3 differ by less than 15
 #: minutes, or S3 would refuse every request.
@@ -136,7 +136,7 @@ class RemoteStore(Store):
         self.bucket.remove([f"{name}/files/{digest}" for digest in gone])
 
     def _download_photo_cache(self, name: str, folder: Path) -> dict[str, str]:
-        """Make the folder equal to what is published, and return its index. An incomplete photo cache is discarded."""
+        """Make the folder equal to the published one, and return its index. An incomplete photo cache is discarded."""
         published = self.bucket.read(f"{name}/index.json")
         index: dict[str, str] = {} if published is None else json.loads(published[0])
         with storage_errors(self.home):
@@ -213,7 +213,7 @@ class RemoteStore(Store):
 
     def unpublish(self, stage: str, key: str) -> None:
         """Remove an artifact from S3; the local copy stays."""
-        self.bucket.remove([_manifest_name(stage, key)])  # first, so that nobody finds an incomplete artifact
+        self.bucket.remove([_manifest_name(stage, key)])  # first, so that no process finds an incomplete artifact
         self.bucket.remove(self.bucket.list(_base(stage, key) + "/"))
 
     def _cache_id(self) -> str:

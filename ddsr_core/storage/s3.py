@@ -146,7 +146,7 @@ class Bucket:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn S3's errors, or its silence, into a `StorageError`; errors of local files pass."""
+        """Turn errors and timeouts of S3 into a `StorageError`; errors of local files pass through."""
         from botocore.exceptions import BotoCoreError  # comes with the optional extra s3fs
 
         try:
@@ -173,7 +173,7 @@ class Bucket:
             return UnreachableError(f"S3 does not answer: {error}", where=self.url, fix=fix)
         if code is not None or isinstance(error, boto.BotoCoreError):
             fix = "check the URL in --home; the server must support conditional writes (If-None-Match, If-Match)"
-            return StorageError(f"S3 refuses: {code or type(error).__name__}: {error}", where=self.url, fix=fix)
+            return StorageError(f"S3 rejects the request: {code or type(error).__name__}: {error}", where=self.url, fix=fix)
         return None
 
 

@@ -16,7 +16,7 @@ from ddsr_core.storage.files import sha256_of
 MANIFEST = "manifest.json"
 #: Hex digits of a key.
 KEY_LENGTH = 32
-#: A stage keeps in ``out / RESUME`` what it needs to continue after an interruption, such as checkpoints. The folder is
+#: A stage stores in ``out / RESUME`` what it needs to resume after an interruption, such as checkpoints. The folder is
 #: removed when the artifact is complete.
 RESUME = "resume"
 
@@ -47,7 +47,7 @@ class Manifest(BaseModel):
     device: str
     #: Seconds of CPU that the build took, its child processes included.
     cpu_seconds: float | None = None
-    #: Most memory that the building process has used up to the end of the build.
+    #: Largest memory that the building process has used until the end of the build.
     peak_bytes: int | None = None
     #: Digest of all other fields; artifacts of earlier versions have none.
     check: str | None = None
@@ -131,10 +131,10 @@ class Stage:
 
     Attributes:
         name: of the stage, its module, its config's field and its folder below ``artifacts/``.
-        version: raise it whenever the code writes something else for the same config and inputs.
+        version: raise it whenever the code writes a different output for the same config and inputs.
         run: builds the artifact.
         config: class of its config.
-        section: of the paper, where the stage is described in it.
+        section: of the paper, if it describes the stage.
         on_gpu: whether it runs on the GPU pool, if there is one.
         photo_cache: whether it can reuse results of single photos from earlier builds (`Runtime.photo_cache`).
     """
@@ -177,7 +177,7 @@ def open_artifact(folder: Path) -> Artifact:
     """An artifact by its folder, for readers beside the pipeline. Its files are checked against the manifest.
 
     Raises:
-        StorageError: the artifact is missing, damaged, or has a file too many.
+        StorageError: the artifact is missing, damaged, or contains a foreign file.
     """
     folder = Path(folder).absolute()
     manifest = read_manifest(folder)
@@ -192,7 +192,7 @@ def open_artifact(folder: Path) -> Artifact:
 
 
 def has_content(path: Path, entry: FileEntry) -> bool:
-    """Whether a file is there with the size and digest of its entry."""
+    """Whether a file exists with the size and digest of its entry."""
     return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
 
 

@@ -148,7 +148,7 @@ class Store:
     ) -> tuple[Artifact, bool]:
         """Build the stage's artifact, continue an interrupted build, or return the existing artifact.
 
-        Two processes that want the same key build it once: the second waits for the first.
+        If two processes request the same key, it is built once: the second waits for the first.
 
         Returns:
             The artifact, and whether it already existed.
@@ -197,7 +197,7 @@ class Store:
                 LOG.warning("waiting for %s by %s", what or name, _owner(note))
                 lock.acquire()
         try:
-            with suppress(OSError):  # the note only tells others whom they wait for
+            with suppress(OSError):  # the note only tells other processes what they wait for
                 note.write_text(Owner.here(run).model_dump_json())
             yield
         finally:
@@ -359,7 +359,7 @@ def held_by_another(what: str, owner: object) -> StorageError:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder with all it contains, a file, or a link (but not what it leads to)."""
+    """Remove a folder with its contents, a file, or a link (but not its target)."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -367,7 +367,7 @@ def _remove(path: Path) -> None:
 
 
 def _check_inputs(result: StageResult, inputs: Mapping[str, StageInput]) -> None:
-    """Refuse to store a result under a key that its inputs do not belong to."""
+    """Check that the inputs of a result still match its key."""
     for name, digest in result.inputs.items():
         if digest != inputs[name].digest:
             raise ChangedInputError(f"the {name} changed while they were read", where=inputs[name].path, fix="run again")

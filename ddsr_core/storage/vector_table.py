@@ -83,7 +83,7 @@ def open_table(folder: Path) -> Any:
 
 
 def content_digest(ids: Iterable[str], vectors: Iterable[np.ndarray]) -> str:
-    """SHA-256 of patch ids and vectors. The digests of the files would not do, as LanceDB gives its files random names."""
+    """SHA-256 of patch ids and vectors. Not of the files, because LanceDB gives them random names."""
     digest = hashlib.sha256("\n".join(ids).encode())
     for part in vectors:
         digest.update(np.ascontiguousarray(part, dtype=np.float32).data)

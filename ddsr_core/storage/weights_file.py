@@ -1,4 +1,4 @@
-"""What goes wrong when a file of weights is read."""
+"""Errors while reading a weights file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddsr_core.errors import InputError
 def readable(file: Path, fix: str) -> Iterator[None]:
     """Turn whatever the readers of safetensors and ``.pth`` raise into an `InputError`.
 
-    Every exception is caught: the interpreter of ``.pth`` files raises what the bytes make it stumble over, such as
+    Every exception is caught: damaged bytes make the interpreter of ``.pth`` files raise any exception, such as
     struct.error or KeyError.
 
     Args:

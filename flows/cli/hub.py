@@ -85,7 +85,7 @@ def prepared(report: Report, wanted: Push) -> Iterator[Path]:
             sample = report.run.path_of("sample")
             text = data_card(report, wanted.repository)
             shutil.copytree(sample or folder, folder, ignore=shutil.ignore_patterns(MANIFEST))
-            DatasetCard(text)  # a head that cannot be read raises here, not on the Hub
+            DatasetCard(text)  # an invalid YAML head raises here, not on the Hub
         else:
             text = _copy_network(report, wanted, folder)
             ModelCard(text)

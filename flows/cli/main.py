@@ -75,17 +75,19 @@ def demo(**options: Any) -> None:
     run_pipeline(images=images, test=test, preset="demo", **options)
 
 
+dry_run_option = click.option("--dry-run", "dry", is_flag=True, help="Check photos, settings, device and disk, then exit.")
+
+
 @distillation.command()
 @images_option
 @option_test(required=False)
 @preset_option("demo")
-@click.option("--dry-run", "dry", is_flag=True, help="Check photos, settings, device and disk, and stop.")
-@run_options
+@chained([config_options, run_option("the preset"), dry_run_option, *where_options])
 def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
-    """Distill a folder of photos and compare the result.
+    """Distill a folder of photos and evaluate the result.
 
-    SR networks are trained on the distilled set and on other training sets, and measured on the test photos. The set and a
-    report are in the folder of the run, HOME/runs/NAME.
+    Trains SR networks on the distilled set and on other training sets, and measures them on the test photos. The set and a
+    report are written to the folder of the run, HOME/runs/NAME.
 
     Example: ddsr distill --images photos/ --preset demo --set sample.count=140
     """
@@ -95,8 +97,8 @@ def distill(images: str, test: str | None, preset: str, **options: Any) -> None:
 REPRODUCE = lines(
     cleandoc("""Reproduce the paper's tables, or ablate the method.
 
-    In a column of a table, training sets have the same number of images and networks the same number of iterations. A run
-    that was interrupted continues if the command is repeated.
+    Within a column of a table, all training sets have the same number of images, and all networks are trained for the same
+    number of iterations. To resume an interrupted run, repeat the command.
 
     Example: ddsr reproduce table2 --images photos/ --test B100/ --protocol mini --seeds 3"""),
     EXPERIMENTS,
@@ -108,10 +110,10 @@ REPRODUCE = lines(
 @images_option
 @option_test(required=True)
 @click.option("--protocol", "--scale", "protocol", type=click.Choice(list(PROTOCOLS)), default="mini",
-              help=lines("Networks and numbers of images.  [default: mini]", PROTOCOLS))  # fmt: skip
+              help=lines("Size of the networks and number of images.  [default: mini]", PROTOCOLS))  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True,
               help="Number of seeds, counted from 0. Conclusions need at least three.")  # fmt: skip
-@preset_option(None, f"Settings that the protocol changes; by default {' or '.join(DEFAULT_PRESET.values())}.")
+@preset_option(None, f"Settings that the protocol is applied to; by default {' or '.join(DEFAULT_PRESET.values())}.")
 @chained([config_options, run_option("the experiment"), *where_options])
 def reproduce(experiment: ExperimentName, images: str, test: str, **options: Any) -> None:
     """The help text is `REPRODUCE`."""
@@ -120,7 +122,7 @@ def reproduce(experiment: ExperimentName, images: str, test: str, **options: Any
 
 
 def as_typed(context: click.Context) -> str:
-    """The command with every argument and option it has a value for, defaults included: it can be run again."""
+    """The command with every argument and option that has a value, defaults included, ready to be run again."""
     words = ["ddsr", str(context.info_name)]
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
@@ -160,9 +162,9 @@ def doctor(home: str | None, as_json: bool) -> None:
 
 
 @setup.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the base model.")
 @click.option("--photos", type=click.Path(path_type=Path), metavar="DIR",
               help="Photos to train on.  [default: photographs from Debian packages, downloaded]")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for the base model.")
 @set_option("prior_steps=100", "Change one field of the recipe; may be repeated.")
 @json_option
 def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -176,17 +178,18 @@ def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], as_json
 
 @setup.command()
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True,
-              help="GPU jobs at once, over all machines: the number of GPUs.")  # fmt: skip
+              help="Number of GPUs over all machines: at most this many GPU jobs run at once.")  # fmt: skip
 @click.option("--type", "pool_type", type=click.Choice(["process", "docker", "kubernetes"]), default="process",
-              show_default=True, help="Type for work pools that have to be created.")  # fmt: skip
+              show_default=True, help="Type of the work pools that are created. Existing pools keep theirs.")  # fmt: skip
 @click.option("--silence", type=click.IntRange(35), default=120, show_default=True, metavar="SECONDS",
-              help="A run without a heartbeat for this long has crashed; heartbeats come every 30 s. Raise it if busy "
-                   "machines are taken for dead.")  # fmt: skip
+              help="Seconds without a heartbeat after which a run counts as crashed. Heartbeats come every 30 s. Raise it "
+                   "if runs on busy machines are marked as crashed.")  # fmt: skip
 @json_option
 def deploy(gpus: int, pool_type: Any, silence: int, as_json: bool) -> None:
     """Set up work pools and deployments on the Prefect server.
 
-    Also sets up concurrency limits and automations. PREFECT_API_URL names the server. The command is idempotent.
+    Also sets up concurrency limits and automations. Set PREFECT_API_URL to the address of the server. Running the command
+    again changes only what differs.
 
     Example: ddsr deploy --gpus 2
     """
@@ -204,13 +207,15 @@ def deploy(gpus: int, pool_type: Any, silence: int, as_json: bool) -> None:
 
 @setup.command()
 @click.argument("target", metavar="URL|ADDRESS")
-@click.option("--name", default="ddsr", show_default=True, help="Name of this target. The same name again replaces it.")
-@click.option("--sender", default=None, metavar="ADDRESS", help="Sender of e-mail. SENDGRID_API_KEY must be set, too.")
+@click.option(
+    "--name", default="ddsr", show_default=True, help="Name of this target. An existing target of the same name is replaced."
+)
+@click.option("--sender", default=None, metavar="ADDRESS", help="Sender of e-mail; requires SENDGRID_API_KEY.")
 @json_option
 def notify(target: str, name: str, sender: str | None, as_json: bool) -> None:
     """Send a message when a run fails or a set is promoted.
 
-    TARGET is the URL of a Slack web hook or of any other web hook, or an e-mail address. Runs that crash are reported, too.
+    The target is the URL of a Slack webhook or any other webhook, or an e-mail address. Crashed runs are reported, too.
 
     Example: ddsr notify https://hooks.slack.com/services/…
     """
@@ -231,7 +236,7 @@ for group in (distillation, planning, networks, nights, finished, settings_group
 def main() -> None:
     """Entry point of the command ``ddsr``."""
     os.environ.setdefault("LANCE_LOG", "error")  # LanceDB warns about every new table
-    logging.getLogger("ddsr").addHandler(logging.StreamHandler())  # says which run a stage waits for
+    logging.getLogger("ddsr").addHandler(logging.StreamHandler())  # shows which run a stage waits for
     try:
         cli()
     except KeyboardInterrupt:

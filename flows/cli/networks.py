@@ -24,9 +24,7 @@ from flows.cli.options import Group, complete_networks, device_option, home_opti
 #: Options of the validation, and their fields in its config.
 VALIDATION_OPTIONS = {"val_every": "every", "val_metrics": "metrics", "early_stop": "early_stop"}
 
-trust_option = click.option(
-    "--trust", is_flag=True, help="Import the network of your own (module:Class) that a weights file names."
-)
+trust_option = click.option("--trust", is_flag=True, help="Allow weights files to import your own network (module:Class).")
 
 
 @click.group(cls=Group, title="SR networks")
@@ -35,48 +33,49 @@ def networks() -> None:
 
 
 def steps() -> Any:
-    """What the commands call: the module imports torch, which takes seconds, and `ddsr --help` must not wait for it."""
+    """The functions behind the commands, imported late: they import torch, and `ddsr --help` must not wait for that."""
     from flows.cli import single_steps
 
     return single_steps
 
 
 @networks.command("train-sr")
-@click.option("--data", required=True, help="Folder of HR images, image set, patches artifact, or Parquet.")
+@click.option("--data", required=True, metavar="DATA", help="Folder of HR images, image set, patches artifact, or Parquet.")
 @click.option("--arch", default="edsr-small", show_default=True,
-              help="Network, or module:Class of your own. An unknown name lists all networks.")  # fmt: skip
-@click.option("--training-set", "--source", "training_set", type=click.Choice(list(TRAINING_SETS)), default="full",
-              show_default=True,
-              help="full trains on DATA as it is. gsdd, base and distilled do too, and check that DATA is such a set. The "
-                   "others cut crops out of DATA.")  # fmt: skip
-@click.option("--count", "--budget", "count", type=click.IntRange(1), default=70, show_default=True,
-              help="Number of crops, for training sets that are cut out of DATA.")  # fmt: skip
-@click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True,
-              help="Height and width of these crops in pixels.")  # fmt: skip
-@click.option("--embeddings", type=click.Choice(list(EMBEDDERS)), default="vgg16", show_default=True,
-              help="Features that k-center and hdc compare crops by.")  # fmt: skip
+              help="Name of the network, or module:Class of your own. An unknown name prints all names.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=2000, show_default=True, help="Optimizer steps.")
 @click.option("--scale", type=click.Choice(["2", "3", "4"]), default="4", show_default=True, help="Upsampling factor.")
 @click.option("--degradation", type=click.Choice(get_args(Degradation)), default="bicubic", show_default=True,
               help="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.")  # fmt: skip
 @click.option("--init", type=click.Path(path_type=Path), default=None,
               help="Start from these weights: a train_sr folder, or a file of the same network and scale.")  # fmt: skip
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
+              help="Change one field of the recipe; may be repeated. Example: batch_size=8.")  # fmt: skip
+@click.option("--training-set", "--source", "training_set", type=click.Choice(list(TRAINING_SETS)), default="full",
+              show_default=True,
+              help="full trains on all of DATA. gsdd, base and distilled do too, and check that DATA is such a set. The "
+                   "others train on crops of DATA.")  # fmt: skip
+@click.option("--count", "--budget", "count", type=click.IntRange(1), default=70, show_default=True,
+              help="Number of crops, for training sets that consist of crops of DATA.")  # fmt: skip
+@click.option("--patch-px", type=click.IntRange(16), default=64, show_default=True,
+              help="Height and width of these crops in pixels.")  # fmt: skip
+@click.option("--embeddings", type=click.Choice(list(EMBEDDERS)), default="vgg16", show_default=True,
+              help="Features that k-center and hdc compare crops by.")  # fmt: skip
 @click.option("--test", type=click.Path(path_type=Path), default=None,
-              help="Photos to validate on during training. The best weights are kept beside the last ones.")  # fmt: skip
+              help="Photos to validate on during training. The best weights are stored in addition to the last "
+                   "ones.")  # fmt: skip
 @click.option("--val-every", type=click.IntRange(1), default=None,
               help="Steps between validations.  [default: a tenth of the iterations]")  # fmt: skip
 @click.option("--val-metric", "val_metrics", multiple=True, type=click.Choice(list(METRICS)),
-              help="Metric of the validation. May be repeated; the first one decides which weights are best.  "
+              help="Metric to validate with; may be repeated. The first one decides which weights are best.  "
                    "[default: psnr_y, ssim_y]")  # fmt: skip
 @click.option("--early-stop", type=click.IntRange(1), default=None,
               help="Stop after this many validations without a new best.")  # fmt: skip
-@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
-              help="Show training curves in this program. Files go to HOME/tracking.")  # fmt: skip
-@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
-              help="Override a field of the recipe, such as batch_size=8. May be repeated.")  # fmt: skip
 @click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: network and data]")
 @home_option
 @device_option
+@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
+              help="Program that shows the training curves. Its files go to HOME/tracking.")  # fmt: skip
 @json_option
 def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_json: bool, **options: Any) -> None:
     """Train one SR network on a folder of images.
@@ -100,7 +99,7 @@ def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_
 
 
 def validation_of(options: dict[str, Any], iterations: int) -> dict[str, Any] | None:
-    """Take the options of the validation out of ``options``; None without test photos."""
+    """Remove the validation options from ``options`` and return them; None without test photos."""
     given = {name: options.pop(option) for option, name in VALIDATION_OPTIONS.items()}
     chosen = {name: value for name, value in given.items() if value}
     if options["test"] is None:
@@ -112,32 +111,33 @@ def validation_of(options: dict[str, Any], iterations: int) -> dict[str, Any] | 
 
 @networks.command()
 @click.option("--weights", required=True, multiple=True, shell_complete=complete_networks,
-              help="Weights file, train_sr folder, network of a run such as demo:edsr-small/distilled, or bicubic. May "
+              help="Weights file, train_sr folder, network of a run such as demo:edsr-small/distilled, or bicubic; may "
                    "be repeated.")  # fmt: skip
-@click.option("--test", required=True, help="Folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …).")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), is_flag=False, flag_value="-",
-              default=None, metavar="[FILE]",
-              help="Print JSON, or write it to FILE: an object, or a list if several weights are given.")  # fmt: skip
+@click.option("--test", required=True, metavar="TEST", help="Folder of HR images, or of HR-LR pairs (HR/ and LRx4/, …).")
 @click.option("--scale", type=click.IntRange(2, 8), default=4, show_default=True, help="Upsampling factor of the networks.")
-@click.option("--mod-crop", type=click.IntRange(1), default=None,
-              help="Crop HR images to a multiple of it. Default: the scale. Set 8 for published OST300.")  # fmt: skip
-@click.option("--degradation", type=click.Choice(get_args(Degradation)), default="bicubic", show_default=True,
-              help="How LR images are made that are not given, as in train-sr.")  # fmt: skip
 @click.option("--metric", "more_metrics", multiple=True, type=click.Choice(list(METRICS)),
-              help="Measure this metric too. May be repeated.")  # fmt: skip
+              help="Measure this metric, too; may be repeated.")  # fmt: skip
 @click.option("--no-lpips", is_flag=True, help="Do not measure LPIPS, which takes most of the time on a CPU.")
 @click.option("--lpips-vgg", is_flag=True, hidden=True, help="The same as --metric lpips_vgg.")
 @click.option("--dists", is_flag=True, hidden=True, help="The same as --metric dists.")
+@click.option("--degradation", type=click.Choice(get_args(Degradation)), default="bicubic", show_default=True,
+              help="How LR images are made if TEST contains none, as in train-sr.")  # fmt: skip
+@click.option("--mod-crop", type=click.IntRange(1), default=None,
+              help="Crop HR sides to a multiple of this, in pixels. Set 8 for the published OST300 figures.  [default: the "
+                   "scale]")  # fmt: skip
 @click.option("--round-y", is_flag=True, help="Round Y to 8 bits, as MATLAB and many published tables do. BasicSR does not.")
 @trust_option
 @click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: evaluate-TEST]")
 @home_option
 @device_option
+@click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), is_flag=False, flag_value="-",
+              default=None, metavar="[FILE]",
+              help="Print JSON, or write it to FILE: an object, or a list if several weights are given.")  # fmt: skip
 def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, name: str | None, home: str | None, device: str,
              trust: bool, **options: Any) -> None:  # fmt: skip
     """Measure SR networks and bicubic on a test set.
 
-    Reports PSNR and SSIM on Y and RGB, and LPIPS.
+    Reports PSNR and SSIM on Y and RGB, and LPIPS. Bicubic upscaling is always included.
 
     Example: ddsr evaluate --weights bicubic --test B100/
     """
@@ -162,7 +162,7 @@ def evaluate(weights: tuple[str, ...], test: str, json_file: Path | None, name: 
 
 
 def protocol_of(options: dict[str, Any]) -> EvaluateConfig:
-    """The config that the options of `evaluate` come to."""
+    """The config that results from the options of `evaluate`."""
     added = {*options["more_metrics"], *(name for name in ("lpips_vgg", "dists") if options[name])}
     switches = {**dict.fromkeys(sorted(added), True), **({"lpips": False} if options["no_lpips"] else {})}
     values = {name: options[name] for name in ("scale", "mod_crop", "round_y", "degradation")}
@@ -176,19 +176,24 @@ def protocol_of(options: dict[str, Any]) -> EvaluateConfig:
     "--weights",
     required=True,
     shell_complete=complete_networks,
-    help="Weights file, train_sr folder, or network of a run such as demo:edsr-small/distilled. Any file that spandrel "
-    "opens will do.",
+    help="Weights file, train_sr folder, or network of a run such as demo:edsr-small/distilled. Any file that "
+    "spandrel opens is accepted.",
 )
 @click.option(
     "--tile",
     type=click.IntRange(0),
     default=512,
     show_default=True,
-    help="Process larger images in tiles of this side, in input pixels. Lower it if memory runs out. 0: never.",
+    help="Split larger images into tiles of this side, in input pixels. Lower it if memory runs out. 0: never split.",
 )
-@click.option("--scale", type=click.IntRange(2), default=None, help="Fail if the weights have another upsampling factor.")
+@click.option(
+    "--scale",
+    type=click.IntRange(2),
+    default=None,
+    help="Upsampling factor that the weights must have; others are an error.",
+)
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
-              help="What to do with output files that exist.")  # fmt: skip
+              help="What to do if an output file exists.")  # fmt: skip
 @trust_option
 @home_option
 @device_option
@@ -197,7 +202,7 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
             home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
-    The upsampling factor is that of the weights. Transparency is kept. The results are 8-bit PNG files.
+    The weights determine the upsampling factor. Transparency is preserved. The results are 8-bit PNG files.
 
     Example: ddsr upscale small/ large/ --weights demo:edsr-small/distilled
     """
@@ -225,9 +230,9 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
 def export_sr(weights: Path, output: Path, trust: bool, as_json: bool) -> None:
     """Export an SR network to ONNX.
 
-    WEIGHTS is a train_sr folder or a weights file. The ONNX file takes images of any size; its output is compared with
-    that of PyTorch. Programs that open PyTorch files need no export: weights.pth and weights.safetensors in the folder
-    have the tensor names of the networks' authors.
+    WEIGHTS is a train_sr folder or a weights file. The ONNX file accepts images of any size; its output is compared with
+    that of PyTorch. Programs that read PyTorch files need no export: weights.pth and weights.safetensors in the folder use
+    the tensor names of the original implementations.
 
     Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
     """

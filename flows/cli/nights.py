@@ -37,11 +37,12 @@ def nights() -> None:
 
 @nights.command()
 @images_option
-@option_test(required=True, text="Test photos, on which SR networks trained on the old and the new set are compared.")
+@option_test(required=True, text="Test photos on which SR networks trained on the old and the new set are compared.")
 @preset_option("demo")
+@config_options
 @series_option
 @click.option("--metric", type=click.Choice(list(METRICS)), default="psnr_y", show_default=True,
-              help="What the old and the new set are compared by.")  # fmt: skip
+              help="Metric by which the old and the new set are compared.")  # fmt: skip
 @click.option("--margin", type=click.FloatRange(0), default=0.0, show_default=True,
               help="How much worse the new set may be, in the unit of the metric. Raise it to the spread between seeds if "
                    "noise keeps new sets from being promoted.")  # fmt: skip
@@ -49,7 +50,7 @@ def nights() -> None:
 @click.option("--warm-steps", type=click.IntRange(0), default=None, metavar="N",
               help="Optimizer steps when fine-tuning continues from the last adapter. Lower it if few photos change per "
                    "night.  [default: as many as from the base model]")  # fmt: skip
-@chained([config_options, *where_options])
+@chained(where_options)
 def nightly(images: str, test: str, cold: bool, **options: Any) -> None:
     """Distill again if photos or settings have changed.
 
@@ -66,7 +67,7 @@ def nightly(images: str, test: str, cold: bool, **options: Any) -> None:
 @home_option
 @json_option
 def versions(name: str, home: str | None, as_json: bool) -> None:
-    """List the versions that `ddsr nightly` has made.
+    """List the versions that `ddsr nightly` has created.
 
     The active version is marked with an asterisk.
 
@@ -96,9 +97,9 @@ def _line(version: Version) -> str:
 @home_option
 @json_option
 def rollback(to: int | None, name: str, home: str | None, as_json: bool) -> None:
-    """Make an earlier version of a nightly set active again.
+    """Reactivate an earlier version of a nightly set.
 
-    Without TO, that is the version which was active before the current one.
+    TO is the number of that version. Without it, the version that was active before the current one is restored.
 
     Example: ddsr rollback
     """

@@ -33,7 +33,7 @@ class Group(click.Group):
         self.sections: list[Group] = []
 
     def add_section(self, section: Group) -> None:
-        """Take in the commands of another group, under its title."""
+        """Add the commands of another group, under its title."""
         self.sections.append(section)
         for command in section.commands.values():
             self.add_command(command)
@@ -106,7 +106,7 @@ def set_option(example: str, text: str = "Change one setting; may be repeated.")
 def config_options(function: F) -> F:
     """``--config`` and ``--set``."""
     function = set_option("sample.count=140", "Change one setting of the preset; may be repeated.")(function)
-    text = "TOML or YAML file whose values replace those of the preset. `ddsr config` prints one."
+    text = "TOML or YAML file whose values override the preset. `ddsr config` prints one."
     return click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help=text)(function)
 
 
@@ -133,19 +133,19 @@ def home_option(function: F) -> F:
 
 
 def json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")(function)
 
 
 def device_option(function: F) -> F:
-    text = "Torch device, such as cpu or cuda:1. auto takes a GPU if there is one."
+    text = "Torch device, such as cpu or cuda:1. auto uses a GPU if there is one."
     return click.option("--device", default="auto", show_default=True, help=text)(function)
 
 
 def prefect_option(function: F) -> F:
     """``--prefect`` or ``--no-prefect``; the command gets ``no_prefect``."""
     text = (
-        "Record the run on a Prefect server, a temporary one if none is set up, or not. The results are the same.  "
-        "[default: with Prefect if a server is set up, such as by PREFECT_API_URL]"
+        "Whether to record the run on a Prefect server, or on a temporary one if none is set up. The results are the same.  "
+        "[default: --prefect if a server is set up, for example by PREFECT_API_URL]"
     )
     return click.option("--no-prefect/--prefect", "no_prefect", default=None, callback=_without_prefect, help=text)(function)
 
@@ -162,10 +162,10 @@ def run_option(default: str) -> Option:
 
 def parallel_options(function: F) -> F:
     """Where the work of a run is done."""
-    gpu = "Where GPU stages run: on this machine, or on the GPU work pool of the Prefect server."
-    runner = "Where the workers are.  [default: processes if --workers is above 1, else sequential]"
+    gpu = "Where GPU stages run. local: on this machine; pool: on the GPU work pool of the Prefect server."
+    runner = "How the workers run.  [default: processes if --workers is above 1, else sequential]"
     beside = "Train small SR networks side by side on a CPU, one per core. Choose --in-turn if memory is short."
-    workers = "SR networks trained, or parts of a stage computed, at once. Raise it if cores or GPUs are idle."
+    workers = "Number of SR networks or parts of a stage to compute at once. Raise it if cores or GPUs are idle."
     return chained(
         [
             click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help=workers),
@@ -187,7 +187,7 @@ def chained(options: Sequence[Option]) -> Option:
     return decorate
 
 
-#: Where a run keeps its results, where it computes, and what it prints.
+#: Where a run stores its results, where it computes, and what it prints.
 where_options = (home_option, device_option, parallel_options, prefect_option, json_option)
 
 

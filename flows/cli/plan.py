@@ -24,23 +24,23 @@ from flows.cli.options import (
 
 @click.group(cls=Group, title="Planning")
 def planning() -> None:
-    """Commands around what a run costs."""
+    """Commands that estimate what a run costs."""
 
 
 @planning.command()
 @click.option("--images", default=None, metavar="PATH", help="Training photos. Only their sizes are read.")
 @click.option("--sizes", default=None, metavar="SIZES",
-              help="Sizes of photos that are elsewhere, such as 10000@1280x960.")  # fmt: skip
+              help="Number and size of photos that are not on this machine, such as 10000@1280x960.")  # fmt: skip
 @option_test(required=False)
 @preset_option("demo")
 @config_options
 @click.option("--gpu", default=None, metavar="NAME|FILE",
-              help="Where it would run: rtx3090, rtx4090, a100, h100, h200, cpu, or a file that `ddsr bench` has written.  "
+              help="Machine to plan for: rtx3090, rtx4090, a100, h100, h200, cpu, or a file that `ddsr bench` has written.  "
                    "[default: this machine]")  # fmt: skip
 @click.option("--price", type=click.FloatRange(0), default=None, metavar="PRICE",
-              help="Price of that machine per hour, in any currency. Without it, no costs are given.")  # fmt: skip
+              help="Price of that machine per hour, in any currency. Without it, no cost is shown.")  # fmt: skip
 @click.option("--accepted", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
-              help="Share of the windows that patches.threshold_db is taken to accept.")  # fmt: skip
+              help="Share of the windows that patches.threshold_db is assumed to accept.")  # fmt: skip
 @home_option
 @device_option
 @json_option
@@ -50,8 +50,8 @@ def plan(
 ) -> None:  # fmt: skip
     """Plan a run: time, memory, disk and cost.
 
-    Nothing is computed and no weights are needed: photos are only measured, and FLOPs and memory are counted by running the
-    stages on tensors without numbers. Exit code 1 if a stage does not fit into memory.
+    Needs no weights and computes no results: it reads only the sizes of photos, and counts FLOPs and memory by running the
+    stages on fake tensors, which have shapes but no data. The exit code is 1 if a stage does not fit into memory.
 
     Example: ddsr plan --images photos/ --preset best --gpu rtx3090 --price 0.5
     """
@@ -88,8 +88,8 @@ def print_rows(rows: list[dict[str, str]]) -> None:
 def bench(home: str | None, device: str, as_json: bool) -> None:
     """Measure this machine for `ddsr plan`.
 
-    Takes about half a minute and is best done while nothing else runs. The rates are stored in the home, and plans use them
-    from then on.
+    Takes about half a minute. Run it while the machine is idle. The rates are stored in the home, and later plans use
+    them.
 
     Example: ddsr bench
     """

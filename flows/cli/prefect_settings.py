@@ -9,8 +9,8 @@ from pathlib import Path
 def apply_defaults(home: Path) -> None:
     """Set environment defaults; must be called before Prefect is imported.
 
-    Results lie beside the artifacts that they speak of. The ephemeral server runs without the background services,
-    which a single flow does not need and whose start costs seconds.
+    Results are stored next to their artifacts. The temporary server runs without background services, which a single
+    flow does not need and which take seconds to start.
     """
     defaults = {
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect-results"),

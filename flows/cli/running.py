@@ -26,7 +26,7 @@ R = TypeVar("R", bound=RunRequest)
 
 
 def library() -> Any:
-    """What runs need: importing it takes seconds, which `ddsr --help` does not need."""
+    """The functions that runs need. Importing them takes seconds; `ddsr --help` must not wait for it."""
     from flows.cli import library
 
     return library
@@ -36,7 +36,7 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
     """The request that the options of a command make.
 
     Args:
-        file: a TOML file that is laid over the preset.
+        file: a TOML or YAML file whose values override the preset.
         runner: None for processes where there are several workers.
         fields: of the request.
 
@@ -52,7 +52,7 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
 
 
 def dry_run(request: RunRequest) -> None:
-    """Say what a run would use and what is worth knowing before it, and how to get an estimate."""
+    """Print what a run would use, notices about it, and how to get an estimate."""
     found = library().preflight(request, open_store(request.home))
     for line in found.lines:
         click.echo(line)
@@ -63,7 +63,7 @@ def dry_run(request: RunRequest) -> None:
 
 
 def require_ready(request: RunRequest) -> None:
-    """Find what is wrong with a request before Prefect is started for it.
+    """Check a request before Prefect is started for it.
 
     Raises:
         DdsrError: wrong photos, config, name or device, or a home that cannot be written.
@@ -132,7 +132,7 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, dry: bool
 def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
     """A night with or without Prefect; prints what has changed, before and after.
 
-    Prefect's temporary server is not started to say that nothing has changed: that would take longer than the night.
+    If nothing has changed, Prefect's temporary server is not started: that would take longer than the night itself.
     """
     request = request_of(library().NightRequest, **options)
     with stopping():
@@ -147,7 +147,7 @@ def run_night(*, no_prefect: bool, as_json: bool, **options: Any) -> None:
 
 
 def run_experiment(*, name: str | None, no_prefect: bool, as_json: bool, **options: Any) -> None:
-    """An experiment with or without Prefect; prints its table and where it lies."""
+    """An experiment with or without Prefect; prints its table and the path of the table."""
     request = request_of(library().ExperimentRequest, run=name, **options)
     with stopping():
         require_ready(request)

@@ -27,7 +27,7 @@ def finished() -> None:
 def runs(home: str | None, as_json: bool) -> None:
     """List the runs of a home, oldest first.
 
-    The best PSNR-Y is that of the best SR network of the run; times are local.
+    The column `best PSNR-Y` shows the best SR network of each run. Times are local.
 
     Example: ddsr runs
     """
@@ -96,7 +96,7 @@ def show(run: str, home: str | None, as_json: bool) -> None:
 @home_option
 @json_option
 def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> None:
-    """Write the report of a run again.
+    """Regenerate the report of a run.
 
     Example: ddsr report demo --picture overview.png
     """
@@ -114,7 +114,7 @@ def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> N
 
 @finished.command()
 @click.argument("text", required=False)
-@click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Find patches that look like this image.")
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Image to find similar patches for.")
 @click.option(
     "--run",
     "name",
@@ -125,14 +125,16 @@ def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> N
     help="Run whose patches are searched.",
 )
 @click.option("-k", "count", type=click.IntRange(1), default=12, show_default=True, help="Number of patches to find.")
-@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE", help="Also write them as a contact sheet (PNG).")
+@click.option(
+    "--sheet", type=click.Path(path_type=Path), metavar="FILE", help="Also write the patches as a contact sheet (PNG)."
+)
 @home_option
 @json_option
 def search(text: str | None, image: Path | None, name: str, count: int, sheet: Path | None, home: str | None,
            as_json: bool) -> None:  # fmt: skip
     """Find patches of a run by text or by image.
 
-    A text needs a run with embeddings.backend=open_clip.
+    A search by text requires a run with embeddings.backend=open_clip.
 
     Example: ddsr search --image wave.jpg --run demo --sheet found.png
     """
@@ -154,16 +156,16 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
 @click.option("--format", "kind", type=click.Choice(["original", "diffusers"]), default="original", show_default=True,
               help="original: one file in the layout of the DiT release. diffusers: a folder for DiTPipeline.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True,
-              help="ema: averaged over training, as the run samples. raw: as training left them.")  # fmt: skip
-@click.option("--base", metavar="MODEL", help="Base model; needed if an adapter's folder is given instead of a run.")
-@click.option("--vae", metavar="MODEL", help="VAE, if it is not the one of the base model.")
+              help="ema: weights averaged over training, as used by the run. raw: weights of the last step.")  # fmt: skip
+@click.option("--base", metavar="MODEL", help="Base model; required if the folder of an adapter is given instead of a run.")
+@click.option("--vae", metavar="MODEL", help="VAE, if not the one of the base model.")
 @home_option
 @json_option
 def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: str | None,
            as_json: bool) -> None:  # fmt: skip
     """Export the fine-tuned diffusion model of a run.
 
-    The DiffFit parameters are merged into the weights, so other programs load them without ddsr.
+    The DiffFit parameters are merged into the weights, so other programs can load them without ddsr.
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
@@ -181,7 +183,7 @@ def export(source: str, out: Path, kind: str, weights: str, base: str | None, va
 @click.argument("run", shell_complete=complete_runs)
 @click.argument("repository", metavar="ORGANIZATION/NAME")
 @click.option("--network", metavar="ARCH/TRAINING-SET", help="Push this SR network instead, such as edsr-small/distilled.")
-@click.option("--private", is_flag=True, help="Make the repository private if it is created.")
+@click.option("--private", is_flag=True, help="Make the repository private if the push creates it.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be uploaded. Needs no connection.")
 @home_option
 @json_option
@@ -208,16 +210,16 @@ def push(run: str, repository: str, network: str | None, private: bool, dry_run:
 
 
 @finished.command()
-@click.option("--delete", is_flag=True, help="Remove them. Without it, they are only listed.")
+@click.option("--delete", is_flag=True, help="Remove the artifacts. Without it, they are only listed.")
 @click.option("--nights", type=click.IntRange(1), metavar="N",
               help="For each nightly series, keep only the last N versions and rollback steps.  [default: all]")  # fmt: skip
 @home_option
 @json_option
 def gc(delete: bool, nights: int | None, home: str | None, as_json: bool) -> None:
-    """Remove artifacts that no run and no version uses.
+    """Remove artifacts that no run or nightly version uses.
 
-    Runs that are running or have failed keep what they have built. Files that ddsr has not made are left alone, and a folder
-    that is not a home is refused.
+    Artifacts of active and failed runs are kept. Files that ddsr did not create are left alone, and a folder that is not a
+    home is refused.
 
     Example: ddsr gc --delete
     """

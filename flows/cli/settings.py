@@ -27,7 +27,7 @@ def settings_group() -> None:
 def config(preset: str, file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print a preset with all its values, as TOML.
 
-    Save it, change it, and use it with --config.
+    Save the output, edit it, and pass it to --config.
 
     Example: ddsr config --preset best > my.toml
     """
@@ -41,7 +41,7 @@ def config(preset: str, file: Path | None, overrides: tuple[str, ...], as_json: 
 def fields(stage: str | None, as_json: bool) -> None:
     """List the settings: values, ranges, when to change them.
 
-    STAGE is a stage or a group of settings, such as sample or sr.train. Without it, only names are listed.
+    STAGE is a stage or a group of settings, such as sample or sr.train. Without it, the names of all settings are listed.
 
     Example: ddsr fields sample
     """

@@ -43,7 +43,7 @@ def train_one(home: str, report_to: str | None, **fields: Any) -> Trained:
     reporter = reporter_to(report_to, store.home / "tracking") if report_to else no_reporter
     trained = run_training(request, store, plain_backend(request, store, progress_for(), reporter=reporter))
     if trained.cached and report_to:
-        click.echo(f"ddsr: nothing to report to {report_to}: the network was trained before", err=True)
+        click.echo(f"ddsr: nothing to report to {report_to}: the network is already in the cache", err=True)
     crop = trained.weights.manifest.config["lr_patch_px"]
     if crop is not None and recipe.lr_patch_px is None:
         text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
@@ -52,10 +52,10 @@ def train_one(home: str, report_to: str | None, **fields: Any) -> Trained:
 
 
 def evaluate_networks(home: str, trust: bool, **fields: Any) -> Mapping[str, Artifact]:
-    """Measure weights files and ``train_sr`` folders, by the names given; bicubic comes first, named or not.
+    """Measure weights files and ``train_sr`` folders, by the names given. Bicubic always comes first.
 
     Args:
-        trust: files may import the networks of the user's own (``module:Class``) that they name.
+        trust: allow files to import the user's own networks (``module:Class``).
     """
     request = checked(EvaluateRequest, {"home": home, **fields})
     if trust:
@@ -78,7 +78,7 @@ def export_model(store: Store, source: str, out: Path, kind: Any, weights: Any, 
 
 
 def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
-    """Train a base model into the folder ``out``; until it is done, ``out/resume`` holds what is needed to continue."""
+    """Train a base model into the folder ``out``. Until it is done, ``out/resume`` holds the state to resume from."""
     config = with_overrides(PretrainConfig, {}, overrides)
     runtime = Runtime(progress=progress_for())
     with storage_errors(out):

@@ -1,7 +1,7 @@
 """A Prefect server for one command, started before the Prefect client is imported.
 
-Prefect starts one by itself if none is set up, but then the client first imports the whole server, and waits while the
-process of the server imports it again. Here that process (`flows.cli.server_process`) starts first, so that both import at
+Prefect starts one automatically if none is set up, but its client first imports the entire server, then waits while the
+server process imports it again. Here that process (`flows.cli.server_process`) starts first, so that both import at
 the same time.
 """
 
@@ -37,7 +37,7 @@ def begin_server() -> bool:
         return False
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)  # early connections wait until the server listens
     descriptor = listening.fileno()
-    # -P: a package `flows` in the working directory belongs to the user. PYTHONPATH: the code of this process.
+    # -P: ignore a package `flows` of the user in the working directory. PYTHONPATH: the code of this process.
     command = [sys.executable, "-P", "-m", "flows.cli.server_process", str(descriptor), str(os.getpid())]
     environment = {**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # as Prefect starts its own
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -63,7 +63,7 @@ def names_server() -> bool:
 
 
 def is_set_up() -> bool:
-    """Whether the user has set up a server or forbidden a temporary one. Prefect then finds it by itself."""
+    """Whether the user has set up a server or forbidden a temporary one. Prefect then finds it automatically."""
     return names_server() or "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE" in os.environ or _settings_say(("ALLOW_EPHEMERAL",))
 
 

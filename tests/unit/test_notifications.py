@@ -21,7 +21,7 @@ def test_a_target_gets_the_block_that_reaches_it():
     assert mail.to_emails == ["me@example.org"]
 
 
-@pytest.mark.parametrize(("target", "fix"), [("nobody", "URL of a web hook"), ("me@example.org", "SENDGRID_API_KEY")])
+@pytest.mark.parametrize(("target", "fix"), [("nobody", "URL of a webhook"), ("me@example.org", "SENDGRID_API_KEY")])
 def test_a_target_that_cannot_be_reached_says_what_is_missing(target: str, fix: str):
     with pytest.raises(ConfigError) as caught:
         block_for(target)

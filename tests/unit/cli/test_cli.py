@@ -177,7 +177,7 @@ def test_a_run_is_plain_unless_a_server_is_set_up_or_prefect_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        ("show c", ["cats"]), ("distill --preset re", ["released"]), ("reproduce abl", ["ablation"]),
+        ("show c", ["cats"]), ("distill --preset re", ["released"]), ("reproduce ab", ["ablation"]),
         ("upscale a b --weights cats:", ["cats:edsr/full"]),
     ],
 )  # fmt: skip
@@ -306,7 +306,7 @@ def test_gc_leaves_alone_what_ddsr_has_not_made(tmp_path: Path):
     assert reasons == {
         folder.name[:8]: "it contains a foreign file: notes.txt", "1" * 8: "it is a link",
         "holiday": "its name is not a key",
-        "2" * 8: "its manifest is missing or damaged", "3" * 8: "no build of ddsr has left it",
+        "2" * 8: "its manifest is missing or damaged", "3" * 8: "it was not left by a build of ddsr",
     }  # fmt: skip
     assert (outside / "manifest.json").exists()
 
@@ -433,7 +433,7 @@ def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
     weights = small_weights(tmp_path / "w")
     assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights file", "none")
     assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "unknown network", "other.pth")
-    assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not written", "weights.pth")
+    assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not a format", "weights.pth")
     (tmp_path / "x.onnx").write_text("mine")
     assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already exists")
     assert (tmp_path / "x.onnx").read_text() == "mine"

@@ -69,7 +69,7 @@ def test_every_seed_is_a_dot_and_every_cell_is_in_a_table(tmp_path: Path):
 def test_an_unfinished_experiment_says_so_and_shows_its_sheets(tmp_path: Path):
     save_png(tmp_path / "sheet-random-7.png", np.zeros((64, 64, 3), np.uint8))
     page = text_of(tmp_path, cells(0.2)[:6], total=30)
-    assert "6 of 30 networks are measured so far" in page
+    assert "6 of 30 networks have been measured so far" in page
     assert 'alt="Contact sheet of random-7"' in page
 
 

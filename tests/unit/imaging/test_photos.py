@@ -94,7 +94,7 @@ def test_what_looks_like_a_photo_and_cannot_be_used_is_counted_with_its_reason(t
     assert entries["IMG_1.dng"] == "unsupported: .dng"
     assert entries["IMG_2.HEIC"] in ("unsupported: .heic", "unreadable: not an image of a known format")
     assert entries["pipe.png"] == entries["server.png"] == "not a regular file"
-    assert entries["gone.jpg"] == "unreadable: a link to nothing"
+    assert entries["gone.jpg"] == "unreadable: broken link"
     assert find_images(tmp_path) == [] or HEIF
     assert photo_source(tmp_path).digest == photo_source(tmp_path).digest
 

@@ -21,7 +21,7 @@ from ddsr_core.metrics.trunks import ArrayUnpickler, load_trunk
 @pytest.mark.parametrize("intruder", [os.system, OrderedDict, eval, np.load, np.float64])
 def test_a_file_that_names_another_global_is_refused(intruder: object) -> None:
     data = pickle.dumps({"AlexNet_0": {"Conv_0": intruder}})
-    with pytest.raises(InputError, match="wants to load"):
+    with pytest.raises(InputError, match="tries to load"):
         ArrayUnpickler(io.BytesIO(data)).load()
 
 

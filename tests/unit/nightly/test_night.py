@@ -212,7 +212,7 @@ def test_gc_keeps_what_versions_need_though_their_runs_are_gone(fakes, store, ph
     collect_garbage(store, delete=True, nights=1)  # the last version and the active one stay
     assert roll_back(store, NAME, 4).active == 4
     assert roll_back(store, NAME, 1).active == 1
-    with pytest.raises(StorageError, match="version 2 has lost its sample"):
+    with pytest.raises(StorageError, match="version 2 is missing its sample"):
         roll_back(store, NAME, 2)
 
 

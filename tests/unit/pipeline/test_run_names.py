@@ -57,7 +57,7 @@ def test_other_photos_get_another_name(store: Store, tmp_path: Path):
 
 def test_a_chosen_name_that_other_photos_have_is_refused_with_the_choice(store: Store, tmp_path: Path):
     assert begun(store, photos_in(tmp_path / "cats", "a"), run="mine") == "mine"
-    with pytest.raises(ConfigError, match="made of other photos or tests") as caught:
+    with pytest.raises(ConfigError, match="made with other training or test photos") as caught:
         begun(store, photos_in(tmp_path / "dogs", "b"), run="mine")
     assert "--run mine-2" in str(caught.value.fix)
     (state,) = list_runs(store)

@@ -97,11 +97,11 @@ def test_a_run_does_not_continue_with_other_settings_or_other_photos(photos: Pat
     with pytest.raises(Killed):
         run(TINY, photos=photos, out=tmp_path / "base", runtime=Runtime(progress=killing_at("Training the prior", 1)))
     other = TINY.model_copy(update={"prior_learning_rate": 1.0})
-    with pytest.raises(ConfigError, match=r"prior_learning_rate = 0.001, and now it is 1.0"):
+    with pytest.raises(ConfigError, match=r"prior_learning_rate = 0.001, but it is now 1.0"):
         run(other, photos=photos, out=tmp_path / "base", runtime=Runtime())
     (tmp_path / "base/resume/patches/train.npy").unlink()
     save_png(photos / "more.png", np.random.default_rng(9).integers(0, 256, (200, 240, 3), dtype=np.uint8))
-    with pytest.raises(InputError, match="not those that this run was begun with"):
+    with pytest.raises(InputError, match="not those that this run started with"):
         run(TINY, photos=photos, out=tmp_path / "base", runtime=Runtime())
 
 

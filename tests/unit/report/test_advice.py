@@ -40,7 +40,7 @@ def test_training_photos_that_were_left_out_as_test_photos_are_a_notice(report: 
         ({"own_cluster_share": 0.2}, "Only 20% of the images"),
         ({"psnr_bic_real_mean": 15.0}, "smoother than the accepted patches: PSNR_bic 20.5 dB against 15.0 dB"),
         ({"coverage": 0.2, "coverage_random": 0.3}, "cover the patches worse"),
-        ({"refused": 50, "candidates": 100}, "50 of 100 candidates were refused"),
+        ({"refused": 50, "candidates": 100}, "50 of 100 candidates were rejected"),
     ],
 )
 def test_an_alarming_figure_is_a_notice(report: Report, values: dict[str, float], words: str):

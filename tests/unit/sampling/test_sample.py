@@ -212,7 +212,7 @@ def test_sampling_from_patches_without_fitting_latents_is_refused(inputs: dict[s
         write_random_latents(tmp_path / "other", count=25, px=8),
         write_random_latents(tmp_path / "fewer", count=5),
     )
-    with pytest.raises(InputError, match="latents are of another base"):
+    with pytest.raises(InputError, match="latents belong to another base model"):
         sampling.run(config, **inputs, latents=other, out=tmp_path / "b", runtime=Runtime())
     with pytest.raises(InputError, match="has no latent"):
         sampling.run(config, **inputs, latents=fewer, out=tmp_path / "c", runtime=Runtime())

@@ -142,7 +142,7 @@ def write_wrong_file(folder, kind):
         ("damaged identity", "arguments are not a mapping"),
         ("another suffix", "not a format of weights"),
         ("empty folder", "no weights file"),
-        ("a function instead of a class", "wants to import os:system"),
+        ("a function instead of a class", "tries to import os:system"),
     ],
 )
 def test_wrong_files(kind, says, tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_class_that_a_file_names_is_imported_only_if_it_is_trusted(tmp_path):
     name = f"{__name__}:Own"
     save_weights(tmp_path, Own(), name, {}, 4, {})
     for trust in (False, (), ("other.module:Own",)):
-        with pytest.raises(InputError, match="wants to import") as caught:
+        with pytest.raises(InputError, match="tries to import") as caught:
             load_network(tmp_path, trust)
         assert "--trust" in str(caught.value)
     for trust in (True, (name,)):
@@ -181,7 +181,7 @@ def test_nothing_is_imported_for_a_file_that_is_not_trusted(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     save_weights(tmp_path / "w", Own(), "evil_module:Net", {}, 4, {})
-    with pytest.raises(InputError, match="wants to import evil_module:Net"):
+    with pytest.raises(InputError, match="tries to import evil_module:Net"):
         load_network(tmp_path / "w")
     assert named_class(tmp_path / "w") == "evil_module:Net"
     assert not (tmp_path / "imported").exists()

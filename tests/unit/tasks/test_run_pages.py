@@ -44,7 +44,7 @@ def test_a_stages_page_tells_verdict_key_results_settings_and_inputs(shown: dict
     rows = ("| sizes | 3, 4 |", "| k | 7 |", "| deep.rate | 0.123457 |", "| embeddings | 0123456789abcdef |")
     assert all(row in page for row in rows)
     artifacts.publish_stage(Artifact(manifest, Path("nowhere")), "clusters", True)
-    assert "from the cache; it was built in 12 s" in str(shown["ddsr-clusters"])
+    assert "from the cache; originally built in 12 s" in str(shown["ddsr-clusters"])
 
 
 def test_stages_of_one_kind_have_pages_of_their_own(shown: dict[str, object]):
