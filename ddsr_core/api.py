@@ -53,12 +53,12 @@ class DistilledImage:
     Attributes:
         pixels: ``uint8 (H, W, 3)``, RGB.
         label: its pseudo-label, 0 to k - 1.
-        facts: its row of ``metadata.jsonl``, such as ``psnr_bic`` and ``nearest_patch_id``.
+        row: its row of ``metadata.jsonl``, such as ``psnr_bic`` and ``nearest_patch_id``.
     """
 
     pixels: np.ndarray
     label: int
-    facts: Mapping[str, Any]
+    row: Mapping[str, Any]
 
 
 def distill(

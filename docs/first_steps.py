@@ -52,9 +52,7 @@ for row, label in enumerate(labels):
     for column, image in enumerate([image for image in images if image.label == label][:10]):
         sheet.paste(Image.fromarray(image.pixels), (column * side, row * side))
 sheet.save("distilled.png")
-print(
-    len(images), "images;", "mean PSNR_bic", round(sum(image.facts["psnr_bic"] for image in images) / len(images), 1), "dB"
-)
+print(len(images), "images;", "mean PSNR_bic", round(sum(image.row["psnr_bic"] for image in images) / len(images), 1), "dB")
 sheet  # noqa: B018
 
 # %% [markdown]

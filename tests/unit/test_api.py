@@ -31,7 +31,7 @@ def test_ten_lines_run_the_whole_pipeline(tmp_path: Path):
 
     done = ddsr_core.upscale(tests / "10.png", tmp_path / "large.png", weights)
     assert (done.scale, done.written) == (4, [tmp_path / "large.png"])
-    nearest = ddsr_core.search(run.folder / images[0].facts["file_name"].replace("images", "distilled/images"), "mine",
+    nearest = ddsr_core.search(run.folder / images[0].row["file_name"].replace("images", "distilled/images"), "mine",
                                home=home, count=2)  # fmt: skip
     assert len(nearest) == 2
     assert nearest[0]["cosine"] >= nearest[1]["cosine"]
