@@ -161,13 +161,13 @@ class _Recorder:
             given = {name: self.outputs[item.digest] for name, item in inputs.items() if item.digest in self.outputs}
             work, self.outputs[key] = work_of(stage.name, config, given, self.context)
             self.noted[key] = Noted(stage, config, label or stage.name, given, work)
-        return _placeholder(stage, key), known
+        return _placeholder(stage, config, key), known
 
 
-def _placeholder(stage: Stage, key: str) -> Artifact:
+def _placeholder(stage: Stage, config: StageConfig, key: str) -> Artifact:
     manifest = Manifest(
-        stage=stage.name, key=key, digest=key, stage_version=stage.version, config={}, parents={}, counts={}, files={},
-        bytes=0, created="", seconds=0.0, device="",
+        stage=stage.name, key=key, digest=key, stage_version=stage.version, config=config.model_dump(mode="json"), parents={},
+        counts={}, files={}, bytes=0, created="", seconds=0.0, device="",
     )  # fmt: skip
     return Artifact(manifest, Path(stage.name))
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -58,11 +59,12 @@ def sha256_of(path: Path) -> str:
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing. Afterwards, ``path`` holds the complete new content or, after an error, the old one.
 
-    The bytes go to a temporary file beside ``path`` (its name has a fixed length, as ``path`` may have the longest name that
-    the file system allows), which is synced and renamed.
+    The bytes go to a temporary file beside ``path``, which is synced and renamed. Its name has a fixed length, as ``path`` may
+    have the longest name that the file system allows, and belongs to one thread: several may write ``path`` at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{TEMPORARY}")
+    writer = f"{os.getpid()} {threading.get_ident()} ".encode() + os.fsencode(path.name)
+    temporary = path.with_name(f".{hashlib.sha256(writer).hexdigest()[:16]}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -136,7 +136,7 @@ def test_the_scale_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.Mo
     assert upscale(tmp_path / "a.png", tmp_path / "out", WEIGHTS, scale=2).scale == 2
     with pytest.raises(InputError, match="the weights enlarge x2, not x4"):
         upscale(tmp_path / "a.png", tmp_path / "x4", WEIGHTS, scale=4)
-    for claimed, message in ((1, r"b keeps the size \(x1\)"), (4, "not x4")):  # 4: the weights' file lies
+    for claimed, message in ((1, r"bicubic keeps the size \(x1\)"), (4, "not x4")):  # 4: the weights' file lies
         monkeypatch.setattr(
             "ddsr_core.sr.upscale.load_network", lambda path, trust, n=claimed: Loaded(Bicubic(), n, "bicubic")
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,17 @@ def refused(number: int) -> Callable[..., int]:
         raise OSError(number, os.strerror(number))
 
     return refuse
+
+
+def test_threads_that_write_one_file_at_once_do_not_disturb_each_other(tmp_path: Path):
+    path, start = tmp_path / "marker", threading.Barrier(8)
+
+    def write(content: bytes) -> None:
+        start.wait()
+        for _ in range(20):
+            write_atomically(path, content)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, [bytes([48 + index]) * 1000 for index in range(8)]))
+    assert len(set(path.read_bytes())) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["marker"]
