@@ -59,8 +59,8 @@ def sha256_of(path: Path) -> str:
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing. Afterwards, ``path`` holds the complete new content or, after an error, the old one.
 
-    The bytes go to a temporary file beside ``path``, which is synced and renamed. Its name has a fixed length, as ``path`` may
-    have the longest name that the file system allows, and belongs to one thread: several may write ``path`` at once.
+    The bytes go to a temporary file beside ``path``, which is synced and renamed. Its name has a fixed length, as ``path``
+    may have the longest name that the file system allows, and belongs to one thread: several may write ``path`` at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = f"{os.getpid()} {threading.get_ident()} ".encode() + os.fsencode(path.name)
