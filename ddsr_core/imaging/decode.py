@@ -102,7 +102,9 @@ class Picture(NamedTuple):
     icc_profile: bytes | None
 
 
-def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_rgb(
+    data: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _KNOWN_FORMATS
+) -> np.ndarray:
     """Decode an image file to ``uint8 (H, W, 3)`` RGB.
 
     EXIF orientation is applied; palette, gray and CMYK are converted to RGB; deeper samples are converted by the rules
@@ -112,12 +114,13 @@ def decode_rgb(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarr
         data: the file.
         name: named in error messages.
         max_pixels: limit on width times height, checked before decoding.
+        formats: Pillow's names of the formats that are decoded. Name others only for files whose digest is known.
 
     Raises:
         UnusableImage: not an image, damaged, more than ``max_pixels``, or of samples whose range is not known.
     """
     try:
-        return np.asarray(_to_rgb(*_opened(data, name, max_pixels), name))
+        return np.asarray(_to_rgb(*_opened(data, name, max_pixels, formats), name))
     except UnusableImage:
         raise
     except Exception as error:  # damaged bytes make decoders raise any exception
@@ -208,9 +211,9 @@ def _unknown_range(name: str, samples: str) -> UnusableImage:
     )
 
 
-def _opened(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:
+def _opened(data: bytes, name: str, max_pixels: int, formats: tuple[str, ...] = _KNOWN_FORMATS) -> tuple[Image.Image, bool]:
     """The decoded image, upright, and whether it is a color image that is stored with 16 bits per channel."""
-    image: Image.Image = Image.open(io.BytesIO(data), formats=_KNOWN_FORMATS)
+    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     if image.width * image.height > max_pixels:
         raise _too_large(name, f"{image.width}x{image.height}")
     deep = ";16" in str(getattr(image, "tile", ""))  # the layout that Pillow decodes from, such as RGB;16B

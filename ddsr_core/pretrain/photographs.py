@@ -26,6 +26,8 @@ from ddsr_core.storage.files import sha256_of, write_atomically
 LIST = Path(__file__).with_name("photographs.csv")
 #: Between the path of an archive in the package and the path of a file in the archive.
 INSIDE = "!"
+#: Pillow's names of the formats of game textures, which other stages do not read. Each file's digest is checked first.
+CONVERTED_FORMATS = ("DDS",)
 
 
 def listed_photos() -> list[dict[str, str]]:
@@ -117,7 +119,7 @@ def _is_converted(row: dict[str, str]) -> bool:
 
 
 def _as_png(data: bytes, row: dict[str, str]) -> bytes:
-    return encode_png(decode_rgb(data, row["path"]))
+    return encode_png(decode_rgb(data, row["path"], formats=CONVERTED_FORMATS))
 
 
 def _is_fetched(folder: Path, row: dict[str, str]) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import save_png
-from ddsr_core.imaging.photos import find_images
+from ddsr_core.imaging.photos import IMAGE_SUFFIXES, find_images
 from ddsr_core.pretrain import photographs
 from ddsr_core.pretrain.photographs import fetch_photographs, file_name, license_in, listed_photos
 
@@ -28,6 +28,11 @@ def test_the_list_is_whole_and_free():
     assert all(row["license"].startswith(FREE) and "NC" not in row["license"] and "ND" not in row["license"] for row in rows)
 
 
+def test_every_listed_format_is_read_or_converted():
+    converted = {f".{name.lower()}" for name in photographs.CONVERTED_FORMATS}
+    assert {Path(row["path"]).suffix.lower() for row in listed_photos()} <= IMAGE_SUFFIXES | converted
+
+
 def write_copyright(source: Path, package: str, license_: str) -> None:
     path = source / package / "usr/share/doc" / package / "copyright"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,16 +44,16 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     """Two packages of one photo each, one of them in an archive and in a format of games; returns what was unpacked."""
     source = tmp_path / "packages"
     save_png(source / "one/usr/share/a.png", np.full((8, 8, 3), 7, np.uint8))
-    texture = tmp_path / "b.tga"
+    texture = tmp_path / "b.dds"
     Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(texture)
     (source / "two/usr/share").mkdir(parents=True)
     with zipfile.ZipFile(source / "two/usr/share/data.zip", "w") as archive:
-        archive.write(texture, "textures/b.tga")
+        archive.write(texture, "textures/b.dds")
     for name in ("one", "two"):
         write_copyright(source, name, "CC0-1.0")
     rows = [
         ("one", "/usr/share/a.png", (source / "one/usr/share/a.png").read_bytes()),
-        ("two", "/usr/share/data.zip!textures/b.tga", texture.read_bytes()),
+        ("two", "/usr/share/data.zip!textures/b.dds", texture.read_bytes()),
     ]
     with (tmp_path / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
