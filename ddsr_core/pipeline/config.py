@@ -77,7 +77,9 @@ class PipelineConfig(StageConfig):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     clusters: ClustersConfig = ClustersConfig()
     latents: LatentsConfig = LatentsConfig()
-    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="Used only if finetune.class_row_init=clip_nearest.")
+    class_rows: ClassRowsConfig = Field(
+        ClassRowsConfig(), description="Used only if finetune.class_row_init takes the nearest classes."
+    )
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
     teacher: TrainSRConfig = Field(
@@ -109,7 +111,7 @@ class PipelineConfig(StageConfig):
         if self.finetune.class_row_init == "clip_nearest" and not EMBEDDERS[self.embeddings.backend].embeds_texts:
             raise ValueError(
                 "finetune.class_row_init=clip_nearest compares clusters with class names and needs "
-                f"embeddings.backend={text_embedders()}; set finetune.class_row_init=null"
+                f"embeddings.backend={text_embedders()}; set finetune.class_row_init=auto"
             )
         return self
 

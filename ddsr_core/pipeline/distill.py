@@ -43,7 +43,7 @@ def distill(stages: Stages, photos: Source, earlier: Mapping[str, StageInput] | 
     clusters = stages.clusters(embedded)
 
     encoded = stages.latents(accepted)
-    rows = stages.class_rows(clusters)
+    rows = stages.class_rows(accepted, clusters)
     adapter = stages.finetune(encoded, clusters, rows, earlier)
 
     labels = PseudoLabels(accepted, embedded, clusters)

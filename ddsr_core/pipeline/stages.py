@@ -129,13 +129,17 @@ class Stages:
         """The patches, encoded by the VAE of the base model."""
         return self.build(latents.STAGE, self.config.latents, {"patches": accepted, **self.files.base(self.config)})
 
-    def class_rows(self, labels: Artifact) -> Artifact | None:
-        """The ImageNet classes nearest to the clusters; None unless fine-tuning starts from their rows."""
-        if self.config.finetune.class_row_init != "clip_nearest":
-            return None
-        settings = self.config.class_rows.model_copy(update={"embeddings": self.config.embeddings})
-        base = self.files.base(self.config)["base"]
-        return self.build(class_rows.STAGE, settings, {"clusters": labels, "base": base, **self._clip()})
+    def class_rows(self, accepted: Artifact, labels: Artifact) -> Artifact | None:
+        """The classes of the base model nearest to the clusters; None unless fine-tuning starts from their rows."""
+        init, base = self.config.finetune.class_row_init, self.files.base(self.config)["base"]
+        inputs: dict[str, StageInput] = {"clusters": labels, "base": base}
+        if init == "nearest_classes" or (init == "auto" and self.files.class_centers(self.config)):
+            settings = self.config.class_rows.model_copy(update={"by": "centers"})
+            return self.build(class_rows.STAGE, settings, {**inputs, "patches": accepted})
+        if init == "clip_nearest":
+            settings = self.config.class_rows.model_copy(update={"by": "names", "embeddings": self.config.embeddings})
+            return self.build(class_rows.STAGE, settings, {**inputs, **self._clip()})
+        return None
 
     def finetune(
         self,

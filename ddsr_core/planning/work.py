@@ -180,6 +180,12 @@ def latents(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
 
 
 def class_rows(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
+    if config.by == "centers":
+        side, k = context.base.image_px, context.config.clusters.k
+        count = min(inputs["patches"].sizes.total(), config.patches_per_cluster * k)
+        features = context.config.embeddings.model_copy(update={"backend": "vgg16", "image_px": side})
+        unit = context.once("embed", [features, side, 32], lambda: units.embed(features, side, 32))
+        return Work(count, "patches", unit.times(count / 32)), inputs["clusters"]
     classes, batch = context.base.dit.classes, 100
     unit = context.once("texts", [config.embeddings], lambda: units.embed_texts(config.embeddings, batch))
     return Work(classes, "class names", unit.times(classes / batch)), inputs["clusters"]

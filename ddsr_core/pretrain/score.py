@@ -14,7 +14,7 @@ from ddsr_core.diffusion.gaussian import Schedule, q_sample
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.images import from_signed
-from ddsr_core.pretrain.features import PatchFeatures
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures
 
 #: Neighbors that span the manifold of precision and recall (Kynkäänniemi et al. 2019).
 NEIGHBORS = 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.pretrain.features import PatchFeatures, TokenBasis, describe, make_classes, nearest_class
+from ddsr_core.pretrain.features import TokenBasis, describe, make_classes
 from ddsr_core.pretrain.score import (
     Reference,
     cloud_scores,
@@ -18,6 +18,7 @@ from ddsr_core.pretrain.score import (
     precision_recall,
     row_effect,
 )
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
 
 
 def cloud(count: int, seed: int = 0, dims: int = 6) -> torch.Tensor:
