@@ -31,6 +31,19 @@ class CropsConfig(StageConfig):
         return self
 
 
+class RestoreConfig(StageConfig):
+    """How much detail of real crops a teacher network replaces."""
+
+    detail_restoration: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="How much of the detail to replace; the same value as for the distilled images. Filled in by the run.",
+    )
+    scale: Scale = Field(4, description="Upsampling factor of the recorded PSNR_bic.")
+    kernel: Kernel = Field("matlab", description="Bicubic kernel of the recorded PSNR_bic.")
+
+
 class SubsetConfig(StageConfig):
     """Which crops of a pool are chosen."""
 

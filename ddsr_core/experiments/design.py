@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ddsr_core.baselines.names import RESTORED_MEANING, TRAINING_SETS, TrainingSetName
+from ddsr_core.baselines.names import RESTORED_CROPS, RESTORED_MEANING, TRAINING_SETS, TrainingSetName
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.pipeline.config import PipelineConfig, merge
 from ddsr_core.sr.config import TrainSRConfig
@@ -107,11 +107,12 @@ ABLATION = (
 
 
 def baseline(kind: TrainingSetName, images: int | None = None) -> Variant:
-    """A training set that distilled sets are compared with."""
-    return Variant(kind, TRAINING_SETS[kind].meaning, source=kind, images=images)
+    """A training set that distilled sets are compared with. In restored crops, all detail is restored."""
+    changes = {"sample": {"detail_restoration": 1.0}} if kind in RESTORED_CROPS else {}
+    return Variant(TRAINING_SETS[kind].label, TRAINING_SETS[kind].meaning, changes, kind, images)
 
 
-BASELINES = tuple(baseline(kind) for kind in ("random", "threshold", "full"))
+BASELINES = tuple(baseline(kind) for kind in ("random", "threshold", *RESTORED_CROPS, "full"))
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ddsr_core.baselines.names import RESTORED_LABEL
+from ddsr_core.baselines.names import RESTORED_CROPS, RESTORED_LABEL, TRAINING_SETS
 from ddsr_core.experiments.design import Cell, Design, Spread, legend, markdown_row, seeds_note
 from ddsr_core.experiments.paper_tables import NEAR_COPIES, paper_cells
 from ddsr_core.metrics.spec import METRICS, Metric
 
 #: Rows of differences: the first minus the second, seed by seed.
-PAIRS = tuple(
-    (ours, other) for ours in (RESTORED_LABEL, "distilled", NEAR_COPIES) for other in ("threshold", "random", "gsdd")
+PAIRS = (
+    *((RESTORED_LABEL, TRAINING_SETS[kind].label) for kind in RESTORED_CROPS),
+    *((ours, other) for ours in (RESTORED_LABEL, "distilled", NEAR_COPIES) for other in ("threshold", "random", "gsdd")),
 )
 #: Heading of the column of the full data.
 WHOLE_COLUMN = "all"

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS, WHOLE, TrainingSetName
+from ddsr_core.baselines.names import (
+    RESTORED_CROPS,
+    RESTORED_LABEL,
+    RESTORED_MEANING,
+    TRAINING_SETS,
+    WHOLE,
+    TrainingSetName,
+)
 from ddsr_core.errors import ConfigError
 from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant, baseline
 from ddsr_core.experiments.names import EXPERIMENTS, ExperimentName, ProtocolName
@@ -81,12 +88,14 @@ def design_of(name: ExperimentName, protocol: ProtocolName) -> Design:
             return ABLATION_DESIGN
         case "table1":
             networks = (_REALSR[protocol], _REAL_ESRGAN[protocol])
-            return _grid(name, protocol, ("gsdd", "full"), networks, gan)
+            return _grid(name, protocol, ("gsdd", *RESTORED_CROPS, "full"), networks, gan)
         case "table2":
             metrics: tuple[MetricName, ...] = ("psnr_y", "psnr_rgb", "ssim_y", "lpips")
-            return _grid(name, protocol, ("threshold", "random", *WHOLE), _PSNR_NETWORKS[protocol], metrics)
+            return _grid(name, protocol, ("threshold", "random", *RESTORED_CROPS, *WHOLE), _PSNR_NETWORKS[protocol], metrics)
         case "table3":
-            return _grid(name, protocol, ("random", "threshold", *WHOLE), (_REAL_ESRGAN[protocol],), gan, COUNTS_3)
+            return _grid(
+                name, protocol, ("random", "threshold", *RESTORED_CROPS, *WHOLE), (_REAL_ESRGAN[protocol],), gan, COUNTS_3
+            )
         case "budget":
             return _budget(protocol)
         case "sources":
@@ -131,7 +140,7 @@ def _budget(protocol: ProtocolName) -> Design:
     return Design(
         "budget",
         _distilled(protocol),
-        tuple(baseline(source) for source in ("threshold", "random", *WHOLE)),
+        tuple(baseline(source) for source in ("threshold", "random", *RESTORED_CROPS, *WHOLE)),
         tuple(Network(first.name, first.arch, {"iterations": count}) for count in BUDGETS[protocol]),
         "iterations",
         title=_titled("budget"),
@@ -142,7 +151,16 @@ def _budget(protocol: ProtocolName) -> Design:
 def _sources(protocol: ProtocolName) -> Design:
     """Every training set at one number of images."""
     untuned = {"finetune": {"steps": 0, "epochs": None}, "sample": {"detail_restoration": 0.0}}
-    kinds: tuple[TrainingSetName, ...] = ("random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", *WHOLE)
+    kinds: tuple[TrainingSetName, ...] = (
+        "random",
+        "threshold",
+        *RESTORED_CROPS,
+        "k-center",
+        "hdc",
+        "loss-ranked",
+        "gsdd",
+        *WHOLE,
+    )
     return Design(
         "sources",
         (
@@ -190,7 +208,7 @@ def _shares(protocol: ProtocolName) -> Design:
             )
             for share in SHARES
         ),
-        tuple(baseline(source) for source in ("random", "threshold")),
+        tuple(baseline(source) for source in ("random", "threshold", *RESTORED_CROPS)),
         (*_PSNR_NETWORKS[protocol], _REAL_ESRGAN[protocol]),
         title=_titled("shares"),
     )

@@ -24,6 +24,7 @@ from ddsr_core.report.record import Frozen, RunRecord, SrRecord
 
 FULL: TrainingSetName = "full"
 RANDOM: TrainingSetName = "random"
+RESTORED_RANDOM: TrainingSetName = "random-restored"
 DISTILLED: TrainingSetName = "distilled"
 #: Training sets in the order of tables. Training sets of the user are listed with the baselines.
 SOURCE_ORDER: tuple[str, ...] = tuple(TRAINING_SETS)

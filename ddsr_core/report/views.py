@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS
+from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS, label_of
 from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.report import charts, figures
@@ -253,7 +253,7 @@ def verdict_chart(judged: Verdict) -> str:
     """Differences in PSNR-Y to every other training set, with a dot per seed."""
     rows = [
         charts.Dots(
-            f"{item.arch} vs {item.other}",
+            f"{item.arch} vs {label_of(item.other, restored=False)}",
             item.difference.by_seed,
             item.difference.mean,
             item.difference.half_width,

@@ -95,6 +95,20 @@ def test_the_papers_distilled_row_stands_under_the_images_that_nothing_was_resto
 
 @pytest.mark.parametrize("protocol", ["mini", "paper"])
 @pytest.mark.parametrize("name", get_args(ExperimentName))
+def test_where_a_restored_distilled_set_stands_restored_crops_stand_beside_it(name, protocol):
+    config, design = load_config(DEFAULT_PRESET[protocol], protocol=protocol), design_of(name, protocol)
+    configs = {variant.name: variant.config(config, 0) for variant in design.variants}
+    shares = {row: made.sample.detail_restoration for row, made in configs.items()}
+    restored = [row for row in (variant.name for variant in design.distilled) if shares[row] > 0]
+    assert bool(restored) == (name != "starts")
+    for row in restored:
+        for crops in ("random + restored", "threshold + restored"):
+            assert shares[crops] == 1.0
+            assert configs[crops].teacher == configs[row].teacher
+
+
+@pytest.mark.parametrize("protocol", ["mini", "paper"])
+@pytest.mark.parametrize("name", get_args(ExperimentName))
 def test_every_experiment_can_be_configured(name, protocol):
     config = load_config(DEFAULT_PRESET[protocol], protocol=protocol)
     design = design_of(name, protocol)
