@@ -28,6 +28,10 @@ STATISTICS = (
     ("psnr_bic_mean", "PSNR_bic of the images, dB", 2),
     ("psnr_bic_real_mean", "PSNR_bic of the accepted patches, dB", 2),
     ("max_cosine_to_train", "max cosine to a patch", 3),
+    ("own_cluster_share", "own-cluster share, as sampled", 2),
+    ("precision", "precision, as sampled", 2),
+    ("recall", "recall, as sampled", 2),
+    ("psnr_bic_distance_db", "distance in PSNR_bic, as sampled, dB", 2),
 )
 
 

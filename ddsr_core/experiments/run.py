@@ -31,7 +31,10 @@ from ddsr_core.storage.stage import Artifact, Source, StageInput
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
-STATISTICS = ("psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
+STATISTICS = (
+    "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage", "own_cluster_share", "precision", "recall",
+    "psnr_bic_distance_db",
+)  # fmt: skip
 
 
 @dataclass

@@ -187,12 +187,12 @@ class Stages:
         config = self._crops("threshold", self.config.sample.count)
         return self.build(crops.STAGE, config, {"patches": accepted}, "threshold crops")
 
-    def restore(self, real: Artifact, accepted: Artifact) -> Artifact:
+    def restore(self, real: Artifact, accepted: Artifact, label: str) -> Artifact:
         """Crops whose detail the teacher has replaced: as much as in the distilled images, or all if none was there."""
         share = self.config.sample.detail_restoration or 1.0
         config = RestoreConfig(detail_restoration=share, kernel=self.config.patches.kernel)
         inputs: dict[str, StageInput] = {"crops": real, "teacher": self._teacher(accepted)}
-        return self.build(restore.STAGE, config, inputs, f"{real.manifest.config['kind']} crops, restored")
+        return self.build(restore.STAGE, config, inputs, label)
 
     def subset(self, kind: str, photos: Source) -> Artifact:
         """A choice by k-center, HDC or loss ranking among `POOL_FACTOR` times as many random crops."""
