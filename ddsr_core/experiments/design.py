@@ -132,7 +132,7 @@ class Design:
         metrics: shown in its tables and plots.
         title: above the tables.
         notes: below the tables.
-        with_paper: whether the paper's figures are comparable and are printed under ours.
+        paper_rows: names of training sets under which the paper's figures are printed, because they were made alike.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Design:
     metrics: tuple[MetricName, ...] = ("psnr_y", "ssim_y", "lpips")
     title: str = ""
     notes: tuple[str, ...] = ()
-    with_paper: bool = False
+    paper_rows: frozenset[str] = frozenset()
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -168,6 +168,8 @@ class Cell:
         statistics: of its training images, such as ``psnr_bic_mean``; empty for training sets that have none.
         images: size of its training set; None for all photos or all accepted patches.
         iterations: of its training.
+        costs: seconds of the builds of set and network, such as ``finetune_s``, and of CPU, such as ``finetune_cpu_s``
+            (`ddsr_core.experiments.costs`).
     """
 
     variant: str
@@ -177,6 +179,7 @@ class Cell:
     statistics: Mapping[str, float] = field(default_factory=dict)
     images: int | None = None
     iterations: int | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -266,15 +269,17 @@ def markdown_row(values: Iterable[str]) -> str:
 
 
 def as_csv(cells: Iterable[Cell]) -> str:
-    """One row per cell, with every metric and statistic as it was measured."""
+    """One row per cell, with every metric, statistic and cost as it was measured."""
     cells = list(cells)
     names = sorted({name for cell in cells for name in cell.metrics})
     statistics = sorted({name for cell in cells for name in cell.statistics})
+    costs = sorted({name for cell in cells for name in cell.costs})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["variant", "network", "images", "iterations", "seed", *names, *statistics])
+    writer.writerow(["variant", "network", "images", "iterations", "seed", *names, *statistics, *costs])
     for cell in cells:
         values = [cell.metrics.get(name, "") for name in names] + [cell.statistics.get(name, "") for name in statistics]
+        values += [cell.costs.get(name, "") for name in costs]
         writer.writerow([cell.variant, cell.network, cell.images, cell.iterations, cell.seed, *values])
     return buffer.getvalue()
 

@@ -83,7 +83,8 @@ def _table(rows: Sequence[Row], bicubic: float, design: Design, network: str, me
     lines = [markdown_row(header), markdown_row(["---"] * len(header))]
     for row in rows:
         lines.append(markdown_row([row.variant, *(_text(row.spread(column), metric) for column in columns)]))
-        published = paper_cells(design.name, network, row.variant, metric.name) if design.with_paper else {}
+        shown = row.variant in design.paper_rows
+        published = paper_cells(design.name, network, row.variant, metric.name) if shown else {}
         if published and any(column in published for column in columns):
             lines.append(markdown_row(["*paper*", *(_published(published.get(column), metric) for column in columns)]))
     by_name = {row.variant: row for row in rows}
