@@ -26,10 +26,11 @@ from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png, to_uint8
 from ddsr_core.pretrain.config import PretrainConfig
-from ddsr_core.pretrain.features import PatchFeatures, batches, make_classes, nearest_class
+from ddsr_core.pretrain.features import batches, make_classes
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, encode_all
 from ddsr_core.pretrain.run import Patches, features_of
 from ddsr_core.pretrain.score import Reference, cloud_scores, score
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
 from flows.cli.console import progress_for
 
 #: What all recipes share; a run at constant learning rate, so that none of them is favored by its end.

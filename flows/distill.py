@@ -73,7 +73,7 @@ def distill(
 
         # Section II-B: fine-tuning the diffusion transformer
         encoded = stages.latents(accepted)  # GPU
-        rows = stages.class_rows(clusters)  # only if the config asks for it
+        rows = stages.class_rows(accepted, clusters)  # only if fine-tuning starts from them
         adapter = stages.finetune(encoded, clusters, rows)  # GPU
 
         # Section II-C: sampling and selection

@@ -97,7 +97,7 @@ def config_of(crops: Crops) -> PipelineConfig:
     values = {
         "patches": {"patch_px": size, "stride_px": max(4, size // 2 // 4 * 4)},
         "embeddings": {"backend": crops.embeddings, "image_px": min(224, max(32, size))},
-        "finetune": {"class_row_init": None},
+        "finetune": {"class_row_init": "auto"},
         "sample": {"count": crops.budget},
     }
     return checked(PipelineConfig, values)

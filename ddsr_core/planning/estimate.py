@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddsr_core.config import StageConfig
+from ddsr_core.diffusion.base import TINY, has_class_centers, locate_base
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.distill import compare, distill
 from ddsr_core.pipeline.model_files import ModelFiles
@@ -118,6 +119,9 @@ class _NoFiles(ModelFiles):
 
     def base(self, config: PipelineConfig) -> dict[str, Source]:
         return {"base": _source(config.base), **({"vae": _source(config.vae)} if config.vae else {})}
+
+    def class_centers(self, config: PipelineConfig) -> bool:
+        return has_class_centers(locate_base(TINY) if config.base == TINY else Path(config.base).expanduser())
 
     def lsr_decoder(self, config: PipelineConfig) -> dict[str, Source]:
         name = config.lsr_decoder

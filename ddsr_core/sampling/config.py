@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.names import SamplerName
 
+#: PNG files of the selected images as they were sampled, if detail was restored in those of the set. An archive, because
+#: every image file in the folder would count as one of the set.
+SAMPLED = "sampled.zip"
 Timestep = Annotated[float, Field(ge=0, le=999)]
 Allocation = Literal["equal", "proportional"]
 InitPatches = Literal["medoids", "k-center"]

@@ -188,3 +188,16 @@ def test_every_field_of_every_stage_is_described():
 def test_presets_are_plain_toml():
     for file in PRESETS.glob("*.toml"):
         assert tomllib.loads(file.read_text())["base"]
+
+
+def test_restored_crops_join_a_comparison_with_a_restored_set():
+    def sets(*overrides: str) -> tuple[str, ...]:
+        return load_config("demo", overrides=overrides).training_sets
+
+    plain = ("distilled", "random", "threshold", "full")
+    assert sets("sample.detail_restoration=0") == plain
+    assert sets("sample.detail_restoration=0.5") == (*plain, "random-restored", "threshold-restored")
+    assert sets("sample.detail_restoration=1", "sr.training_sets=['distilled']") == ("distilled",)
+    assert sets("sample.detail_restoration=1", "sr.training_sets=['random', 'full']") == ("random", "full")
+    again = ("random-restored", "distilled", "threshold-restored")
+    assert sets("sample.detail_restoration=1", f"sr.training_sets={list(again)}") == again
