@@ -34,7 +34,10 @@ from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
 from flows.cli.console import progress_for
 
 #: What all recipes share; a run at constant learning rate, so that none of them is favored by its end.
-COMMON: dict[str, Any] = {"prior_steps": 1_000_000, "prior_batch": 32, "repa_weight": 0.5, "ema_decay": 0.99}
+COMMON: dict[str, Any] = {
+    "prior_steps": 1_000_000, "prior_batch": 32, "hidden": 192, "depth": 6, "heads": 6, "row_std": 0.02, "repa_weight": 0.5,
+    "repa_block": 3, "ema_decay": 0.99,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "reference: batch 32, 6 x 192, 64 classes, REPA": {},
     "batch 128": {"prior_batch": 128},
