@@ -1,4 +1,4 @@
-"""Commands on finished runs: runs, show, report, search, export, gc."""
+"""Commands on finished runs: runs, show, report, serve, search, export, push, gc."""
 
 from __future__ import annotations
 
@@ -110,6 +110,35 @@ def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> N
         return
     for name, path in written.items():
         click.echo(f"{name}: {path}")
+
+
+@finished.command()
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen on. With 0.0.0.0, everybody who reaches it can read the reports.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=4280, show_default=True, help="Port; 0 chooses a free one.")
+@home_option
+@json_option
+def serve(host: str, port: int, home: str | None, as_json: bool) -> None:
+    """Serve the reports of a home to browsers.
+
+    Read-only: only reports and their tables are served, no photos and no images of the sets. Set DDSR_REPORTS_URL to the
+    address that is printed, in the environment of the workers, and pages in the Prefect UI link to the reports. Ctrl-C ends
+    it.
+
+    Example: ddsr serve --port 4280
+    """
+    from ddsr_core.report.serve import report_server, reports_of  # imports the store of this home
+
+    store = open_store(home_of(home))
+    with report_server(store, host, port) as server:
+        name = f"[{host}]" if ":" in host else host
+        address, count = f"http://{name}:{server.server_port}", len(reports_of(store))
+        if as_json:
+            click.echo(json.dumps({"url": address, "home": store.url, "reports": count}))
+        else:
+            click.echo(f"{count} reports of {store.url}: {address}")
+            click.echo(f"For links in the Prefect UI: export DDSR_REPORTS_URL={address}")
+        server.serve_forever()
 
 
 @finished.command()
