@@ -18,6 +18,7 @@ from ddsr_core.pipeline.run_state import Outcome
 from ddsr_core.pipeline.stages import Distilled, PseudoLabels
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
+from tasks.preflight import require_ready
 from tasks.recovery import refuse_endless_crashes
 from tasks.run_pages import publish_run
 
@@ -62,6 +63,7 @@ def distill(
         workers=workers,
     )  # fmt: skip
     store = open_store(request.home)
+    require_ready(request, store)
     with open_run(request, store, prefect_backend(request, store), wait=True) as begun:
         photos, stages = begun.photos, begun.stages
 

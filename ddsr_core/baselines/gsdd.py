@@ -289,4 +289,4 @@ def _save(config: GSDDConfig, out: Path, index: int, image: np.ndarray, label: i
     return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(to_float(image), scale=config.scale)), 4)}
 
 
-STAGE = Stage("gsdd", version=3, run=run, config=GSDDConfig, section="III", on_gpu=True)
+STAGE = Stage("gsdd", version=3, run=run, config=GSDDConfig, section="III", on_gpu=True, words="{count:,} images of GSDD")

@@ -195,4 +195,4 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-STAGE = Stage("class_rows", version=2, run=run, config=ClassRowsConfig, section="II-B")
+STAGE = Stage("class_rows", version=2, run=run, config=ClassRowsConfig, section="II-B", words="class rows of a base model")

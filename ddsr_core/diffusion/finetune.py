@@ -235,4 +235,12 @@ def _mean_of_last(curve: list[dict[str, float]], count: int) -> Mapping[str, flo
     return {name: round(sum(row[name] for row in rows) / len(rows), 5) for name in TERMS} if rows else {}
 
 
-STAGE = Stage("finetune", version=3, run=run, config=FinetuneConfig, section="II-B", on_gpu=True)
+STAGE = Stage(
+    "finetune",
+    version=3,
+    run=run,
+    config=FinetuneConfig,
+    section="II-B",
+    on_gpu=True,
+    words="fine-tuned adapter, {steps:,} steps",
+)

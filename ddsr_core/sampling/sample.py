@@ -372,4 +372,12 @@ def _mean_scores(scores: list[tuple[int, Scores]], suffix: str) -> dict[str, flo
     return {f"psnr_bic_wasserstein_db{suffix}": round(distance, 4), f"coverage{suffix}": round(coverage, 5)}
 
 
-STAGE = Stage("sample", version=4, run=run, config=SampleConfig, section="II-C", on_gpu=True)
+STAGE = Stage(
+    "sample",
+    version=4,
+    run=run,
+    config=SampleConfig,
+    section="II-C",
+    on_gpu=True,
+    words="{count:,} distilled images of {height} px",
+)
