@@ -61,10 +61,12 @@ def measure_texture(trainer: FinetuneTrainer, data: TrainingSet) -> tuple[float,
     return float(psnr_bic(images).mean()), float(of_labels.mean())
 
 
-def write_sheet(trainer: FinetuneTrainer, out: Path) -> None:
+def write_sheet(trainer: FinetuneTrainer, out: Path) -> Path:
     """``samples/step-000100.png``: one row per pseudo-label, sampled by the averaged adapter from the same noise."""
+    path = out / "samples" / f"step-{trainer.step:06d}.png"
     with trainer.averaged():
-        save_png(out / "samples" / f"step-{trainer.step:06d}.png", sample_sheet(trainer))
+        save_png(path, sample_sheet(trainer))
+    return path
 
 
 def sample_sheet(trainer: FinetuneTrainer) -> np.ndarray:

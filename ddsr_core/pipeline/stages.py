@@ -17,6 +17,7 @@ from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
+from ddsr_core.reporters import Tracking
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import ARCHITECTURES
@@ -46,6 +47,7 @@ class Backend:
         device: torch device, or auto.
         networks: trains many SR networks at once (`ddsr_core.pipeline.networks`); None: one after another.
         only_small: use ``networks`` only if every network has a small step (`ddsr_core.pipeline.networks.has_small_step`).
+        tracking: where the curves of a stage are shown, by its name in the run and the key of its artifact.
     """
 
     build: Build
@@ -53,6 +55,7 @@ class Backend:
     device: str = "auto"
     networks: RunParts | None = None
     only_small: bool = False
+    tracking: Callable[[str, str], Tracking | None] = lambda name, key: None
 
 
 @dataclass(frozen=True)

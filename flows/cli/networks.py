@@ -15,11 +15,10 @@ from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import find_weights
 from ddsr_core.pseudo_labels.names import EMBEDDERS
-from ddsr_core.reporters import ReporterName
 from ddsr_core.sr.config import VALIDATIONS, Degradation
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.remote_store import open_store
-from flows.cli.options import Group, complete_networks, device_option, home_option, json_option
+from flows.cli.options import Group, complete_networks, device_option, home_option, json_option, report_to_option
 
 #: Options of the validation, and their fields in its config.
 VALIDATION_OPTIONS = {"val_every": "every", "val_metrics": "metrics", "early_stop": "early_stop"}
@@ -74,8 +73,7 @@ def steps() -> Any:
 @click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: network and data]")
 @home_option
 @device_option
-@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
-              help="Program that shows the training curves. Its files go to HOME/tracking.")  # fmt: skip
+@report_to_option
 @json_option
 def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_json: bool, **options: Any) -> None:
     """Train one SR network on a folder of images.
