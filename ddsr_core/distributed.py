@@ -1,8 +1,8 @@
-"""Several processes share each fine-tuning step, one GPU per process, through accelerate.
+"""Several processes share each training step, one GPU per process, through accelerate.
 
-Every process samples the same batch and computes an equal part of it. Predictions are gathered for the minimax losses, whose
-minima and maxima run over the whole batch, and gradients are averaged. The loss curve is therefore that of one process
-with the same batch.
+Every process draws the same batch and computes an equal part of it, and gradients are averaged. The loss curve is therefore
+that of one process with the same batch. In fine-tuning, predictions are gathered for the minimax losses, whose minima and
+maxima run over the whole batch.
 """
 
 from __future__ import annotations

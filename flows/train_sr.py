@@ -7,11 +7,12 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.imaging.kernel import Scale
 from ddsr_core.pipeline.request import AtLeastOne, Gpu
 from ddsr_core.pipeline.step_runs import Network, TrainRequest, run_training
 from ddsr_core.pseudo_labels.names import EmbedderName
 from ddsr_core.reporters import ReporterName
-from ddsr_core.sr.config import Degradation, Scale, ValidationConfig
+from ddsr_core.sr.config import Degradation, ValidationConfig
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.stage import Manifest
 from tasks.backend import prefect_backend

@@ -1,6 +1,6 @@
 """The public functions as a typed program uses them: `mypy` checks this file, nothing runs it.
 
-The functions are loaded on first use by ``ddsr_core.__getattr__``. If that hid their types, every value here would be Any and
+The functions are loaded on first use by ``ddsr_core.__getattr__``. If that hid their types, every value would be Any and
 `assert_type` an error.
 """
 

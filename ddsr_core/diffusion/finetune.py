@@ -18,12 +18,12 @@ from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.codec import load_codec
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import Adapter, extract, save_adapter, table_rows
-from ddsr_core.diffusion.distributed import ProcessGroup, SingleProcess, run_together
 from ddsr_core.diffusion.finetune_loss import TERMS
 from ddsr_core.diffusion.finetune_samples import measure_texture, write_sheet
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.from_adapter import load_for_labels
 from ddsr_core.diffusion.training_set import TrainingSet, load_training_set
+from ddsr_core.distributed import ProcessGroup, SingleProcess, run_together
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.reporters import Reporter, named
 from ddsr_core.storage.files import write_atomically, write_json

@@ -191,7 +191,9 @@ class Stages:
         """A choice by k-center, HDC or loss ranking among `POOL_FACTOR` times as many random crops."""
         count, seed = self.config.sample.count, self.config.sr.seeds[0]
         pool = self.build(crops.STAGE, self._crops("random", count * POOL_FACTOR), {"photos": photos}, "pool of crops")
-        values = {"kind": kind, "count": count, "seed": seed, "embeddings": self.config.embeddings}
+        values = {
+            "kind": kind, "count": count, "seed": seed, "embeddings": self.config.embeddings, "scale": self.config.scale,
+        }  # fmt: skip
         chosen = SubsetConfig.model_validate(values)
         inputs: dict[str, StageInput] = {"pool": pool, **self._clip()}
         return self.build(subset.STAGE, chosen, inputs, f"{kind} crops")
@@ -242,7 +244,7 @@ class Stages:
 
     def _crops(self, kind: str, count: int) -> CropsConfig:
         cut = self.config.patches
-        values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel}
+        values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel, "scale": self.config.scale}
         return CropsConfig.model_validate({**values, "seed": self.config.sr.seeds[0]})
 
 

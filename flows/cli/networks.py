@@ -48,6 +48,8 @@ def steps() -> Any:
               help="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.")  # fmt: skip
 @click.option("--init", type=click.Path(path_type=Path), default=None,
               help="Start from these weights: a train_sr folder, or a file of the same network and scale.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True,
+              help="Processes that share every batch, one per GPU. The batch size must be a multiple of it.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
               help="Change one field of the recipe; may be repeated. Example: batch_size=8.")  # fmt: skip
 @click.option("--training-set", "--source", "training_set", type=click.Choice(list(TRAINING_SETS)), default="full",
@@ -82,6 +84,7 @@ def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_
     """
     validation = validation_of(options, iterations)
     options["scale"] = int(options["scale"])
+    options["overrides"] = (f"processes={options.pop('processes')}", *options["overrides"])
     trained = steps().train_one(home_of(home), data=data, iterations=iterations, run=name, validation=validation, **options)
     artifact, cached = trained.weights, trained.cached
     weights = artifact.path / "weights.safetensors"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.config import (
     PRESETS,
+    SCALED_STAGES,
     PipelineConfig,
     chosen_config,
     load_config,
@@ -20,6 +21,7 @@ from ddsr_core.pipeline.config import (
     preset_names,
     to_toml,
 )
+from ddsr_core.stages import STAGES
 
 
 def test_the_four_presets_load():
@@ -188,3 +190,20 @@ def test_every_field_of_every_stage_is_described():
 def test_presets_are_plain_toml():
     for file in PRESETS.glob("*.toml"):
         assert tomllib.loads(file.read_text())["base"]
+
+
+def test_the_stages_have_the_scale_of_the_pipeline():
+    config = load_config("demo", overrides=["scale=2"])
+    assert {getattr(config, name).scale for name in SCALED_STAGES} == {2}
+    assert config.sr.recipe("edsr", 0).scale == 2
+    assert overridden(config, ["scale=4"]) == load_config("demo")
+    assert PipelineConfig.model_validate(config.model_dump()) == config
+    for text in ("sr.train.scale=2", "evaluate.scale=2", "sr.per_arch.edsr.scale=2"):
+        with pytest.raises(ConfigError, match="set scale alone"):
+            load_config("demo", overrides=[text])
+
+
+def test_a_run_at_the_papers_scale_keeps_its_keys():
+    keys = {name: STAGES[name].key(getattr(load_config("demo"), name), {}) for name in ("patches", "finetune")}
+    assert keys == {"patches": "97686bb7eaa27e4e344b6f8e62a548ce", "finetune": "c2ff1ce7b084c55b8f9ec9ac35b6b509"}
+    assert STAGES["patches"].key(load_config("demo", overrides=["scale=2"]).patches, {}) != keys["patches"]
