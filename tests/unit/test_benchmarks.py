@@ -276,8 +276,8 @@ TOYS = {
                     [*sr_training.PARTS, "step"]),
     "texture": (texture, "small_photo", [*TOY_RUN, "--only", "L_simple"], ["L_simple"]),
     "decomposition": (decomposition, "small_photo",
-                      [*TOY_RUN, "--test", "PHOTOS", "--seeds", "2", "--noised", "500", "--set", "sr.train.iterations=1"],
-                      ["real", "reconstructed", "from t = 500", "from noise"]),
+                      [*TOY_RUN, "--test", "PHOTOS", "--seeds", "2", "--noised", "900", "--set", "sr.train.iterations=1"],
+                      ["real", "reconstructed", "from t = 900", "from noise"]),
     "structure": (structure, "small_photo", [*TOY_RUN, "--only", "fine-tuned, L_SR off"],
                   ["8 accepted patches", "the same, encoded and decoded", "fine-tuned, L_SR off"]),
 }  # fmt: skip
