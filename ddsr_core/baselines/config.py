@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ddsr_core.config import StageConfig
-from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.imaging.kernel import Kernel, Scale
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
-from ddsr_core.sr.config import Scale
 
 
 class CropsConfig(StageConfig):
@@ -23,12 +22,6 @@ class CropsConfig(StageConfig):
     scale: Scale = Field(4, description="Upsampling factor of the recorded PSNR_bic.")
     kernel: Kernel = Field("matlab", description="Bicubic kernel of the recorded PSNR_bic.")
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of the choice.")
-
-    @model_validator(mode="after")
-    def _whole_lr_pixels(self) -> CropsConfig:
-        if self.patch_px % self.scale:
-            raise ValueError(f"patch_px ({self.patch_px}) must be a multiple of scale ({self.scale})")
-        return self
 
 
 class RestoreConfig(StageConfig):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ddsr_core.config import StageConfig
+from ddsr_core.imaging.kernel import SCALE, Scale
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 
 #: The last step whose signal-to-noise ratio is at least one (alpha_bar >= 1/2).
@@ -20,9 +21,12 @@ Checkpointing = Literal["auto", "on", "decoder", "off"]
 class LatentsConfig(StageConfig):
     """How patches are encoded. Always in float32: the moments are stored in float16, and training adds noise to them."""
 
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+
     batch_size: int = Field(
         16, ge=1, le=1024, description="Patches per forward pass of the encoder. Lower it if memory runs out."
     )
+    scale: Scale = Field(SCALE, description="Upsampling factor of the recorded PSNR_bic. Filled in by the pipeline.")
 
 
 class ClassRowsConfig(StageConfig):
@@ -47,6 +51,8 @@ class ClassRowsConfig(StageConfig):
 
 class FinetuneConfig(StageConfig):
     """Length of fine-tuning, DiffFit, and the weights of the loss terms (paper, equation 6)."""
+
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     steps: int | None = Field(
         None, ge=0, description="Optimizer steps; 0 keeps the base model unchanged. Set either this or epochs."
@@ -92,6 +98,7 @@ class FinetuneConfig(StageConfig):
         description="Form of L_SR: off (the released term has no gradient), pixels (equation 5: minus the pixel error of "
         "the bicubic round trip), or target (PSNR_bic must not exceed that of the real patch).",
     )
+    scale: Scale = Field(SCALE, description="Upsampling factor of L_SR. Filled in by the pipeline.")
     lambda_sr: float = Field(1.0, ge=0, description="Weight of L_SR.")
     lsr_reference: Literal["patch", "decoded"] = Field(
         "decoded",

@@ -18,18 +18,21 @@ from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.codec import load_codec
 from ddsr_core.diffusion.config import ClassRowInit, FinetuneConfig
 from ddsr_core.diffusion.difffit import Adapter, extract, save_adapter, table_rows
-from ddsr_core.diffusion.distributed import ProcessGroup, SingleProcess, run_together
 from ddsr_core.diffusion.finetune_loss import TERMS
 from ddsr_core.diffusion.finetune_samples import measure_texture, write_sheet
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.from_adapter import load_for_labels
 from ddsr_core.diffusion.training_set import TrainingSet, load_training_set
+from ddsr_core.distributed import ProcessGroup, SingleProcess, run_together
 from ddsr_core.errors import InputError, TrainingError
+from ddsr_core.reporters import Reporter, named
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 #: Steps that the losses in the summary are averaged over.
 LAST_STEPS = 100
+#: Points of a reported curve.
+CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,14 @@ def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runti
     writes_sheets = writes and config.sample_every is not None
     if trainer.step == 0 and writes_sheets:
         write_sheet(trainer, out)
-    with runtime.progress("Fine-tuning", total=steps, unit="steps", done=trainer.step) as bar:
+    with (
+        runtime.progress("Fine-tuning", total=steps, unit="steps", done=trainer.step) as bar,
+        runtime.reporter("finetune", config.model_dump(mode="json")) as reporter,
+    ):
         while trainer.step < steps:
             if texture_is_due(trainer):
                 trainer.adapt_lsr(*measure_texture(trainer, data))
+                reporter.scalars(named("texture", trainer.texture[-1]), trainer.step)
             try:
                 row = trainer.advance(data)
             except TrainingError:
@@ -123,13 +130,26 @@ def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runti
                     trainer.save(checkpoint)  # the state before the bad step
                 raise
             trainer.curve.append({"step": trainer.step, **row})
+            report(trainer, steps, reporter)
             if writes_sheets and (trainer.step % (config.sample_every or 1) == 0 or trainer.step == steps):
-                write_sheet(trainer, out)
+                reporter.picture("samples", write_sheet(trainer, out), trainer.step)
             if writes and trainer.step % config.checkpoint_every == 0:
                 trainer.save(checkpoint)
             if trainer.step % 10 == 0:
                 bar.note(" ".join(f"{name} {row[name]:.3f}" for name in ("simple", "r", "d", "sr")))
             bar.advance()
+
+
+def report(trainer: FinetuneTrainer, steps: int, reporter: Reporter) -> None:
+    """Report the mean of each term over the last steps, `CURVE_POINTS` times in all, and gradient norms if measured."""
+    every = max(1, steps // CURVE_POINTS)
+    row = trainer.curve[-1]
+    reporter.scalars(
+        {name.replace("grad_", "gradients/"): row[name] for name in row if name.startswith("grad_")}, trainer.step
+    )
+    if trainer.step % every == 0 or trainer.step == steps:
+        means = _mean_of_last(trainer.curve, (trainer.step - 1) % every + 1)
+        reporter.scalars({**named("train", means), "train/learning_rate": trainer.config.learning_rate}, trainer.step)
 
 
 def texture_is_due(trainer: FinetuneTrainer) -> bool:

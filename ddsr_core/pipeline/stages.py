@@ -18,6 +18,7 @@ from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
 from ddsr_core.report.cost import TEACHER
+from ddsr_core.reporters import Tracking
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import ARCHITECTURES
@@ -47,6 +48,7 @@ class Backend:
         device: torch device, or auto.
         networks: trains many SR networks at once (`ddsr_core.pipeline.networks`); None: one after another.
         only_small: use ``networks`` only if every network has a small step (`ddsr_core.pipeline.networks.has_small_step`).
+        tracking: where the curves of a stage are shown, by its name in the run and the key of its artifact.
     """
 
     build: Build
@@ -54,6 +56,7 @@ class Backend:
     device: str = "auto"
     networks: RunParts | None = None
     only_small: bool = False
+    tracking: Callable[[str, str], Tracking | None] = lambda name, key: None
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,9 @@ class Stages:
         """A choice by k-center, HDC or loss ranking among `POOL_FACTOR` times as many random crops."""
         count, seed = self.config.sample.count, self.config.sr.seeds[0]
         pool = self.build(crops.STAGE, self._crops("random", count * POOL_FACTOR), {"photos": photos}, "pool of crops")
-        values = {"kind": kind, "count": count, "seed": seed, "embeddings": self.config.embeddings}
+        values = {
+            "kind": kind, "count": count, "seed": seed, "embeddings": self.config.embeddings, "scale": self.config.scale,
+        }  # fmt: skip
         chosen = SubsetConfig.model_validate(values)
         inputs: dict[str, StageInput] = {"pool": pool, **self._clip()}
         return self.build(subset.STAGE, chosen, inputs, f"{kind} crops")
@@ -252,7 +257,7 @@ class Stages:
 
     def _crops(self, kind: str, count: int) -> CropsConfig:
         cut = self.config.patches
-        values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel}
+        values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel, "scale": self.config.scale}
         return CropsConfig.model_validate({**values, "seed": self.config.sr.seeds[0]})
 
 

@@ -177,7 +177,7 @@ class Recorder:
 
 def _placeholder(stage: Stage, config: StageConfig, key: str) -> Artifact:
     manifest = Manifest(
-        stage=stage.name, key=key, digest=key, stage_version=stage.version, config=config.model_dump(mode="json"),
+        stage=stage.name, key=key, digest=key, stage_version=stage.version, config=config.canonical(),
         parents={}, counts={}, files={}, bytes=0, created="", seconds=0.0, device="",
     )  # fmt: skip
     return Artifact(manifest, Path(stage.name))

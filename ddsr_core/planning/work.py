@@ -128,7 +128,8 @@ def patches(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
     usable = Counter({size: count for size, count in photos.items() if min(size) >= px})
     windows = 0
     for (height, width), count in usable.items():
-        rows, columns = (len(offsets(side - side % 4, px, config.stride_px, config.flush_right)) for side in (height, width))
+        whole = (side - side % config.scale for side in (height, width))
+        rows, columns = (len(offsets(side, px, config.stride_px, config.flush_right, config.scale)) for side in whole)
         windows += rows * columns * count
     if config.quantile is not None:  # the lowest ones, up to a score that occurs
         accepted = int(config.quantile * (windows - 1)) + 1 if windows else 0

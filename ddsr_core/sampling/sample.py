@@ -129,7 +129,7 @@ def run(
     shares = images_per_label(config.count, _cluster_sizes(clusters), config.allocation)
     candidates = plan_candidates(config, shares, clusters, out)
     sample_candidates(config, candidates, ModelFiles(adapter, base, vae), latents, runtime)
-    compared = compare(candidates.paths, references, runtime)
+    compared = compare(candidates.paths, references, runtime, config.scale)
     gains = gains_of_files(teacher, candidates.paths, runtime) if teacher and config.sr_gain_share < 1 else None
     selected = [
         select_for_label(config, label, np.flatnonzero(candidates.labels == label), share, compared, gains)
@@ -141,7 +141,7 @@ def run(
     described, places = compared, chosen
     if config.detail_restoration > 0:  # the images are no longer those that were compared
         write_sampled(out, [candidates.path(index) for index in chosen])
-        described, places = compare(written, references, runtime), list(range(len(written)))
+        described, places = compare(written, references, runtime, config.scale), list(range(len(written)))
     rows = [_row(config, candidates, index, gains) | _facts(described, place)
             for index, place in zip(chosen, places, strict=True)]  # fmt: skip
     finish_image_set(out, rows, FIELDS)

@@ -37,10 +37,10 @@ from benchmarks.gpu_work import Cell
 from benchmarks.torch_alone import Fields, field
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import unfreeze
-from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.dit import DiTConfig
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.training_set import TrainingSet, draw_batch, parts_of
+from ddsr_core.distributed import SingleProcess
 from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pseudo_labels import embeddings as embeddings_stage
