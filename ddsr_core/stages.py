@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ddsr_core.baselines import crops, gsdd, subset
+from ddsr_core.baselines import crops, gsdd, restore, subset
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
@@ -29,6 +29,7 @@ STAGES: Mapping[str, Stage] = {
         finetune.STAGE,
         sample.STAGE,
         crops.STAGE,
+        restore.STAGE,
         subset.STAGE,
         gsdd.STAGE,
         train_sr.STAGE,

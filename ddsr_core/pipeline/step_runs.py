@@ -14,6 +14,7 @@ from ddsr_core.baselines.names import TrainingSetName
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
 from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.imaging.kernel import Scale
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.pins import Pins
 from ddsr_core.pipeline.request import AtLeastOne, Execution, name_of, slug
@@ -24,7 +25,7 @@ from ddsr_core.pipeline.steps import Crops, config_of, fitted, images_of, weight
 from ddsr_core.pseudo_labels.names import EmbedderName
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import ARCHITECTURES
-from ddsr_core.sr.config import VALIDATIONS, Degradation, Scale, TrainSRConfig, ValidationConfig
+from ddsr_core.sr.config import VALIDATIONS, Degradation, TrainSRConfig, ValidationConfig
 from ddsr_core.storage.stage import Artifact, Source
 from ddsr_core.storage.store import Store
 
@@ -135,7 +136,7 @@ def run_training(request: TrainRequest, store: Store, backend: Backend, *, wait:
     }  # fmt: skip
     about = f"{recipe.arch}, {recipe.iterations:,} iterations, on {request.data}"
     with open_step(store, request, identity, recipe, about, wait=wait) as step:
-        stages = Stages(config_of(crops), step.pins.over(backend), run_log(store, step.name))
+        stages = Stages(config_of(crops, recipe.scale), step.pins.over(backend), run_log(store, step.name))
         images = images_of(stages, data, request.training_set)
         weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch, more)
         complete_run(store, step.name, stages.runs)

@@ -15,6 +15,7 @@ from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png
+from ddsr_core.imaging.kernel import SCALE, Scale
 from ddsr_core.imaging.photos import iter_photos
 from ddsr_core.pipeline.config import PipelineConfig, checked, merge, parse_override
 from ddsr_core.pipeline.distill import training_set
@@ -86,13 +87,14 @@ def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact |
     return training_set(stages, kind, photos_alone(stages, data))
 
 
-def config_of(crops: Crops) -> PipelineConfig:
-    """A config whose stages cut such crops."""
+def config_of(crops: Crops, scale: Scale = SCALE) -> PipelineConfig:
+    """A config whose stages cut such crops, for networks of this upsampling factor."""
     size = crops.patch_px
     values = {
+        "scale": scale,
         "patches": {"patch_px": size, "stride_px": max(4, size // 2 // 4 * 4)},
         "embeddings": {"backend": crops.embeddings, "image_px": min(224, max(32, size))},
-        "finetune": {"class_row_init": None},
+        "finetune": {"class_row_init": "auto"},
         "sample": {"count": crops.budget},
     }
     return checked(PipelineConfig, values)

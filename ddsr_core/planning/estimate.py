@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddsr_core.config import StageConfig
+from ddsr_core.diffusion.base import TINY, has_class_centers, locate_base
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.distill import compare, distill
 from ddsr_core.pipeline.model_files import ModelFiles
@@ -119,6 +120,9 @@ class _NoFiles(ModelFiles):
     def base(self, config: PipelineConfig) -> dict[str, Source]:
         return {"base": _source(config.base), **({"vae": _source(config.vae)} if config.vae else {})}
 
+    def class_centers(self, config: PipelineConfig) -> bool:
+        return has_class_centers(locate_base(TINY) if config.base == TINY else Path(config.base).expanduser())
+
     def lsr_decoder(self, config: PipelineConfig) -> dict[str, Source]:
         name = config.lsr_decoder
         return {} if name is None or config.finetune.lsr_mode == "off" else {"decoder": _source(name)}
@@ -173,7 +177,7 @@ class Recorder:
 
 def _placeholder(stage: Stage, config: StageConfig, key: str) -> Artifact:
     manifest = Manifest(
-        stage=stage.name, key=key, digest=key, stage_version=stage.version, config=config.model_dump(mode="json"),
+        stage=stage.name, key=key, digest=key, stage_version=stage.version, config=config.canonical(),
         parents={}, counts={}, files={}, bytes=0, created="", seconds=0.0, device="",
     )  # fmt: skip
     return Artifact(manifest, Path(stage.name))

@@ -152,7 +152,7 @@ class Stage:
     def key(self, config: StageConfig, inputs: Mapping[str, StageInput]) -> str:
         """Hash of stage name, stage version, canonical config and the inputs' digests (first 32 hex digits)."""
         parents = {name: item.digest for name, item in inputs.items()}
-        return digest_of([self.name, self.version, config.model_dump(mode="json"), parents])[:KEY_LENGTH]
+        return digest_of([self.name, self.version, config.canonical(), parents])[:KEY_LENGTH]
 
 
 def read_manifest(folder: Path) -> Manifest | None:

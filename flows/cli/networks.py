@@ -15,11 +15,10 @@ from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import find_weights
 from ddsr_core.pseudo_labels.names import EMBEDDERS
-from ddsr_core.reporters import ReporterName
 from ddsr_core.sr.config import VALIDATIONS, Degradation
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.remote_store import open_store
-from flows.cli.options import Group, complete_networks, device_option, home_option, json_option
+from flows.cli.options import Group, complete_networks, device_option, home_option, json_option, report_to_option
 
 #: Options of the validation, and their fields in its config.
 VALIDATION_OPTIONS = {"val_every": "every", "val_metrics": "metrics", "early_stop": "early_stop"}
@@ -49,6 +48,8 @@ def steps() -> Any:
               help="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.")  # fmt: skip
 @click.option("--init", type=click.Path(path_type=Path), default=None,
               help="Start from these weights: a train_sr folder, or a file of the same network and scale.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True,
+              help="Processes that share every batch, one per GPU. The batch size must be a multiple of it.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
               help="Change one field of the recipe; may be repeated. Example: batch_size=8.")  # fmt: skip
 @click.option("--training-set", "--source", "training_set", type=click.Choice(list(TRAINING_SETS)), default="full",
@@ -74,8 +75,7 @@ def steps() -> Any:
 @click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: network and data]")
 @home_option
 @device_option
-@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
-              help="Program that shows the training curves. Its files go to HOME/tracking.")  # fmt: skip
+@report_to_option
 @json_option
 def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_json: bool, **options: Any) -> None:
     """Train one SR network on a folder of images.
@@ -84,6 +84,7 @@ def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_
     """
     validation = validation_of(options, iterations)
     options["scale"] = int(options["scale"])
+    options["overrides"] = (f"processes={options.pop('processes')}", *options["overrides"])
     trained = steps().train_one(home_of(home), data=data, iterations=iterations, run=name, validation=validation, **options)
     artifact, cached = trained.weights, trained.cached
     weights = artifact.path / "weights.safetensors"

@@ -125,7 +125,7 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, dry: bool
         data = {**{name: getattr(outcome, name) for name in fields}, "results": outcome.table}
         click.echo(json.dumps(data, indent=2, default=str))
         return
-    library().print_results(outcome.table)
+    library().print_results(outcome.table, title=f"SR networks on the test photos (x{request.resolved_config().scale})")
     for reason, count in outcome.skipped.items():
         click.echo(f"Skipped: {count} photos: {reason}")
     cached = sum(row["cached"] for row in outcome.stages)

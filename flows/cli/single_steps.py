@@ -28,7 +28,7 @@ from ddsr_core.pipeline.steps import Crops, search_run, with_overrides
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photographs import fetch_photographs
 from ddsr_core.pretrain.run import run as pretrain
-from ddsr_core.reporters import no_reporter, reporter_to
+from ddsr_core.reporters import ReporterName, Tracking, tracked
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.upscale import Upscaled
 from ddsr_core.sr.weights import named_class
@@ -43,14 +43,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def train_one(home: str, report_to: str | None, **fields: Any) -> Trained:
-    """Train one network on a folder of images; its curves are shown by a `ddsr_core.reporters.ReporterName` if named."""
+def train_one(home: str, **fields: Any) -> Trained:
+    """Train one network on a folder of images."""
     request = checked(TrainRequest, {"home": home, **fields})
     store, recipe = open_store(home), request.recipe()
-    reporter = reporter_to(report_to, store.home / "tracking") if report_to else no_reporter
-    trained = run_training(request, store, plain_backend(request, store, progress_for(), reporter=reporter))
-    if trained.cached and report_to:
-        click.echo(f"ddsr: nothing to report to {report_to}: the network is already in the cache", err=True)
+    trained = run_training(request, store, plain_backend(request, store, progress_for()))
+    if trained.cached and request.report_to:
+        click.echo(f"ddsr: nothing to report to {request.report_to}: the network is already in the cache", err=True)
     crop = trained.weights.manifest.config["lr_patch_px"]
     if crop is not None and recipe.lr_patch_px is None:
         text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
@@ -89,10 +88,15 @@ def export_network(home: str, **fields: Any) -> ExportedNetwork:
     return run_network_export(checked(NetworkExportRequest, fields), open_store(home))
 
 
-def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
-    """Train a base model into the folder ``out``. Until it is done, ``out/resume`` holds the state to resume from."""
+def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str], report_to: ReporterName | None = None) -> Path:
+    """Train a base model into the folder ``out``. Until it is done, ``out/resume`` holds the state to resume from.
+
+    Args:
+        report_to: program that shows the curves; its files go to ``out/tracking``.
+    """
     config = with_overrides(PretrainConfig, {}, overrides)
-    runtime = Runtime(progress=progress_for())
+    tracking = Tracking(to=report_to) if report_to else None
+    runtime = Runtime(progress=progress_for(), reporter=tracked(tracking, out))
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         if photos is None:
