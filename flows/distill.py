@@ -19,6 +19,7 @@ from ddsr_core.pipeline.stages import Distilled, PseudoLabels
 from ddsr_core.reporters import ReporterName
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
+from tasks.preflight import require_ready
 from tasks.recovery import refuse_endless_crashes
 from tasks.run_pages import publish_run
 
@@ -65,6 +66,7 @@ def distill(
         workers=workers, report_to=report_to,
     )  # fmt: skip
     store = open_store(request.home)
+    require_ready(request, store)
     with open_run(request, store, prefect_backend(request, store), wait=True) as begun:
         photos, stages = begun.photos, begun.stages
 
@@ -76,7 +78,7 @@ def distill(
 
         # Section II-B: fine-tuning the diffusion transformer
         encoded = stages.latents(accepted)  # GPU
-        rows = stages.class_rows(clusters)  # only if the config asks for it
+        rows = stages.class_rows(accepted, clusters)  # only if fine-tuning starts from them
         adapter = stages.finetune(encoded, clusters, rows)  # GPU
 
         # Section II-C: sampling and selection

@@ -12,7 +12,7 @@ from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 
 #: The last step whose signal-to-noise ratio is at least one (alpha_bar >= 1/2).
 LAST_STEP_OF_SIGNAL = 258
-ClassRowInit = Literal["imagenet_rows", "null", "clip_nearest"]
+ClassRowInit = Literal["auto", "nearest_classes", "null", "imagenet_rows", "clip_nearest"]
 LsrMode = Literal["off", "pixels", "target"]
 X0Hat = Literal["x0", "difference"]
 Checkpointing = Literal["auto", "on", "decoder", "off"]
@@ -30,12 +30,22 @@ class LatentsConfig(StageConfig):
 
 
 class ClassRowsConfig(StageConfig):
-    """How the named classes nearest to a cluster are found."""
+    """How the classes of the base model that are nearest to a cluster are found."""
 
+    by: Literal["names", "centers"] = Field(
+        "names",
+        description="What a cluster is compared with: names of classes, in CLIP's space, or centers of classes, in VGG16's. "
+        "Filled in by the pipeline from finetune.class_row_init.",
+    )
     nearest: int = Field(8, ge=1, le=1000, description="Classes whose rows are averaged to initialize one pseudo-label.")
-    prompt: str = Field("a photo of a {}.", pattern=r"\{\}", description="Text that a class name is inserted into.")
+    patches_per_cluster: int = Field(
+        200, ge=1, description="Patches of each cluster that are compared with class centers, at most (by=centers)."
+    )
+    prompt: str = Field(
+        "a photo of a {}.", pattern=r"\{\}", description="Text that a class name is inserted into (by=names)."
+    )
     embeddings: EmbeddingsConfig = Field(
-        EmbeddingsConfig(), description="Feature network of the clusters. Filled in by the pipeline."
+        EmbeddingsConfig(), description="Feature network of the clusters (by=names). Filled in by the pipeline."
     )
 
 
@@ -61,10 +71,12 @@ class FinetuneConfig(StageConfig):
         14, ge=0, description="Number of transformer blocks, from the first, that get DiffFit scales. 14 of 28 as released."
     )
     class_row_init: ClassRowInit = Field(
-        "null",
-        description="Initial rows of the class table for the pseudo-labels: imagenet_rows keeps rows 0 to k-1 (as "
-        "released), null copies the unconditional row, clip_nearest averages the rows of the classes whose names are "
-        "nearest to the cluster in CLIP's space (open_clip embeddings only).",
+        "auto",
+        description="Initial rows of the class table for the pseudo-labels: nearest_classes averages the rows of the "
+        "classes whose centers are nearest to the cluster's patches, for base models made by ddsr pretrain; null copies the "
+        "unconditional row; imagenet_rows keeps rows 0 to k-1 (as released); clip_nearest averages the rows of the classes "
+        "whose names are nearest to the cluster in CLIP's space (open_clip embeddings only). auto is nearest_classes if "
+        "the base model has class centers, else null.",
     )
     lambda_r: float = Field(0.002, ge=0, description="Weight of the representativeness loss L_r (equation 3).")
     lambda_d: float = Field(0.008, ge=0, description="Weight of the diversity loss L_d (equation 4).")

@@ -16,7 +16,7 @@ from pathlib import Path
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.codec import load_codec
-from ddsr_core.diffusion.config import FinetuneConfig
+from ddsr_core.diffusion.config import ClassRowInit, FinetuneConfig
 from ddsr_core.diffusion.difffit import Adapter, extract, save_adapter, table_rows
 from ddsr_core.diffusion.finetune_loss import TERMS
 from ddsr_core.diffusion.finetune_samples import measure_texture, write_sheet
@@ -68,7 +68,7 @@ def run(
     Args:
         vae: VAE that replaces the base model's own.
         decoder: VAE that L_SR decodes with, such as TAESD; by default the base model's.
-        rows: `class_rows` artifact, for ``class_row_init="clip_nearest"``.
+        rows: `class_rows` artifact, for rows that start at the nearest classes of the base model.
         from_adapter: `finetune` artifact to continue from, with ``from_clusters``, the clusters that it was made with.
 
     Raises:
@@ -105,7 +105,7 @@ def finetune_in_process(group: ProcessGroup, runtime: Runtime, *, config: Finetu
         trainer.continue_from(earlier)
     train(trainer, data, out, runtime)
     if group.rank == 0:
-        write_outputs(trainer, len(data), out)
+        write_outputs(trainer, len(data), out, rows_given=inputs.rows is not None)
 
 
 def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runtime) -> None:
@@ -173,10 +173,19 @@ def require_fit(model: Base, data: TrainingSet) -> None:
         )
 
 
-def read_rows(folder: Path) -> dict[int, list[int]]:
-    """Pseudo-label -> rows of the class table to start from, of a `class_rows` artifact."""
-    rows = json.loads((folder / "rows.json").read_text())["rows"]
-    return {int(label): [int(row) for row in nearest] for label, nearest in rows.items()}
+def resolved_init(init: ClassRowInit, rows_given: bool) -> ClassRowInit:
+    """What ``auto`` stands for: the nearest classes if the base model has class centers, and so a `class_rows` artifact."""
+    if init != "auto":
+        return init
+    return "nearest_classes" if rows_given else "null"
+
+
+def read_rows(folder: Path) -> dict[int, dict[int, float]]:
+    """Pseudo-label -> row of the class table to start from -> its weight, of a `class_rows` artifact."""
+    found = json.loads((folder / "rows.json").read_text())
+    return {
+        int(label): dict(zip(map(int, rows), found["weights"][label], strict=True)) for label, rows in found["rows"].items()
+    }
 
 
 def map_labels(clusters: Path, base: Base) -> dict[int, int]:
@@ -195,8 +204,12 @@ def map_labels(clusters: Path, base: Base) -> dict[int, int]:
     return {label: label for label in range(k)}
 
 
-def write_outputs(trainer: FinetuneTrainer, patches: int, out: Path) -> None:
-    """The adapter, its average, curves and summary of a finished run."""
+def write_outputs(trainer: FinetuneTrainer, patches: int, out: Path, *, rows_given: bool) -> None:
+    """The adapter, its average, curves and summary of a finished run.
+
+    Args:
+        rows_given: whether it had a `class_rows` artifact.
+    """
     config, base = trainer.config, trainer.base
     rows = table_rows(trainer.label_map, base.null_row)
     raw = Adapter(extract(trainer.trainable, rows), trainer.label_map, base.digest, config.gamma_blocks)
@@ -207,6 +220,8 @@ def write_outputs(trainer: FinetuneTrainer, patches: int, out: Path) -> None:
     summary = {
         "steps": trainer.step,
         "patches": patches,
+        "epochs": round(trainer.step * config.batch_size / patches, 3),
+        "class_row_init": resolved_init(config.class_row_init, rows_given),
         "numbers": sum(tensor.numel() for tensor in raw.tensors.values()),
         "base": base.info.name,
         "license": base.info.license,
@@ -240,4 +255,12 @@ def _mean_of_last(curve: list[dict[str, float]], count: int) -> Mapping[str, flo
     return {name: round(sum(row[name] for row in rows) / len(rows), 5) for name in TERMS} if rows else {}
 
 
-STAGE = Stage("finetune", version=2, run=run, config=FinetuneConfig, section="II-B", on_gpu=True)
+STAGE = Stage(
+    "finetune",
+    version=3,
+    run=run,
+    config=FinetuneConfig,
+    section="II-B",
+    on_gpu=True,
+    words="fine-tuned adapter, {steps:,} steps",
+)

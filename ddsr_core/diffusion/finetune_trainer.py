@@ -61,7 +61,7 @@ class FinetuneTrainer:
         label_map: dict[int, int],
         *,
         decoder: Codec | None = None,
-        rows: Mapping[int, list[int]] | None = None,
+        rows: Mapping[int, Mapping[int, float]] | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
         self.base, self.config, self.label_map, self.group = base, config, label_map, group or SingleProcess()

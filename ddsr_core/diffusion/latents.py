@@ -218,4 +218,6 @@ def batches_of_patches(
         yield names, np.stack(images)
 
 
-STAGE = Stage("latents", version=1, run=run, config=LatentsConfig, section="II-B", on_gpu=True)
+STAGE = Stage(
+    "latents", version=1, run=run, config=LatentsConfig, section="II-B", on_gpu=True, words="latents of {patches:,} patches"
+)

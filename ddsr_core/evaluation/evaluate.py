@@ -76,7 +76,15 @@ def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out:
                        | {"skipped": len(summary["skipped"])})  # fmt: skip
 
 
-STAGE = Stage("evaluate", version=3, run=run, config=EvaluateConfig, section="III", on_gpu=True)
+STAGE = Stage(
+    "evaluate",
+    version=3,
+    run=run,
+    config=EvaluateConfig,
+    section="III",
+    on_gpu=True,
+    words="{network} on {images:,} test photos",
+)
 
 
 def evaluate_network(

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ddsr_core.baselines.config import GSDDConfig
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.names import RESTORED_CROPS, TrainingSetName
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsConfig
 from ddsr_core.errors import ConfigError
@@ -54,7 +54,9 @@ class SRConfig(StageConfig):
         ("edsr", "srformer-light"), description="Networks to train. Leave it empty to stop after sampling."
     )
     training_sets: tuple[TrainingSetName, ...] = Field(
-        ("distilled", "random", "threshold", "full"), description="Training sets that each network is trained on."
+        ("distilled", "random", "threshold", "full"),
+        description="Training sets that each network is trained on. If detail is restored in the distilled images, crops "
+        "with restored detail are added to a comparison.",
     )
     seeds: tuple[int, ...] = Field(
         (42,), min_length=1, description="Seeds; each network is trained once per seed. Conclusions need at least three."
@@ -102,7 +104,9 @@ class PipelineConfig(StageConfig):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     clusters: ClustersConfig = ClustersConfig()
     latents: LatentsConfig = LatentsConfig()
-    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="Used only if finetune.class_row_init=clip_nearest.")
+    class_rows: ClassRowsConfig = Field(
+        ClassRowsConfig(), description="Used only if finetune.class_row_init takes the nearest classes."
+    )
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
     teacher: TrainSRConfig = Field(
@@ -144,9 +148,20 @@ class PipelineConfig(StageConfig):
         if self.finetune.class_row_init == "clip_nearest" and not EMBEDDERS[self.embeddings.backend].embeds_texts:
             raise ValueError(
                 "finetune.class_row_init=clip_nearest compares clusters with class names and needs "
-                f"embeddings.backend={text_embedders()}; set finetune.class_row_init=null"
+                f"embeddings.backend={text_embedders()}; set finetune.class_row_init=auto"
             )
         return self
+
+    @property
+    def training_sets(self) -> tuple[TrainingSetName, ...]:
+        """Training sets of the SR networks.
+
+        Wherever a restored distilled set is compared with another one, crops that the same teacher has restored are
+        compared with it, too: restoring improves real crops as well.
+        """
+        names = self.sr.training_sets
+        compared = "distilled" in names and len(names) > 1 and self.sample.detail_restoration > 0
+        return tuple(dict.fromkeys((*names, *(RESTORED_CROPS if compared else ()))))
 
 
 def preset_names() -> list[str]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ddsr_core.baselines import crops, gsdd, subset
-from ddsr_core.baselines.config import CropsConfig, SubsetConfig
+from ddsr_core.baselines import crops, gsdd, restore, subset
+from ddsr_core.baselines.config import CropsConfig, RestoreConfig, SubsetConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.errors import ConfigError
@@ -17,6 +17,7 @@ from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
+from ddsr_core.report.cost import TEACHER
 from ddsr_core.reporters import Tracking
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train_sr
@@ -132,13 +133,17 @@ class Stages:
         """The patches, encoded by the VAE of the base model."""
         return self.build(latents.STAGE, self.config.latents, {"patches": accepted, **self.files.base(self.config)})
 
-    def class_rows(self, labels: Artifact) -> Artifact | None:
-        """The ImageNet classes nearest to the clusters; None unless fine-tuning starts from their rows."""
-        if self.config.finetune.class_row_init != "clip_nearest":
-            return None
-        settings = self.config.class_rows.model_copy(update={"embeddings": self.config.embeddings})
-        base = self.files.base(self.config)["base"]
-        return self.build(class_rows.STAGE, settings, {"clusters": labels, "base": base, **self._clip()})
+    def class_rows(self, accepted: Artifact, labels: Artifact) -> Artifact | None:
+        """The classes of the base model nearest to the clusters; None unless fine-tuning starts from their rows."""
+        init, base = self.config.finetune.class_row_init, self.files.base(self.config)["base"]
+        inputs: dict[str, StageInput] = {"clusters": labels, "base": base}
+        if init == "nearest_classes" or (init == "auto" and self.files.class_centers(self.config)):
+            settings = self.config.class_rows.model_copy(update={"by": "centers"})
+            return self.build(class_rows.STAGE, settings, {**inputs, "patches": accepted})
+        if init == "clip_nearest":
+            settings = self.config.class_rows.model_copy(update={"by": "names", "embeddings": self.config.embeddings})
+            return self.build(class_rows.STAGE, settings, {**inputs, **self._clip()})
+        return None
 
     def finetune(
         self,
@@ -161,9 +166,7 @@ class Stages:
 
     def teacher(self, accepted: Artifact) -> Artifact | None:
         """The SR network that candidates are ranked by and detail is restored by; None if the config needs none."""
-        if not self.config.sample.needs_teacher:
-            return None
-        return self.train_sr(self.config.teacher, accepted, "teacher")
+        return self._teacher(accepted) if self.config.sample.needs_teacher else None
 
     def sample(
         self, adapter: Artifact, labels: PseudoLabels, encoded: Artifact, teacher: Artifact | None = None
@@ -186,6 +189,13 @@ class Stages:
         """As many accepted patches, chosen at random, as there are distilled images."""
         config = self._crops("threshold", self.config.sample.count)
         return self.build(crops.STAGE, config, {"patches": accepted}, "threshold crops")
+
+    def restore(self, real: Artifact, accepted: Artifact, label: str) -> Artifact:
+        """Crops whose detail the teacher has replaced: as much as in the distilled images, or all if none was there."""
+        share = self.config.sample.detail_restoration or 1.0
+        config = RestoreConfig(detail_restoration=share, kernel=self.config.patches.kernel)
+        inputs: dict[str, StageInput] = {"crops": real, "teacher": self._teacher(accepted)}
+        return self.build(restore.STAGE, config, inputs, label)
 
     def subset(self, kind: str, photos: Source) -> Artifact:
         """A choice by k-center, HDC or loss ranking among `POOL_FACTOR` times as many random crops."""
@@ -238,6 +248,9 @@ class Stages:
     def run_of(self, stage: Stage) -> StageRun:
         """The first artifact that the run has built of a stage."""
         return next(run for run in self.runs if run.artifact.manifest.stage == stage.name)
+
+    def _teacher(self, accepted: Artifact) -> Artifact:
+        return self.train_sr(self.config.teacher, accepted, TEACHER)
 
     def _clip(self) -> dict[str, Source]:
         return self.files.clip(self.config.embeddings)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import BaseModel, Field
 
@@ -167,6 +167,20 @@ def run_evaluation(
         return measured
 
 
+class NamedRequest(Protocol):
+    """A request that belongs to a named run.
+
+    Attributes:
+        run: the name that the user has chosen, if any.
+        run_name: that name, or the default.
+    """
+
+    @property
+    def run(self) -> str | None: ...
+    @property
+    def run_name(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Step:
     """A run of a single step, begun and not yet finished."""
@@ -178,7 +192,7 @@ class Step:
 @contextmanager
 def open_step(
     store: Store,
-    request: TrainRequest | EvaluateRequest,
+    request: NamedRequest,
     identity: Mapping[str, str | None],
     config: BaseModel,
     about: str,

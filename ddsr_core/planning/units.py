@@ -429,6 +429,8 @@ def invert(config: GSDDConfig, generator: TrainSRConfig, side_px: int, share: in
         count.take()
         with torch.no_grad():
             target = features(network, augment(torch.rand(config.batch_real, 3, side_px, side_px), corner, 0)).mean(0)
+            if config.regularizer_form == "pairs":
+                features(network, augment(torch.rand(share, 3, side_px, side_px), corner, 0))
         mean = features(network, augment(network(z), corner, 0)).mean(0)
         (mean - target).square().mean().backward()
         optimizer.step()

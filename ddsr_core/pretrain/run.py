@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddsr_core.config import Runtime
-from ddsr_core.diffusion.base import BaseInfo, save_base
+from ddsr_core.diffusion.base import CLASSES, BaseInfo, save_base
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
@@ -28,10 +28,11 @@ from ddsr_core.metrics.lpips import lpips_network
 from ddsr_core.pretrain.autoencoder import AutoencoderTrainer, Phase, new_autoencoder, train_autoencoder
 from ddsr_core.pretrain.checkpoints import check_settings, load_checkpoint, write_curve
 from ddsr_core.pretrain.config import PHASE_FIELDS, PretrainConfig
-from ddsr_core.pretrain.features import PatchFeatures, batches, describe, make_classes, nearest_class
+from ddsr_core.pretrain.features import batches, describe, make_classes
 from ddsr_core.pretrain.photos import cut_patches
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, encode_all, train_prior
 from ddsr_core.pretrain.score import Reference, score
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
 from ddsr_core.reporters import Reporter, named
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
@@ -39,8 +40,6 @@ from ddsr_core.storage.stage import RESUME, Stage, StageResult
 STAGE_NAME = "pretrain"
 PROGRESS = "progress"
 FEATURES = "features.safetensors"
-#: Beside the model: ``centers float32 (classes, 512)``, the k-means centers of its classes (`ddsr_core.pretrain.features`).
-CLASSES = "classes.safetensors"
 #: Samples on a sheet, and in a row of it.
 SHEET_SAMPLES, SHEET_COLUMNS = 64, 16
 

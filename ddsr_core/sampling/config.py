@@ -10,6 +10,9 @@ from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.names import SamplerName
 from ddsr_core.imaging.kernel import SCALE, Scale
 
+#: PNG files of the selected images as they were sampled, if detail was restored in those of the set. An archive, because
+#: every image file in the folder would count as one of the set.
+SAMPLED = "sampled.zip"
 Timestep = Annotated[float, Field(ge=0, le=999)]
 Allocation = Literal["equal", "proportional"]
 InitPatches = Literal["medoids", "k-center"]

@@ -391,4 +391,12 @@ def write_curves(path: Path, state: State) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-STAGE = Stage("train_sr", version=2, run=run, config=TrainSRConfig, section="III", on_gpu=True)
+STAGE = Stage(
+    "train_sr",
+    version=2,
+    run=run,
+    config=TrainSRConfig,
+    section="III",
+    on_gpu=True,
+    words="{arch}, {iterations:,} iterations",
+)

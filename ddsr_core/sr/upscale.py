@@ -5,7 +5,7 @@ The scale is read from the weights: an x2 network gives x2 images. A network tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,25 @@ class Upscaled:
     skipped: dict[Path, str]
 
 
+@dataclass(frozen=True)
+class Upscaling:
+    """Images to enlarge, checked before the first one is read.
+
+    Attributes:
+        network: name of the network.
+        scale: its upsampling factor.
+        module: the network itself.
+        jobs: input file -> PNG file to write.
+        kept: outputs that exist and stay (``existing="skip"``).
+    """
+
+    network: str
+    scale: int
+    module: nn.Module
+    jobs: Mapping[Path, Path]
+    kept: list[Path]
+
+
 def upscale(
     inputs: Path | Sequence[Path],
     output: Path,
@@ -78,14 +97,30 @@ def upscale(
         InputError: no images, unusable weights, weights of another scale, an output that is not a PNG or would replace an
             input or an existing file, or no image could be enlarged.
     """
-    runtime = runtime or Runtime()
+    return enlarge_all(plan_upscaling(inputs, output, weights, scale, existing, trust), tile_px, runtime or Runtime())
+
+
+def plan_upscaling(
+    inputs: Path | Sequence[Path], output: Path, weights: Path, scale: int | None, existing: Existing, trust: bool
+) -> Upscaling:
+    """Find the images, and load the network. Arguments and errors are those of `upscale`."""
     jobs, kept = _plan([inputs] if isinstance(inputs, Path) else list(inputs), Path(output), existing)
-    overlap_px = min(OVERLAP_PX, tile_px // 4)
     network, factor, name = load_network(Path(weights), trust)
     _check_scale(factor, scale, name, weights)
+    return Upscaling(name, factor, network, jobs, kept)
+
+
+def enlarge_all(planned: Upscaling, tile_px: int, runtime: Runtime) -> Upscaled:
+    """Enlarge the images. One of several that cannot be enlarged is skipped.
+
+    Raises:
+        InputError: no image could be enlarged.
+    """
+    jobs, name, factor = planned.jobs, planned.network, planned.scale
+    overlap_px = min(OVERLAP_PX, tile_px // 4)
     device = resolve_device(runtime.device)
-    network = network.to(device).eval()
-    done = Upscaled(name, factor, [], kept, {})
+    network = planned.module.to(device).eval()
+    done = Upscaled(name, factor, [], planned.kept, {})
     tiles = sum(_count_tiles(source, tile_px, overlap_px) for source in jobs)
     with runtime.progress(f"Upscaling with {name}", total=tiles, unit="tiles") as bar:
         for source, target in jobs.items():

@@ -137,6 +137,7 @@ class Stage:
         section: of the paper, if it describes the stage.
         on_gpu: whether it runs on the GPU pool, if there is one.
         photo_cache: whether it can reuse results of single photos from earlier builds (`Runtime.photo_cache`).
+        words: what an artifact is, for people: a format of its counts and its config.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Stage:
     section: str = ""
     on_gpu: bool = False
     photo_cache: bool = False
+    words: str = ""
 
     def key(self, config: StageConfig, inputs: Mapping[str, StageInput]) -> str:
         """Hash of stage name, stage version, canonical config and the inputs' digests (first 32 hex digits)."""

@@ -196,24 +196,26 @@ def protocol_of(options: dict[str, Any]) -> EvaluateConfig:
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="What to do if an output file exists.")  # fmt: skip
 @trust_option
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: upscale-IN]")
 @home_option
 @device_option
 @json_option
-def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | None, existing: str, trust: bool,
-            home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
+def upscale(source: Path, output: Path, weights: str, tile: int, name: str | None, home: str | None, device: str,
+            as_json: bool, **options: Any) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
     The weights determine the upsampling factor. Transparency is preserved. The results are 8-bit PNG files.
 
     Example: ddsr upscale small/ large/ --weights demo:edsr-small/distilled
     """
-    network = find_weights(open_store(home_of(home)), weights)
-    done = steps().upscale(source, output, network, device, scale=scale, tile_px=tile, existing=existing, trust=trust)
+    place = home_of(home)
+    fields = {"images": source, "output": output, "weights": find_weights(open_store(place), weights), "tile_px": tile}
+    run, done = steps().upscale(place, device, **fields, run=name, **options)
     if as_json:
         skipped = {str(path): reason for path, reason in done.skipped.items()}
         written, kept = [str(path) for path in done.written], [str(path) for path in done.kept]
         result = {"network": done.network, "scale": done.scale, "written": written, "kept": kept, "skipped": skipped}
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps({"run": run, **result}, indent=2))
         return
     kept_text = f", {len(done.kept)} kept" if done.kept else ""
     click.echo(
@@ -224,25 +226,30 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
 
 
 @networks.command("export-sr")
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("weights", shell_complete=complete_networks)
 @click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
 @trust_option
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: export-OUT]")
+@home_option
 @json_option
-def export_sr(weights: Path, output: Path, trust: bool, as_json: bool) -> None:
+def export_sr(weights: str, output: Path, trust: bool, name: str | None, home: str | None, as_json: bool) -> None:
     """Export an SR network to ONNX.
 
-    WEIGHTS is a train_sr folder or a weights file. The ONNX file accepts images of any size; its output is compared with
-    that of PyTorch. Programs that read PyTorch files need no export: weights.pth and weights.safetensors in the folder use
-    the tensor names of the original implementations.
+    WEIGHTS is a train_sr folder, a weights file, or a network of a run such as demo:edsr-small/distilled. The ONNX file
+    accepts images of any size; its output is compared with that of PyTorch. Programs that read PyTorch files need no export:
+    weights.pth and weights.safetensors in the folder use the tensor names of the original implementations.
 
-    Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
+    Example: ddsr export-sr demo:edsr-small/distilled x4.onnx
     """
-    network, differences = steps().export_network(weights, output, trust)
+    place = home_of(home)
+    file = find_weights(open_store(place), weights)
+    done = steps().export_network(place, weights=file, output=output, trust=trust, run=name)
+    network = done.network
     if as_json:
-        largest = {f"{height}x{width}": difference for (height, width), difference in differences.items()}
+        largest = {f"{height}x{width}": difference for (height, width), difference in done.differences.items()}
         result = {"network": network.name, "scale": network.scale, "file": str(output), "largest_difference": largest}
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps({"run": done.run, **result}, indent=2))
         return
     click.echo(f"{network.name} x{network.scale}: {output}")
-    for (height, width), difference in differences.items():
+    for (height, width), difference in done.differences.items():
         click.echo(f"  LR of {height}x{width} px: largest difference between onnxruntime and PyTorch {difference:.1e}")

@@ -52,13 +52,15 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
 
 
 def dry_run(request: RunRequest) -> None:
-    """Print what a run would use, notices about it, and how to get an estimate."""
-    found = library().preflight(request, open_store(request.home))
+    """Print what a run would use, an estimate, and notices about it."""
+    store = open_store(request.home)
+    found = library().preflight(request, store)
     for line in found.lines:
         click.echo(line)
+    click.echo(f"estimate: {library().estimate_text(request, store.home)}")
     for notice in found.notices:
         click.echo(f"notice: {notice}")
-    click.echo(f"Nothing was run. Estimate of time, memory and disk: ddsr plan --images {request.images} "
+    click.echo(f"Nothing was run. Time, memory and disk of each stage: ddsr plan --images {request.images} "
                f"--preset {request.base_preset}")  # fmt: skip
 
 
@@ -113,6 +115,8 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, dry: bool
     with stopping():
         require_ready(request)
         if no_prefect:
+            estimate = library().estimate_text(request, open_store(request.home).home)
+            click.echo(f"ddsr: estimate: {estimate}", err=True)
             outcome = library().run_plainly(request, library().progress_for())
         else:
             outcome = call_flow("flows.distill:distill", request.run_name, request)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ddsr_core.config import Runtime
-from ddsr_core.diffusion.base import OWN_FILES, load_base
+from ddsr_core.diffusion.base import CLASSES, OWN_FILES, load_base
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.imaging.images import save_png
@@ -20,7 +20,7 @@ from ddsr_core.pretrain.checkpoints import load_checkpoint
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import cut_patches, is_held_out, scaled_copies
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, learning_rate, mirror_tokens, prior_batch
-from ddsr_core.pretrain.run import CLASSES, run
+from ddsr_core.pretrain.run import run
 from ddsr_core.reporters import reporter_to
 from ddsr_core.storage.files import sha256_of
 from tests.helpers.reporting import read_events
