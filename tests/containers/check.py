@@ -127,7 +127,11 @@ def filled(text: str) -> str:
 
 
 class Services:
-    """The services of the compose file as processes of this machine."""
+    """The services of the compose file as processes of this machine.
+
+    Each process has a container of its own: when one ends, buildah removes what it had mounted, from its container's others,
+    too.
+    """
 
     def __init__(self, buildah: Buildah, photos: Path) -> None:
         self.buildah, self.photos, self.home = buildah, photos, buildah.folder / "home"
@@ -152,14 +156,14 @@ class Services:
         return self.buildah("from", "--pull-never", image)
 
     @contextmanager
-    def started(self, name: str, image: str) -> Iterator[str]:
-        """A service, started and healthy; the container that it runs in."""
-        container, service = self.container(image), COMPOSE["services"][name]
+    def started(self, name: str, image: str) -> Iterator[None]:
+        """A service, started and healthy."""
+        container, tested, service = self.container(image), self.container(image), COMPOSE["services"][name]
         with process(self.words(name, container), self.buildah.folder / f"{name}.log") as running:
             test = service["healthcheck"]["test"] if "healthcheck" in service else image_health(self.buildah, container)
-            self.wait(name, self.words(name, container, test[1:]), running)
+            self.wait(name, self.words(name, tested, test[1:]), running)
             print(f"{name}: healthy", flush=True)
-            yield container
+            yield
 
     def wait(self, name: str, test: list[str], running: subprocess.Popen[bytes]) -> None:
         """Until the health check of a service succeeds."""
@@ -169,9 +173,9 @@ class Services:
                 raise SystemExit(f"{name} did not become healthy:\n{log.read_text(errors='replace')[-4000:]}")
             time.sleep(2)
 
-    def once(self, name: str, container: str, command: list[str] | None = None) -> None:
+    def once(self, name: str, image: str, command: list[str] | None = None) -> None:
         """A service, or another command with its variables, that ends by itself."""
-        words = self.words(name, container, command)
+        words = self.words(name, self.container(image), command)
         subprocess.run(words, check=True, timeout=RUN_S)
 
 
@@ -204,7 +208,7 @@ def database(services: Services) -> Iterator[None]:
     user, password = given["POSTGRES_USER"], given["POSTGRES_PASSWORD"]
     setup = (
         f"echo {password} > /tmp/password && B=$(ls -d /usr/lib/postgresql/*/bin) && "
-        f"$B/initdb -D /tmp/db -U {user} --auth=scram-sha-256 --pwfile=/tmp/password && "
+        f"$B/initdb -D /tmp/db -U {user} --encoding=UTF8 --auth=scram-sha-256 --pwfile=/tmp/password && "
         f"(echo CREATE DATABASE {given['POSTGRES_DB']} | $B/postgres --single -D /tmp/db postgres) && "
         "exec $B/postgres -D /tmp/db -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp"
     )
@@ -212,7 +216,8 @@ def database(services: Services) -> Iterator[None]:
     words = services.buildah.words(container, ["sh", "-c", setup], {}, "--user=postgres", "--cap-drop=all")
     with process(words, services.buildah.folder / "database.log") as running:
         test = [part.replace("$$", "$") for part in COMPOSE["services"]["database"]["healthcheck"]["test"][1:]]
-        services.wait("database", services.buildah.words(container, test, {}, "--user=postgres"), running)
+        tested = services.container("localhost/database")
+        services.wait("database", services.buildah.words(tested, test, {}, "--user=postgres"), running)
         print("database: healthy", flush=True)
         yield
 
@@ -232,15 +237,13 @@ def check(buildah: Buildah) -> None:
     run = ["prefect", "deployment", "run", "distill/distill", "--params", overrides, "--watch"]
     with ExitStack() as stack:
         stack.enter_context(database(services))
-        server = stack.enter_context(services.started("server", "ddsr:cpu"))
-        services.once("deploy", server)
-        services.once("deploy", server)  # as at every later start
-        worker = stack.enter_context(services.started("worker-cpu", "ddsr:cpu"))
-        services.once("worker-cpu", worker, run)
-        services.once("worker-cpu", worker, ["ddsr", "show", "toy"])
+        stack.enter_context(services.started("server", "ddsr:cpu"))
+        services.once("deploy", "ddsr:cpu")
+        stack.enter_context(services.started("worker-cpu", "ddsr:cpu"))
+        services.once("worker-cpu", "ddsr:cpu", run)
+        services.once("worker-cpu", "ddsr:cpu", ["ddsr", "show", "toy"])
         stack.enter_context(services.started("worker-cuda", "ddsr:cuda"))
-    cuda = services.container("ddsr:cuda")
-    services.once("worker-cuda", cuda, ["sh", "-c", "gcc --version && ddsr doctor || true"])
+    services.once("worker-cuda", "ddsr:cuda", ["sh", "-c", "gcc --version && ddsr doctor || true"])
     report = services.home / "runs/toy/report.html"
     assert report.is_file(), report
     assert report.stat().st_uid == USER
