@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tomllib
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.pipeline.config import from_toml
 from ddsr_core.storage.store import Store
 
 #: Fields of run.json that identify the photos of a run. A run is never continued with other photos under its name.
@@ -121,7 +121,7 @@ def read_config(store: Store, name: str) -> dict[str, Any]:
     """
     read_run(store, name)
     store.pull(f"runs/{name}", ("config.toml",))
-    return tomllib.loads((run_folder(store, name) / "config.toml").read_text())
+    return from_toml((run_folder(store, name) / "config.toml").read_text())
 
 
 def find_weights(store: Store, name: str) -> Path:

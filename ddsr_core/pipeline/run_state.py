@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pydantic import BaseModel
 
 from ddsr_core.baselines.names import label_of
 from ddsr_core.errors import InputError, StorageError
-from ddsr_core.pipeline.config import PipelineConfig, to_toml
+from ddsr_core.pipeline.config import PipelineConfig, from_toml, to_toml
 from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
 from ddsr_core.pipeline.run_folder import Stopped, check_run_name, published_state, read_run, run_folder, this_process
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
@@ -295,7 +294,7 @@ def read_record(store: Store, name: str) -> RunRecord:
     if state["status"] != "completed":
         raise InputError(f"the run is {state['status']}", where=name, fix="finish it first: run its command again")
     store.pull(f"runs/{name}", RUN_FILES)
-    config = tomllib.loads((run_folder(store, name) / "config.toml").read_text())
+    config = from_toml((run_folder(store, name) / "config.toml").read_text())
     fields = {field: state[field] for field in RunRecord.model_fields if field in state}
     return _brought(store, RunRecord.model_validate({**fields, "config": config}))
 
