@@ -193,7 +193,7 @@ class Stages:
     def restore(self, real: Artifact, accepted: Artifact, label: str) -> Artifact:
         """Crops whose detail the teacher has replaced: as much as in the distilled images, or all if none was there."""
         share = self.config.sample.detail_restoration or 1.0
-        config = RestoreConfig(detail_restoration=share, kernel=self.config.patches.kernel)
+        config = RestoreConfig(detail_restoration=share, kernel=self.config.patches.kernel, scale=self.config.scale)
         inputs: dict[str, StageInput] = {"crops": real, "teacher": self._teacher(accepted)}
         return self.build(restore.STAGE, config, inputs, label)
 

@@ -35,5 +35,5 @@ def test_a_run_at_x2_scores_samples_restores_trains_and_evaluates_at_x2(tmp_path
     assert {summary["scale"] for summary in evaluated} == {2}
     manifests = [json.loads(path.read_text()) for path in artifacts.glob("*/*/manifest.json")]
     scaled = {manifest["stage"]: manifest["config"]["scale"] for manifest in manifests if "scale" in manifest["config"]}
-    assert set(scaled) >= {"patches", "latents", "finetune", "sample", "crops", "train_sr", "evaluate"}
+    assert set(scaled) >= {"patches", "latents", "finetune", "sample", "crops", "restore", "train_sr", "evaluate"}
     assert set(scaled.values()) == {2}
