@@ -56,8 +56,6 @@ class Buildah:
         self.folder = folder
         self.options = ["--root", str(folder / "storage"), "--runroot", str(folder / "run"), "--storage-driver", driver]
         self.environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
-        self.hosts = folder / "hosts"
-        self.hosts.write_text("127.0.0.1 localhost " + " ".join(COMPOSE["services"]) + "\n")
 
     def __call__(self, command: str, *arguments: str) -> str:
         words = ["buildah", *self.options[:4], *self.options[4:], command, *arguments]
@@ -67,8 +65,7 @@ class Buildah:
     def words(self, container: str, command: list[str], environment: Mapping[str, str], *options: str) -> list[str]:
         """A command in a container, in the container's own folder and as its user, without capabilities."""
         variables = [f"--env={name}={value}" for name, value in environment.items()]
-        mounts = [f"--volume={self.hosts}:/etc/hosts:ro"]
-        return ["buildah", *self.options, "run", *mounts, *variables, *options, container, "--", *command]
+        return ["buildah", *self.options, "run", *variables, *options, container, "--", *command]
 
     def has(self, image: str) -> bool:
         return bool(self("images", "--quiet", "--filter", f"reference={image}"))
@@ -153,7 +150,8 @@ class Services:
         return command
 
     def container(self, image: str) -> str:
-        return self.buildah("from", "--pull-never", image)
+        hosts = [f"--add-host={name}:127.0.0.1" for name in COMPOSE["services"]]
+        return self.buildah("from", "--pull-never", *hosts, image)
 
     @contextmanager
     def started(self, name: str, image: str) -> Iterator[None]:
