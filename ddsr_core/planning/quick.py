@@ -36,11 +36,12 @@ ARITHMETIC = ("patches", "clusters", "crops")
 ACTIVITIES: Mapping[str, str] = {
     "patches": "scoring", "embeddings": "embedding", "clusters": "clustering", "latents": "encoding",
     "class_rows": "class rows", "finetune": "fine-tuning", "sample": "sampling", "crops": "cropping",
+    "restore": "restoring crops",
     "subset": "choosing crops", "gsdd": "GSDD", "train_sr": "SR training", "evaluate": "evaluation",
 }  # fmt: skip
 #: Stage -> fields of its config that change the number of items, or no cost at all.
 COUNTS: Mapping[str, frozenset[str]] = {
-    "finetune": frozenset({"steps", "epochs", "seed", "learning_rate", "checkpoint_every"}),
+    "finetune": frozenset({"class_row_init", "steps", "epochs", "seed", "learning_rate", "checkpoint_every"}),
     "sample": frozenset({"count", "oversample", "seed"}),
     "train_sr": frozenset({"iterations", "seed", "learning_rate", "checkpoint_every", "validation", "ema_decay"}),
 }
@@ -116,7 +117,7 @@ def quick_estimate(config: PipelineConfig, photos: Sizes, tests: Sizes, machine:
     seconds: dict[str, float] = {}
     unknown = []
     for noted in recorder.noted.values():
-        activity = ACTIVITIES[noted.stage.name]
+        activity = ACTIVITIES.get(noted.stage.name, noted.stage.name)
         seconds[activity] = seconds.get(activity, 0.0) + seconds_of(noted.work, machine)
         if noted.work.uncounted:
             unknown.append(activity)
@@ -149,35 +150,47 @@ def _items(stage: str, config: Any, inputs: Inputs, context: Context) -> tuple[f
     """How many items a stage has to work on, and the sizes of the images that it passes on."""
     if stage in ("embeddings", "latents"):
         return inputs["patches"].sizes.total(), inputs["patches"]
+    if stage == "restore":
+        return inputs["crops"].sizes.total(), inputs["crops"]
     if stage == "class_rows":
-        return 1, inputs["clusters"]
+        most = config.patches_per_cluster * context.config.clusters.k
+        return (min(inputs["patches"].sizes.total(), most) if config.by == "centers" else 1), inputs["clusters"]
     if stage == "finetune":
         return config.total_steps(inputs["latents"].sizes.total()), inputs["latents"]
     if stage == "evaluate":
         return megapixels(inputs["test"].sizes), inputs["test"]
     if stage == "train_sr":
         return config.iterations, Output(inputs["data"].sizes, config)
-    side = next(iter(inputs["pool" if stage == "subset" else "patches"].sizes), (0, 0))
+    first = next(iter(inputs.values()), Output(Counter()))  # of a stage that this table does not know
+    images = inputs.get("pool" if stage == "subset" else "patches", first)
+    if not hasattr(config, "count"):
+        return images.sizes.total(), images
+    side = next(iter(images.sizes), (0, 0))
     items = config.count * config.oversample if stage == "sample" else config.count
     return items, Output(Counter({side: config.count}))
 
 
 def cost_key(stage: str, config: StageConfig, inputs: Inputs, context: Context) -> str:
     """Name of the cost per item: it depends on the config without `COUNTS`, on the networks, and on sizes of patches."""
-    whole, fields = context.config, config.model_dump(mode="json", exclude=set(COUNTS.get(stage, ())))
+    whole, fields = context.config, _without(config, COUNTS.get(stage, frozenset()))
     model: list[Any] = [whole.base, whole.vae]
     side = next(iter(inputs["patches"].sizes), None) if "patches" in inputs else None
-    teacher = whole.teacher.model_dump(mode="json", exclude=set(COUNTS["train_sr"]))
+    teacher = _without(whole.teacher, COUNTS["train_sr"])
     network = inputs["weights"].network if "weights" in inputs else None
     more: Mapping[str, list[Any]] = {
         "embeddings": [side],
         "latents": [model, side],
         "class_rows": [model],
+        "restore": [next(iter(inputs["crops"].sizes), None) if "crops" in inputs else None, teacher],
         "finetune": [model, whole.lsr_decoder],
-        "sample": [model, side, teacher, whole.embeddings.model_dump(mode="json")],
+        "sample": [model, side, teacher, whole.embeddings.canonical()],
         "evaluate": [network and [network.arch, network.arch_kwargs], bool(context.evaluated)],
     }
     return digest_of([stage, context.machine.device, fields, more.get(stage, [])])[:16]
+
+
+def _without(config: StageConfig, names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in config.canonical().items() if name not in names}
 
 
 def cost_of(stage: str, config: StageConfig, inputs: Inputs, context: Context) -> dict[str, Any] | None:
