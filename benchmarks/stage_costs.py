@@ -1,7 +1,8 @@
 """Counts what the stages of the presets cost per item, and writes it to ddsr_core/planning/costs.json.
 
-    python -m benchmarks.stage_costs
+    python -m benchmarks.stage_costs [--missing]
 
+With --missing, costs that the file has already are kept; leave it out if the code of a stage has changed.
 Estimates before a run read this file (`ddsr_core.planning.quick`). Run this again when a preset or the code of a stage
 changes; tests/unit/planning/test_quick.py compares the file with a full plan. It takes some minutes of one core, and no
 weights.
@@ -9,6 +10,8 @@ weights.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from typing import get_args
 
@@ -28,13 +31,13 @@ MACHINES = ("cpu", "h100")
 
 def main() -> None:
     """Count and write."""
-    costs = {}
+    costs = dict(json.loads(COSTS.read_text())) if "--missing" in sys.argv else {}
     for preset in get_args(Preset):
         for machine in MACHINES:
 
             def counted(stage: str, config: StageConfig, inputs: Inputs, context: Context) -> tuple[Work, Output]:
                 key = cost_key(stage, config, inputs, context)
-                cost = None if stage in ARITHMETIC else cost_of(stage, config, inputs, context)
+                cost = None if stage in ARITHMETIC or key in costs else cost_of(stage, config, inputs, context)
                 if cost is not None:
                     costs.setdefault(key, cost)
                 return work_of(stage, config, inputs, context)
@@ -42,8 +45,8 @@ def main() -> None:
             context = Context(load_config(preset), load_machine(machine), 0.5)
             recorder = Recorder(context, {"photos": Output(PHOTOS), "tests": Output(TESTS)}, work_of=counted)
             walk(context.config, recorder)
+            write_json(COSTS, costs)
             print(f"{preset} on {machine}: {len(costs)} costs", flush=True)
-    write_json(COSTS, dict(sorted(costs.items())))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def quick_estimate(config: PipelineConfig, photos: Sizes, tests: Sizes, machine:
     seconds: dict[str, float] = {}
     unknown = []
     for noted in recorder.noted.values():
-        activity = ACTIVITIES[noted.stage.name]
+        activity = ACTIVITIES.get(noted.stage.name, noted.stage.name)
         seconds[activity] = seconds.get(activity, 0.0) + seconds_of(noted.work, machine)
         if noted.work.uncounted:
             unknown.append(activity)
@@ -151,7 +151,8 @@ def _items(stage: str, config: Any, inputs: Inputs, context: Context) -> tuple[f
     if stage in ("embeddings", "latents"):
         return inputs["patches"].sizes.total(), inputs["patches"]
     if stage == "class_rows":
-        return 1, inputs["clusters"]
+        most = config.patches_per_cluster * context.config.clusters.k
+        return (min(inputs["patches"].sizes.total(), most) if config.by == "centers" else 1), inputs["clusters"]
     if stage == "finetune":
         return config.total_steps(inputs["latents"].sizes.total()), inputs["latents"]
     if stage == "restore":
@@ -160,7 +161,11 @@ def _items(stage: str, config: Any, inputs: Inputs, context: Context) -> tuple[f
         return megapixels(inputs["test"].sizes), inputs["test"]
     if stage == "train_sr":
         return config.iterations, Output(inputs["data"].sizes, config)
-    side = next(iter(inputs["pool" if stage == "subset" else "patches"].sizes), (0, 0))
+    first = next(iter(inputs.values()), Output(Counter()))  # of a stage that this table does not know
+    images = inputs.get("pool" if stage == "subset" else "patches", first)
+    if not hasattr(config, "count"):
+        return images.sizes.total(), images
+    side = next(iter(images.sizes), (0, 0))
     items = config.count * config.oversample if stage == "sample" else config.count
     return items, Output(Counter({side: config.count}))
 
@@ -176,6 +181,7 @@ def cost_key(stage: str, config: StageConfig, inputs: Inputs, context: Context) 
         "embeddings": [side],
         "latents": [model, side],
         "class_rows": [model],
+        "restore": [next(iter(inputs["crops"].sizes), None) if "crops" in inputs else None, teacher],
         "finetune": [model, whole.lsr_decoder],
         "sample": [model, side, teacher, whole.embeddings.canonical()],
         "restore": [teacher, next(iter(inputs["crops"].sizes), None) if "crops" in inputs else None],
