@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         values.setdefault(name, []).append(measured)
     (options.home / "decomposition.json").write_text(json.dumps(values, indent=1))
     print(markdown_row(["training images", *(heading for _, heading, _ in COLUMNS)]))
-    print(markdown_row(["---"] * (len(COLUMNS) + 1)))
+    print("|---" * (len(COLUMNS) + 1) + "|")
     for name, seeds in values.items():
         print(markdown_row([name, *(_text([seed[column] for seed in seeds], digits) for column, _, digits in COLUMNS)]))
 

@@ -36,11 +36,12 @@ ARITHMETIC = ("patches", "clusters", "crops")
 ACTIVITIES: Mapping[str, str] = {
     "patches": "scoring", "embeddings": "embedding", "clusters": "clustering", "latents": "encoding",
     "class_rows": "class rows", "finetune": "fine-tuning", "sample": "sampling", "crops": "cropping",
-    "subset": "choosing crops", "gsdd": "GSDD", "train_sr": "SR training", "evaluate": "evaluation",
+    "restore": "restoring crops", "subset": "choosing crops", "gsdd": "GSDD", "train_sr": "SR training",
+    "evaluate": "evaluation",
 }  # fmt: skip
 #: Stage -> fields of its config that change the number of items, or no cost at all.
 COUNTS: Mapping[str, frozenset[str]] = {
-    "finetune": frozenset({"steps", "epochs", "seed", "learning_rate", "checkpoint_every"}),
+    "finetune": frozenset({"steps", "epochs", "seed", "learning_rate", "checkpoint_every", "class_row_init"}),
     "sample": frozenset({"count", "oversample", "seed"}),
     "train_sr": frozenset({"iterations", "seed", "learning_rate", "checkpoint_every", "validation", "ema_decay"}),
 }
@@ -153,6 +154,8 @@ def _items(stage: str, config: Any, inputs: Inputs, context: Context) -> tuple[f
         return 1, inputs["clusters"]
     if stage == "finetune":
         return config.total_steps(inputs["latents"].sizes.total()), inputs["latents"]
+    if stage == "restore":
+        return inputs["crops"].sizes.total(), inputs["crops"]
     if stage == "evaluate":
         return megapixels(inputs["test"].sizes), inputs["test"]
     if stage == "train_sr":
@@ -164,20 +167,26 @@ def _items(stage: str, config: Any, inputs: Inputs, context: Context) -> tuple[f
 
 def cost_key(stage: str, config: StageConfig, inputs: Inputs, context: Context) -> str:
     """Name of the cost per item: it depends on the config without `COUNTS`, on the networks, and on sizes of patches."""
-    whole, fields = context.config, config.model_dump(mode="json", exclude=set(COUNTS.get(stage, ())))
+    whole, fields = context.config, _fields(stage, config)
     model: list[Any] = [whole.base, whole.vae]
     side = next(iter(inputs["patches"].sizes), None) if "patches" in inputs else None
-    teacher = whole.teacher.model_dump(mode="json", exclude=set(COUNTS["train_sr"]))
+    teacher = _fields("train_sr", whole.teacher)
     network = inputs["weights"].network if "weights" in inputs else None
     more: Mapping[str, list[Any]] = {
         "embeddings": [side],
         "latents": [model, side],
         "class_rows": [model],
         "finetune": [model, whole.lsr_decoder],
-        "sample": [model, side, teacher, whole.embeddings.model_dump(mode="json")],
+        "sample": [model, side, teacher, whole.embeddings.canonical()],
+        "restore": [teacher, next(iter(inputs["crops"].sizes), None) if "crops" in inputs else None],
         "evaluate": [network and [network.arch, network.arch_kwargs], bool(context.evaluated)],
     }
     return digest_of([stage, context.machine.device, fields, more.get(stage, [])])[:16]
+
+
+def _fields(stage: str, config: StageConfig) -> dict[str, Any]:
+    """The fields that a cost depends on, as they enter artifact keys: without younger fields that have their default."""
+    return {name: value for name, value in config.canonical().items() if name not in COUNTS.get(stage, ())}
 
 
 def cost_of(stage: str, config: StageConfig, inputs: Inputs, context: Context) -> dict[str, Any] | None:

@@ -51,8 +51,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Libraries of other benchmarks, and those that the tests below run under another name.
 NO_COMMAND = {"decoders", "gpu_work", "servers", "torch_alone"}
 NEEDS_SERVER = {"many_tasks", "orchestration"}
-#: Run by tests/unit/pretrain.
-TESTED_ELSEWHERE = {"base_recipe", "plan_vs_measured", "rehearsal", "threads"}
+#: Run by tests/unit/pretrain; what `stage_costs` writes is compared with a full plan by tests/unit/planning/test_quick.py.
+TESTED_ELSEWHERE = {"base_recipe", "plan_vs_measured", "rehearsal", "stage_costs", "threads"}
 #: PyTorch and what it needs itself: the site-packages of a machine without any of ddsr's other dependencies.
 TORCH_ALONE = (
     "torch", "torch-*", "torchgen", "functorch", "numpy", "numpy.libs", "numpy-*", "nvidia", "triton", "filelock", "sympy",
