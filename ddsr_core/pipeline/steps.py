@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from ddsr_core.baselines.generated import require_generated
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.diffusion.base import base_source, vae_source
 from ddsr_core.diffusion.export import export
@@ -77,16 +76,14 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 
 
 def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
-    """The data themselves, or crops of them.
+    """The data themselves, as for a generated set, or crops of them.
 
     Raises:
         ConfigError: there is no such kind of training set.
-        InputError: the data are not a generated set of that kind.
     """
     if kind not in TRAINING_SETS:
         raise ConfigError(f"unknown training set {kind!r}", where="source", fix=f"one of: {', '.join(TRAINING_SETS)}")
     if TRAINING_SETS[kind].generated:
-        require_generated(kind, data.path)
         return data
     return training_set(stages, kind, photos_alone(stages, data))
 

@@ -62,8 +62,8 @@ def steps() -> Any:
 @click.option("--embeddings", type=click.Choice(list(EMBEDDERS)), default="vgg16", show_default=True,
               help="Features that k-center and hdc compare crops by.")  # fmt: skip
 @click.option("--test", type=click.Path(path_type=Path), default=None,
-              help="Photos to validate on during training. The best weights are stored in addition to the last "
-                   "ones.")  # fmt: skip
+              help="Photos to validate on during training; those among DATA are left out of training. The best weights "
+                   "are stored in addition to the last ones.")  # fmt: skip
 @click.option("--val-every", type=click.IntRange(1), default=None,
               help="Steps between validations.  [default: a tenth of the iterations]")  # fmt: skip
 @click.option("--val-metric", "val_metrics", multiple=True, type=click.Choice(list(METRICS)),
@@ -88,7 +88,8 @@ def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_
     artifact, cached = trained.weights, trained.cached
     weights = artifact.path / "weights.safetensors"
     best = {"best_weights": artifact.path / "best/weights.safetensors"} if validation else {}
-    result = {"run": trained.run, "weights": weights, **best, "cached": cached, **artifact.manifest.counts}
+    facts = {"cached": cached, "left_out": trained.left_out}
+    result = {"run": trained.run, "weights": weights, **best, **facts, **artifact.manifest.counts}
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
         return
