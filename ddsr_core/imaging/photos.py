@@ -126,14 +126,14 @@ def iter_photos(source: Path | str) -> Iterator[Photo]:
     path = Path(source).expanduser()
     if path.is_dir():
         count = 0
-        for count, photo in enumerate(_folder_photos(path), start=1):  # noqa: B007
+        for count, photo in enumerate(folder_photos(path), start=1):  # noqa: B007
             yield photo
         if not count:
             yield from _parquet_photos(find_parquet(path), path)
     elif path.suffix.lower() == ".parquet" and path.is_file():
         yield from _parquet_photos([path], path)
     elif path.exists():
-        yield _photo(path, shown(path.name))
+        yield file_photo(path, shown(path.name))
     elif any(sign in str(source) for sign in "*?["):
         yield from _glob_photos(str(path))
     else:
@@ -142,7 +142,7 @@ def iter_photos(source: Path | str) -> Iterator[Photo]:
 
 def find_images(folder: Path) -> list[Path]:
     """The image files below a folder that can be tried, sorted by relative path. See the module for what an image is."""
-    return [photo.path for photo in _folder_photos(Path(folder)) if photo.path is not None and not _refusal(photo.path)]
+    return [photo.path for photo in folder_photos(Path(folder)) if photo.path is not None and not _refusal(photo.path)]
 
 
 def count_photos(source: Path | str) -> int:
@@ -212,10 +212,11 @@ def _glob_photos(pattern: str) -> Iterator[Photo]:
         if path.is_dir() or in_home.contain(path) or path.relative_to(root).parts[0] in results:
             continue
         if _is_photo(path):
-            yield _photo(path, shown(path))
+            yield file_photo(path, shown(path))
 
 
-def _folder_photos(folder: Path) -> Iterator[Photo]:
+def folder_photos(folder: Path) -> Iterator[Photo]:
+    """What looks like a photo below a folder, usable or not, sorted by relative path. Parquet files are not read."""
     by_name = {path.relative_to(folder).as_posix(): photo for path, photo in _walk(folder)}
     return (by_name[name] for name in sorted(by_name))
 
@@ -246,7 +247,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Photo]]:
                 if not is_home(path):
                     (links if entry.is_symlink() else waiting).append(path)
             elif _is_photo(path):
-                yield path, _photo(path, shown(path.relative_to(folder)))
+                yield path, file_photo(path, shown(path.relative_to(folder)))
         links.sort()
 
 
@@ -310,7 +311,8 @@ def _refusal(path: Path) -> str:
     return f"unsupported: {suffix}" if suffix in UNSUPPORTED_SUFFIXES else ""
 
 
-def _photo(path: Path, name: str) -> Photo:
+def file_photo(path: Path, name: str) -> Photo:
+    """A file as a photo, whatever it is: reading it raises the reason if it is not one that is decoded."""
     reason = _refusal(path)
     return Photo(name, _Refusal(name, reason), path) if reason else Photo(name, path.read_bytes, path)
 

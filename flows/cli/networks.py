@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +25,11 @@ from flows.cli.options import Group, complete_networks, device_option, home_opti
 
 #: Options of the validation, and their fields in its config.
 VALIDATION_OPTIONS = {"val_every": "every", "val_metrics": "metrics", "early_stop": "early_stop"}
+
+#: Exit code of a command that has done what it could and has left out some of its input files.
+SOME_SKIPPED = 3
+#: Skipped files that are named for each reason.
+SHOWN_SKIPS = 3
 
 trust_option = click.option("--trust", is_flag=True, help="Allow weights files to import your own network (module:Class).")
 
@@ -203,7 +210,9 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
             home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
-    The weights determine the upsampling factor. Transparency is preserved. The results are 8-bit PNG files.
+    The weights determine the upsampling factor. Transparency is preserved. The results are 8-bit PNG files. Files of a
+    folder that cannot be enlarged, such as damaged ones or raw formats of cameras, are counted by reason; the exit code is
+    then 3.
 
     Example: ddsr upscale small/ large/ --weights demo:edsr-small/distilled
     """
@@ -214,13 +223,28 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
         written, kept = [str(path) for path in done.written], [str(path) for path in done.kept]
         result = {"network": done.network, "scale": done.scale, "written": written, "kept": kept, "skipped": skipped}
         click.echo(json.dumps(result, indent=2))
-        return
-    kept_text = f", {len(done.kept)} kept" if done.kept else ""
-    click.echo(
-        f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept_text}: {output}"
-    )
-    for path, reason in done.skipped.items():
-        click.echo(f"  {path}: {reason}")
+    else:
+        kept_text = f", {len(done.kept)} kept" if done.kept else ""
+        click.echo(
+            f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept_text}: {output}"
+        )
+        for line in skip_lines(done.skipped):
+            click.echo(f"  {line}")
+    if done.skipped:
+        sys.exit(SOME_SKIPPED)
+
+
+def skip_lines(skipped: Mapping[Path, str]) -> list[str]:
+    """One line per reason: how many files were skipped for it, and the first of them.
+
+    >>> skip_lines({Path("a.dng"): "unsupported: .dng", Path("b.dng"): "unsupported: .dng"})
+    ['2 skipped, unsupported: .dng: a.dng, b.dng']
+    """
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in skipped.items():
+        by_reason.setdefault(reason, []).append(click.format_filename(path))
+    first = {reason: [*names[:SHOWN_SKIPS], *["…"] * (len(names) > SHOWN_SKIPS)] for reason, names in by_reason.items()}
+    return [f"{len(names)} skipped, {reason}: {', '.join(first[reason])}" for reason, names in by_reason.items()]
 
 
 @networks.command("export-sr")
