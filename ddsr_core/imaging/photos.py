@@ -16,7 +16,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,18 +88,24 @@ class Photo:
         """The content of the file, which was read before.
 
         Args:
-            digest: SHA-256 of the content then.
+            digest: `digest` of the content then.
 
         Raises:
-            ChangedInputError: the content has changed, or can no longer be read.
+            ChangedInputError: the content has changed, can no longer be read, or could not be read before.
+            UnusableImage: it could not be read before, for the same reason.
         """
         try:
             data = self.content()
             if hashlib.sha256(data).hexdigest() == digest:
                 return data
-        except UnusableImage:  # it could be read before
-            pass
+        except UnusableImage as error:
+            if f"{UNREADABLE}{error.reason}" == digest:
+                raise
         raise ChangedInputError("a photo changed during the run", where=self.name, fix="run again")
+
+    def pinned(self, digest: str) -> Photo:
+        """The same photo; reading it raises what `content_unchanged` raises."""
+        return replace(self, load=lambda: self.content_unchanged(digest))
 
     def read(self) -> np.ndarray:
         """Decode the image to ``uint8 (H, W, 3)``.
@@ -108,6 +114,16 @@ class Photo:
             UnusableImage: the file cannot be read or decoded.
         """
         return decode_rgb(self.content(), self.name)
+
+    def read_once(self) -> tuple[str, np.ndarray | UnusableImage]:
+        """`digest` and pixels from one reading of the file; the error in place of pixels if it cannot be decoded."""
+        digest = ""
+        try:
+            data = self.content()
+            digest = hashlib.sha256(data).hexdigest()
+            return digest, decode_rgb(data, self.name)
+        except UnusableImage as error:
+            return digest or f"{UNREADABLE}{error.reason}", error
 
     def digest(self) -> str:
         """SHA-256 of the file, or `UNREADABLE` and the reason why it cannot be read."""

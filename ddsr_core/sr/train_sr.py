@@ -38,8 +38,8 @@ from ddsr_core.sr.state import (
     save_checkpoint,
 )
 from ddsr_core.sr.validation import Validator, curve_csv
-from ddsr_core.sr.weights import save_weights
-from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.sr.weights import save_weights, weights_file
+from ddsr_core.storage.files import sha256_of, write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
 
 CURVE_ROWS = 200
@@ -83,6 +83,7 @@ def run(
         init: weights file or ``train_sr`` folder that the network starts from; None: random weights.
 
     Raises:
+        ChangedInputError: photos have changed since their digests were computed.
         ConfigError: unknown network, a network of another scale, crops that the discriminator cannot take, or a validation
             without test photos.
         InputError: no image is large enough for a crop, ``init`` does not fit the network, or ``out/resume`` belongs to
@@ -94,6 +95,10 @@ def run(
     state = new_state(config, runtime.device, trunk, init)  # before the images are read, so that a wrong name fails at once
     validator = new_validator(config, test, runtime.device)
     pairs = pack_pairs(data, out / RESUME / "pairs", plan.lr_patch_px, config.scale, runtime.progress)
+    read = {"data": (pairs.source, data), **({"test": (validator.digest, validator.test)} if validator else {})}
+    read |= {"init": (sha256_of(weights_file(init)), init)} if init else {}
+    for name, (digest, place) in read.items():
+        runtime.require_unchanged(name, digest, place)
     checkpoint = out / RESUME / "checkpoint.pt"
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, config)
@@ -110,7 +115,7 @@ def run(
         assert best is not None  # the last step is validated
         summary |= {"best_step": best.step, "best": {name: round(value, 5) for name, value in best.values.items()}}
     write_json(out / "summary.json", summary)
-    return StageResult(counts=summary)
+    return StageResult(counts=summary, inputs={name: digest for name, (digest, _) in read.items()})
 
 
 def check_crops(config: TrainSRConfig) -> None:

@@ -92,21 +92,25 @@ class StageResult:
 class StageInput(Protocol):
     """Anything a stage reads: an `Artifact` or an external `Source`.
 
-    Its digest enters the key, its path is passed to the stage function.
+    Its digest enters the key, its path is passed to the stage function. ``stored``: whether it is an artifact of the store,
+    which nobody changes.
     """
 
     @property
     def digest(self) -> str: ...
     @property
     def path(self) -> Path: ...
+    @property
+    def stored(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Input from outside the store: a path, and the digest of its content."""
+    """Input from outside the store, or an artifact in another process (``stored``): a path, and its content's digest."""
 
     path: Path
     digest: str
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,10 @@ class Artifact:
     @property
     def key(self) -> str:
         return self.manifest.key
+
+    @property
+    def stored(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)

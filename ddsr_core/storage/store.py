@@ -213,9 +213,12 @@ class Store:
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
         started, cpu_before = time.monotonic(), cpu_seconds()
+        outside = {name: item.digest for name, item in inputs.items() if not item.stored}
+        runtime = replace(runtime, input_digests=outside)
         try:
             result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
-            _check_inputs(result, inputs)
+            for name, digest in result.inputs.items():
+                runtime.require_unchanged(name, digest, inputs[name].path)
         except ChangedInputError:
             shutil.rmtree(partial)
             raise
@@ -328,6 +331,11 @@ class InputRef(BaseModel):
         named = {"stage": item.manifest.stage, "key": item.key} if isinstance(item, Artifact) else {}
         return cls(path=item.path, digest=item.digest, **named)
 
+    @property
+    def stored(self) -> bool:
+        """Whether it is an artifact of the store."""
+        return bool(self.stage and self.key)
+
     def source(self, store: Store) -> Source:
         """The input on this machine.
 
@@ -338,7 +346,7 @@ class InputRef(BaseModel):
             local = store.folder(self.stage, self.key)
             # The path differs from the local one if another machine, or another cache folder, has written it.
             is_local = self.path == local and local.exists()
-            return Source(local if is_local else store.bring(local), self.digest)
+            return Source(local if is_local else store.bring(local), self.digest, stored=True)
         return Source(self.path, self.digest)
 
 
@@ -364,13 +372,6 @@ def _remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
-
-
-def _check_inputs(result: StageResult, inputs: Mapping[str, StageInput]) -> None:
-    """Check that the inputs of a result still match its key."""
-    for name, digest in result.inputs.items():
-        if digest != inputs[name].digest:
-            raise ChangedInputError(f"the {name} changed while they were read", where=inputs[name].path, fix="run again")
 
 
 def _owner(note: Path) -> str:
