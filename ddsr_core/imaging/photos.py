@@ -26,7 +26,7 @@ from ddsr_core.errors import ChangedInputError, InputError
 from ddsr_core.imaging.decode import HEIF, NOT_READABLE, UnusableImage, decode_rgb, plain_reason
 from ddsr_core.imaging.parquet_photos import find_parquet, parquet_pictures
 from ddsr_core.storage.home import RESULT_FOLDERS, is_home
-from ddsr_core.storage.stage import Source
+from ddsr_core.storage.stage import Source, require_whole
 
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 #: Files with these suffixes are photos. They count as unusable if their content is not an image.
@@ -184,7 +184,9 @@ def digested_photos(source: Path | str) -> list[tuple[Photo, str]]:
 
     Raises:
         InputError: the source does not exist, or contains no image file.
+        StorageError: it is a damaged artifact.
     """
+    require_whole(source)
     entries = [(photo, photo.digest()) for photo in iter_photos(source)]
     if not entries:
         raise InputError(

@@ -31,7 +31,7 @@ from ddsr_core.sr.onnx_export import export_onnx
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.weights import LoadedNetwork, load_network
 from ddsr_core.storage.files import sha256_of, storage_errors
-from ddsr_core.storage.stage import Artifact, Source
+from ddsr_core.storage.stage import Artifact, Source, require_whole
 from ddsr_core.storage.store import Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -110,7 +110,9 @@ def weights_source(path: Path) -> Source:
 
     Raises:
         InputError: it is neither.
+        StorageError: it is a damaged artifact.
     """
+    require_whole(path)
     file = path / "weights.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InputError("no weights here", where=path, fix="name a weights file, a train_sr folder, or bicubic")
@@ -141,6 +143,7 @@ def export_model(store: Store, source: str, out: Path, wanted: ModelExport) -> P
 
     Raises:
         InputError: no such run or adapter, or the adapter's base is not named.
+        StorageError: the adapter is damaged.
     """
     base, vae = wanted.base, wanted.vae
     adapter = Path(source).expanduser()
@@ -148,6 +151,7 @@ def export_model(store: Store, source: str, out: Path, wanted: ModelExport) -> P
         config = read_config(store, source)
         adapter = artifact_paths(store, source, "finetune")["finetune"]
         base, vae = base or config["base"], vae or config.get("vae")
+    require_whole(adapter)
     if base is None:
         raise InputError("an adapter needs its base model", where=adapter, fix="name it with --base")
     folder = vae_source(vae).path if vae else None
@@ -162,6 +166,7 @@ def export_network(weights: Path, out: Path, trust: bool = False) -> tuple[Loade
         The network, and per image size the largest difference between the file's images and PyTorch's.
 
     Raises:
+        StorageError: the weights are a damaged artifact.
         InputError: no such weights, or ``out`` already exists or is not an ``.onnx`` file.
         ConfigError: the network cannot be written as ONNX.
     """
@@ -172,6 +177,7 @@ def export_network(weights: Path, out: Path, trust: bool = False) -> tuple[Loade
         )
     if out.exists():
         raise InputError("the output file already exists", where=out, fix="name another file, or remove this one")
+    require_whole(weights)
     network = load_network(weights.expanduser(), trust)
     with storage_errors(out.parent):
         return network, export_onnx(network.module, out.expanduser())

@@ -24,6 +24,7 @@ from ddsr_core.imaging.photos import IMAGE_SUFFIXES, Photo, file_photo, folder_p
 from ddsr_core.imaging.tiling import count_tiles, enlarge
 from ddsr_core.sr.weights import load_network
 from ddsr_core.storage.files import storage_errors, write_atomically
+from ddsr_core.storage.stage import require_whole
 
 Existing = Literal["refuse", "skip", "overwrite"]
 #: LR pixels of context around a tile. Small tiles get a quarter of their side.
@@ -93,10 +94,11 @@ def upscale(
     Raises:
         InputError: no images, unusable weights, weights of another scale, an output that is not a PNG or would replace an
             input or an existing file, or no image could be enlarged.
-        StorageError: the disk is full, read-only or damaged.
+        StorageError: the disk is full, read-only or damaged, or ``weights`` is a damaged artifact.
     """
     runtime = runtime or Runtime()
     jobs, kept = _plan([inputs] if isinstance(inputs, Path) else list(inputs), Path(output), existing)
+    require_whole(weights)
     network, factor, name = load_network(Path(weights), trust)
     _check_scale(factor, scale, name, weights)
     device = resolve_device(runtime.device)
@@ -206,6 +208,7 @@ def _to_one_file(named: list[_Job], output: Path) -> list[_Job]:
 
 
 def _jobs(source: Path, output: Path) -> list[_Job]:
+    require_whole(source)
     if source.is_dir():
         if source.resolve() == output.resolve():
             raise InputError("input and output are the same folder", where=output, fix="name another output folder")

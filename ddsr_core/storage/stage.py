@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from ddsr_core.storage.files import sha256_of
 MANIFEST = "manifest.json"
 #: Hex digits of a key.
 KEY_LENGTH = 32
+_KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")
 #: A stage stores in ``out / RESUME`` what it needs to resume after an interruption, such as checkpoints. The folder is
 #: removed when the artifact is complete.
 RESUME = "resume"
@@ -197,6 +199,18 @@ def open_artifact(folder: Path) -> Artifact:
     if not is_whole(folder, manifest):
         raise StorageError("a file of the artifact is missing or damaged", where=folder, fix="run again: it is rebuilt")
     return Artifact(manifest, folder)
+
+
+def require_whole(path: Path | str) -> None:
+    """Check the artifact that a user names by its path, or by that of a file in it. Other paths are not looked at.
+
+    Raises:
+        StorageError: the artifact is damaged, or contains a foreign file.
+    """
+    place = Path(path).expanduser().resolve()
+    for folder in (place, *place.parents):
+        if _KEY.fullmatch(folder.name) and folder.parent.parent.name == "artifacts" and folder.is_dir():
+            open_artifact(folder)
 
 
 def has_content(path: Path, entry: FileEntry) -> bool:
