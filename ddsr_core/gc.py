@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from ddsr_core.errors import StorageError
 from ddsr_core.nightly.registry import night_lock, read_registry, registry_names
 from ddsr_core.pipeline.pins import pinned_keys
-from ddsr_core.pipeline.run_folder import list_runs
+from ddsr_core.pipeline.run_folder import published_state, run_names
 from ddsr_core.storage.home import is_home
 from ddsr_core.storage.remote_store import RemoteStore
 from ddsr_core.storage.stage import KEY_LENGTH, foreign_files, read_manifest
@@ -56,8 +56,8 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
         published = store.published() if isinstance(store, RemoteStore) else {}
         try:
             used = used_keys(store, nights)
-        except (ValueError, KeyError, TypeError) as error:
-            fix = "Restore the damaged run.json below runs/, or remove the folder of its run."
+        except (KeyError, TypeError) as error:  # whole, but of another program or version
+            fix = "Restore the run.json below runs/, or remove the folder of its run."
             raise StorageError(f"the record of a run cannot be read: {error}", where=store.home / "runs", fix=fix) from error
         local = _collect_local(store, folders, used, delete)
         return local + (_collect_published(store, published, used, delete) if isinstance(store, RemoteStore) else [])
@@ -136,7 +136,8 @@ def used_keys(store: Store, nights: int | None = None) -> set[str]:
     registries = [read_registry(store, name) for name in registry_names(store)]
     versions = [(item, registry.recent(nights)) for registry in registries for item in registry.versions]
     old_runs = {item.run for item, recent in versions if item.number not in recent}
-    runs = [state for state in list_runs(store) if state.get("name") not in old_runs]
+    states = [published_state(store, name) for name in run_names(store)]
+    runs = [state for state in states if state and state.get("name") not in old_runs]
     by_stages = {stage["key"] for state in runs for stage in state.get("stages", [])}
     by_earlier_runs = {key for state in runs for key in state.get("kept", [])}
     by_versions = (item.keys.values() for item, recent in versions if item.number in recent)

@@ -218,6 +218,15 @@ def to_toml(config: BaseModel) -> str:
     return tomli_w.dumps(_replaced(config.model_dump(mode="json"), None, "null"))
 
 
+def from_toml(text: str) -> dict[str, Any]:
+    """Plain values of what `to_toml` wrote, with None for ``null``.
+
+    Raises:
+        ValueError: it is not TOML.
+    """
+    return dict(_replaced(tomllib.loads(text), "null", None))
+
+
 def _replaced(value: Any, old: Any, new: Any) -> Any:
     """Nested tables and lists with every ``old`` in them replaced."""
     if isinstance(value, dict):

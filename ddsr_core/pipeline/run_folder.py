@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import socket
-import tomllib
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.errors import ConfigError, InputError, StorageError
+from ddsr_core.pipeline.config import from_toml
+from ddsr_core.storage.files import unsealed
 from ddsr_core.storage.store import Store
 
 #: Fields of run.json that identify the photos of a run. A run is never continued with other photos under its name.
@@ -85,12 +86,26 @@ def status_of(state: Mapping[str, Any]) -> str:
     return status
 
 
-def list_runs(store: Store) -> list[dict[str, Any]]:
-    """run.json of every run, oldest first."""
+def run_names(store: Store) -> list[str]:
+    """Names of the runs of a home, sorted."""
     paths = (path.split("/") for path in store.sizes("runs"))
-    names = sorted(path[0] for path in paths if path[1:] == ["run.json"])
-    states = [state for name in names if (state := published_state(store, name)) is not None]
-    return sorted(states, key=lambda state: str(state.get("started")))
+    return sorted(path[0] for path in paths if path[1:] == ["run.json"])
+
+
+def list_runs(store: Store) -> list[dict[str, Any]]:
+    """run.json of every run, oldest first.
+
+    A damaged one is listed with the status ``damaged`` and, as ``message``, what is wrong. It has no other fields.
+    """
+    states = [state for name in run_names(store) if (state := _state_or_damage(store, name)) is not None]
+    return sorted(states, key=lambda state: str(state.get("started", "")))
+
+
+def _state_or_damage(store: Store, name: str) -> dict[str, Any] | None:
+    try:
+        return published_state(store, name)
+    except StorageError as error:
+        return {"name": name, "status": "damaged", "message": str(error)}
 
 
 def read_run(store: Store, name: str) -> dict[str, Any]:
@@ -98,18 +113,37 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
 
     Raises:
         InputError: no run has that name.
+        StorageError: its run.json is damaged.
     """
     state = published_state(store, name)
     if state is None:
-        known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
+        known = ", ".join(run_names(store)) or "none yet"
         raise InputError(f"no run {name!r}", where=f"{store.url}/runs", fix=f"runs here: {known}")
     return state
 
 
 def published_state(store: Store, name: str) -> dict[str, Any] | None:
-    """run.json as all machines see it. While a run is active, the folder on its own machine has newer files."""
-    data = store.read_file(f"runs/{name}/run.json")
-    return None if data is None else dict(json.loads(data))
+    """run.json as all machines see it. While a run is active, the folder on its own machine has newer files.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    path = f"runs/{name}/run.json"
+    data = store.read_file(path)
+    return None if data is None else parsed_state(data, name, f"{store.url}/{path}")
+
+
+def parsed_state(data: bytes, name: str, where: object) -> dict[str, Any]:
+    """The content of the run.json of a run.
+
+    Raises:
+        StorageError: it is damaged, or that of another run.
+    """
+    fix = "restore it from a backup; or, to give up what the run has noted, remove its folder and run its command again"
+    state = unsealed(data, where, fix)
+    if state.get("name", name) != name or not isinstance(state.get("status", ""), str):
+        raise StorageError("the file is damaged", where=where, fix=fix)
+    return state
 
 
 def read_config(store: Store, name: str) -> dict[str, Any]:
@@ -117,10 +151,19 @@ def read_config(store: Store, name: str) -> dict[str, Any]:
 
     Raises:
         InputError: no run has that name.
+        StorageError: the file is missing or damaged.
     """
-    read_run(store, name)
+    state = read_run(store, name)
     store.pull(f"runs/{name}", ("config.toml",))
-    return tomllib.loads((run_folder(store, name) / "config.toml").read_text())
+    path = run_folder(store, name) / "config.toml"
+    try:
+        data = path.read_bytes()
+        if state.get("config_digest") in (None, hashlib.sha256(data).hexdigest()):
+            return from_toml(data.decode())
+    except (FileNotFoundError, ValueError):
+        pass
+    fix = "restore it from a backup, or run the command of the run again: finished stages are kept"
+    raise StorageError("the settings of the run are missing or damaged", where=path, fix=fix)
 
 
 def find_weights(store: Store, name: str) -> Path:

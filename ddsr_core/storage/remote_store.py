@@ -27,7 +27,7 @@ from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 from ddsr_core.storage.files import sha256_of, storage_errors, write_atomically, write_json
 from ddsr_core.storage.remote_lock import RemoteOwner, remote_lock
 from ddsr_core.storage.s3 import SCHEME, Bucket
-from ddsr_core.storage.stage import MANIFEST, Artifact, Manifest, Stage, StageInput, has_content, is_whole
+from ddsr_core.storage.stage import MANIFEST, Artifact, FileEntry, Manifest, Stage, StageInput, has_content, is_whole
 from ddsr_core.storage.store import LOG, Owner, Store
 
 #: A home as a parameter of a flow: a folder or ``s3://bucket/prefix``. A string, as a Path drops a slash of the URL.
@@ -245,6 +245,9 @@ class RemoteStore(Store):
 
     def sizes(self, folder: str) -> dict[str, int]:
         return {name.removeprefix(f"{folder}/"): item.bytes for name, item in self.bucket.list(folder + "/").items()}
+
+    def holds(self, folder: str, files: Mapping[str, FileEntry]) -> bool:
+        return self.sizes(folder) == {name: entry.bytes for name, entry in files.items()}
 
     def push(self, folder: str, *, mirror: bool = False) -> None:
         root = self.home / folder

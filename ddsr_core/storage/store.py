@@ -48,6 +48,7 @@ from ddsr_core.storage.stage import (
     StageResult,
     file_entries,
     foreign_files,
+    has_content,
     is_whole,
     read_manifest,
 )
@@ -302,6 +303,12 @@ class Store:
         """Sizes in bytes of the published files below a folder of the home, by path relative to that folder."""
         root = self.home / folder
         return {path.relative_to(root).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()}
+
+    def holds(self, folder: str, files: Mapping[str, FileEntry]) -> bool:
+        """Whether a folder of the home holds exactly these files, with their digests; on S3, with their sizes."""
+        root = self.home / folder
+        same_names = self.sizes(folder).keys() == files.keys()
+        return same_names and all(has_content(root / name, entry) for name, entry in files.items())
 
     def push(self, folder: str, *, mirror: bool = False) -> None:
         """Publish a folder of the home, such as ``runs/demo``. Does nothing for a local home.
