@@ -41,7 +41,7 @@ class StageConfig(BaseModel):
     Every field is part of the stage's key. Whatever must not change the key belongs in `Runtime`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_say_bounds)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_say_bounds)
 
 
 @dataclass(frozen=True)
