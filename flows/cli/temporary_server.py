@@ -51,7 +51,7 @@ class TemporaryServer:
         """
         limit = float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
         try:
-            urllib.request.urlopen(os.environ["PREFECT_API_URL"] + "/health", timeout=limit).close()
+            urllib.request.urlopen(os.environ["PREFECT_API_URL"] + "/health", timeout=limit).close()  # nosec B310
         except OSError as error:
             with suppress(subprocess.TimeoutExpired):  # it closes its socket just before it ends
                 self.process.wait(STOP_S)
