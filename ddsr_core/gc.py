@@ -7,7 +7,6 @@ a folder that is not a home is refused.
 
 from __future__ import annotations
 
-import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,9 +17,8 @@ from ddsr_core.errors import StorageError
 from ddsr_core.nightly.registry import night_lock, read_registry, registry_names
 from ddsr_core.pipeline.pins import pinned_keys
 from ddsr_core.pipeline.run_folder import published_state, run_names
-from ddsr_core.storage.home import is_home
 from ddsr_core.storage.remote_store import RemoteStore
-from ddsr_core.storage.stage import KEY_LENGTH, foreign_files, read_manifest
+from ddsr_core.storage.stage import foreign_files, is_key, read_manifest
 from ddsr_core.storage.store import Store
 
 #: An artifact's folder, or its URL in a home on S3, and its size in bytes.
@@ -44,7 +42,8 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
         StorageError: the folder is not a home of ddsr; or a night is running; or the record of a run cannot be read, so that
             what it names is unknown.
     """
-    if not (store.home / "artifacts").exists() and not isinstance(store, RemoteStore):
+    remote = isinstance(store, RemoteStore)
+    if not (store.sizes("artifacts") if remote else (store.home / "artifacts").exists()):
         return []
     require_home(store)
     with ExitStack() as stack:
@@ -69,9 +68,9 @@ def require_home(store: Store) -> None:
     Raises:
         StorageError: it is not.
     """
-    if (store.home / "artifacts").exists() and not is_home(store.home):
-        fix = "Pass the home folder of ddsr with --home."
-        raise StorageError("this is not a home of ddsr; nothing is removed", where=store.home, fix=fix)
+    if not store.is_marked():
+        fix = "Pass the home of ddsr with --home."
+        raise StorageError("this is not a home of ddsr; nothing is removed", where=store.url, fix=fix)
 
 
 def artifact_folders(store: Store) -> list[tuple[Path, str]]:
@@ -88,7 +87,7 @@ def _why_foreign(folder: Path) -> str:
     key = folder.name.removesuffix(".partial")
     if folder.is_symlink():
         return "it is a link"
-    if not re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", key):
+    if not is_key(key):
         return "its name is not a key"
     if folder.name != key:
         return "" if folder.with_name(f"{key}.lock").exists() else "it was not left by a build of ddsr"

@@ -34,12 +34,18 @@ def check_run_name(name: str) -> None:
         raise ConfigError(f"{name!r} cannot be the name of a run", where="run", fix="use letters, digits, - and _")
 
 
-def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, chosen: bool) -> str:
+def free_name(
+    store: Store, wanted: str, identity: Mapping[str, str | None], *, chosen: bool, config_digest: str | None = None
+) -> str:
     """The name of a run: ``wanted``, unless a run of other photos or tests has it.
+
+    A name that the user has not chosen is not given to other settings once a run has finished under it, as its results
+    would be replaced.
 
     Args:
         identity: values of `IDENTITY`.
         chosen: whether the user has chosen the name. Other names get a number: ``best-photos-2``.
+        config_digest: of the settings; None: they are part of the identity.
 
     Raises:
         ConfigError: a chosen name that cannot be a run's, or belongs to a run of other photos or tests.
@@ -48,7 +54,8 @@ def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, 
     for number in count(1):
         name = wanted if number == 1 else f"{wanted}-{number}"
         state = published_state(store, name)
-        if state is None or all(state.get(field, value) == value for field, value in identity.items()):
+        same_photos = state is None or all(state.get(field, value) == value for field, value in identity.items())
+        if same_photos and (chosen or state is None or not _has_results_of_others(state, config_digest)):
             if number > 1 and chosen:
                 break
             return name
@@ -58,6 +65,12 @@ def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, 
         where=f"{store.url}/runs/{wanted}",
         fix=f"choose another name, such as --run {name}; or remove that folder if you no longer need it",
     )
+
+
+def _has_results_of_others(state: Mapping[str, Any], config_digest: str | None) -> bool:
+    """Whether a run has finished with other settings than these."""
+    before = state.get("config_digest")
+    return state.get("status") == "completed" and config_digest is not None and before not in (None, config_digest)
 
 
 #: How a run can end without having finished.

@@ -201,6 +201,11 @@ def open_artifact(folder: Path) -> Artifact:
     return Artifact(manifest, folder)
 
 
+def is_key(name: str) -> bool:
+    """Whether the name of a folder is a key."""
+    return _KEY.fullmatch(name) is not None
+
+
 def require_whole(path: Path | str) -> None:
     """Check the artifact that a user names by its path, or by that of a file in it. Other paths are not looked at.
 
@@ -209,7 +214,7 @@ def require_whole(path: Path | str) -> None:
     """
     place = Path(path).expanduser().resolve()
     for folder in (place, *place.parents):
-        if _KEY.fullmatch(folder.name) and folder.parent.parent.name == "artifacts" and folder.is_dir():
+        if is_key(folder.name) and folder.parent.parent.name == "artifacts" and folder.is_dir():
             open_artifact(folder)
 
 

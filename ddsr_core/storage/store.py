@@ -35,7 +35,7 @@ from ddsr_core.storage.files import (
     write_json,
     writing_atomically,
 )
-from ddsr_core.storage.home import mark_home
+from ddsr_core.storage.home import is_home, mark_home
 from ddsr_core.storage.stage import (
     MANIFEST,
     RESUME,
@@ -163,7 +163,7 @@ class Store:
             runtime = replace(runtime, photo_cache=None)
         key = stage.key(config, inputs)
         with storage_errors(self.home):
-            mark_home(self.home)
+            self.mark()
             self.folder(stage.name, key).parent.mkdir(parents=True, exist_ok=True)
             with self.locked(f"artifacts/{stage.name}/{key}", runtime.run, f"{stage.name} {key}, built"):
                 existing = self.find(stage.name, key)
@@ -261,9 +261,17 @@ class Store:
             StorageError: the home cannot be written.
         """
         with storage_errors(self.home):
-            mark_home(self.home)
+            self.mark()
             write_atomically(self.home / ".writable", b"")
             (self.home / ".writable").unlink()
+
+    def mark(self) -> None:
+        """Mark the home as one of ddsr, if it is not marked yet."""
+        mark_home(self.home)
+
+    def is_marked(self) -> bool:
+        """Whether it is a home of ddsr; nothing is removed from other folders."""
+        return is_home(self.home)
 
     def bring(self, path: Path) -> Path:
         """The local folder of an artifact, given its path in a ``run.json``.
