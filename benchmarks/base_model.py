@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ddsr_core.diffusion.base import Base, load_base, locate_base
+from ddsr_core.diffusion.base import CLASSES, Base, load_base, locate_base
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.contact_sheet import contact_sheet
@@ -27,10 +27,10 @@ from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.imaging.images import from_signed, save_png, to_float, to_signed, to_uint8
 from ddsr_core.imaging.photos import find_images
-from ddsr_core.pretrain.features import PatchFeatures, batches, describe, nearest_class
-from ddsr_core.pretrain.run import CLASSES
+from ddsr_core.pretrain.features import batches, describe
 from ddsr_core.pretrain.score import Reference, cloud_scores, eps_errors, row_effect
 from ddsr_core.pseudo_labels.config import PatchesConfig
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
 from ddsr_core.pseudo_labels.windows import score_windows
 
 BELOW_DB = 26.0

@@ -26,14 +26,18 @@ from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png, to_uint8
 from ddsr_core.pretrain.config import PretrainConfig
-from ddsr_core.pretrain.features import PatchFeatures, batches, make_classes, nearest_class
+from ddsr_core.pretrain.features import batches, make_classes
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, encode_all
 from ddsr_core.pretrain.run import Patches, features_of
 from ddsr_core.pretrain.score import Reference, cloud_scores, score
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
 from flows.cli.console import progress_for
 
 #: What all recipes share; a run at constant learning rate, so that none of them is favored by its end.
-COMMON: dict[str, Any] = {"prior_steps": 1_000_000, "prior_batch": 32, "repa_weight": 0.5, "ema_decay": 0.99}
+COMMON: dict[str, Any] = {
+    "prior_steps": 1_000_000, "prior_batch": 32, "hidden": 192, "depth": 6, "heads": 6, "row_std": 0.02, "repa_weight": 0.5,
+    "repa_block": 3, "ema_decay": 0.99,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "reference: batch 32, 6 x 192, 64 classes, REPA": {},
     "batch 128": {"prior_batch": 128},

@@ -6,9 +6,23 @@ stages stand in `ddsr_core.stages`, in the order of the paper.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddsr_core.threads import shorten_spin
+
+if TYPE_CHECKING:  # `__getattr__` hides the types
+    from ddsr_core.api import (
+        demo_photos,
+        distill,
+        evaluate,
+        list_runs,
+        load_distilled,
+        preset_config,
+        reproduce,
+        search,
+        train,
+        upscale,
+    )
 
 __version__ = "0.1.0"
 __all__ = ["demo_photos", "distill", "evaluate", "list_runs", "load_distilled", "preset_config", "reproduce", "search",

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -42,6 +42,20 @@ class StageConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_say_bounds)
+    #: Fields that are younger than the artifacts of their stage. They enter the key only if they differ from their default,
+    #: so that the artifacts keep their keys.
+    younger_fields: ClassVar[frozenset[str]] = frozenset()
+
+    def canonical(self) -> dict[str, Any]:
+        """The config as JSON values, in the form that enters the key."""
+        values = self.model_dump(mode="json")
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in self.younger_fields and value == info.default:
+                del values[name]
+            elif isinstance(value, StageConfig):
+                values[name] = value.canonical()
+        return values
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,9 @@ def resolve_device(name: str = "auto") -> str:
 
 def canonical_json(value: Any) -> str:
     """The unique JSON text of ``value``, which may be a pydantic model: sorted keys, no spaces, no NaN."""
-    if isinstance(value, BaseModel):
+    if isinstance(value, StageConfig):
+        value = value.canonical()
+    elif isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 

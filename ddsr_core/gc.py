@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,12 +19,27 @@ from ddsr_core.errors import StorageError
 from ddsr_core.nightly.registry import night_lock, read_registry, registry_names
 from ddsr_core.pipeline.pins import pinned_keys
 from ddsr_core.pipeline.run_folder import published_state, run_names
+from ddsr_core.stages import describe
 from ddsr_core.storage.remote_store import RemoteStore
-from ddsr_core.storage.stage import foreign_files, is_key, read_manifest
+from ddsr_core.storage.stage import MANIFEST, Manifest, foreign_files, is_key, read_manifest
 from ddsr_core.storage.store import Store
 
-#: An artifact's folder, or its URL in a home on S3, and its size in bytes.
-Removed = tuple[Path | str, int]
+
+@dataclass(frozen=True)
+class Removed:
+    """An artifact that is not needed.
+
+    Attributes:
+        place: its folder, or its URL in a home on S3.
+        bytes: its size.
+        what: it is, in words, such as ``edsr-small, 20,000 iterations``.
+        made: when it was built, or when its build stopped.
+    """
+
+    place: Path | str
+    bytes: int
+    what: str
+    made: datetime | None
 
 
 def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> list[Removed]:
@@ -36,7 +53,7 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
         nights: for each series of `ddsr nightly`, keep only this many recent versions and rollback steps; None keeps all.
 
     Returns:
-        Path (or URL) and size in bytes of each artifact, in the order of their paths.
+        Each artifact, in the order of their paths.
 
     Raises:
         StorageError: the folder is not a home of ddsr; or a night is running; or the record of a run cannot be read, so that
@@ -109,12 +126,46 @@ def _collect_local(store: Store, folders: list[Path], used: set[str], delete: bo
             with FileLock(folder.with_name(key + ".lock"), timeout=0):
                 if delete and not superseded and key in pinned_keys(store):  # a run has started since the keys were read
                     continue
-                removed.append((folder, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())))
+                removed.append(_local(folder))
                 if delete:
                     shutil.rmtree(folder)
         except Timeout:
             continue
     return removed
+
+
+def _local(folder: Path) -> Removed:
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    manifest = read_manifest(folder)
+    changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+    made = changed if manifest is None else datetime.fromisoformat(manifest.created)
+    return Removed(folder, size, _words(manifest, folder.parent.name), made)
+
+
+def _words(manifest: Manifest | None, stage: str) -> str:
+    return f"{stage}, not finished" if manifest is None else describe(manifest)
+
+
+def _parsed(manifest: bytes) -> Manifest | None:
+    """A manifest on S3; None if it is damaged."""
+    try:
+        return Manifest.model_validate_json(manifest)
+    except ValueError:
+        return None
+
+
+def ago(made: datetime | None, now: datetime | None = None) -> str:
+    """A time in words, by the days of the local time zone.
+
+    >>> from datetime import timedelta
+    >>> noon = datetime(2026, 5, 20, 12).astimezone()
+    >>> ago(noon, noon), ago(noon - timedelta(days=1), noon), ago(noon - timedelta(days=9), noon)
+    ('today', 'yesterday', '9 days ago')
+    """
+    if made is None:
+        return "of unknown age"
+    days = ((now or datetime.now(UTC)).astimezone().date() - made.astimezone().date()).days
+    return {0: "today", 1: "yesterday"}.get(days, f"{days} days ago")
 
 
 def _collect_published(store: RemoteStore, published: dict[str, int], used: set[str], delete: bool) -> list[Removed]:
@@ -123,7 +174,10 @@ def _collect_published(store: RemoteStore, published: dict[str, int], used: set[
         _, stage, key = base.split("/")
         if key in used or (delete and key in pinned_keys(store)):
             continue
-        removed.append((f"{store.url}/{base}", size))
+        data = store.read_file(f"{base}/{MANIFEST}")
+        manifest = None if data is None else _parsed(data)
+        made = None if manifest is None else datetime.fromisoformat(manifest.created)
+        removed.append(Removed(f"{store.url}/{base}", size, _words(manifest, stage), made))
         if delete:
             store.unpublish(stage, key)
     return removed

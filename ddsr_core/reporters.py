@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from pydantic import BaseModel, ConfigDict
+
 from ddsr_core.errors import ConfigError
 
+#: Folder below the home that the programs' files go to.
+TRACKING = "tracking"
 ReporterName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
@@ -46,13 +51,15 @@ def no_reporter(name: str, settings: Mapping[str, Any]) -> Iterator[Reporter]:
     yield _Silent()
 
 
-def reporter_to(kind: str, folder: Path) -> OpenReporter:
-    """An `OpenReporter` for one of the programs.
+def reporter_to(kind: str, folder: Path, run: str = "", label: str = "") -> OpenReporter:
+    """An `OpenReporter` for one of the programs. It can be sent to another process.
 
     Args:
         kind: a `ReporterName`.
         folder: where the program writes, if it writes files: one subfolder per training (TensorBoard), ``wandb/`` or
             ``mlruns/``. ``TRACKIO_DIR``, ``WANDB_MODE`` and ``MLFLOW_TRACKING_URI`` have their usual meaning.
+        run: name of the ddsr run, which the name of each training begins with.
+        label: name of the training within the run; empty: the name that the trainer gives.
 
     Raises:
         ConfigError: unknown program, or its package is not installed.
@@ -64,16 +71,62 @@ def reporter_to(kind: str, folder: Path) -> OpenReporter:
     if find_spec(kind) is None:
         raise ConfigError(f"{kind} is not installed", where="report_to", fix=f"pip install 'ddsr[{kind}]'")
 
+    return _OpenProgram(kind, folder, run, label)
+
+
+@dataclass(frozen=True)
+class _OpenProgram:
+    """An `OpenReporter`; see `reporter_to`."""
+
+    kind: str
+    folder: Path
+    run: str
+    label: str
+
     @contextmanager
-    def opened(name: str, settings: Mapping[str, Any]) -> Iterator[Reporter]:
-        folder.mkdir(parents=True, exist_ok=True)
-        reporter = _KINDS[kind](name, _flat(settings), folder)
+    def __call__(self, name: str, settings: Mapping[str, Any]) -> Iterator[Reporter]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        title = "/".join(filter(None, (self.run, self.label or name)))
+        reporter = _KINDS[self.kind](title, _flat(settings), self.folder)
         try:
             yield reporter
         finally:
             reporter.close()
 
-    return opened
+
+def named(group: str, row: Mapping[str, float]) -> dict[str, float]:
+    """A row of a curve as scalars of a group, without its step.
+
+    >>> named("train", {"step": 3, "loss": 0.5})
+    {'train/loss': 0.5}
+    """
+    return {f"{group}/{name}": value for name, value in row.items() if name != "step"}
+
+
+class Tracking(BaseModel):
+    """Where the curves of one stage are shown, as plain data that can be sent to other processes and machines.
+
+    Attributes:
+        to: the program.
+        run: name of the ddsr run.
+        label: name of the training within the run; empty: the name that the trainer gives.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    to: ReporterName
+    run: str = ""
+    label: str = ""
+
+
+def tracked(tracking: Tracking | None, home: Path) -> OpenReporter:
+    """The `OpenReporter` of a stage. The program's files go to ``home/tracking``.
+
+    Raises:
+        ConfigError: the program's package is not installed.
+    """
+    if tracking is None:
+        return no_reporter
+    return reporter_to(tracking.to, home / TRACKING, tracking.run, tracking.label)
 
 
 class _TensorBoard:

@@ -49,6 +49,9 @@ POOLS = {
     "cpu": "Flows, and the stages that need no GPU",
     "cuda": "Stages that need a GPU: fine-tuning, sampling, SR training",
 }
+#: Deployments of earlier versions that `FILE` no longer defines, and their entry points. A deployment of that name with
+#: another entry point is somebody else's.
+FORMER = {"keeper/keeper": "flows/keeper.py:keeper"}
 RESTARTER = "restart-crashed/restart-crashed"
 #: A run without a heartbeat for this long has crashed. It is four times PREFECT_FLOWS_HEARTBEAT_FREQUENCY of the
 #: deployments, which leaves time to restart a server.
@@ -67,7 +70,7 @@ OWN = {"id", "created", "updated", "status", "last_polled", "version_id", "versi
 
 
 def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILENCE) -> Iterator[tuple[str, str]]:
-    """Set up the server for this checkout; yields each item and ``created``, ``updated`` or ``unchanged``.
+    """Set up the server for this checkout; yields each item and ``created``, ``updated``, ``unchanged`` or ``removed``.
 
     Args:
         gpus: GPU jobs at once, over all machines.
@@ -86,6 +89,8 @@ def deploy(gpus: int, pool_type: PoolType = "process", silence: timedelta = SILE
         yield f"concurrency limit {GPU_SLOTS}", _limit(client, gpus)
         before = _deployments(client)
         in_containers = any(client.read_work_pool(name).type != "process" for name in POOLS)
+        for name in remove_former(client, before):
+            yield f"deployment {name}", "removed"
         _deploy_all(prefect_file(IMAGE_ROOT if in_containers else str(ROOT), default_home(in_containers), before))
         for name, after in sorted(_deployments(client).items()):
             was = before.get(name)
@@ -248,6 +253,21 @@ def _deployments(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
         facts = {k: v for k, v in item.items() if k not in OWN and "concurrency" not in k}
         names[f"{flow.name}/{item['name']}"] = {**facts, "schedules": schedules, "limit": limit.get("limit")}
     return names
+
+
+def remove_former(client: SyncPrefectClient, before: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Remove deployments that an earlier version of ddsr has made (`FORMER`); their runs stay in the history.
+
+    Args:
+        before: current deployments, as returned by `_deployments`.
+
+    Returns:
+        Their names.
+    """
+    former = [name for name, entrypoint in FORMER.items() if before.get(name, {}).get("entrypoint") == entrypoint]
+    for name in former:
+        client.delete_deployment(client.read_deployment_by_name(name).id)
+    return former
 
 
 def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner, Run
 from ddsr_core.pipeline.run import open_run
 from ddsr_core.pipeline.run_state import Outcome
 from ddsr_core.pipeline.stages import Distilled, PseudoLabels
+from ddsr_core.reporters import ReporterName
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
+from tasks.preflight import require_ready
 from tasks.recovery import refuse_endless_crashes
 from tasks.run_pages import publish_run
 
@@ -36,6 +38,7 @@ def distill(
     runner: Runner = "sequential",
     side_by_side: bool = True,
     workers: AtLeastOne = 2,
+    report_to: ReporterName | None = None,
 ) -> Outcome:
     """Distill a folder of photos and compare SR networks trained on the result.
 
@@ -54,14 +57,16 @@ def distill(
         side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
             sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: Number of parallel workers. The sequential runner ignores it.
+        report_to: Program that shows the curves of fine-tuning and SR training. Its files go to home/tracking.
     """
     refuse_endless_crashes()
     request = RunRequest(
         images=images, test=test, preset=preset, overrides=overrides, config=config, home=home, run=run, device=device,
         gpu=gpu, runner=runner, side_by_side=side_by_side,
-        workers=workers,
+        workers=workers, report_to=report_to,
     )  # fmt: skip
     store = open_store(request.home)
+    require_ready(request, store)
     with open_run(request, store, prefect_backend(request, store), wait=True) as begun:
         photos, stages = begun.photos, begun.stages
 
@@ -73,7 +78,7 @@ def distill(
 
         # Section II-B: fine-tuning the diffusion transformer
         encoded = stages.latents(accepted)  # GPU
-        rows = stages.class_rows(clusters)  # only if the config asks for it
+        rows = stages.class_rows(accepted, clusters)  # only if fine-tuning starts from them
         adapter = stages.finetune(encoded, clusters, rows)  # GPU
 
         # Section II-C: sampling and selection

@@ -15,6 +15,7 @@ from ddsr_core.nightly.night import outcome_data, photo_cache_of, run_night
 from ddsr_core.nightly.request import NightRequest
 from ddsr_core.pipeline.config import Preset
 from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner
+from ddsr_core.reporters import ReporterName
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
@@ -39,6 +40,7 @@ def nightly(
     runner: Runner = "sequential",
     side_by_side: bool = True,
     workers: AtLeastOne = 2,
+    report_to: ReporterName | None = None,
 ) -> dict[str, Any]:
     """Distill again if photos or settings have changed. The new set becomes the active one if it is not worse.
 
@@ -64,6 +66,7 @@ def nightly(
         side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
             sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: Number of parallel workers. The sequential runner ignores it.
+        report_to: Program that shows the curves of fine-tuning and SR training. Its files go to home/tracking.
     """
     refuse_endless_crashes()
     if images is None or test is None:
@@ -75,7 +78,7 @@ def nightly(
     request = NightRequest(
         images=images, test=test, preset=preset, overrides=overrides, config=config, name=name, metric=metric, margin=margin,
         warm=warm, warm_steps=warm_steps, home=home, device=device, gpu=gpu, runner=runner, side_by_side=side_by_side,
-        workers=workers,
+        workers=workers, report_to=report_to,
     )  # fmt: skip
     store = open_store(request.home)
     outcome = run_night(request.night(), store, prefect_backend(request, store, photo_cache_of(name)))

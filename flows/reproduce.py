@@ -12,6 +12,7 @@ from ddsr_core.experiments.names import ExperimentName, ProtocolName
 from ddsr_core.experiments.request import ExperimentRequest, run_experiment
 from ddsr_core.pipeline.config import Preset
 from ddsr_core.pipeline.request import AtLeastOne, GivenConfig, Gpu, Runner
+from ddsr_core.reporters import ReporterName
 from ddsr_core.storage.remote_store import Home, open_store
 from tasks.backend import prefect_backend
 from tasks.recovery import refuse_endless_crashes
@@ -34,6 +35,7 @@ def reproduce(
     runner: Runner = "sequential",
     side_by_side: bool = True,
     workers: AtLeastOne = 2,
+    report_to: ReporterName | None = None,
     command: str = "the flow `reproduce`",
 ) -> dict[str, Any]:
     """Measure what each part of the method contributes, or reproduce the paper's tables, seed by seed.
@@ -56,13 +58,14 @@ def reproduce(
         side_by_side: Train SR networks whose steps are small side by side on a CPU, one per core, if the runner is
             sequential. Turn it off if memory is short: each takes about 1 GiB.
         workers: Number of parallel workers. The sequential runner ignores it.
+        report_to: Program that shows the curves of fine-tuning and SR training. Its files go to home/tracking.
         command: How the experiment was started; printed above the table.
     """
     refuse_endless_crashes()
     request = ExperimentRequest(
         images=images, test=test, experiment=experiment, protocol=protocol, preset=preset, overrides=overrides,
         config=config, seeds=seeds, home=home, run=run, device=device, gpu=gpu, runner=runner, side_by_side=side_by_side,
-        workers=workers,
+        workers=workers, report_to=report_to,
         command=command,
     )  # fmt: skip
     store = open_store(request.home)

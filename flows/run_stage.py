@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from ddsr_core.reporters import Tracking
 from ddsr_core.storage.remote_store import Home
 from ddsr_core.storage.stage import Manifest
 from ddsr_core.storage.store import InputRef
@@ -23,6 +24,7 @@ def stage(
     device: str = "auto",
     label: str = "",
     photo_cache: str | None = None,
+    tracking: Tracking | None = None,
 ) -> Manifest:
     """Build one artifact for another run.
 
@@ -35,10 +37,12 @@ def stage(
         device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         label: Shown in the run's name.
         photo_cache: Folder with scores and embeddings of single photos, relative to the home.
+        tracking: Program that shows the training curves, and their name in it.
     """
     refuse_endless_crashes()
     parameters = {
         "key": key, "config": config, "inputs": inputs, "home": home, "device": device, "photo_cache": photo_cache,
+        "tracking": tracking,
     }  # fmt: skip
     # The caller found no artifact in this home. Ignore a manifest that Prefect has cached for another home.
     return run_task(stage, label, parameters, refresh=True)

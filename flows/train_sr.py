@@ -7,10 +7,12 @@ from pathlib import Path
 from prefect import flow
 
 from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.imaging.kernel import Scale
 from ddsr_core.pipeline.request import AtLeastOne, Gpu
 from ddsr_core.pipeline.step_runs import Network, TrainRequest, run_training
 from ddsr_core.pseudo_labels.names import EmbedderName
-from ddsr_core.sr.config import Degradation, Scale, ValidationConfig
+from ddsr_core.reporters import ReporterName
+from ddsr_core.sr.config import Degradation, ValidationConfig
 from ddsr_core.storage.remote_store import Home, open_store
 from ddsr_core.storage.stage import Manifest
 from tasks.backend import prefect_backend
@@ -36,6 +38,7 @@ def train_sr(
     home: Home = "ddsr-home",
     device: str = "auto",
     gpu: Gpu = "local",
+    report_to: ReporterName | None = None,
 ) -> Manifest:
     """Train one SR network.
 
@@ -57,12 +60,13 @@ def train_sr(
         home: Folder or s3://bucket/prefix for artifacts and runs.
         device: Torch device, such as cpu or cuda:1. auto uses a GPU if there is one.
         gpu: Where GPU stages run: on this machine, or on the GPU work pool.
+        report_to: Program that shows the training curves. Its files go to home/tracking.
     """
     refuse_endless_crashes()
     request = TrainRequest(
         data=data, arch=arch, training_set=training_set, count=count, patch_px=patch_px, embeddings=embeddings,
         iterations=iterations, scale=scale, degradation=degradation, init=init, test=test, validation=validation,
-        overrides=overrides, run=run, home=home, device=device, gpu=gpu,
+        overrides=overrides, run=run, home=home, device=device, gpu=gpu, report_to=report_to,
     )  # fmt: skip
     store = open_store(request.home)
     return run_training(request, store, prefect_backend(request, store), wait=True).weights.manifest

@@ -29,5 +29,5 @@ def prefect_backend(execution: Execution, store: Store, photo_cache: str | None 
 
     if execution.gpu == "local" and beside(execution, device):
         spread = here.model_copy(update={"runner": "processes", "workers": idle_cores()})
-        return Backend(build, store.url, device, networks_at_once(spread), only_small=True)
-    return Backend(build, store.url, device, networks_at_once(here))
+        return Backend(build, store.url, device, networks_at_once(spread), only_small=True, tracking=here.tracking)
+    return Backend(build, store.url, device, networks_at_once(here), tracking=here.tracking)

@@ -19,7 +19,7 @@ from ddsr_core.storage.store import Store
 from tasks.previews import pictures, sampled
 from tasks.recovery import retry_while_server_down
 
-#: Address of a web server that serves ``<home>/runs``. Browsers refuse file:// links on pages loaded over http.
+#: Address of `ddsr serve`, or of a web server for ``<home>/runs``. Browsers refuse file:// links on pages loaded over http.
 REPORTS_URL = "DDSR_REPORTS_URL"
 #: Key of the summary of every run. The newest one is listed first; the page of each run shows its own.
 RUN_KEY = "ddsr-run"
@@ -111,8 +111,8 @@ def _report(run: str, home: str) -> str:
     if base:
         return f"[report.html]({base.rstrip('/')}/{quote(run)}/report.html)\n\nThe file is {place}."
     return (
-        f"The report is {place}.\n\nBrowsers cannot open local files from this page. For a link, serve `{home}/runs` with a "
-        f"web server and set `{REPORTS_URL}` to its address in the environment of the workers."
+        f"The report is {place}.\n\nBrowsers cannot open local files from this page. For a link, run "
+        f"`ddsr serve --home {home}` and set `{REPORTS_URL}` to the address that it prints, in the workers' environment."
     )
 
 

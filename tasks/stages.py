@@ -13,6 +13,7 @@ from prefect.runtime import flow_run, task_run
 from ddsr_core.config import Runtime, StageConfig, resolve_device
 from ddsr_core.errors import DdsrError, StorageError, UnreachableError
 from ddsr_core.pipeline.request import Execution, Runner
+from ddsr_core.reporters import Tracking, tracked
 from ddsr_core.stages import STAGES, find_stage
 from ddsr_core.storage.remote_store import open_store, retry_while_unreachable
 from ddsr_core.storage.stage import Artifact, Manifest, Stage, StageInput
@@ -59,6 +60,7 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         photo_cache: str | None = None,
         runner: Runner = "sequential",
         workers: int = 1,
+        tracking: Tracking | None = None,
     ) -> Manifest:
         store = open_store(home)
         sources = {name: ref.source(store) for name, ref in inputs.items()}
@@ -66,7 +68,7 @@ def stage_task(stage: Stage) -> Task[..., Manifest]:
         known = store.home / photo_cache if photo_cache else None
         runtime = Runtime(
             device=device, progress=progress.current.get(), run=flow_run.name or "", photo_cache=known,
-            run_parts=spread_over(runner, workers, store, stage, device),
+            run_parts=spread_over(runner, workers, store, stage, device), reporter=tracked(tracking, store.home),
         )  # fmt: skip
         with gpu_slot(device):
             artifact, cached = store.build(stage, stage.config.model_validate(config), sources, runtime)
@@ -135,6 +137,7 @@ def build_stage(
     """
     key = stage.key(config, inputs)
     before = retry_while_unreachable(lambda: store.find(stage.name, key))
+    tracking = execution.tracking(label or stage.name, key)
     parameters: dict[str, Any] = {
         "key": key,
         "config": config.model_dump(mode="json"),
@@ -142,10 +145,12 @@ def build_stage(
         "home": store.url,
         "device": execution.device,
         "photo_cache": photo_cache,
+        "tracking": tracking,
     }
     if execution.gpu == "pool" and stage.on_gpu and before is None:
         sent = {name: ref.model_dump(mode="json") for name, ref in parameters["inputs"].items()}
-        run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, "stage": stage.name, "label": label})
+        more = {"stage": stage.name, "label": label, "tracking": tracking.model_dump() if tracking else None}
+        run_on_pool(f"{stage.name} {label}".strip(), {**parameters, "inputs": sent, **more})
     else:
         here = {**parameters, "runner": execution.runner, "workers": execution.workers}
         run_task(stage.name, label, here, refresh=before is None)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ddsr_core.config import StageConfig
-from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.imaging.kernel import Kernel, Scale
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
-from ddsr_core.sr.config import Scale
 
 
 class CropsConfig(StageConfig):
@@ -24,11 +23,18 @@ class CropsConfig(StageConfig):
     kernel: Kernel = Field("matlab", description="Bicubic kernel of the recorded PSNR_bic.")
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of the choice.")
 
-    @model_validator(mode="after")
-    def _whole_lr_pixels(self) -> CropsConfig:
-        if self.patch_px % self.scale:
-            raise ValueError(f"patch_px ({self.patch_px}) must be a multiple of scale ({self.scale})")
-        return self
+
+class RestoreConfig(StageConfig):
+    """How much detail of real crops a teacher network replaces."""
+
+    detail_restoration: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="How much of the detail to replace; the same value as for the distilled images. Filled in by the run.",
+    )
+    scale: Scale = Field(4, description="Upsampling factor of the recorded PSNR_bic.")
+    kernel: Kernel = Field("matlab", description="Bicubic kernel of the recorded PSNR_bic.")
 
 
 class SubsetConfig(StageConfig):
@@ -52,9 +58,17 @@ class GSDDConfig(StageConfig):
     steps: int = Field(100, ge=0, le=100_000, description="Optimizer steps per class. 0 keeps the initial latents.")
     learning_rate: float = Field(0.01, gt=0, le=1, description="Learning rate of Adam on the latents, which are in [0, 1].")
     batch_real: int = Field(16, ge=1, le=1024, description="Real patches per step.")
-    regularizer: float = Field(0.1, ge=0, description="Weight of the distance between a latent and its initial value.")
+    regularizer: float = Field(0.1, ge=0, description="Weight of the regularizer.")
+    regularizer_form: Literal["initial", "pairs"] = Field(
+        "initial",
+        description="What the regularizer keeps small. initial: the distance between a latent and its initial value; pairs: "
+        "the distance between the features of each image and those of a real patch of its own, so that the images of a "
+        "class stay apart.",
+    )
     init: Literal["real", "noise"] = Field(
-        "real", description="Initial latents. real: LR images of patches; noise: noise around the mean of their class."
+        "real",
+        description="Initial latents. real: LR images of patches; noise: noise with the mean and the deviation of the LR "
+        "images of their class, so that no image starts from a real patch.",
     )
     scale: Scale = Field(4, description="Upsampling factor of the generator.")
     seed: int = Field(42, ge=0, lt=2**31, description="Seed of initial latents, batches and crops.")

@@ -179,4 +179,6 @@ _WRITERS: Mapping[str, tuple[str, Callable[[CropsConfig, Path, Path, Runtime], t
     "threshold": ("patches", _threshold_crops),
 }
 
-STAGE = Stage("crops", version=1, run=run, config=CropsConfig, section="III")
+STAGE = Stage(
+    "crops", version=1, run=run, config=CropsConfig, section="III", words="{count:,} {kind} crops of {patch_px} px"
+)

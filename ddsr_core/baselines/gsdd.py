@@ -1,17 +1,27 @@
 """Stage `gsdd`: our reading of GSDD (Zhang et al., AAAI 2024), the distillation method that the paper compares with.
 
-GSDD has no public code. According to the publication, the latent of a pretrained SR-GAN's generator is optimized image by
-image, so that the features of the set match those of the real images of its class under one differentiable augmentation,
-with a regularizer of weight 0.1. Where the publication leaves a choice, this module makes the following ones:
+GSDD has no public code. Known from the publication:
 
-- The latent of an image is the generator's input ``z``, an LR image ``(3, h, w)``, and the image is ``G(z)``. It is
-  initialized with the LR image of a real patch of its class, or with noise around their mean.
+- The latent of each image of the set is optimized in the input space of a pretrained SR-GAN's generator, which is frozen.
+- Classes are distilled one by one: the features of the set's images of a class match those of its real images
+  (distribution matching, Zhao & Bilen 2023), both under one differentiable augmentation.
+- A regularizer R of weight 0.1 keeps the latents from becoming alike. The scheme is that of IT-GAN (Zhao & Bilen 2022,
+  arXiv 2204.07513), which adds pairwise feature alignment to distribution matching.
+
+The publication leaves the rest open; these choices are ours:
+
+- The latent of an image is the generator's input ``z``, an LR image ``(3, h, w)``, and the image is ``G(z)``. It starts at
+  the LR image of a real patch of its class (``init="real"``, which takes the place of GAN inversion), or at noise
+  (``init="noise"``), so that no image starts from a real patch.
 - Features are those of the generator's own trunk on the HR images (it is fully convolutional): the last feature map at the
   resolution of its input, averaged over a 4 x 4 grid, each average divided by its standard deviation over real patches, so
-  that both terms of the loss have the same weight for every network. Distribution matching (Zhao & Bilen 2023): the mean
-  over the set's images of a class approaches the mean over real ones, in squared distance.
+  that all terms of the loss have the same weight for every network. The mean over the set's images of a class approaches
+  the mean over real ones, in squared distance.
 - The augmentation is a crop of half the side and one of eight symmetries, the same for real and synthetic images of a step.
-- The regularizer is the mean squared distance between ``z`` and its initial value.
+- R has two readings (``regularizer_form``). ``initial``: the mean squared distance between ``z`` and its initial value;
+  latents that start apart stay apart. ``pairs``, as in IT-GAN: each image is paired with a real patch of its class, a
+  different one as long as there are enough, and R is the mean squared distance between the features of the two. It keeps
+  the images of a class apart wherever they start, because their patches are.
 - Classes are the pseudo-labels, as there are no labels. The generator is trained here, on the accepted patches.
 """
 
@@ -44,6 +54,8 @@ from ddsr_core.storage.stage import RESUME, Stage, StageResult
 GRID = 4
 #: Most real patches of a class that its mean is taken over: this many fit into memory at 512 px.
 POOL = 512
+#: Number of the stream of random numbers that noise is drawn from; steps have those from 0 on.
+NOISE = 2**31
 #: Most real patches that the standard deviations of the features are taken over.
 SCALE_SAMPLE = 64
 
@@ -120,6 +132,7 @@ def invert(
         Images ``uint8 (share, H, W, 3)`` and the loss of each step ``float64 (steps,)``.
     """
     initial = initial_latents(config, real, share, label).to(device)
+    partners = to_float(real[paired_patches(config, len(real), share, label)]).to(device)
     unit = deviations(network, to_float(real[:SCALE_SAMPLE]).to(device))
     z = initial.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([z], lr=config.learning_rate)
@@ -131,8 +144,14 @@ def invert(
         corner, turn = generator.random(2), int(generator.integers(8))
         with torch.no_grad():
             target = features(network, augment(batch, corner, turn)).mean(0)
-        mean = features(network, augment(network(z), corner, turn)).mean(0)
-        loss = ((mean - target) / unit).square().mean() + config.regularizer * (z - initial).square().mean()
+        made = features(network, augment(network(z), corner, turn))
+        if config.regularizer_form == "pairs":
+            with torch.no_grad():
+                own = features(network, augment(partners, corner, turn))
+            apart = ((made - own) / unit).square().mean()
+        else:
+            apart = (z - initial).square().mean()
+        loss = ((made.mean(0) - target) / unit).square().mean() + config.regularizer * apart
         losses[step] = loss.item()
         if not np.isfinite(losses[step]):
             raise TrainingError(
@@ -146,8 +165,8 @@ def invert(
         with torch.no_grad():
             z.clamp_(0, 1)
     with torch.no_grad():
-        made = torch.cat([network(part) for part in z.split(config.batch_real)])
-    return to_uint8(made), losses
+        images = torch.cat([network(part) for part in z.split(config.batch_real)])
+    return to_uint8(images), losses
 
 
 def deviations(network: nn.Module, real: Tensor) -> Tensor:
@@ -158,15 +177,21 @@ def deviations(network: nn.Module, real: Tensor) -> Tensor:
     return torch.where(spread > 1e-6, spread, torch.ones_like(spread))
 
 
+def paired_patches(config: GSDDConfig, available: int, share: int, label: int) -> np.ndarray:
+    """Indices ``(share,)`` of the real patch of each image of a class: none twice before all have been taken once."""
+    generator = np.random.default_rng([config.seed, label])
+    return np.concatenate([generator.permutation(available) for _ in range(-(-share // available))])[:share]
+
+
 def initial_latents(config: GSDDConfig, real: np.ndarray, share: int, label: int) -> Tensor:
     """Initial latents of a class, ``float32 (share, 3, h, w)`` in [0, 1]."""
-    generator = np.random.default_rng([config.seed, label])
-    order = np.concatenate([generator.permutation(len(real)) for _ in range(-(-share // len(real)))])[:share]
-    lr = make_lr(to_float(real[order]), config.scale)
     if config.init == "real":
-        return lr
-    noise = torch.from_numpy(generator.standard_normal(lr.shape).astype(np.float32))
-    return (lr.mean(dim=(0, 2, 3), keepdim=True) + lr.std() * noise).clamp(0, 1)
+        return make_lr(to_float(real[paired_patches(config, len(real), share, label)]), config.scale)
+    lr = make_lr(to_float(real), config.scale)
+    generator = np.random.default_rng([config.seed, label, NOISE])
+    noise = torch.from_numpy(generator.standard_normal((share, *lr.shape[1:])).astype(np.float32))
+    mean, deviation = lr.mean(dim=(0, 2, 3), keepdim=True), lr.std(dim=(0, 2, 3), keepdim=True)
+    return (mean + deviation * noise).clamp(0, 1)
 
 
 def augment(batch: Tensor, corner: np.ndarray, turn: int) -> Tensor:
@@ -264,4 +289,4 @@ def _save(config: GSDDConfig, out: Path, index: int, image: np.ndarray, label: i
     return {"pseudo_label": label, "psnr_bic": round(float(psnr_bic(to_float(image), scale=config.scale)), 4)}
 
 
-STAGE = Stage("gsdd", version=2, run=run, config=GSDDConfig, section="III", on_gpu=True)
+STAGE = Stage("gsdd", version=3, run=run, config=GSDDConfig, section="III", on_gpu=True, words="{count:,} images of GSDD")

@@ -21,6 +21,7 @@ class TrainingSet:
         whole: whether it contains all photos or patches, so that it has no number of images to be compared at.
         generated: whether a run of the pipeline generates it with a model. ``ddsr train-sr`` cannot cut such a set out of
             a folder of photos.
+        restored_from: for crops in which a teacher network has restored detail, the kind of crops.
     """
 
     name: str
@@ -28,6 +29,12 @@ class TrainingSet:
     build: str
     whole: bool = False
     generated: bool = False
+    restored_from: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"{self.restored_from} + restored" if self.restored_from else self.name
 
 
 _OURS = "ddsr_core.pipeline.training_sets"
@@ -38,6 +45,18 @@ TRAINING_SETS: Mapping[str, TrainingSet] = {
     for kind in (
         TrainingSet("random", "random crops of the photos", f"{_OURS}:random"),
         TrainingSet("threshold", "accepted patches, chosen at random", f"{_OURS}:threshold"),
+        TrainingSet(
+            "random-restored",
+            "the random crops, their detail replaced by the teacher of the distilled set",
+            f"{_OURS}:random_restored",
+            restored_from="random",
+        ),
+        TrainingSet(
+            "threshold-restored",
+            "the accepted patches of `threshold`, their detail replaced by the teacher of the distilled set",
+            f"{_OURS}:threshold_restored",
+            restored_from="threshold",
+        ),
         TrainingSet("k-center", "crops that cover the embedding space", f"{_OURS}:k_center"),
         TrainingSet("hdc", "crops with many edges, from every cluster of texture", f"{_OURS}:hdc"),
         TrainingSet("loss-ranked", "crops that a small network finds hard, without the hardest", f"{_OURS}:loss_ranked"),
@@ -75,6 +94,8 @@ TrainingSetName = Annotated[
 ]
 #: Kinds that contain all photos or patches.
 WHOLE: tuple[TrainingSetName, ...] = tuple(name for name, kind in TRAINING_SETS.items() if kind.whole)
+#: Real crops with restored detail. Where a restored distilled set is compared with other sets, these are among them.
+RESTORED_CROPS: tuple[TrainingSetName, ...] = tuple(name for name, kind in TRAINING_SETS.items() if kind.restored_from)
 #: What tables call `distilled` where a teacher network has restored detail in it (``sample.detail_restoration`` above 0).
 RESTORED_LABEL = "distilled + restored"
 RESTORED_MEANING = (
@@ -88,7 +109,11 @@ def label_of(source: str, restored: bool) -> str:
     Args:
         restored: whether detail was restored in the distilled images.
 
-    >>> label_of("distilled", True), label_of("distilled", False), label_of("random", True)
-    ('distilled + restored', 'distilled', 'random')
+    >>> label_of("distilled", True), label_of("distilled", False)
+    ('distilled + restored', 'distilled')
+    >>> label_of("random", True), label_of("random-restored", True)
+    ('random', 'random + restored')
     """
-    return RESTORED_LABEL if source == "distilled" and restored else source
+    if source == "distilled" and restored:
+        return RESTORED_LABEL
+    return TRAINING_SETS[source].label if source in TRAINING_SETS else source

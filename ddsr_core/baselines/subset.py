@@ -196,4 +196,4 @@ _CHOICES: Mapping[str, Callable[[SubsetConfig, Path, Runtime, Path | None], list
     "loss-ranked": by_loss,
 }
 
-STAGE = Stage("subset", version=1, run=run, config=SubsetConfig, section="III", on_gpu=True)
+STAGE = Stage("subset", version=1, run=run, config=SubsetConfig, section="III", on_gpu=True, words="{count:,} {kind} crops")

@@ -30,6 +30,9 @@ from ddsr_core.storage.stage import Source
 
 INFO = "ddsr_base.json"
 TRANSFORMER = "transformer.safetensors"
+#: Beside the model, if `ddsr pretrain` made it: ``centers float32 (classes, 512)``, the k-means centers of its classes in
+#: the features of `ddsr_core.pseudo_labels.patch_features`.
+CLASSES = "classes.safetensors"
 OWN_FILES = (INFO, TRANSFORMER, "vae/config.json", "vae/diffusion_pytorch_model.safetensors")
 TINY = "ddsr-tiny"
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
@@ -137,7 +140,8 @@ def _files_of(path: Path) -> list[Path]:
         sidecar = path.with_suffix(".json")
         return [path, sidecar] if sidecar.is_file() else [path]
     if (path / INFO).is_file():
-        return [path / name for name in OWN_FILES]
+        centers = path / CLASSES
+        return [*(path / name for name in OWN_FILES), *([centers] if centers.is_file() else [])]
     named = [path / "model_index.json"] if (path / "model_index.json").is_file() else []
     return [*named, *_model_files(path / "transformer"), *_model_files(path / "vae")]
 
@@ -204,6 +208,32 @@ def load_base_facts(path: Path) -> tuple[int, dict[int, str]]:
         return _read_original(path)[0].classes, {}
     classes = published.read_json(path / "transformer" / published.CONFIG)["num_embeds_ada_norm"]
     return int(classes), _class_names(path)
+
+
+def has_class_centers(path: Path) -> bool:
+    """Whether the classes of a base model are k-means clusters whose centers are known."""
+    return (path / CLASSES).is_file()
+
+
+def load_class_centers(path: Path) -> Tensor:
+    """The centers ``float32 (classes, 512)`` of a base model's classes, one per row of its class table.
+
+    Raises:
+        InputError: it has none, or they do not fit its class table.
+    """
+    if not has_class_centers(path):
+        raise InputError(
+            "this base model has no class centers", where=path / CLASSES, fix="set finetune.class_row_init to null or auto"
+        )
+    centers = published.read_tensors(path / CLASSES).get("centers")
+    classes = load_base_facts(path)[0]
+    if centers is None or centers.ndim != 2 or len(centers) != classes:
+        raise InputError(
+            f"not the centers of {classes} classes",
+            where=path / CLASSES,
+            fix="copy the base folder again, with all its files",
+        )
+    return centers.float()
 
 
 def _assemble(

@@ -1,37 +1,132 @@
-"""Initial rows of the class table for the pseudo-labels: those of the named classes nearest to their clusters.
+"""Initial rows of the class table for the pseudo-labels: those of the base model's classes nearest to their clusters.
 
-A cluster's centroid lies in CLIP's image space, a class name ("a photo of a tench") in the text space beside it. The
-average of the rows of the nearest classes is a better initialization than rows 0 to k-1 (fishes, for ImageNet).
-Neither the paper nor its code does this; it is our option (``finetune.class_row_init="clip_nearest"``).
+A base model made by `ddsr pretrain` has classes that are k-means clusters of its own training patches in VGG16 features,
+and knows their centers. The patches of a cluster are assigned to these centers, and the cluster starts at the mean of the
+rows of the classes with most patches, weighted by their shares (``finetune.class_row_init="nearest_classes"``).
+
+Where classes have names instead, such as ImageNet's, a cluster's centroid in CLIP's image space is compared with class
+names ("a photo of a tench") in the text space beside it. The mean of the rows of the nearest classes is a better
+initialization than rows 0 to k-1, which are fishes (``finetune.class_row_init="clip_nearest"``).
+
+Neither the paper nor its code does this; both are our options.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ddsr_core.config import Runtime
-from ddsr_core.diffusion.base import load_base_facts
+from ddsr_core.diffusion.base import load_base_facts, load_class_centers, read_info
 from ddsr_core.diffusion.config import ClassRowsConfig
+from ddsr_core.diffusion.latents import batches_of_patches
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.imaging.images import to_float
+from ddsr_core.pseudo_labels.clusters import read_labels
 from ddsr_core.pseudo_labels.embedders import EmbedsTexts, load_embedder
 from ddsr_core.pseudo_labels.names import EMBEDDERS, text_embedders
+from ddsr_core.pseudo_labels.patch_features import BATCH, PatchFeatures, nearest_class
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.stage import Stage, StageResult
 
 #: Names embedded per forward pass.
 TEXT_BATCH = 100
+#: Decimals of the weights in ``rows.json``.
+WEIGHT_DIGITS = 6
 
 
 def run(
-    config: ClassRowsConfig, *, clusters: Path, base: Path, out: Path, runtime: Runtime, weights: Path | None = None
+    config: ClassRowsConfig,
+    *,
+    clusters: Path,
+    base: Path,
+    out: Path,
+    runtime: Runtime,
+    patches: Path | None = None,
+    weights: Path | None = None,
 ) -> StageResult:
-    """Write ``rows.json``: for each pseudo-label the rows of the class table to average, and the names of the classes.
+    """Write ``rows.json``: for each pseudo-label the rows of the class table to average, and their weights.
 
     Args:
+        patches: artifact of the patches, if clusters are compared with class centers.
         weights: weights file of the embeddings, if one is named.
+
+    Raises:
+        ConfigError: the feature network has no text tower.
+        InputError: the classes of the base model have no names, or no centers.
+    """
+    if config.by == "centers":
+        shares = class_shares(config, clusters, base, patches, runtime)
+        nearest = {label: heaviest(of_label, config.nearest) for label, of_label in shares.items()}
+        covered = {label: round(sum(shares[label][row] for row in rows), 4) for label, rows in nearest.items()}
+        write_json(out / "rows.json", {**_rows_json(nearest), "shares_of_patches": covered})
+        return StageResult({"by": "centers", "nearest": {str(label): list(rows)[:3] for label, rows in nearest.items()}})
+    by_name, described = rows_by_name(config, clusters, base, runtime, weights)
+    write_json(out / "rows.json", {**_rows_json(by_name), "names": described})
+    return StageResult({"by": "names", "nearest": {label: words[:3] for label, words in described.items()}})
+
+
+def _rows_json(nearest: dict[int, dict[int, float]]) -> dict[str, dict[str, list[float]]]:
+    return {
+        "rows": {str(label): list(rows) for label, rows in nearest.items()},
+        "weights": {
+            str(label): [round(weight, WEIGHT_DIGITS) for weight in rows.values()] for label, rows in nearest.items()
+        },
+    }
+
+
+def class_shares(
+    config: ClassRowsConfig, clusters: Path, base: Path, patches: Path | None, runtime: Runtime
+) -> dict[int, dict[int, float]]:
+    """Pseudo-label -> class -> share of the cluster's patches that are nearest to the center of that class.
+
+    Raises:
+        InputError: the base model has no class centers, or the patches are missing or of another size.
+    """
+    centers, side = load_class_centers(base), read_info(base).image_px
+    if patches is None:
+        raise InputError("class centers are compared with patches", where="patches", fix="give the patches artifact")
+    labels = read_labels(clusters)
+    chosen = sampled_patches(labels, config.patches_per_cluster)
+    features = PatchFeatures(side, grid=side // 8)
+    counts: dict[int, Counter[int]] = {label: Counter() for label in sorted(set(labels.values()))}
+    with runtime.progress("Comparing clusters with the base's classes", total=len(chosen), unit="patches") as bar:
+        for names, pixels in batches_of_patches(patches, side, BATCH):
+            kept = [index for index, name in enumerate(names) if name in chosen]
+            if kept:
+                classes = nearest_class(features.vectors(to_float(pixels[kept])), centers)
+                for index, row in zip(kept, classes.tolist(), strict=True):
+                    counts[labels[names[index]]][row] += 1
+            bar.advance(len(kept))
+    return {label: {row: n / found.total() for row, n in found.items()} for label, found in counts.items()}
+
+
+def sampled_patches(labels: dict[str, int], most: int) -> set[str]:
+    """At most ``most`` patches of each pseudo-label, chosen at random; the same ones every time."""
+    ids, of_patch = np.array(list(labels)), np.array(list(labels.values()))
+    random = np.random.default_rng(0)
+    chosen = [random.permutation(np.flatnonzero(of_patch == label))[:most] for label in np.unique(of_patch)]
+    return {str(name) for name in ids[np.concatenate(chosen)]}
+
+
+def heaviest(shares: dict[int, float], count: int) -> dict[int, float]:
+    """The ``count`` classes with the largest shares, scaled to sum 1; of equal ones the lower class first.
+
+    >>> heaviest({4: 0.25, 2: 0.5, 9: 0.25}, 2)
+    {2: 0.6666666666666666, 4: 0.3333333333333333}
+    """
+    kept = sorted(shares, key=lambda row: (-shares[row], row))[:count]
+    total = sum(shares[row] for row in kept)
+    return {row: shares[row] / total for row in kept}
+
+
+def rows_by_name(
+    config: ClassRowsConfig, clusters: Path, base: Path, runtime: Runtime, weights: Path | None
+) -> tuple[dict[int, dict[int, float]], dict[str, list[str]]]:
+    """Pseudo-label -> row -> weight of the classes whose names are nearest, and pseudo-label -> these names.
 
     Raises:
         ConfigError: the feature network has no text tower.
@@ -47,10 +142,9 @@ def run(
     texts = embed_names(config, list(names.values()), runtime.device, weights)
     nearest = nearest_rows(np.load(clusters / "centroids.npy"), texts, config.nearest)
     table = list(names)
-    rows = {str(label): [table[index] for index in chosen] for label, chosen in enumerate(nearest)}
-    described = {label: [names[row] for row in chosen] for label, chosen in rows.items()}
-    write_json(out / "rows.json", {"rows": rows, "names": described})
-    return StageResult({"nearest": {label: words[:3] for label, words in described.items()}})
+    rows = {label: [table[index] for index in chosen] for label, chosen in enumerate(nearest)}
+    described = {str(label): [names[row] for row in chosen] for label, chosen in rows.items()}
+    return {label: dict.fromkeys(chosen, 1 / len(chosen)) for label, chosen in rows.items()}, described
 
 
 def class_names(base: Path) -> dict[int, str]:
@@ -69,7 +163,7 @@ def class_names(base: Path) -> dict[int, str]:
     raise InputError(
         f"the {classes} classes of this base have no names",
         where=base,
-        fix="set finetune.class_row_init to null or imagenet_rows",
+        fix="set finetune.class_row_init to auto, null or imagenet_rows",
     )
 
 
@@ -101,4 +195,4 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-STAGE = Stage("class_rows", version=1, run=run, config=ClassRowsConfig, section="II-B")
+STAGE = Stage("class_rows", version=2, run=run, config=ClassRowsConfig, section="II-B", words="class rows of a base model")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ddsr_core.config import StageConfig
+from ddsr_core.imaging.kernel import SCALE, Scale
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 
 #: The last step whose signal-to-noise ratio is at least one (alpha_bar >= 1/2).
 LAST_STEP_OF_SIGNAL = 258
-ClassRowInit = Literal["imagenet_rows", "null", "clip_nearest"]
+ClassRowInit = Literal["auto", "nearest_classes", "null", "imagenet_rows", "clip_nearest"]
 LsrMode = Literal["off", "pixels", "target"]
 X0Hat = Literal["x0", "difference"]
 Checkpointing = Literal["auto", "on", "decoder", "off"]
@@ -20,23 +21,38 @@ Checkpointing = Literal["auto", "on", "decoder", "off"]
 class LatentsConfig(StageConfig):
     """How patches are encoded. Always in float32: the moments are stored in float16, and training adds noise to them."""
 
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+
     batch_size: int = Field(
         16, ge=1, le=1024, description="Patches per forward pass of the encoder. Lower it if memory runs out."
     )
+    scale: Scale = Field(SCALE, description="Upsampling factor of the recorded PSNR_bic. Filled in by the pipeline.")
 
 
 class ClassRowsConfig(StageConfig):
-    """How the named classes nearest to a cluster are found."""
+    """How the classes of the base model that are nearest to a cluster are found."""
 
+    by: Literal["names", "centers"] = Field(
+        "names",
+        description="What a cluster is compared with: names of classes, in CLIP's space, or centers of classes, in VGG16's. "
+        "Filled in by the pipeline from finetune.class_row_init.",
+    )
     nearest: int = Field(8, ge=1, le=1000, description="Classes whose rows are averaged to initialize one pseudo-label.")
-    prompt: str = Field("a photo of a {}.", pattern=r"\{\}", description="Text that a class name is inserted into.")
+    patches_per_cluster: int = Field(
+        200, ge=1, description="Patches of each cluster that are compared with class centers, at most (by=centers)."
+    )
+    prompt: str = Field(
+        "a photo of a {}.", pattern=r"\{\}", description="Text that a class name is inserted into (by=names)."
+    )
     embeddings: EmbeddingsConfig = Field(
-        EmbeddingsConfig(), description="Feature network of the clusters. Filled in by the pipeline."
+        EmbeddingsConfig(), description="Feature network of the clusters (by=names). Filled in by the pipeline."
     )
 
 
 class FinetuneConfig(StageConfig):
     """Length of fine-tuning, DiffFit, and the weights of the loss terms (paper, equation 6)."""
+
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     steps: int | None = Field(
         None, ge=0, description="Optimizer steps; 0 keeps the base model unchanged. Set either this or epochs."
@@ -55,10 +71,12 @@ class FinetuneConfig(StageConfig):
         14, ge=0, description="Number of transformer blocks, from the first, that get DiffFit scales. 14 of 28 as released."
     )
     class_row_init: ClassRowInit = Field(
-        "null",
-        description="Initial rows of the class table for the pseudo-labels: imagenet_rows keeps rows 0 to k-1 (as "
-        "released), null copies the unconditional row, clip_nearest averages the rows of the classes whose names are "
-        "nearest to the cluster in CLIP's space (open_clip embeddings only).",
+        "auto",
+        description="Initial rows of the class table for the pseudo-labels: nearest_classes averages the rows of the "
+        "classes whose centers are nearest to the cluster's patches, for base models made by ddsr pretrain; null copies the "
+        "unconditional row; imagenet_rows keeps rows 0 to k-1 (as released); clip_nearest averages the rows of the classes "
+        "whose names are nearest to the cluster in CLIP's space (open_clip embeddings only). auto is nearest_classes if "
+        "the base model has class centers, else null.",
     )
     lambda_r: float = Field(0.002, ge=0, description="Weight of the representativeness loss L_r (equation 3).")
     lambda_d: float = Field(0.008, ge=0, description="Weight of the diversity loss L_d (equation 4).")
@@ -80,6 +98,7 @@ class FinetuneConfig(StageConfig):
         description="Form of L_SR: off (the released term has no gradient), pixels (equation 5: minus the pixel error of "
         "the bicubic round trip), or target (PSNR_bic must not exceed that of the real patch).",
     )
+    scale: Scale = Field(SCALE, description="Upsampling factor of L_SR. Filled in by the pipeline.")
     lambda_sr: float = Field(1.0, ge=0, description="Weight of L_SR.")
     lsr_reference: Literal["patch", "decoded"] = Field(
         "decoded",

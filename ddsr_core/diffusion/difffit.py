@@ -7,7 +7,7 @@ what can have changed: of the class table, the rows of the pseudo-labels and the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,20 +53,24 @@ def table_rows(label_map: Mapping[int, int], null_row: int) -> list[int]:
 
 @torch.no_grad()
 def initialize_rows(
-    model: DiT, label_map: Mapping[int, int], init: ClassRowInit, nearest: Mapping[int, Sequence[int]] | None = None
+    model: DiT, label_map: Mapping[int, int], init: ClassRowInit, nearest: Mapping[int, Mapping[int, float]] | None = None
 ) -> None:
     """Initialize the pseudo-labels' rows of the class table.
 
     Args:
-        init: ``imagenet_rows`` leaves them unchanged; ``null`` copies the null row; ``clip_nearest`` takes the mean of the
-            rows that ``nearest`` names for each pseudo-label.
+        init: ``imagenet_rows`` leaves them unchanged; ``null`` copies the null row; ``clip_nearest`` and
+            ``nearest_classes`` take a mean of the rows that ``nearest`` names for each pseudo-label; so does ``auto`` if
+            ``nearest`` is given, and else copies the null row.
+        nearest: pseudo-label -> row -> weight, of sum 1.
 
     Raises:
-        InputError: ``clip_nearest`` without the nearest classes of a pseudo-label.
+        InputError: ``clip_nearest`` or ``nearest_classes`` without the nearest classes of a pseudo-label.
     """
     table = model.y_embedder.embedding_table.weight
     if init == "imagenet_rows":
         return
+    if init == "auto" and nearest is None:
+        init = "null"
     before = table.clone()  # a row that is overwritten here may be averaged for another label
     for label, row in label_map.items():
         if init == "null":
@@ -78,7 +82,8 @@ def initialize_rows(
                 fix="give the class_rows artifact of these clusters, or set finetune.class_row_init=null",
             )
         else:
-            table[row] = before[list(nearest[label])].mean(0)
+            weights = table.new_tensor(list(nearest[label].values()))
+            table[row] = (weights[:, None] * before[list(nearest[label])]).sum(0)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,7 @@ def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> P
         InputError: ``out`` is not empty, a label has no row, or the format cannot represent the model.
         StorageError: ``out`` cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("the folder is not empty", where=out, fix="name a new folder with --out")
+    require_new_folder(out)
     _check_labels(label_map, model.null_row)
     partial = out.with_name(f".{out.name}.ddsr-partial")
     write = {"original": write_original, "diffusers": write_pipeline}[kind]
@@ -72,6 +71,15 @@ def export(model: Base, label_map: dict[int, int], out: Path, kind: Format) -> P
             out.rmdir()
         os.rename(partial, out)
     return out
+
+
+def require_new_folder(out: Path) -> None:
+    """
+    Raises:
+        InputError: ``out`` is a file or a folder that is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("the folder is not empty", where=out, fix="name a new folder with --out")
 
 
 def _check_labels(label_map: dict[int, int], null_row: int) -> None:

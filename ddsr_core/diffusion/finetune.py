@@ -16,20 +16,23 @@ from pathlib import Path
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.codec import load_codec
-from ddsr_core.diffusion.config import FinetuneConfig
+from ddsr_core.diffusion.config import ClassRowInit, FinetuneConfig
 from ddsr_core.diffusion.difffit import Adapter, extract, save_adapter, table_rows
-from ddsr_core.diffusion.distributed import ProcessGroup, SingleProcess, run_together
 from ddsr_core.diffusion.finetune_loss import TERMS
 from ddsr_core.diffusion.finetune_samples import measure_texture, write_sheet
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.from_adapter import load_for_labels
 from ddsr_core.diffusion.training_set import TrainingSet, load_training_set
+from ddsr_core.distributed import ProcessGroup, SingleProcess, run_together
 from ddsr_core.errors import InputError, TrainingError
+from ddsr_core.reporters import Reporter, named
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 #: Steps that the losses in the summary are averaged over.
 LAST_STEPS = 100
+#: Points of a reported curve.
+CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def run(
     Args:
         vae: VAE that replaces the base model's own.
         decoder: VAE that L_SR decodes with, such as TAESD; by default the base model's.
-        rows: `class_rows` artifact, for ``class_row_init="clip_nearest"``.
+        rows: `class_rows` artifact, for rows that start at the nearest classes of the base model.
         from_adapter: `finetune` artifact to continue from, with ``from_clusters``, the clusters that it was made with.
 
     Raises:
@@ -102,7 +105,7 @@ def finetune_in_process(group: ProcessGroup, runtime: Runtime, *, config: Finetu
         trainer.continue_from(earlier)
     train(trainer, data, out, runtime)
     if group.rank == 0:
-        write_outputs(trainer, len(data), out)
+        write_outputs(trainer, len(data), out, rows_given=inputs.rows is not None)
 
 
 def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runtime) -> None:
@@ -112,10 +115,14 @@ def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runti
     writes_sheets = writes and config.sample_every is not None
     if trainer.step == 0 and writes_sheets:
         write_sheet(trainer, out)
-    with runtime.progress("Fine-tuning", total=steps, unit="steps", done=trainer.step) as bar:
+    with (
+        runtime.progress("Fine-tuning", total=steps, unit="steps", done=trainer.step) as bar,
+        runtime.reporter("finetune", config.model_dump(mode="json")) as reporter,
+    ):
         while trainer.step < steps:
             if texture_is_due(trainer):
                 trainer.adapt_lsr(*measure_texture(trainer, data))
+                reporter.scalars(named("texture", trainer.texture[-1]), trainer.step)
             try:
                 row = trainer.advance(data)
             except TrainingError:
@@ -123,13 +130,26 @@ def train(trainer: FinetuneTrainer, data: TrainingSet, out: Path, runtime: Runti
                     trainer.save(checkpoint)  # the state before the bad step
                 raise
             trainer.curve.append({"step": trainer.step, **row})
+            report(trainer, steps, reporter)
             if writes_sheets and (trainer.step % (config.sample_every or 1) == 0 or trainer.step == steps):
-                write_sheet(trainer, out)
+                reporter.picture("samples", write_sheet(trainer, out), trainer.step)
             if writes and trainer.step % config.checkpoint_every == 0:
                 trainer.save(checkpoint)
             if trainer.step % 10 == 0:
                 bar.note(" ".join(f"{name} {row[name]:.3f}" for name in ("simple", "r", "d", "sr")))
             bar.advance()
+
+
+def report(trainer: FinetuneTrainer, steps: int, reporter: Reporter) -> None:
+    """Report the mean of each term over the last steps, `CURVE_POINTS` times in all, and gradient norms if measured."""
+    every = max(1, steps // CURVE_POINTS)
+    row = trainer.curve[-1]
+    reporter.scalars(
+        {name.replace("grad_", "gradients/"): row[name] for name in row if name.startswith("grad_")}, trainer.step
+    )
+    if trainer.step % every == 0 or trainer.step == steps:
+        means = _mean_of_last(trainer.curve, (trainer.step - 1) % every + 1)
+        reporter.scalars({**named("train", means), "train/learning_rate": trainer.config.learning_rate}, trainer.step)
 
 
 def texture_is_due(trainer: FinetuneTrainer) -> bool:
@@ -153,10 +173,19 @@ def require_fit(model: Base, data: TrainingSet) -> None:
         )
 
 
-def read_rows(folder: Path) -> dict[int, list[int]]:
-    """Pseudo-label -> rows of the class table to start from, of a `class_rows` artifact."""
-    rows = json.loads((folder / "rows.json").read_text())["rows"]
-    return {int(label): [int(row) for row in nearest] for label, nearest in rows.items()}
+def resolved_init(init: ClassRowInit, rows_given: bool) -> ClassRowInit:
+    """What ``auto`` stands for: the nearest classes if the base model has class centers, and so a `class_rows` artifact."""
+    if init != "auto":
+        return init
+    return "nearest_classes" if rows_given else "null"
+
+
+def read_rows(folder: Path) -> dict[int, dict[int, float]]:
+    """Pseudo-label -> row of the class table to start from -> its weight, of a `class_rows` artifact."""
+    found = json.loads((folder / "rows.json").read_text())
+    return {
+        int(label): dict(zip(map(int, rows), found["weights"][label], strict=True)) for label, rows in found["rows"].items()
+    }
 
 
 def map_labels(clusters: Path, base: Base) -> dict[int, int]:
@@ -175,8 +204,12 @@ def map_labels(clusters: Path, base: Base) -> dict[int, int]:
     return {label: label for label in range(k)}
 
 
-def write_outputs(trainer: FinetuneTrainer, patches: int, out: Path) -> None:
-    """The adapter, its average, curves and summary of a finished run."""
+def write_outputs(trainer: FinetuneTrainer, patches: int, out: Path, *, rows_given: bool) -> None:
+    """The adapter, its average, curves and summary of a finished run.
+
+    Args:
+        rows_given: whether it had a `class_rows` artifact.
+    """
     config, base = trainer.config, trainer.base
     rows = table_rows(trainer.label_map, base.null_row)
     raw = Adapter(extract(trainer.trainable, rows), trainer.label_map, base.digest, config.gamma_blocks)
@@ -187,6 +220,8 @@ def write_outputs(trainer: FinetuneTrainer, patches: int, out: Path) -> None:
     summary = {
         "steps": trainer.step,
         "patches": patches,
+        "epochs": round(trainer.step * config.batch_size / patches, 3),
+        "class_row_init": resolved_init(config.class_row_init, rows_given),
         "numbers": sum(tensor.numel() for tensor in raw.tensors.values()),
         "base": base.info.name,
         "license": base.info.license,
@@ -220,4 +255,12 @@ def _mean_of_last(curve: list[dict[str, float]], count: int) -> Mapping[str, flo
     return {name: round(sum(row[name] for row in rows) / len(rows), 5) for name in TERMS} if rows else {}
 
 
-STAGE = Stage("finetune", version=2, run=run, config=FinetuneConfig, section="II-B", on_gpu=True)
+STAGE = Stage(
+    "finetune",
+    version=3,
+    run=run,
+    config=FinetuneConfig,
+    section="II-B",
+    on_gpu=True,
+    words="fine-tuned adapter, {steps:,} steps",
+)

@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from ddsr_core.diffusion.base import Base
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.config import FinetuneConfig
-from ddsr_core.diffusion.distributed import ProcessGroup
 from ddsr_core.diffusion.gaussian import Schedule, predict_x0, q_sample, simple_and_vb
 from ddsr_core.diffusion.lsr import crop, decoded_psnr_bic, lsr_loss
 from ddsr_core.diffusion.minimax import Memories, minimax_losses
 from ddsr_core.diffusion.training_set import Part
+from ddsr_core.distributed import ProcessGroup
 
 TERMS = ("simple", "vb", "r", "d", "sr")
 
@@ -84,8 +84,8 @@ class FinetuneLoss:
         if config.lsr_crop_px is not None and config.lsr_mode != "off":
             x0_hat, x0 = (crop(latents, part.on_host.corner, config.lsr_crop_px) for latents in (x0_hat, x0))
         if config.lsr_mode == "target" and config.lsr_reference == "decoded":
-            reference = decoded_psnr_bic(x0, t, self.decode, config.lsr_last_step)
-        limits = config.lsr_margin_db, config.lsr_last_step
+            reference = decoded_psnr_bic(x0, t, self.decode, config.lsr_last_step, config.scale)
+        limits = config.lsr_margin_db, config.lsr_last_step, config.scale
         return lsr_loss(config.lsr_mode, x0_hat, reference, t, self.schedule, self.decode, *limits)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -58,13 +58,15 @@ def measure_texture(trainer: FinetuneTrainer, data: TrainingSet) -> tuple[float,
         images = sample_images(trainer, [trainer.label_map[label] for label in labels for _ in range(per_label)])
     real = torch.from_numpy(data.latents.psnr_bic)
     of_labels = torch.stack([real[data.labels == label].mean() for label in labels if (data.labels == label).any()])
-    return float(psnr_bic(images).mean()), float(of_labels.mean())
+    return float(psnr_bic(images, scale=trainer.config.scale).mean()), float(of_labels.mean())
 
 
-def write_sheet(trainer: FinetuneTrainer, out: Path) -> None:
+def write_sheet(trainer: FinetuneTrainer, out: Path) -> Path:
     """``samples/step-000100.png``: one row per pseudo-label, sampled by the averaged adapter from the same noise."""
+    path = out / "samples" / f"step-{trainer.step:06d}.png"
     with trainer.averaged():
-        save_png(out / "samples" / f"step-{trainer.step:06d}.png", sample_sheet(trainer))
+        save_png(path, sample_sheet(trainer))
+    return path
 
 
 def sample_sheet(trainer: FinetuneTrainer) -> np.ndarray:

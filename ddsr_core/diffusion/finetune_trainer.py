@@ -16,12 +16,12 @@ from ddsr_core.diffusion.base import Base
 from ddsr_core.diffusion.codec import Codec
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import Adapter, initialize_rows, unfreeze
-from ddsr_core.diffusion.distributed import ProcessGroup, SingleProcess
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.diffusion.finetune_loss import TERMS, FinetuneLoss, gradients, total
 from ddsr_core.diffusion.memory import choose_checkpointing, free_memory
 from ddsr_core.diffusion.minimax import Memories
 from ddsr_core.diffusion.training_set import Batch, Part, TrainingSet, draw_batch, parts_of
+from ddsr_core.distributed import ProcessGroup, SingleProcess
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.storage.files import write_atomically
 
@@ -61,7 +61,7 @@ class FinetuneTrainer:
         label_map: dict[int, int],
         *,
         decoder: Codec | None = None,
-        rows: Mapping[int, list[int]] | None = None,
+        rows: Mapping[int, Mapping[int, float]] | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
         self.base, self.config, self.label_map, self.group = base, config, label_map, group or SingleProcess()

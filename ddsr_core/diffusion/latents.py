@@ -26,6 +26,7 @@ from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import decode_rgb
 from ddsr_core.imaging.image_sets import read_image_parquet
 from ddsr_core.imaging.images import to_float, to_signed
+from ddsr_core.imaging.kernel import SCALE
 from ddsr_core.storage.files import TEMPORARY, allocate, write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
@@ -88,7 +89,7 @@ def run(
         model = load_base(str(base), runtime.device, vae)
         with runtime.progress("Encoding patches", total=total, unit="patches", done=journal.done) as bar:
             for names, images in batches_of_patches(patches, model.image_px, config.batch_size, start=journal.done):
-                mean, log_variance, psnr = encode_both(model, images, runtime.device)
+                mean, log_variance, psnr = encode_both(model, images, runtime.device, config.scale)
                 _put(resume / MEAN, mean, journal.done, total)
                 if log_variance is not None:
                     _put(resume / LOG_VARIANCE, log_variance, journal.done, total)
@@ -105,7 +106,9 @@ def run(
 
 
 @torch.inference_mode()
-def encode_both(model: Base, images: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
+def encode_both(
+    model: Base, images: np.ndarray, device: str, scale: int = SCALE
+) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
     """Encode ``uint8 (B, H, W, 3)`` and their mirror images.
 
     Returns:
@@ -117,7 +120,7 @@ def encode_both(model: Base, images: np.ndarray, device: str) -> tuple[np.ndarra
     log_variance = None
     if plain[1] is not None and mirrored[1] is not None:
         log_variance = _as_half(plain[1], mirrored[1])
-    return mean, log_variance, psnr_bic(x).cpu().tolist()
+    return mean, log_variance, psnr_bic(x, scale=scale).cpu().tolist()
 
 
 def _as_half(plain: Tensor, mirrored: Tensor) -> np.ndarray:
@@ -215,4 +218,6 @@ def batches_of_patches(
         yield names, np.stack(images)
 
 
-STAGE = Stage("latents", version=1, run=run, config=LatentsConfig, section="II-B", on_gpu=True)
+STAGE = Stage(
+    "latents", version=1, run=run, config=LatentsConfig, section="II-B", on_gpu=True, words="latents of {patches:,} patches"
+)

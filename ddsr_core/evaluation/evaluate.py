@@ -80,7 +80,15 @@ def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out:
     return StageResult({**counts, "skipped": len(summary["skipped"])}, inputs={"test": tests.digest, **weights_digest})
 
 
-STAGE = Stage("evaluate", version=3, run=run, config=EvaluateConfig, section="III", on_gpu=True)
+STAGE = Stage(
+    "evaluate",
+    version=3,
+    run=run,
+    config=EvaluateConfig,
+    section="III",
+    on_gpu=True,
+    words="{network} on {images:,} test photos",
+)
 
 
 def evaluate_network(

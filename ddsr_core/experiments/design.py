@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ddsr_core.baselines.names import RESTORED_MEANING, TRAINING_SETS, TrainingSetName
+from ddsr_core.baselines.names import RESTORED_CROPS, RESTORED_MEANING, TRAINING_SETS, TrainingSetName
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.pipeline.config import PipelineConfig, merge
 from ddsr_core.sr.config import TrainSRConfig
@@ -28,6 +28,10 @@ STATISTICS = (
     ("psnr_bic_mean", "PSNR_bic of the images, dB", 2),
     ("psnr_bic_real_mean", "PSNR_bic of the accepted patches, dB", 2),
     ("max_cosine_to_train", "max cosine to a patch", 3),
+    ("own_cluster_share", "own-cluster share, as sampled", 2),
+    ("precision", "precision, as sampled", 2),
+    ("recall", "recall, as sampled", 2),
+    ("psnr_bic_distance_db", "distance in PSNR_bic, as sampled, dB", 2),
 )
 
 
@@ -107,11 +111,12 @@ ABLATION = (
 
 
 def baseline(kind: TrainingSetName, images: int | None = None) -> Variant:
-    """A training set that distilled sets are compared with."""
-    return Variant(kind, TRAINING_SETS[kind].meaning, source=kind, images=images)
+    """A training set that distilled sets are compared with. In restored crops, all detail is restored."""
+    changes = {"sample": {"detail_restoration": 1.0}} if kind in RESTORED_CROPS else {}
+    return Variant(TRAINING_SETS[kind].label, TRAINING_SETS[kind].meaning, changes, kind, images)
 
 
-BASELINES = tuple(baseline(kind) for kind in ("random", "threshold", "full"))
+BASELINES = tuple(baseline(kind) for kind in ("random", "threshold", *RESTORED_CROPS, "full"))
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Design:
         metrics: shown in its tables and plots.
         title: above the tables.
         notes: below the tables.
-        with_paper: whether the paper's figures are comparable and are printed under ours.
+        paper_rows: names of training sets under which the paper's figures are printed, because they were made alike.
     """
 
     name: str
@@ -138,7 +143,7 @@ class Design:
     metrics: tuple[MetricName, ...] = ("psnr_y", "ssim_y", "lpips")
     title: str = ""
     notes: tuple[str, ...] = ()
-    with_paper: bool = False
+    paper_rows: frozenset[str] = frozenset()
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -163,6 +168,8 @@ class Cell:
         statistics: of its training images, such as ``psnr_bic_mean``; empty for training sets that have none.
         images: size of its training set; None for all photos or all accepted patches.
         iterations: of its training.
+        costs: seconds of the builds of set and network, such as ``finetune_s``, and of CPU, such as ``finetune_cpu_s``
+            (`ddsr_core.experiments.costs`).
     """
 
     variant: str
@@ -172,6 +179,7 @@ class Cell:
     statistics: Mapping[str, float] = field(default_factory=dict)
     images: int | None = None
     iterations: int | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -261,15 +269,17 @@ def markdown_row(values: Iterable[str]) -> str:
 
 
 def as_csv(cells: Iterable[Cell]) -> str:
-    """One row per cell, with every metric and statistic as it was measured."""
+    """One row per cell, with every metric, statistic and cost as it was measured."""
     cells = list(cells)
     names = sorted({name for cell in cells for name in cell.metrics})
     statistics = sorted({name for cell in cells for name in cell.statistics})
+    costs = sorted({name for cell in cells for name in cell.costs})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["variant", "network", "images", "iterations", "seed", *names, *statistics])
+    writer.writerow(["variant", "network", "images", "iterations", "seed", *names, *statistics, *costs])
     for cell in cells:
         values = [cell.metrics.get(name, "") for name in names] + [cell.statistics.get(name, "") for name in statistics]
+        values += [cell.costs.get(name, "") for name in costs]
         writer.writerow([cell.variant, cell.network, cell.images, cell.iterations, cell.seed, *values])
     return buffer.getvalue()
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ddsr_core.baselines.names import RESTORED_LABEL
+from ddsr_core.baselines.names import RESTORED_CROPS, RESTORED_LABEL, TRAINING_SETS
 from ddsr_core.experiments.design import Cell, Design, Spread, legend, markdown_row, seeds_note
 from ddsr_core.experiments.paper_tables import NEAR_COPIES, paper_cells
 from ddsr_core.metrics.spec import METRICS, Metric
 
 #: Rows of differences: the first minus the second, seed by seed.
-PAIRS = tuple(
-    (ours, other) for ours in (RESTORED_LABEL, "distilled", NEAR_COPIES) for other in ("threshold", "random", "gsdd")
+PAIRS = (
+    *((RESTORED_LABEL, TRAINING_SETS[kind].label) for kind in RESTORED_CROPS),
+    *((ours, other) for ours in (RESTORED_LABEL, "distilled", NEAR_COPIES) for other in ("threshold", "random", "gsdd")),
 )
 #: Heading of the column of the full data.
 WHOLE_COLUMN = "all"
@@ -82,7 +83,8 @@ def _table(rows: Sequence[Row], bicubic: float, design: Design, network: str, me
     lines = [markdown_row(header), markdown_row(["---"] * len(header))]
     for row in rows:
         lines.append(markdown_row([row.variant, *(_text(row.spread(column), metric) for column in columns)]))
-        published = paper_cells(design.name, network, row.variant, metric.name) if design.with_paper else {}
+        shown = row.variant in design.paper_rows
+        published = paper_cells(design.name, network, row.variant, metric.name) if shown else {}
         if published and any(column in published for column in columns):
             lines.append(markdown_row(["*paper*", *(_published(published.get(column), metric) for column in columns)]))
     by_name = {row.variant: row for row in rows}

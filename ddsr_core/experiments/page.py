@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import PackageLoader
 
 from ddsr_core.baselines.names import RESTORED_LABEL
+from ddsr_core.experiments.costs import COSTS_NOTE, cost_tables
 from ddsr_core.experiments.design import REFERENCE, Cell, Design, seeds_note
 from ddsr_core.experiments.markdown import WHOLE_COLUMN, Row, columns_of, rows_of
 from ddsr_core.imaging.decode import read_rgb
@@ -106,6 +107,8 @@ def experiment_page(
         networks=[_section(cells, bicubic, design, name) for name in dict.fromkeys(cell.network for cell in cells)],
         sheets=[(name, thumbnail_uri(read_rgb(path), SHEET_PX)) for name, path in sheets.items()],
         note=seeds_note(cells),
+        cost_tables=cost_tables(cells),
+        costs_note=COSTS_NOTE,
         meanings={variant.name: variant.meaning.replace("`", "") for variant in design.variants},
         notes=design.notes,
     )

@@ -7,14 +7,22 @@ images of the paper; protocol ``mini`` has the same tables with small networks a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS, WHOLE, TrainingSetName
+from ddsr_core.baselines.names import (
+    RESTORED_CROPS,
+    RESTORED_LABEL,
+    RESTORED_MEANING,
+    TRAINING_SETS,
+    WHOLE,
+    TrainingSetName,
+)
 from ddsr_core.errors import ConfigError
 from ddsr_core.experiments.design import ABLATION_DESIGN, Design, Network, Variant, baseline
 from ddsr_core.experiments.names import EXPERIMENTS, ExperimentName, ProtocolName
 from ddsr_core.metrics.spec import MetricName
-from ddsr_core.pipeline.config import merge
+from ddsr_core.pipeline.config import PipelineConfig, load_config, merge
 
 #: Numbers of training images; Table III has only the larger ones.
 COUNTS: Mapping[ProtocolName, tuple[int, ...]] = {"mini": (7, 70), "paper": (7, 35, 70, 140, 280, 420)}
@@ -69,24 +77,38 @@ _REALSR: Mapping[ProtocolName, Network] = {
 }
 
 
-def design_of(name: ExperimentName, protocol: ProtocolName) -> Design:
+def design_of(name: ExperimentName, protocol: ProtocolName, config: PipelineConfig | None = None) -> Design:
     """The design of an experiment under a protocol.
+
+    Args:
+        config: of the run. It decides under which rows the paper's figures are printed (`paper_rows`); None: under none.
 
     Raises:
         ConfigError: unknown experiment.
     """
+    rows = paper_rows(config, protocol) if config else frozenset()
+    design = _design_of(name, protocol)
+    if name not in NOTES or protocol != "paper":
+        return design
+    left_out = () if "distilled" in rows else (OTHER_METHOD_NOTE,)
+    return replace(design, paper_rows=rows, notes=(*design.notes, *left_out))
+
+
+def _design_of(name: ExperimentName, protocol: ProtocolName) -> Design:
     gan: tuple[MetricName, ...] = ("ssim_y", "lpips", "psnr_y")
     match name:
         case "ablation":
             return ABLATION_DESIGN
         case "table1":
             networks = (_REALSR[protocol], _REAL_ESRGAN[protocol])
-            return _grid(name, protocol, ("gsdd", "full"), networks, gan)
+            return _grid(name, protocol, ("gsdd", *RESTORED_CROPS, "full"), networks, gan)
         case "table2":
             metrics: tuple[MetricName, ...] = ("psnr_y", "psnr_rgb", "ssim_y", "lpips")
-            return _grid(name, protocol, ("threshold", "random", *WHOLE), _PSNR_NETWORKS[protocol], metrics)
+            return _grid(name, protocol, ("threshold", "random", *RESTORED_CROPS, *WHOLE), _PSNR_NETWORKS[protocol], metrics)
         case "table3":
-            return _grid(name, protocol, ("random", "threshold", *WHOLE), (_REAL_ESRGAN[protocol],), gan, COUNTS_3)
+            return _grid(
+                name, protocol, ("random", "threshold", *RESTORED_CROPS, *WHOLE), (_REAL_ESRGAN[protocol],), gan, COUNTS_3
+            )
         case "budget":
             return _budget(protocol)
         case "sources":
@@ -121,7 +143,6 @@ def _grid(
         metrics,
         EXPERIMENTS[name],
         NOTES[name] if protocol == "paper" else (MINI_NOTE,),
-        with_paper=protocol == "paper",
     )
 
 
@@ -131,7 +152,7 @@ def _budget(protocol: ProtocolName) -> Design:
     return Design(
         "budget",
         _distilled(protocol),
-        tuple(baseline(source) for source in ("threshold", "random", *WHOLE)),
+        tuple(baseline(source) for source in ("threshold", "random", *RESTORED_CROPS, *WHOLE)),
         tuple(Network(first.name, first.arch, {"iterations": count}) for count in BUDGETS[protocol]),
         "iterations",
         title=_titled("budget"),
@@ -142,7 +163,16 @@ def _budget(protocol: ProtocolName) -> Design:
 def _sources(protocol: ProtocolName) -> Design:
     """Every training set at one number of images."""
     untuned = {"finetune": {"steps": 0, "epochs": None}, "sample": {"detail_restoration": 0.0}}
-    kinds: tuple[TrainingSetName, ...] = ("random", "threshold", "k-center", "hdc", "loss-ranked", "gsdd", *WHOLE)
+    kinds: tuple[TrainingSetName, ...] = (
+        "random",
+        "threshold",
+        *RESTORED_CROPS,
+        "k-center",
+        "hdc",
+        "loss-ranked",
+        "gsdd",
+        *WHOLE,
+    )
     return Design(
         "sources",
         (
@@ -190,7 +220,7 @@ def _shares(protocol: ProtocolName) -> Design:
             )
             for share in SHARES
         ),
-        tuple(baseline(source) for source in ("random", "threshold")),
+        tuple(baseline(source) for source in ("random", "threshold", *RESTORED_CROPS)),
         (*_PSNR_NETWORKS[protocol], _REAL_ESRGAN[protocol]),
         title=_titled("shares"),
     )
@@ -201,14 +231,52 @@ def _titled(name: ExperimentName) -> str:
     return meaning[0].upper() + meaning[1:]
 
 
+#: Presets that do what the paper, or the authors' code, does.
+PAPER_PRESETS = ("paper", "released")
+#: Sections of a config that make up the method. Base and embeddings may be named by a local path, so their names are not
+#: compared.
+_METHOD = ("patches", "clusters", "finetune", "sample")
+#: Fields of these that change the random numbers, the size of the set, or how it is computed, but not the method.
+_NOT_METHOD = {
+    "seed", "count", "batch_size", "accumulate", "processes", "checkpointing", "compile", "norm_every", "checkpoint_every",
+    "sample_every", "decode_tile_px", "precision",
+}  # fmt: skip
+
+
+def paper_rows(config: PipelineConfig, protocol: ProtocolName) -> frozenset[str]:
+    """The training sets under which the paper's figures belong: none under ``mini``, which has other networks and images.
+
+    Under ``paper``, those of random crops, of all photos and of GSDD, which do not depend on the preset; those of the
+    distilled set and of threshold crops only if the config does what one of `PAPER_PRESETS` does.
+    """
+    if protocol != "paper":
+        return frozenset()
+    alike = any(_method(config) == _method(load_config(preset, protocol=protocol)) for preset in PAPER_PRESETS)
+    return frozenset({"random", "full", "gsdd"} | ({"distilled", "threshold"} if alike else set()))
+
+
+def _method(config: PipelineConfig) -> dict[str, Any]:
+    sections = config.model_dump(mode="json", include=set(_METHOD))
+    method = {
+        name: {key: value for key, value in section.items() if key not in _NOT_METHOD} for name, section in sections.items()
+    }
+    method["finetune"]["batch_size"] = config.finetune.batch_size
+    return method
+
+
+OTHER_METHOD_NOTE = (
+    "The paper's figures for `distilled` and `threshold` are left out: they belong to the presets `paper` and `released`, "
+    "and this configuration does something else."
+)
 MINI_NOTE = (
     "The paper's figures are left out: it trains full-size networks on 512-px images of OST and tests on OST300, so only "
     "the order of the rows can be compared."
 )
 NOTES: Mapping[str, tuple[str, ...]] = {
     "table1": (
-        "*paper*: the paper does not give the number of iterations. Its `full` (SSIM .83, LPIPS .09 to .11) cannot follow "
-        "the protocol of its other tables, where networks trained on L1 reach SSIM .73 to .75; it is probably that of GSDD.",
+        "*paper*: the paper does not give the number of iterations. It has copied the rows of GSDD and `full` from GSDD's "
+        "own table, whose classes are labels, not clusters. Its `full` (SSIM .83, LPIPS .09 to .11) cannot follow the "
+        "protocol of its other tables, where networks trained on L1 reach SSIM .73 to .75.",
     ),
     "table2": (
         "*paper*: the rows of EDSR and RCAN fit PSNR on RGB, those of SRFormer and HiT-SR fit PSNR on Y (the two are 1.32 "

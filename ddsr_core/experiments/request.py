@@ -56,7 +56,8 @@ def run_experiment(request: ExperimentRequest, store: Store, backend: Backend) -
         What was measured, as plain data, and its tables as Markdown.
     """
     with open_run(request, store, backend) as run:
-        measured = measure(design_of(request.experiment, request.protocol), run, request.seeds, request.command)
+        design = design_of(request.experiment, request.protocol, run.stages.config)
+        measured = measure(design, run, request.seeds, request.command)
         return {**finish(run, measured), "run": run.name}, measured.markdown()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsr_core.baselines.names import WHOLE
+from ddsr_core.experiments.costs import cost_of_training, costs_markdown, costs_of_set
 from ddsr_core.experiments.design import Cell, Design, Network, Variant, as_csv, as_json, as_markdown
 from ddsr_core.experiments.markdown import tables_markdown
 from ddsr_core.experiments.page import experiment_page
@@ -31,7 +32,10 @@ from ddsr_core.storage.stage import Artifact, Source, StageInput
 
 #: Images on a contact sheet, at most: as many as a set of the mini protocol has.
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_PX = 70, 10, 64
-STATISTICS = ("psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
+STATISTICS = (
+    "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage", "own_cluster_share", "precision", "recall",
+    "psnr_bic_distance_db",
+)  # fmt: skip
 
 
 @dataclass
@@ -65,9 +69,9 @@ class Experiment:
                 write_atomically(self.folder / f"{self.design.name}-{metric}.svg", plot)
 
     def markdown(self) -> str:
-        if self.design.columns:
-            return tables_markdown(self.cells, self.bicubic, self.design, self.about)
-        return as_markdown(self.cells, self.bicubic, self.design, self.about)
+        write = tables_markdown if self.design.columns else as_markdown
+        text = write(self.cells, self.bicubic, self.design, self.about)
+        return "\n".join([text, *costs_markdown(self.cells)]).rstrip() + "\n"
 
     def json(self) -> str:
         return as_json(self.cells, self.bicubic, self.about)
@@ -75,12 +79,13 @@ class Experiment:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The images that the networks of a variant are trained on, and their statistics."""
+    """The images that the networks of a variant are trained on, their statistics, and what they cost."""
 
     variant: Variant
     data: StageInput
     images: int | None
     statistics: dict[str, float]
+    costs: dict[str, float]
 
 
 def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
@@ -97,10 +102,10 @@ def measure(design: Design, run: Run, seeds: int, command: str) -> Experiment:
     total = len(design.variants) * len(design.networks_of(config)) * seeds
     experiment = Experiment(design, folder, describe(design, config, seeds, command, run.left_out), total, bicubic)
     for job, (trained_on, network) in prefetched(stages, jobs_of(design, run, tests, seeds)):
-        _, measured = network_of(stages, job, trained_on.data, tests)
+        trained, measured = network_of(stages, job, trained_on.data, tests)
         done = Cell(
             trained_on.variant.name, network.name, job.recipe.seed, metrics_of(measured), trained_on.statistics,
-            trained_on.images, job.recipe.iterations,
+            trained_on.images, job.recipe.iterations, {**trained_on.costs, **cost_of_training(trained)},
         )  # fmt: skip
         experiment.add(done)
         stages.log(f"cell {len(experiment.cells)} of {total}: {job.label}: {done.metrics['psnr_y']:.3f} dB")
@@ -125,13 +130,17 @@ def training_sets(stages: Stages, design: Design, photos: Source, seed: int) -> 
     """Every training set of one seed."""
     for variant in design.distilled:
         seeded = variant.config(stages.config, seed)
+        before = len(stages.runs)
         distilled = distill(stages.with_config(seeded), photos)
-        yield TrainingSet(variant, distilled.images, seeded.sample.count, statistics_of(distilled.images))
+        costs = costs_of_set(stages.runs[before:])
+        yield TrainingSet(variant, distilled.images, seeded.sample.count, statistics_of(distilled.images), costs)
     for variant in design.baselines:
         seeded = variant.config(stages.config, seed)
+        before = len(stages.runs)
         data = training_set(stages.with_config(seeded), variant.source, distilled)
+        costs = costs_of_set(stages.runs[before:])
         images = None if variant.source in WHOLE else seeded.sample.count
-        yield TrainingSet(variant, data, images, statistics_of(data) if isinstance(data, Artifact) else {})
+        yield TrainingSet(variant, data, images, statistics_of(data) if isinstance(data, Artifact) else {}, costs)
 
 
 def sheet_name(trained_on: TrainingSet) -> str:

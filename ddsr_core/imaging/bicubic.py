@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.imaging.kernel import SCALE, Kernel
 
-SCALE = 4
 #: LR pixels inside a crop whose value depends on pixels outside it (the kernel's support is 4 LR pixels).
 LR_MARGIN_PX = 2
 
@@ -72,6 +71,12 @@ def _mirrored(size: int, margin: int, device: torch.device) -> Tensor:
     return torch.where(index < size, index, 2 * size - 1 - index)
 
 
+def crop_to_multiple(x: Tensor, scale: int) -> Tensor:
+    """Crop ``(B, C, H, W)`` at the bottom and right so that both sides are multiples of ``scale``."""
+    height, width = (side - side % scale for side in x.shape[-2:])
+    return x[..., :height, :width]
+
+
 def make_lr(hr: Tensor, scale: int = SCALE) -> Tensor:
     """LR images as SR benchmarks define them: ``matlab`` kernel, rounded to 8 bits.
 
@@ -103,13 +108,13 @@ def psnr_bic(x: Tensor, kernel: Kernel = "matlab", scale: int = SCALE) -> Tensor
     Low values mean much texture. Differentiable.
 
     Args:
-        x: ``float (B, 3, H, W)`` in [0, 1]; sides are multiples of ``scale``.
+        x: ``float (B, 3, H, W)`` in [0, 1], cropped at the bottom and right to multiples of ``scale``.
         kernel: of both resamplings.
         scale: factor of both resamplings, 4 in the paper.
 
     Returns:
         ``(B,)`` in dB, at most 120.
     """
-    luma = gray(x)
+    luma = crop_to_multiple(gray(x), scale)
     error = (luma - upsample(downsample(luma, scale, kernel), scale, kernel)).square().mean((1, 2, 3))
     return -10 * torch.log10(error + 1e-12)

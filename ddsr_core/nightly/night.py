@@ -238,7 +238,7 @@ def settings_of(night: Night, files: ModelFiles | None = None) -> str:
     weights = (files or ModelFiles()).all_of(night.config)
     versions = {stage.name: stage.version for stage in STAGES.values() if stage.section in DISTILLING}
     digests = {name: source.digest for name, source in weights.items()}
-    return digest_of([night.config.model_dump(mode="json"), night.warm_steps, night.metric, versions, digests])
+    return digest_of([night.config.canonical(), night.warm_steps, night.metric, versions, digests])
 
 
 def warm_start(

@@ -7,18 +7,19 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import tomli_w
 import yaml
 from pydantic import BaseModel, Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ddsr_core.baselines.config import GSDDConfig
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.names import RESTORED_CROPS, TrainingSetName
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.config import ClassRowsConfig, FinetuneConfig, LatentsConfig
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.imaging.kernel import SCALE, Scale
 from ddsr_core.pseudo_labels.config import ClustersConfig, EmbeddingsConfig, PatchesConfig
 from ddsr_core.pseudo_labels.names import EMBEDDERS, text_embedders
 from ddsr_core.sampling.config import SampleConfig
@@ -32,6 +33,23 @@ PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"
 Preset = Literal["demo", "released", "paper", "best"]
 
 
+#: Stages whose field `scale` is that of the pipeline; `sr.train` is another one.
+SCALED_STAGES = ("patches", "latents", "finetune", "sample", "teacher", "gsdd", "gsdd_generator", "evaluate")
+S = TypeVar("S", bound=StageConfig)
+
+
+def _with_scale(config: S, scale: int, name: str) -> S:
+    """The config of a stage with the scale of the pipeline.
+
+    Raises:
+        ValueError: it has been set to another one.
+    """
+    own = getattr(config, "scale")  # noqa: B009 (not every stage has one)
+    if own != scale and "scale" in config.model_fields_set:
+        raise ValueError(f"{name}.scale is {own}, but scale is {scale}: set scale alone, the stages follow it")
+    return config if own == scale else config.model_copy(update={"scale": scale})
+
+
 class SRConfig(StageConfig):
     """Which SR networks are trained, on which data, by which recipe. All training sets get the same number of iterations."""
 
@@ -39,7 +57,9 @@ class SRConfig(StageConfig):
         ("edsr", "srformer-light"), description="Networks to train. Leave it empty to stop after sampling."
     )
     training_sets: tuple[TrainingSetName, ...] = Field(
-        ("distilled", "random", "threshold", "full"), description="Training sets that each network is trained on."
+        ("distilled", "random", "threshold", "full"),
+        description="Training sets that each network is trained on. If detail is restored in the distilled images, crops "
+        "with restored detail are added to a comparison.",
     )
     seeds: tuple[int, ...] = Field(
         (42,), min_length=1, description="Seeds; each network is trained once per seed. Conclusions need at least three."
@@ -64,7 +84,14 @@ class SRConfig(StageConfig):
 class PipelineConfig(StageConfig):
     """Everything that a run depends on besides its images."""
 
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+
     preset: str = Field("best", description="Preset that the values started from.")
+    scale: Scale = Field(
+        SCALE,
+        description="Upsampling factor of the whole pipeline: PSNR_bic, LR images, SR networks and their evaluation. The "
+        "`scale` of every stage follows it.",
+    )
     base: str = Field(
         "ddsr-tiny",
         description="Base model: ddsr-tiny, a hub id or folder in diffusers' layout, or a file of the original DiT release.",
@@ -80,7 +107,9 @@ class PipelineConfig(StageConfig):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     clusters: ClustersConfig = ClustersConfig()
     latents: LatentsConfig = LatentsConfig()
-    class_rows: ClassRowsConfig = Field(ClassRowsConfig(), description="Used only if finetune.class_row_init=clip_nearest.")
+    class_rows: ClassRowsConfig = Field(
+        ClassRowsConfig(), description="Used only if finetune.class_row_init takes the nearest classes."
+    )
     finetune: FinetuneConfig = FinetuneConfig()
     sample: SampleConfig = SampleConfig()
     teacher: TrainSRConfig = Field(
@@ -105,16 +134,37 @@ class PipelineConfig(StageConfig):
         if not isinstance(value, Mapping):
             return value
         default: TrainSRConfig = cls.model_fields[str(info.field_name)].default
-        return merge(default.model_dump(), value)
+        return merge(default.model_dump(exclude={"scale"}), value)
+
+    @model_validator(mode="after")
+    def _stages_have_the_scale(self) -> PipelineConfig:
+        for name in SCALED_STAGES:
+            self.__dict__[name] = _with_scale(getattr(self, name), self.scale, name)
+        train = _with_scale(self.sr.train, self.scale, "sr.train")
+        if any(fields.get("scale", self.scale) != self.scale for fields in self.sr.per_arch.values()):
+            raise ValueError(f"sr.per_arch has another scale than the pipeline ({self.scale}): set scale alone")
+        self.__dict__["sr"] = self.sr.model_copy(update={"train": train})
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
         if self.finetune.class_row_init == "clip_nearest" and not EMBEDDERS[self.embeddings.backend].embeds_texts:
             raise ValueError(
                 "finetune.class_row_init=clip_nearest compares clusters with class names and needs "
-                f"embeddings.backend={text_embedders()}; set finetune.class_row_init=null"
+                f"embeddings.backend={text_embedders()}; set finetune.class_row_init=auto"
             )
         return self
+
+    @property
+    def training_sets(self) -> tuple[TrainingSetName, ...]:
+        """Training sets of the SR networks.
+
+        Wherever a restored distilled set is compared with another one, crops that the same teacher has restored are
+        compared with it, too: restoring improves real crops as well.
+        """
+        names = self.sr.training_sets
+        compared = "distilled" in names and len(names) > 1 and self.sample.detail_restoration > 0
+        return tuple(dict.fromkeys((*names, *(RESTORED_CROPS if compared else ()))))
 
 
 def preset_names() -> list[str]:
@@ -149,7 +199,10 @@ def overridden(config: PipelineConfig, overrides: Iterable[str]) -> PipelineConf
     Raises:
         ConfigError: unknown field, or a value out of range.
     """
-    return _complete(config.model_dump(), overrides)
+    values = config.model_dump()
+    for stage in (*(values[name] for name in SCALED_STAGES), values["sr"]["train"]):
+        del stage["scale"]  # it follows the scale of the pipeline, which may be overridden
+    return _complete(values, overrides)
 
 
 def chosen_config(

@@ -43,7 +43,7 @@ def distill(stages: Stages, photos: Source, earlier: Mapping[str, StageInput] | 
     clusters = stages.clusters(embedded)
 
     encoded = stages.latents(accepted)
-    rows = stages.class_rows(clusters)
+    rows = stages.class_rows(accepted, clusters)
     adapter = stages.finetune(encoded, clusters, rows, earlier)
 
     labels = PseudoLabels(accepted, embedded, clusters)
@@ -55,7 +55,7 @@ def compare(stages: Stages, distilled: Distilled, tests: Source) -> Comparison:
     """Section III: every network on every training set, for the same number of iterations, and bicubic beside them."""
     stages.evaluate(tests)
     bicubic = stages.runs[-1]
-    sets = {name: training_set(stages, name, distilled) for name in stages.config.sr.training_sets}
+    sets = {name: training_set(stages, name, distilled) for name in stages.config.training_sets}
     networks = []
     for job, (name, images) in prefetched(stages, _jobs(stages, sets, tests)):
         network_of(stages, job, images, tests)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ddsr_core.diffusion.base import base_source, vae_source
+from ddsr_core.diffusion.base import base_source, has_class_centers, vae_source
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.pseudo_labels.embeddings import weights_source
@@ -33,6 +33,10 @@ class ModelFiles:
             vae = config.vae
             inputs["vae"] = self._once(("vae", vae), lambda: vae_source(vae))
         return _named(inputs)
+
+    def class_centers(self, config: PipelineConfig) -> bool:
+        """Whether the base model knows the centers of its classes."""
+        return has_class_centers(self.base(config)["base"].path)
 
     def lsr_decoder(self, config: PipelineConfig) -> dict[str, Source]:
         """What L_SR decodes with, if the config names it and fine-tuning uses L_SR."""

@@ -17,6 +17,7 @@ from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation import evaluate
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.pipeline.stages import Stages, trusting
+from ddsr_core.reporters import Tracking, tracked
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import TrainSRConfig
@@ -37,6 +38,7 @@ class NetworkJob(BaseModel):
     Attributes:
         inputs: of the training stage.
         tests: the test photos.
+        tracking: where the curves are shown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +49,7 @@ class NetworkJob(BaseModel):
     inputs: dict[str, InputRef]
     evaluate: EvaluateConfig
     tests: InputRef
+    tracking: Tracking | None = None
 
     @property
     def key(self) -> str:
@@ -61,13 +64,14 @@ def network_job(stages: Stages, recipe: TrainSRConfig, images: StageInput, tests
         label=label, home=stages.backend.home, device=stages.backend.device, recipe=recipe,
         evaluate=trusting(stages.config.evaluate, recipe.arch),
         inputs={name: InputRef.of(item) for name, item in inputs.items()}, tests=InputRef.of(tests),
+        tracking=stages.backend.tracking(label, train_sr.STAGE.key(recipe, inputs)),
     )  # fmt: skip
 
 
 def train_and_measure(job: NetworkJob) -> None:
     """Build both artifacts of a job. Existing artifacts are reused."""
     store = open_store(job.home)
-    runtime = Runtime(device=resolve_device(job.device), run=job.label)
+    runtime = Runtime(device=resolve_device(job.device), run=job.label, reporter=tracked(job.tracking, store.home))
     inputs = {name: ref.source(store) for name, ref in job.inputs.items()}
     with own_threads(job.recipe, runtime.device):
         weights, _ = store.build(train_sr.STAGE, job.recipe, inputs, runtime)

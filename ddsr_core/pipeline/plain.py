@@ -16,7 +16,7 @@ from ddsr_core.parallel import RunParts, begin_worker
 from ddsr_core.pipeline.request import Execution, Runner
 from ddsr_core.pipeline.stages import Backend
 from ddsr_core.progress import ProgressFactory, silent
-from ddsr_core.reporters import OpenReporter, no_reporter
+from ddsr_core.reporters import tracked
 from ddsr_core.storage.stage import Artifact, Stage, StageInput
 from ddsr_core.storage.store import Store
 
@@ -30,32 +30,36 @@ def plain_backend(
     progress: ProgressFactory = silent,
     run: str = "",
     photo_cache: str | None = None,
-    reporter: OpenReporter = no_reporter,
 ) -> Backend:
     """A backend that builds stages in this process.
 
     Args:
         run: name of the run, shown to processes that wait for its artifacts.
         photo_cache: folder of a `ddsr_core.pseudo_labels.photo_cache`, relative to the home.
-        reporter: where training curves are shown.
 
     Raises:
-        ConfigError: the execution needs Prefect: Ray, or the GPU pool.
+        ConfigError: the execution needs Prefect: Ray, or the GPU pool; or it reports to a program that is not installed.
     """
     require_plain(execution)
+    tracked(execution.tracking("", ""), store.home)  # a missing package is found before any work is done
     device = resolve_device(execution.device)
     spread = None if execution.runner == "sequential" else spread_here(execution.runner, execution.workers)
-    plain = Runtime(device=device, progress=progress, run=run, reporter=reporter)
+    plain = Runtime(device=device, progress=progress, run=run)
     known = store.home / photo_cache if photo_cache else None
 
     def build(stage: Stage, config: StageConfig, inputs: Mapping[str, StageInput], label: str = "") -> tuple[Artifact, bool]:
         one_process = stage.on_gpu and device.startswith("cuda")  # one process keeps the GPU busy
-        runtime = replace(plain, photo_cache=known if stage.photo_cache else None, run_parts=None if one_process else spread)
+        runtime = replace(
+            plain, photo_cache=known if stage.photo_cache else None, run_parts=None if one_process else spread,
+            reporter=tracked(execution.tracking(label or stage.name, stage.key(config, inputs)), store.home),
+        )  # fmt: skip
         return store.build(stage, config, inputs, runtime)
 
     if beside(execution, device):
-        return Backend(build, store.url, device, spread_here("processes", idle_cores()), only_small=True)
-    return Backend(build, store.url, device, spread if execution.runner == "processes" else None)
+        side_by_side = spread_here("processes", idle_cores())
+        return Backend(build, store.url, device, side_by_side, only_small=True, tracking=execution.tracking)
+    networks = spread if execution.runner == "processes" else None
+    return Backend(build, store.url, device, networks, tracking=execution.tracking)
 
 
 def beside(execution: Execution, device: str) -> bool:

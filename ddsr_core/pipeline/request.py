@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from ddsr_core.pipeline.config import PipelineConfig, Preset, chosen_config
+from ddsr_core.reporters import ReporterName, Tracking
 from ddsr_core.storage.remote_store import Home
 
 #: Where GPU stages run: in the process of the run, or on the work pool that `ddsr deploy` made for them.
@@ -53,6 +54,25 @@ class Execution(BaseModel):
         "sequential. Turn it off if memory is short: each takes about 1 GiB.",
     )
     workers: AtLeastOne = Field(2, description="Number of parallel workers. The sequential runner ignores it.")
+    report_to: ReporterName | None = Field(
+        None, description="Program that shows the curves of fine-tuning and SR training. Its files go to home/tracking."
+    )
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run; empty for stages that belong to none."""
+        return ""
+
+    def tracking(self, name: str, key: str) -> Tracking | None:
+        """Where the curves of a stage are shown; None: nowhere.
+
+        Args:
+            name: of the stage in its run, such as ``finetune`` or ``edsr-small/distilled``.
+            key: of its artifact; the start of it distinguishes trainings of one name.
+        """
+        if self.report_to is None:
+            return None
+        return Tracking(to=self.report_to, run=self.run_name, label=f"{name}-{key[:8]}".replace(" ", "-"))
 
 
 class RunRequest(Execution):

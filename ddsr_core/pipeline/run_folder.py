@@ -60,8 +60,9 @@ def free_name(
                 break
             return name
     before = published_state(store, wanted) or {}
+    about = before.get("about") or f"made with other training or test photos ({before.get('images')}, {before.get('test')})"
     raise ConfigError(
-        f"the run {wanted!r} was made with other training or test photos ({before.get('images')}, {before.get('test')})",
+        f"there is another run {wanted!r}: {about}",
         where=f"{store.url}/runs/{wanted}",
         fix=f"choose another name, such as --run {name}; or remove that folder if you no longer need it",
     )

@@ -123,7 +123,7 @@ def run_log(store: Store, name: str) -> Callable[[str], None]:
 
 
 def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, comparison: Comparison | None) -> Outcome:
-    """Publish the distilled set below the run folder, and write run.json and the report.
+    """Publish the distilled set below the run folder, write the report, and then note in run.json that all is done.
 
     Args:
         comparison: None if no SR network was trained.
@@ -135,11 +135,10 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
         state = _over(_local_state(folder / "run.json"))
         begun: dict[str, Any] = {field: state[field] for field in BEGUN if field in state}
         record = to_record(name, stages, comparison).model_copy(update={**begun, "finished": now()})
-        written = portable(store, record.model_dump(mode="json", exclude={"config"}))
-        write_json(folder / "run.json", sealed({**state, **written, "status": "completed"}))
         report = write_report(folder, record)
         write_data_card(folder / "distilled", record)
-    store.push(f"runs/{name}", mirror=True)
+    written = portable(store, record.model_dump(mode="json", exclude={"config"}))
+    _note_completed(store, name, {**state, **written})
     table, rows = results_table(comparison, record.restored), stage_rows(stages.runs)
     skipped = dict(distilled.labels.patches.manifest.counts.get("skipped", {}))
     return Outcome(name, folder, report, table, rows, skipped)
@@ -151,8 +150,16 @@ def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
     path = run_folder(store, name) / "run.json"
     with storage_errors(path):
         state = _over(_local_state(path))
-        write_json(path, sealed({**state, "status": "completed", "finished": now(), "stages": list(records.values())}))
+    _note_completed(store, name, {**state, "finished": now(), "stages": list(records.values())})
+
+
+def _note_completed(store: Store, name: str, state: Mapping[str, Any]) -> None:
+    """The last step of a run: what it has made is published before any machine can read that it is completed."""
     store.push(f"runs/{name}", mirror=True)
+    path = run_folder(store, name) / "run.json"
+    with storage_errors(path):
+        write_json(path, sealed({**state, "status": "completed"}))
+    store.write_file(f"runs/{name}/run.json", path.read_bytes())
 
 
 def portable(store: Store, value: Any) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ddsr_core.baselines import crops, gsdd, subset
-from ddsr_core.baselines.config import CropsConfig, SubsetConfig
+from ddsr_core.baselines import crops, gsdd, restore, subset
+from ddsr_core.baselines.config import CropsConfig, RestoreConfig, SubsetConfig
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion import class_rows, finetune, latents
 from ddsr_core.errors import ConfigError
@@ -17,6 +17,8 @@ from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.model_files import ModelFiles
 from ddsr_core.pseudo_labels import clusters, embeddings, patches
+from ddsr_core.report.cost import TEACHER
+from ddsr_core.reporters import Tracking
 from ddsr_core.sampling import sample
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import ARCHITECTURES
@@ -46,6 +48,7 @@ class Backend:
         device: torch device, or auto.
         networks: trains many SR networks at once (`ddsr_core.pipeline.networks`); None: one after another.
         only_small: use ``networks`` only if every network has a small step (`ddsr_core.pipeline.networks.has_small_step`).
+        tracking: where the curves of a stage are shown, by its name in the run and the key of its artifact.
     """
 
     build: Build
@@ -53,6 +56,7 @@ class Backend:
     device: str = "auto"
     networks: RunParts | None = None
     only_small: bool = False
+    tracking: Callable[[str, str], Tracking | None] = lambda name, key: None
 
 
 @dataclass(frozen=True)
@@ -129,13 +133,17 @@ class Stages:
         """The patches, encoded by the VAE of the base model."""
         return self.build(latents.STAGE, self.config.latents, {"patches": accepted, **self.files.base(self.config)})
 
-    def class_rows(self, labels: Artifact) -> Artifact | None:
-        """The ImageNet classes nearest to the clusters; None unless fine-tuning starts from their rows."""
-        if self.config.finetune.class_row_init != "clip_nearest":
-            return None
-        settings = self.config.class_rows.model_copy(update={"embeddings": self.config.embeddings})
-        base = self.files.base(self.config)["base"]
-        return self.build(class_rows.STAGE, settings, {"clusters": labels, "base": base, **self._clip()})
+    def class_rows(self, accepted: Artifact, labels: Artifact) -> Artifact | None:
+        """The classes of the base model nearest to the clusters; None unless fine-tuning starts from their rows."""
+        init, base = self.config.finetune.class_row_init, self.files.base(self.config)["base"]
+        inputs: dict[str, StageInput] = {"clusters": labels, "base": base}
+        if init == "nearest_classes" or (init == "auto" and self.files.class_centers(self.config)):
+            settings = self.config.class_rows.model_copy(update={"by": "centers"})
+            return self.build(class_rows.STAGE, settings, {**inputs, "patches": accepted})
+        if init == "clip_nearest":
+            settings = self.config.class_rows.model_copy(update={"by": "names", "embeddings": self.config.embeddings})
+            return self.build(class_rows.STAGE, settings, {**inputs, **self._clip()})
+        return None
 
     def finetune(
         self,
@@ -158,9 +166,7 @@ class Stages:
 
     def teacher(self, accepted: Artifact) -> Artifact | None:
         """The SR network that candidates are ranked by and detail is restored by; None if the config needs none."""
-        if not self.config.sample.needs_teacher:
-            return None
-        return self.train_sr(self.config.teacher, accepted, "teacher")
+        return self._teacher(accepted) if self.config.sample.needs_teacher else None
 
     def sample(
         self, adapter: Artifact, labels: PseudoLabels, encoded: Artifact, teacher: Artifact | None = None
@@ -184,11 +190,20 @@ class Stages:
         config = self._crops("threshold", self.config.sample.count)
         return self.build(crops.STAGE, config, {"patches": accepted}, "threshold crops")
 
+    def restore(self, real: Artifact, accepted: Artifact, label: str) -> Artifact:
+        """Crops whose detail the teacher has replaced: as much as in the distilled images, or all if none was there."""
+        share = self.config.sample.detail_restoration or 1.0
+        config = RestoreConfig(detail_restoration=share, kernel=self.config.patches.kernel)
+        inputs: dict[str, StageInput] = {"crops": real, "teacher": self._teacher(accepted)}
+        return self.build(restore.STAGE, config, inputs, label)
+
     def subset(self, kind: str, photos: Source) -> Artifact:
         """A choice by k-center, HDC or loss ranking among `POOL_FACTOR` times as many random crops."""
         count, seed = self.config.sample.count, self.config.sr.seeds[0]
         pool = self.build(crops.STAGE, self._crops("random", count * POOL_FACTOR), {"photos": photos}, "pool of crops")
-        values = {"kind": kind, "count": count, "seed": seed, "embeddings": self.config.embeddings}
+        values = {
+            "kind": kind, "count": count, "seed": seed, "embeddings": self.config.embeddings, "scale": self.config.scale,
+        }  # fmt: skip
         chosen = SubsetConfig.model_validate(values)
         inputs: dict[str, StageInput] = {"pool": pool, **self._clip()}
         return self.build(subset.STAGE, chosen, inputs, f"{kind} crops")
@@ -234,12 +249,15 @@ class Stages:
         """The first artifact that the run has built of a stage."""
         return next(run for run in self.runs if run.artifact.manifest.stage == stage.name)
 
+    def _teacher(self, accepted: Artifact) -> Artifact:
+        return self.train_sr(self.config.teacher, accepted, TEACHER)
+
     def _clip(self) -> dict[str, Source]:
         return self.files.clip(self.config.embeddings)
 
     def _crops(self, kind: str, count: int) -> CropsConfig:
         cut = self.config.patches
-        values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel}
+        values = {"kind": kind, "count": count, "patch_px": cut.patch_px, "kernel": cut.kernel, "scale": self.config.scale}
         return CropsConfig.model_validate({**values, "seed": self.config.sr.seeds[0]})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,7 @@ from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.hold_out import keep_apart
+from ddsr_core.imaging.kernel import Scale
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.pins import Pins
 from ddsr_core.pipeline.preflight import left_out_notices
@@ -28,7 +29,7 @@ from ddsr_core.pipeline.steps import Crops, config_of, fitted, images_of, weight
 from ddsr_core.pseudo_labels.names import EmbedderName
 from ddsr_core.sr import train_sr
 from ddsr_core.sr.architectures import ARCHITECTURES
-from ddsr_core.sr.config import VALIDATIONS, Degradation, Scale, TrainSRConfig, ValidationConfig
+from ddsr_core.sr.config import VALIDATIONS, Degradation, TrainSRConfig, ValidationConfig
 from ddsr_core.storage.stage import Artifact, Source
 from ddsr_core.storage.store import Store
 
@@ -167,7 +168,7 @@ def run_training(request: TrainRequest, store: Store, backend: Backend, *, wait:
     }  # fmt: skip
     about = f"{recipe.arch}, {recipe.iterations:,} iterations, on {request.data}"
     with open_step(store, request, identity, recipe, about, left_out=len(inputs.left_out), wait=wait) as step:
-        stages = Stages(config_of(crops), step.pins.over(backend), run_log(store, step.name))
+        stages = Stages(config_of(crops, recipe.scale), step.pins.over(backend), run_log(store, step.name))
         give_notice(stages, left_out_notices(inputs.left_out))
         images = images_of(stages, data, request.training_set)
         weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch, more)
@@ -199,6 +200,20 @@ def run_evaluation(
         return measured
 
 
+class NamedRequest(Protocol):
+    """A request that belongs to a named run.
+
+    Attributes:
+        run: the name that the user has chosen, if any.
+        run_name: that name, or the default.
+    """
+
+    @property
+    def run(self) -> str | None: ...
+    @property
+    def run_name(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Step:
     """A run of a single step, begun and not yet finished."""
@@ -210,7 +225,7 @@ class Step:
 @contextmanager
 def open_step(
     store: Store,
-    request: TrainRequest | EvaluateRequest,
+    request: NamedRequest,
     identity: Mapping[str, str | None],
     config: BaseModel,
     about: str,

@@ -1,4 +1,4 @@
-"""Single steps outside a run: train one network, measure networks, export, search."""
+"""Single steps outside a run: what training and measuring one network need, and searching patches."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
-from ddsr_core.diffusion.base import base_source, vae_source
-from ddsr_core.diffusion.export import export
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png
+from ddsr_core.imaging.kernel import SCALE, Scale
 from ddsr_core.imaging.photos import iter_photos
 from ddsr_core.pipeline.config import PipelineConfig, checked, merge, parse_override
 from ddsr_core.pipeline.distill import training_set
-from ddsr_core.pipeline.run_folder import artifact_paths, read_config
+from ddsr_core.pipeline.run_folder import artifact_paths
 from ddsr_core.pipeline.stages import Stages
 from ddsr_core.pipeline.training_sets import photos_alone
 from ddsr_core.pseudo_labels import search
 from ddsr_core.pseudo_labels.embeddings import read_config as read_embeddings_config
 from ddsr_core.pseudo_labels.names import EmbedderName
-from ddsr_core.sampling.sample import load_tuned
 from ddsr_core.sr.config import TrainSRConfig
-from ddsr_core.sr.onnx_export import export_onnx
 from ddsr_core.sr.plan import plan_of
-from ddsr_core.sr.weights import LoadedNetwork, load_network
-from ddsr_core.storage.files import sha256_of, storage_errors
+from ddsr_core.storage.files import sha256_of
 from ddsr_core.storage.stage import Artifact, Source, require_whole
 from ddsr_core.storage.store import Store
 
@@ -88,13 +84,14 @@ def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact |
     return training_set(stages, kind, photos_alone(stages, data))
 
 
-def config_of(crops: Crops) -> PipelineConfig:
-    """A config whose stages cut such crops."""
+def config_of(crops: Crops, scale: Scale = SCALE) -> PipelineConfig:
+    """A config whose stages cut such crops, for networks of this upsampling factor."""
     size = crops.patch_px
     values = {
+        "scale": scale,
         "patches": {"patch_px": size, "stride_px": max(4, size // 2 // 4 * 4)},
         "embeddings": {"backend": crops.embeddings, "image_px": min(224, max(32, size))},
-        "finetune": {"class_row_init": None},
+        "finetune": {"class_row_init": "auto"},
         "sample": {"count": crops.budget},
     }
     return checked(PipelineConfig, values)
@@ -117,70 +114,6 @@ def weights_source(path: Path) -> Source:
     if not file.is_file():
         raise InputError("no weights here", where=path, fix="name a weights file, a train_sr folder, or bicubic")
     return Source(path, sha256_of(file))
-
-
-@dataclass(frozen=True)
-class ModelExport:
-    """How a fine-tuned model is written.
-
-    Attributes:
-        layout: ``original``, one file in the layout of the DiT release, or ``diffusers``, a folder.
-        weights: ``ema`` for averaged weights, ``raw`` for the last ones.
-        base, vae: of an adapter's folder that is exported without its run.
-    """
-
-    layout: Literal["original", "diffusers"] = "original"
-    weights: Literal["ema", "raw"] = "ema"
-    base: str | None = None
-    vae: str | None = None
-
-
-def export_model(store: Store, source: str, out: Path, wanted: ModelExport) -> Path:
-    """Export the fine-tuned model of a run, or an adapter's folder with its base.
-
-    Args:
-        source: name of a run, or an adapter's folder.
-
-    Raises:
-        InputError: no such run or adapter, or the adapter's base is not named.
-        StorageError: the adapter is damaged.
-    """
-    base, vae = wanted.base, wanted.vae
-    adapter = Path(source).expanduser()
-    if not (adapter / "adapter.json").is_file():
-        config = read_config(store, source)
-        adapter = artifact_paths(store, source, "finetune")["finetune"]
-        base, vae = base or config["base"], vae or config.get("vae")
-    require_whole(adapter)
-    if base is None:
-        raise InputError("an adapter needs its base model", where=adapter, fix="name it with --base")
-    folder = vae_source(vae).path if vae else None
-    model, label_map = load_tuned(adapter, base_source(base).path, wanted.weights, "cpu", folder)
-    return export(model, label_map, out.expanduser().absolute(), wanted.layout)
-
-
-def export_network(weights: Path, out: Path, trust: bool = False) -> tuple[LoadedNetwork, dict[tuple[int, int], float]]:
-    """Write an SR network as ONNX.
-
-    Returns:
-        The network, and per image size the largest difference between the file's images and PyTorch's.
-
-    Raises:
-        StorageError: the weights are a damaged artifact.
-        InputError: no such weights, or ``out`` already exists or is not an ``.onnx`` file.
-        ConfigError: the network cannot be written as ONNX.
-    """
-    if out.suffix.lower() != ".onnx":
-        fix = "name a .onnx file; a train_sr folder has weights.pth and weights.safetensors for other programs"
-        raise InputError(
-            f"{out.suffix or 'a file without suffix'} is not a format that this command writes", where=out, fix=fix
-        )
-    if out.exists():
-        raise InputError("the output file already exists", where=out, fix="name another file, or remove this one")
-    require_whole(weights)
-    network = load_network(weights.expanduser(), trust)
-    with storage_errors(out.parent):
-        return network, export_onnx(network.module, out.expanduser())
 
 
 def search_run(

@@ -39,6 +39,16 @@ def threshold(stages: Stages, made: Distilled) -> Artifact:
     return stages.accepted_crops(made.labels.patches)
 
 
+def random_restored(stages: Stages, made: Distilled) -> Artifact:
+    """Random crops with restored detail."""
+    return stages.restore(random(stages, made), made.labels.patches, "random crops, restored")
+
+
+def threshold_restored(stages: Stages, made: Distilled) -> Artifact:
+    """Accepted patches, chosen at random, with restored detail."""
+    return stages.restore(threshold(stages, made), made.labels.patches, "threshold crops, restored")
+
+
 def k_center(stages: Stages, made: Distilled) -> Artifact:
     """Crops that cover the embedding space."""
     return stages.subset("k-center", made.photos)

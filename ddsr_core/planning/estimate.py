@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddsr_core.config import StageConfig
+from ddsr_core.diffusion.base import TINY, has_class_centers, locate_base
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.distill import compare, distill
 from ddsr_core.pipeline.model_files import ModelFiles
@@ -15,7 +16,7 @@ from ddsr_core.pipeline.stages import Backend, Stages
 from ddsr_core.planning.config import Machine, Rates
 from ddsr_core.planning.counting import Count, Op
 from ddsr_core.planning.units import GIB
-from ddsr_core.planning.work import Context, Output, Sizes, Work, host_seconds, work_of
+from ddsr_core.planning.work import Context, Inputs, Output, Sizes, Work, host_seconds, work_of
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.plan import plan_of
@@ -119,6 +120,9 @@ class _NoFiles(ModelFiles):
     def base(self, config: PipelineConfig) -> dict[str, Source]:
         return {"base": _source(config.base), **({"vae": _source(config.vae)} if config.vae else {})}
 
+    def class_centers(self, config: PipelineConfig) -> bool:
+        return has_class_centers(locate_base(TINY) if config.base == TINY else Path(config.base).expanduser())
+
     def lsr_decoder(self, config: PipelineConfig) -> dict[str, Source]:
         name = config.lsr_decoder
         return {} if name is None or config.finetune.lsr_mode == "off" else {"decoder": _source(name)}
@@ -145,11 +149,18 @@ class Noted(NamedTuple):
 
 
 @dataclass
-class _Recorder:
-    """A backend that records what each stage would have to do."""
+class Recorder:
+    """A backend that records what each stage would have to do.
+
+    Attributes:
+        outputs: digest of an input -> the sizes of its images.
+        work_of: tells the work of a stage.
+        noted: key of a stage -> the stage.
+    """
 
     context: Context
     outputs: dict[str, Output]
+    work_of: Callable[[str, StageConfig, Inputs, Context], tuple[Work, Output]] = work_of
     noted: dict[str, Noted] = field(default_factory=dict)
 
     def build(
@@ -159,14 +170,14 @@ class _Recorder:
         known = key in self.noted
         if not known:
             given = {name: self.outputs[item.digest] for name, item in inputs.items() if item.digest in self.outputs}
-            work, self.outputs[key] = work_of(stage.name, config, given, self.context)
+            work, self.outputs[key] = self.work_of(stage.name, config, given, self.context)
             self.noted[key] = Noted(stage, config, label or stage.name, given, work)
         return _placeholder(stage, config, key), known
 
 
 def _placeholder(stage: Stage, config: StageConfig, key: str) -> Artifact:
     manifest = Manifest(
-        stage=stage.name, key=key, digest=key, stage_version=stage.version, config=config.model_dump(mode="json"),
+        stage=stage.name, key=key, digest=key, stage_version=stage.version, config=config.canonical(),
         parents={}, counts={}, files={}, bytes=0, created="", seconds=0.0, device="",
     )  # fmt: skip
     return Artifact(manifest, Path(stage.name))
@@ -199,8 +210,8 @@ def plan(request: Request) -> Plan:
     """
     config, machine = request.config, request.machine
     context = Context(config, machine, request.accepted)
-    recorder = _Recorder(context, {"photos": Output(request.photos), "tests": Output(request.tests)})
-    _walk(config, recorder)
+    recorder = Recorder(context, {"photos": Output(request.photos), "tests": Output(request.tests)})
+    walk(config, recorder)
     stages = tuple(_planned(request, context, noted) for noted in recorder.noted.values())
     assumed = ["seconds are those of stages one after another, with nothing from the cache"]
     if config.patches.quantile is None:
@@ -211,7 +222,7 @@ def plan(request: Request) -> Plan:
     )  # fmt: skip
 
 
-def _walk(config: PipelineConfig, recorder: _Recorder) -> None:
+def walk(config: PipelineConfig, recorder: Recorder) -> None:
     """Run the pipeline with a backend that records stages instead of building them."""
     stages = Stages(config, Backend(recorder.build, home="plan", device="cpu"), files=_NoFiles())
     distilled = distill(stages, _source("photos"))

@@ -7,11 +7,12 @@ import re
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from ddsr_core.errors import ConfigError, InputError
-from ddsr_core.imaging.photos import iter_photos
+from ddsr_core.imaging.photos import Photo, iter_photos
 from ddsr_core.planning.work import Sizes
 
 _SIZES = re.compile(r"(\d+)@(\d+)x(\d+)")
@@ -39,11 +40,38 @@ def sizes_of_photos(photos: Path) -> tuple[Sizes, int]:
     return sizes, unreadable
 
 
-def _size(data: bytes) -> tuple[int, int] | None:
+#: Photos whose headers are read for an estimate.
+SAMPLED = 200
+
+
+def sampled_sizes(photos: Path, most: int = SAMPLED) -> Sizes:
+    """Heights and widths of all photos of a source, spread like those of at most ``most`` of them that are looked at.
+
+    Raises:
+        InputError: there is no such source.
+    """
+    found = list(iter_photos(photos))
+    stride = max(1, -(-len(found) // most))
+    seen: Sizes = Counter(size for photo in found[::stride] if (size := _size_in_file(photo)) is not None)
+    return Counter({size: round(count * len(found) / len(found[::stride])) for size, count in seen.items()})
+
+
+def _size_in_file(photo: Photo) -> tuple[int, int] | None:
+    """As `_size`, without reading the whole file."""
+    try:
+        if photo.path is None:
+            return _size(photo.load())
+        with photo.path.open("rb") as file:
+            return _size(file)
+    except OSError:
+        return None
+
+
+def _size(data: bytes | BinaryIO) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _ON_ITS_SIDE
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

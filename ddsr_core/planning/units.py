@@ -346,12 +346,17 @@ def compare(side_px: int, batch: int) -> Count:
         return count.take()
 
 
+def network_of(recipe: TrainSRConfig) -> nn.Module:
+    """A network with random weights."""
+    return build_network(recipe.arch, find_architecture(recipe.arch).arguments(recipe.scale, recipe.arch_kwargs)).eval()
+
+
 def restored(teacher: TrainSRConfig, side_px: int, batch: int) -> Count:
     """One batch of images whose detail the teacher network restores."""
     with counting() as count, torch.inference_mode():
-        network = build_network(teacher.arch, teacher.arch_kwargs).eval()
+        network = network_of(teacher)
         count.take()
-        restore(network, torch.rand(batch, 3, side_px, side_px), 1.0)
+        restore(network, torch.rand(batch, 3, side_px, side_px), 1.0, teacher.scale)
         return count.take()
 
 
@@ -405,7 +410,7 @@ def evaluate(config: EvaluateConfig, recipe: TrainSRConfig | None, size: tuple[i
     evaluator = Evaluator(bicubic, config, "cpu", ReferenceFeatures())  # reads the weights of its metrics
     with counting() as count, torch.inference_mode():
         if recipe is not None:
-            evaluator.network = build_network(recipe.arch, recipe.arch_kwargs).eval()
+            evaluator.network = network_of(recipe)
         pixels = np.zeros((height, width, 3), np.uint8)
         image = evaluator.enlarge("", pixels)
         if again:
@@ -418,12 +423,14 @@ def evaluate(config: EvaluateConfig, recipe: TrainSRConfig | None, size: tuple[i
 def invert(config: GSDDConfig, generator: TrainSRConfig, side_px: int, share: int) -> Count:
     """One step of GSDD for a class of ``share`` images (`gsdd.invert`)."""
     with counting() as count:
-        network = build_network(generator.arch, generator.arch_kwargs).eval().requires_grad_(False)
-        z = torch.rand(share, 3, side_px // 4, side_px // 4, requires_grad=True)
+        network, lr_px = network_of(generator).requires_grad_(False), side_px // generator.scale
+        z = torch.rand(share, 3, lr_px, lr_px, requires_grad=True)
         optimizer, corner = torch.optim.Adam([z]), np.zeros(2)
         count.take()
         with torch.no_grad():
             target = features(network, augment(torch.rand(config.batch_real, 3, side_px, side_px), corner, 0)).mean(0)
+            if config.regularizer_form == "pairs":
+                features(network, augment(torch.rand(share, 3, side_px, side_px), corner, 0))
         mean = features(network, augment(network(z), corner, 0)).mean(0)
         (mean - target).square().mean().backward()
         optimizer.step()

@@ -128,7 +128,8 @@ def patches(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
     usable = Counter({size: count for size, count in photos.items() if min(size) >= px})
     windows = 0
     for (height, width), count in usable.items():
-        rows, columns = (len(offsets(side - side % 4, px, config.stride_px, config.flush_right)) for side in (height, width))
+        whole = (side - side % config.scale for side in (height, width))
+        rows, columns = (len(offsets(side, px, config.stride_px, config.flush_right, config.scale)) for side in whole)
         windows += rows * columns * count
     if config.quantile is not None:  # the lowest ones, up to a score that occurs
         accepted = int(config.quantile * (windows - 1)) + 1 if windows else 0
@@ -180,6 +181,12 @@ def latents(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output
 
 
 def class_rows(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
+    if config.by == "centers":
+        side, k = context.base.image_px, context.config.clusters.k
+        count = min(inputs["patches"].sizes.total(), config.patches_per_cluster * k)
+        features = context.config.embeddings.model_copy(update={"backend": "vgg16", "image_px": side})
+        unit = context.once("embed", [features, side, 32], lambda: units.embed(features, side, 32))
+        return Work(count, "patches", unit.times(count / 32)), inputs["clusters"]
     classes, batch = context.base.dit.classes, 100
     unit = context.once("texts", [config.embeddings], lambda: units.embed_texts(config.embeddings, batch))
     return Work(classes, "class names", unit.times(classes / batch)), inputs["clusters"]
@@ -255,6 +262,16 @@ def crops(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
     return Work(count, "crops", images=images, disk=count * px**2 * PNG_BYTES_PX), Output(Counter({(px, px): count}))
 
 
+def restore(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
+    sizes = inputs["crops"].sizes
+    side, teacher, batch = _side(sizes), context.config.teacher, min(RESTORE_BATCH, max(1, sizes.total()))
+    made = context.once("restore", [teacher, side], lambda: units.restored(teacher, side, batch))
+    pixels = megapixels(sizes)
+    images = {"png_decode": pixels, "png_encode": pixels, "score": pixels}
+    return Work(sizes.total(), "crops", made.times(sizes.total() / batch), images=images,
+                disk=pixels * 1e6 * PNG_BYTES_PX), Output(sizes)  # fmt: skip
+
+
 def subset(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Output]:
     pool = inputs["pool"].sizes
     side, left_out = _side(pool), ""
@@ -328,8 +345,8 @@ def evaluate(config: Any, inputs: Inputs, context: Context) -> tuple[Work, Outpu
 #: Stage name -> what it has to do, and the sizes of the images that it passes on.
 WORK: Mapping[str, Callable[[Any, Inputs, Context], tuple[Work, Output]]] = {
     "patches": patches, "embeddings": embeddings, "clusters": clusters, "latents": latents, "class_rows": class_rows,
-    "finetune": finetune, "sample": sample, "crops": crops, "subset": subset, "gsdd": gsdd, "train_sr": train_sr,
-    "evaluate": evaluate,
+    "finetune": finetune, "sample": sample, "crops": crops, "restore": restore, "subset": subset, "gsdd": gsdd,
+    "train_sr": train_sr, "evaluate": evaluate,
 }  # fmt: skip
 
 

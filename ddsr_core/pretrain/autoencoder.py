@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ddsr_core.errors import TrainingError
 from ddsr_core.pretrain.checkpoints import save_checkpoint
 from ddsr_core.progress import Bar
+from ddsr_core.reporters import Reporter, named
 
 #: Steps between two rows of the curve.
 CURVE_EVERY = 25
@@ -171,7 +172,9 @@ class Phase:
     checkpoint_every: int
 
 
-def train_autoencoder(trainer: AutoencoderTrainer, patches: np.ndarray, phase: Phase, path: Path, bar: Bar) -> None:
+def train_autoencoder(
+    trainer: AutoencoderTrainer, patches: np.ndarray, phase: Phase, path: Path, bar: Bar, reporter: Reporter
+) -> None:
     """Run a phase to its end, from the checkpoint in ``path`` if there is one."""
     generator = torch.Generator()
     trainer.vae.encoder.requires_grad_(not phase.adversarial)
@@ -186,6 +189,7 @@ def train_autoencoder(trainer: AutoencoderTrainer, patches: np.ndarray, phase: P
         trainer.done += 1
         if step % CURVE_EVERY == 0:
             trainer.curve.append({"step": step, **terms})
+            reporter.scalars({**named("train", terms), "train/learning_rate": rate}, step)
             bar.note(" ".join(f"{name} {value:.3f}" for name, value in terms.items()))
         if trainer.done % phase.checkpoint_every == 0 and trainer.done < phase.steps:
             save_checkpoint(path, trainer.checkpoint())

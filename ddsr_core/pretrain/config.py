@@ -100,11 +100,11 @@ class PretrainConfig(StageConfig):
         64, ge=1, le=512,
         description="Principal components of the VGG16 token maps that the prior is aligned with, if repa_weight > 0.",
     )  # fmt: skip
-    hidden: int = Field(192, ge=16, description="Token width of the DiT.")
-    depth: int = Field(6, ge=1, description="Blocks of the DiT.")
-    heads: int = Field(6, ge=1, description="Attention heads of the DiT; they must divide the width.")
+    hidden: int = Field(256, ge=16, description="Token width of the DiT.")
+    depth: int = Field(4, ge=1, description="Blocks of the DiT.")
+    heads: int = Field(4, ge=1, description="Attention heads of the DiT; they must divide the width.")
     row_std: float = Field(
-        0.02,
+        0.5,
         gt=0,
         description="Standard deviation of the class rows at the start. Larger values set the classes apart sooner.",
     )
@@ -126,9 +126,9 @@ class PretrainConfig(StageConfig):
         "distribution, which favors the middle.",
     )
     repa_weight: float = Field(
-        0.0, ge=0, description="Weight of the alignment of the DiT's tokens with VGG16 features (REPA). 0 switches it off."
+        0.5, ge=0, description="Weight of the alignment of the DiT's tokens with VGG16 features (REPA). 0 switches it off."
     )
-    repa_block: int = Field(3, ge=1, description="Block of the DiT, counted from 1, whose output is aligned.")
+    repa_block: int = Field(2, ge=1, description="Block of the DiT, counted from 1, whose output is aligned.")
     ema_decay: float = Field(
         0.999,
         ge=0,

@@ -24,6 +24,7 @@ from ddsr_core.errors import TrainingError
 from ddsr_core.pretrain.checkpoints import save_checkpoint
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.progress import Bar, ProgressFactory, silent
+from ddsr_core.reporters import Reporter, named
 
 #: Steps that one row of the curve averages.
 CURVE_EVERY = 25
@@ -246,7 +247,9 @@ class PriorTrainer:
             }
 
 
-def train_prior(trainer: PriorTrainer, path: Path, bar: Bar, on_score: Callable[[PriorTrainer], None]) -> None:
+def train_prior(
+    trainer: PriorTrainer, path: Path, bar: Bar, reporter: Reporter, on_score: Callable[[PriorTrainer], None]
+) -> None:
     """Train to the end, with a checkpoint in ``path`` every ``checkpoint_every`` steps and a score every ``score_every``."""
     config = trainer.config
     while trainer.step < config.prior_steps:
@@ -255,6 +258,8 @@ def train_prior(trainer: PriorTrainer, path: Path, bar: Bar, on_score: Callable[
         last = trainer.step == config.prior_steps
         if trainer.step % CURVE_EVERY == 0:
             bar.note(" ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            rate = learning_rate(config, trainer.step - 1)
+            reporter.scalars({**named("train", trainer.curve[-1]), "train/learning_rate": rate}, trainer.step)
         if trainer.step % config.score_every == 0 or last:
             on_score(trainer)
         if trainer.step % config.checkpoint_every == 0 or last:

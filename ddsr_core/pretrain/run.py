@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddsr_core.config import Runtime
-from ddsr_core.diffusion.base import BaseInfo, save_base
+from ddsr_core.diffusion.base import CLASSES, BaseInfo, save_base
 from ddsr_core.diffusion.dit import DiT
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
@@ -27,18 +28,18 @@ from ddsr_core.metrics.lpips import lpips_network
 from ddsr_core.pretrain.autoencoder import AutoencoderTrainer, Phase, new_autoencoder, train_autoencoder
 from ddsr_core.pretrain.checkpoints import check_settings, load_checkpoint, write_curve
 from ddsr_core.pretrain.config import PHASE_FIELDS, PretrainConfig
-from ddsr_core.pretrain.features import PatchFeatures, batches, describe, make_classes, nearest_class
+from ddsr_core.pretrain.features import batches, describe, make_classes
 from ddsr_core.pretrain.photos import cut_patches
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, encode_all, train_prior
 from ddsr_core.pretrain.score import Reference, score
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
+from ddsr_core.reporters import Reporter, named
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 STAGE_NAME = "pretrain"
 PROGRESS = "progress"
 FEATURES = "features.safetensors"
-#: Beside the model: ``centers float32 (classes, 512)``, the k-means centers of its classes (`ddsr_core.pretrain.features`).
-CLASSES = "classes.safetensors"
 #: Samples on a sheet, and in a row of it.
 SHEET_SAMPLES, SHEET_COLUMNS = 64, 16
 
@@ -150,8 +151,11 @@ def _autoencoder(config: PretrainConfig, patches: Patches, place: Place) -> Auto
             if state := load_checkpoint(folder / "checkpoint.pt"):
                 trainer.restore(state)
             phase = Phase(steps, config.vae_batch, rate, weights, adversarial, config.seed, config.vae_checkpoint_every)
-            with place.runtime.progress(f"Training the {name}", total=steps, unit="steps", done=trainer.done) as bar:
-                train_autoencoder(trainer, patches.train, phase, folder / "checkpoint.pt", bar)
+            with (
+                place.runtime.progress(f"Training the {name}", total=steps, unit="steps", done=trainer.done) as bar,
+                place.runtime.reporter(f"pretrain-{name}", config.model_dump(mode="json")) as reporter,
+            ):
+                train_autoencoder(trainer, patches.train, phase, folder / "checkpoint.pt", bar, reporter)
             place.progress.mkdir(parents=True, exist_ok=True)
             write_curve(place.progress / f"{name}.csv", trainer.curve)
             vae.save_pretrained(folder)
@@ -210,7 +214,7 @@ def _prior(
     if state := load_checkpoint(path):
         trainer.restore(state)
 
-    def on_score(trainer: PriorTrainer) -> None:
+    def on_score(trainer: PriorTrainer, reporter: Reporter) -> None:
         values, images = score(
             trainer.ema, decoder, unit, network, reference,
             samples=config.score_samples, steps=config.score_sampler_steps, seed=config.seed,
@@ -221,10 +225,15 @@ def _prior(
         write_curve(place.progress / "prior.csv", trainer.curve)
         sheet = contact_sheet(list(to_uint8(images[:SHEET_SAMPLES])), columns=SHEET_COLUMNS, px=config.image_px)
         save_png(place.progress / f"samples-{trainer.step:07d}.png", sheet)
+        reporter.scalars(named("score", values), trainer.step)
+        reporter.picture("samples", place.progress / f"samples-{trainer.step:07d}.png", trainer.step)
 
     total = config.prior_steps
-    with place.runtime.progress("Training the prior", total=total, unit="steps", done=trainer.step) as bar:
-        train_prior(trainer, path, bar, on_score)
+    with (
+        place.runtime.progress("Training the prior", total=total, unit="steps", done=trainer.step) as bar,
+        place.runtime.reporter("pretrain-prior", config.model_dump(mode="json")) as reporter,
+    ):
+        train_prior(trainer, path, bar, reporter, partial(on_score, reporter=reporter))
     return trainer.ema, trainer.scores
 
 

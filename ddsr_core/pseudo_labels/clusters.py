@@ -172,4 +172,4 @@ def read_labels(clusters: Path) -> dict[str, int]:
     return dict(zip(table["patch_id"].to_pylist(), table["pseudo_label"].to_pylist(), strict=True))
 
 
-STAGE = Stage("clusters", version=1, run=run, config=ClustersConfig, section="II-A")
+STAGE = Stage("clusters", version=1, run=run, config=ClustersConfig, section="II-A", words="{k} clusters of patches")

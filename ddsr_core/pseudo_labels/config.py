@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from ddsr_core.config import StageConfig
-from ddsr_core.imaging.kernel import Kernel
+from ddsr_core.imaging.kernel import SCALE, Kernel, Scale
 from ddsr_core.pseudo_labels.names import EmbedderName
 
 
 class PatchesConfig(StageConfig):
     """Which windows of the photos become training patches. Set either ``threshold_db`` or ``quantile``."""
+
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     patch_px: int = Field(
         512,
@@ -33,6 +37,7 @@ class PatchesConfig(StageConfig):
         description="Bicubic kernel of PSNR_bic: matlab is antialiased, opencv is that of the authors' released code and "
         "gives values that are 1.0 to 1.8 dB lower.",
     )
+    scale: Scale = Field(SCALE, description="Upsampling factor of PSNR_bic. Filled in by the pipeline.")
     threshold_db: float | None = Field(
         None,
         description="Keep windows with a PSNR_bic below this value in dB. Lower it for fewer patches with more texture.",

@@ -193,4 +193,13 @@ def read_config(embeddings: Path) -> EmbeddingsConfig:
     return EmbeddingsConfig.model_validate(json.loads((embeddings / "summary.json").read_text())["config"])
 
 
-STAGE = Stage("embeddings", version=2, run=run, config=EmbeddingsConfig, section="II-A", on_gpu=True, photo_cache=True)
+STAGE = Stage(
+    "embeddings",
+    version=2,
+    run=run,
+    config=EmbeddingsConfig,
+    section="II-A",
+    on_gpu=True,
+    photo_cache=True,
+    words="{backend} embeddings of {patches:,} patches",
+)

@@ -170,4 +170,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "summary.json").read_text()))
 
 
-STAGE = Stage("patches", version=2, run=run, config=PatchesConfig, section="II-A", photo_cache=True)
+STAGE = Stage(
+    "patches",
+    version=2,
+    run=run,
+    config=PatchesConfig,
+    section="II-A",
+    photo_cache=True,
+    words="{accepted:,} patches of {patch_px} px from {photos:,} photos",
+)

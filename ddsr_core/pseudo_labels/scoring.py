@@ -226,7 +226,7 @@ def _score_photo(config: PatchesConfig, photo: Photo, cache: ScoreCache) -> byte
             return cached
         with picture_memory(data):
             image = decode_rgb(data, photo.name)
-            if min(image.shape[:2]) < config.patch_px:
+            if min(side - side % config.scale for side in image.shape[:2]) < config.patch_px:
                 reason = f"too small: {image.shape[1]}x{image.shape[0]}"
             else:
                 windows = score_windows(image, config)
@@ -236,7 +236,8 @@ def _score_photo(config: PatchesConfig, photo: Photo, cache: ScoreCache) -> byte
 
 
 def _score_cache(config: PatchesConfig, folder: Path | None) -> ScoreCache:
-    return ScoreCache(folder, digest_of([SCORES_VERSION, config.model_dump(exclude=SELECTION_FIELDS)]))
+    scoring = {name: value for name, value in config.canonical().items() if name not in SELECTION_FIELDS}
+    return ScoreCache(folder, digest_of([SCORES_VERSION, scoring]))
 
 
 def _add_to_cache(cache: ScoreCache, known: Collection[str], indices: Collection[int], out: Path) -> set[str]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddsr_core.imaging.round_trip import STRIP_PX, squared_error_sums
+from ddsr_core.imaging.kernel import SCALE
+from ddsr_core.imaging.round_trip import squared_error_sums, strip_px
 from ddsr_core.pseudo_labels.config import PatchesConfig
 
 
@@ -29,14 +30,14 @@ class Windows:
     x: np.ndarray
 
 
-def offsets(side: int, patch_px: int, stride_px: int, flush: bool) -> np.ndarray:
+def offsets(side: int, patch_px: int, stride_px: int, flush: bool, scale: int = SCALE) -> np.ndarray:
     """Window positions along one side: a grid from the top or left, and with ``flush`` a last window at the far edge.
 
     >>> offsets(1000, 512, 256, flush=False).tolist(), offsets(1000, 512, 256, flush=True).tolist()
     ([0, 256], [0, 256, 488])
     """
     grid = np.arange(0, side - patch_px + 1, stride_px)
-    last = (side - patch_px) // 4 * 4  # a multiple of 4, so that LR and HR pixels stay aligned
+    last = (side - patch_px) // scale * scale  # so that LR and HR pixels stay aligned
     return np.append(grid, last) if flush and grid[-1] < last else grid
 
 
@@ -49,14 +50,14 @@ def score_windows(image: np.ndarray, config: PatchesConfig) -> Windows:
 
     Args:
         image: ``uint8 (H, W, 3)``, both sides at least ``patch_px``.
-        config: size, stride and kernel.
+        config: size, stride, kernel and scale.
     """
-    height, width = (side - side % 4 for side in image.shape[:2])
-    size = config.patch_px
-    ys = offsets(height, size, config.stride_px, config.flush_right)
-    xs = offsets(width, size, config.stride_px, config.flush_right)
-    cell = int(np.gcd.reduce([STRIP_PX, size, *ys, *xs]))  # so that every window consists of complete cells
-    sums = squared_error_sums(image[:height, :width], config.kernel, cell)
+    size, scale = config.patch_px, config.scale
+    height, width = (side - side % scale for side in image.shape[:2])
+    ys = offsets(height, size, config.stride_px, config.flush_right, scale)
+    xs = offsets(width, size, config.stride_px, config.flush_right, scale)
+    cell = int(np.gcd.reduce([strip_px(scale), size, *ys, *xs]))  # so that every window consists of complete cells
+    sums = squared_error_sums(image[:height, :width], config.kernel, cell, scale)
     integral = np.pad(sums.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     below, above = integral[(ys + size) // cell], integral[ys // cell]
     left, right = xs // cell, (xs + size) // cell

@@ -61,7 +61,7 @@ def _about_images(report: Report) -> Iterator[str]:
         cause = (
             "This is an effect of detail restoration, which removes detail that an SR network cannot predict."
             if report.run.restored
-            else "Texture is missing: raise finetune.steps, or lower sample.guidance_scale."
+            else "Texture is missing: raise finetune.epochs, or lower sample.guidance_scale."
         )
         yield (
             "The distilled images are smoother than the accepted patches: PSNR_bic "
@@ -72,12 +72,12 @@ def _about_images(report: Report) -> Iterator[str]:
     if quality.own_cluster_share is not None and quality.own_cluster_share < LEAST_OWN_CLUSTER_SHARE:
         yield (
             f"Only {quality.own_cluster_share:.0%} of the images look most like patches of their own cluster, so "
-            "pseudo-labels steer the sampling weakly. Raise finetune.steps or sample.guidance_scale."
+            "pseudo-labels steer the sampling weakly. Raise finetune.epochs or sample.guidance_scale."
         )
     if quality.refused and quality.candidates and quality.refused > MOST_REFUSED_SHARE * quality.candidates:
         yield (
             f"{quality.refused:,} of {quality.candidates:,} candidates were rejected as copies, a sign of overfitting. "
-            "Lower finetune.steps."
+            "Lower finetune.epochs."
         )
 
 

@@ -9,6 +9,9 @@ from datetime import datetime
 from ddsr_core.report.record import RunRecord, StageRecord
 from ddsr_core.storage.stage import Manifest, read_manifest
 
+#: Label of the training of the SR network that ranks candidates and restores detail.
+TEACHER = "teacher"
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -21,6 +24,7 @@ class StageCost:
         bytes: of its artifacts.
         cached: how many of the builds this run found in the cache.
         builds: how many artifacts it has.
+        cpu_seconds: CPU time of the builds; None if it was not recorded.
     """
 
     name: str
@@ -30,6 +34,7 @@ class StageCost:
     bytes: int
     cached: int
     builds: int
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def cost_of(run: RunRecord) -> Cost:
     records = list({record.key: record for record in run.stages}.values())
     manifests = {record.key: read_manifest(record.path) for record in records}
     total = sum(record.seconds for record in records)
-    names = dict.fromkeys(record.name.split(" (")[0] for record in records)
+    names = dict.fromkeys(map(stage_name, records))
     stages = [_stage_cost(name, records, manifests, total) for name in names]
     return Cost(
         stages=tuple(sorted(stages, key=lambda stage: -stage.seconds)),
@@ -76,13 +81,23 @@ def cost_of(run: RunRecord) -> Cost:
         built_seconds=sum(record.seconds for record in records if not record.cached),
         wall_seconds=_wall(run),
         bytes=sum(stage.bytes for stage in stages),
-        cpu_seconds=sum(cpu) if (cpu := [m.cpu_seconds for m in manifests.values() if m and m.cpu_seconds]) else None,
+        cpu_seconds=_sum(m.cpu_seconds for m in manifests.values() if m),
         peak_bytes=max((m.peak_bytes for m in manifests.values() if m and m.peak_bytes), default=None),
     )
 
 
+def stage_name(record: StageRecord) -> str:
+    """The stage of a record. The training of the teacher counts apart from that of the networks which are compared.
+
+    >>> stage_name(StageRecord(name="train_sr (teacher)", key="", seconds=1, cached=False, path=""))
+    'teacher'
+    """
+    name, _, label = record.name.partition(" (")
+    return TEACHER if label == f"{TEACHER})" else name
+
+
 def _stage_cost(name: str, records: Iterable[StageRecord], manifests: dict[str, Manifest | None], total: float) -> StageCost:
-    own = [record for record in records if record.name.split(" (")[0] == name]
+    own = [record for record in records if stage_name(record) == name]
     built = [manifest for record in own if (manifest := manifests[record.key]) is not None]
     seconds = sum(record.seconds for record in own)
     return StageCost(
@@ -93,7 +108,13 @@ def _stage_cost(name: str, records: Iterable[StageRecord], manifests: dict[str, 
         bytes=sum(manifest.bytes for manifest in built),
         cached=sum(record.cached for record in own),
         builds=len(own),
+        cpu_seconds=_sum(manifest.cpu_seconds for manifest in built),
     )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _wall(run: RunRecord) -> float | None:

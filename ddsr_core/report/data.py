@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,11 @@ from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import read_image_set
 from ddsr_core.metrics.spec import METRICS, MetricName
 from ddsr_core.report.record import Frozen, RunRecord, SrRecord
+from ddsr_core.sampling.config import SAMPLED
 
 FULL: TrainingSetName = "full"
 RANDOM: TrainingSetName = "random"
+RESTORED_RANDOM: TrainingSetName = "random-restored"
 DISTILLED: TrainingSetName = "distilled"
 #: Training sets in the order of tables. Training sets of the user are listed with the baselines.
 SOURCE_ORDER: tuple[str, ...] = tuple(TRAINING_SETS)
@@ -88,9 +91,12 @@ class Quality(Frozen):
         wasserstein_db: Wasserstein distance of the distributions of PSNR_bic, dB.
         wasserstein_db_random: the same for candidates chosen at random.
         psnr_bic_real_mean: mean PSNR_bic of the accepted patches, dB.
+        psnr_bic_sampled_mean: mean PSNR_bic of the images as they were sampled, dB.
         own_cluster_share: share of images whose nearest accepted patch, by embedding, has their pseudo-label, 0 to 1.
         precision: share of images within the manifold of the accepted patches, 0 to 1 (Kynkaanniemi et al., 2019).
         recall: share of accepted patches within the manifold of the images, 0 to 1.
+
+    Except for ``psnr_bic_real_mean``, all of them describe the images as they were sampled, before detail restoration.
     """
 
     candidates: int | None = None
@@ -100,6 +106,7 @@ class Quality(Frozen):
     wasserstein_db: float | None = None
     wasserstein_db_random: float | None = None
     psnr_bic_real_mean: float | None = None
+    psnr_bic_sampled_mean: float | None = None
     own_cluster_share: float | None = None
     precision: float | None = None
     recall: float | None = None
@@ -281,7 +288,16 @@ def _quality(sample: Path, clusters: Path | None) -> Quality:
         wasserstein_db_random=summary.get("psnr_bic_wasserstein_db_random"),
         **{
             name: summary.get(name)
-            for name in ("candidates", "refused", "coverage", "coverage_random", "psnr_bic_real_mean", "precision", "recall")
+            for name in (
+                "candidates",
+                "refused",
+                "coverage",
+                "coverage_random",
+                "psnr_bic_real_mean",
+                "psnr_bic_sampled_mean",
+                "precision",
+                "recall",
+            )
         },
     )
 
@@ -392,6 +408,15 @@ def real_patches(report: Report, per_cluster: int) -> dict[int, list[bytes]]:
     rows = shards.to_table(columns=["patch_id", "image"], filter=ds.field("patch_id").isin(wanted)).to_pylist()
     pixels = {row["patch_id"]: row["image"]["bytes"] for row in rows}
     return {label: [pixels[i] for i in chosen[label] if i in pixels] for label in sorted(chosen)}
+
+
+def sampled_images(report: Report) -> dict[str, bytes]:
+    """PNG bytes of the distilled images before their detail was restored, by file name; none if it was not."""
+    folder = report.run.path_of("sample")
+    if folder is None or not (folder / SAMPLED).is_file():
+        return {}
+    with zipfile.ZipFile(folder / SAMPLED) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def _by_distance(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ddsr_core.baselines.names import WHOLE
-from ddsr_core.report.data import DISTILLED, RANDOM, Report
+from ddsr_core.report.data import DISTILLED, RANDOM, RESTORED_RANDOM, Report
 from ddsr_core.report.statistics import LEAST_PHOTOS, LEAST_SEEDS, Difference, Level, difference, plural
 
 
@@ -63,13 +63,35 @@ def verdict(report: Report) -> Verdict:
         if (measured := compare(report, DISTILLED, other, arch)) is not None
     )
     reduced = [item for item in comparisons if item.other not in WHOLE]
-    baseline = RANDOM if any(item.other == RANDOM for item in reduced) else (reduced[0].other if reduced else None)
+    fair = (RESTORED_RANDOM, RANDOM) if report.run.restored else (RANDOM,)
+    measured_sets = {item.other for item in reduced}
+    baseline = next((name for name in (*fair, *(item.other for item in reduced)) if name in measured_sets), None)
     judged = [item for item in reduced if item.other == baseline]
     if not judged:
         text = "No baseline of the same size was trained, so the value of the distilled set cannot be judged."
-        return Verdict("unknown", text, (), comparisons)
+        return Verdict("unknown", text, about_restoration(report, False), comparisons)
     level = _joint_level([item.difference.level for item in judged])
-    return Verdict(level, _headline(level, judged), _reasons(level, judged), comparisons)
+    reasons = (*about_restoration(report, baseline == RESTORED_RANDOM), *_reasons(level, judged))
+    return Verdict(level, _headline(level, judged), reasons, comparisons)
+
+
+def about_restoration(report: Report, fair: bool) -> tuple[str, ...]:
+    """What must be said first if detail was restored in the distilled images.
+
+    Args:
+        fair: whether the verdict compares them with crops that the same teacher has restored.
+    """
+    if not report.run.restored:
+        return ()
+    compared = (
+        "The verdict therefore compares them with random crops that the same teacher has restored."
+        if fair
+        else "No crops with restored detail were trained on, so a difference may be due to the teacher alone."
+    )
+    return (
+        "These are not the images that the diffusion model has sampled: a teacher SR network, trained on all accepted "
+        f"patches, has replaced their detail (sample.detail_restoration), which improves real crops as well. {compared}",
+    )
 
 
 def _joint_level(levels: Sequence[Level]) -> Level:
@@ -79,7 +101,11 @@ def _joint_level(levels: Sequence[Level]) -> Level:
     return levels[0] if len(set(levels)) == 1 else "equal"
 
 
-NAMES: Mapping[str, str] = {RANDOM: "random crops of the same photos", "threshold": "accepted patches chosen at random"}
+NAMES: Mapping[str, str] = {
+    RANDOM: "random crops of the same photos",
+    RESTORED_RANDOM: "random crops of the same photos, restored by the same teacher",
+    "threshold": "accepted patches chosen at random",
+}
 
 
 def _headline(level: Level, judged: Sequence[Comparison]) -> str:

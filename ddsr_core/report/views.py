@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS
+from ddsr_core.baselines.names import RESTORED_LABEL, RESTORED_MEANING, TRAINING_SETS, label_of
 from ddsr_core.imaging.decode import decode_rgb, read_rgb
 from ddsr_core.metrics.spec import METRICS
 from ddsr_core.report import charts, figures
-from ddsr_core.report.data import Curves, DistilledImage, Report, SrResult, read_curves, real_patches
+from ddsr_core.report.data import Curves, DistilledImage, Report, SrResult, read_curves, real_patches, sampled_images
 from ddsr_core.report.statistics import plural
 from ddsr_core.report.verdict import Verdict
 
@@ -56,11 +56,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Real patches and distilled images of one pseudo-label."""
+    """Real patches and distilled images of one pseudo-label; ``sampled``: before restoration, if detail was restored."""
 
     label: int
     size: int | None
     real: list[Tile]
+    sampled: list[Tile]
     distilled: list[Tile]
 
 
@@ -74,13 +75,18 @@ class Closeup:
 
 
 def sheets_of(report: Report) -> Iterator[Sheet]:
-    real, made = real_patches(report, PER_CLUSTER), distilled_by_label(report)
+    real, made, sampled = real_patches(report, PER_CLUSTER), distilled_by_label(report), sampled_images(report)
     sizes = report.clusters.sizes if report.clusters else ()
     for label in sorted({*real, *made})[:MAX_CLUSTERS]:
         yield Sheet(
             label=label,
             size=sizes[label] if 0 <= label < len(sizes) else None,
             real=[_thumb(decode_rgb(data, f"patch of cluster {label}"), "real patch", "") for data in real.get(label, [])],
+            sampled=[
+                _thumb(decode_rgb(sampled[image.path.name], image.path.name), "image as sampled", "")
+                for image in made.get(label, [])[: 2 * PER_CLUSTER]
+                if image.path.name in sampled
+            ],
             distilled=[
                 _thumb(read_rgb(image.path), "distilled image", _db(image.psnr_bic, "PSNR_bic "))
                 for image in made.get(label, [])[: 2 * PER_CLUSTER]
@@ -193,18 +199,22 @@ def figures_of(report: Report) -> list[Figure]:
     quality, distilled = report.quality, report.distilled
     if quality is None or distilled is None:
         return []
+    restored = report.run.restored
+    before = " Measured before detail restoration." if restored else ""
+    sampled = f"; as sampled: {_db(quality.psnr_bic_sampled_mean)}" if restored and quality.psnr_bic_sampled_mean else ""
     rows = [
-        Figure("PSNR_bic", _db(distilled.psnr_bic_mean), f"accepted patches: {_db(quality.psnr_bic_real_mean)}",
+        Figure("PSNR_bic", _db(distilled.psnr_bic_mean), f"accepted patches: {_db(quality.psnr_bic_real_mean)}{sampled}",
                "A value close to that of the patches means the same amount of texture; a higher one, smoother images."),
         Figure("Distance in PSNR_bic", _db(quality.wasserstein_db), f"random choice: {_db(quality.wasserstein_db_random)}",
-               "Wasserstein distance between the distributions of PSNR_bic before detail restoration; 0 is best."),
+               f"Wasserstein distance between the distributions of PSNR_bic; 0 is best.{before}"),
         Figure("Coverage", _digits(quality.coverage), f"random choice: {_digits(quality.coverage_random)}",
-               "Mean similarity of each patch to its nearest distilled image; 1 is best."),
+               f"Mean similarity of each patch to its nearest distilled image; 1 is best.{before}"),
         Figure("Own-cluster share", _share(quality.own_cluster_share), "",
-               "Share of images whose nearest patch has the same pseudo-label. High: the labels steer the sampling."),
-        Figure("Precision", _share(quality.precision), "", "Share of images that resemble real patches. Low: artifacts."),
+               f"Share of images whose nearest patch has the same pseudo-label. High: labels steer the sampling.{before}"),
+        Figure("Precision", _share(quality.precision), "",
+               f"Share of images that resemble real patches. Low: artifacts.{before}"),
         Figure("Recall", _share(quality.recall), "",
-               "Share of patches that resemble distilled images. Low: textures are missing."),
+               f"Share of patches that resemble distilled images. Low: textures are missing.{before}"),
         Figure("Nearest to a patch", _digits(distilled.max_cosine_to_train), "a copy: 1",
                "Largest cosine between the pixels of an image and of a training patch."),
     ]  # fmt: skip
@@ -253,7 +263,7 @@ def verdict_chart(judged: Verdict) -> str:
     """Differences in PSNR-Y to every other training set, with a dot per seed."""
     rows = [
         charts.Dots(
-            f"{item.arch} vs {item.other}",
+            f"{item.arch} vs {label_of(item.other, restored=False)}",
             item.difference.by_seed,
             item.difference.mean,
             item.difference.half_width,

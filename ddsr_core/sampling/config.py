@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ddsr_core.config import StageConfig
 from ddsr_core.diffusion.names import SamplerName
+from ddsr_core.imaging.kernel import SCALE, Scale
 
+#: PNG files of the selected images as they were sampled, if detail was restored in those of the set. An archive, because
+#: every image file in the folder would count as one of the set.
+SAMPLED = "sampled.zip"
 Timestep = Annotated[float, Field(ge=0, le=999)]
 Allocation = Literal["equal", "proportional"]
 InitPatches = Literal["medoids", "k-center"]
@@ -17,6 +21,8 @@ Select = Literal["none", "psnr_bic", "psnr_bic_and_coverage"]
 
 class SampleConfig(StageConfig):
     """How many images are sampled, how they are selected, and whether their detail is restored."""
+
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     # Sampling
     count: int = Field(70, ge=1, le=100_000, description="Images in the distilled set.")
@@ -68,6 +74,7 @@ class SampleConfig(StageConfig):
         description="How images are selected from the candidates: none takes the first, psnr_bic matches the PSNR_bic "
         "distribution of the real patches, psnr_bic_and_coverage also covers them in embedding space.",
     )
+    scale: Scale = Field(SCALE, description="Upsampling factor of PSNR_bic. Filled in by the pipeline.")
     max_cosine: float = Field(
         0.98,
         gt=0,

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ddsr_core.config import Runtime
-from ddsr_core.imaging.bicubic import make_lr
+from ddsr_core.imaging.bicubic import crop_to_multiple, make_lr
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import to_float, to_uint8
+from ddsr_core.imaging.kernel import SCALE
 from ddsr_core.sr.weights import load_network
 
 #: Images per forward pass.
@@ -28,18 +29,23 @@ BATCH = 32
 
 
 @torch.no_grad()
-def restore(network: nn.Module, images: Tensor, share: float) -> Tensor:
+def restore(network: nn.Module, images: Tensor, share: float, scale: int = SCALE) -> Tensor:
     """Images with a share of their detail replaced by the network's reconstruction from their LR images.
 
     Args:
-        network: ``(B, 3, h, w)`` in [0, 1] to four times the size, on the images' device.
-        images: float32 ``(B, 3, H, W)`` in [0, 1], H and W multiples of 4.
+        network: ``(B, 3, h, w)`` in [0, 1] to ``scale`` times the size, on the images' device.
+        images: float32 ``(B, 3, H, W)`` in [0, 1]. Rows and columns beyond a multiple of ``scale`` stay as they are.
         share: 0 returns the images, 1 the network's output.
 
     Returns:
         float32 ``(B, 3, H, W)`` in [0, 1].
     """
-    return torch.lerp(images, network(make_lr(images)).clamp(0, 1), share)
+    inside = crop_to_multiple(images, scale)
+    restored = images.clone()
+    restored[..., : inside.shape[-2], : inside.shape[-1]] = torch.lerp(
+        inside, network(make_lr(inside, scale)).clamp(0, 1), share
+    )
+    return restored
 
 
 def restored_files(teacher: Path, paths: Sequence[Path], share: float, runtime: Runtime) -> Iterator[np.ndarray]:
@@ -48,10 +54,11 @@ def restored_files(teacher: Path, paths: Sequence[Path], share: float, runtime: 
     Raises:
         InputError: ``teacher`` holds no network.
     """
-    network = load_network(teacher, trust=True).module.to(runtime.device)
+    loaded = load_network(teacher, trust=True)
+    network = loaded.module.to(runtime.device)
     with runtime.progress("Restoring detail", total=len(paths), unit="images") as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
             images = to_float(np.stack([read_rgb(path) for path in batch])).to(runtime.device)
-            yield from to_uint8(restore(network, images, share))
+            yield from to_uint8(restore(network, images, share, loaded.scale))
             bar.advance(len(batch))

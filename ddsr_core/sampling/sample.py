@@ -7,7 +7,9 @@ of them.
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,11 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import finish_image_set, image_set_name
 from ddsr_core.imaging.images import encode_png
+from ddsr_core.pseudo_labels.clusters import read_labels
 from ddsr_core.sampling.allocation import images_per_label
-from ddsr_core.sampling.config import SampleConfig
+from ddsr_core.sampling.config import SAMPLED, SampleConfig
 from ddsr_core.sampling.init_patches import InitLatents, init_patches
+from ddsr_core.sampling.quality import set_quality
 from ddsr_core.sampling.restoration import restored_files
 from ddsr_core.sampling.selection import Comparison, References, Scores, choose, compare, random_score, score
 from ddsr_core.sampling.sr_gain import gains_of_files, highest_gain
@@ -37,7 +41,10 @@ from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 #: Numbers of the summary that go into the artifact's manifest.
-COUNTED = ("count", "height", "width", "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage")
+COUNTED = (
+    "count", "height", "width", "psnr_bic_mean", "psnr_bic_real_mean", "max_cosine_to_train", "coverage",
+    "own_cluster_share", "precision", "recall", "psnr_bic_distance_db",
+)  # fmt: skip
 #: Columns that a distilled set has beside its images.
 FIELDS = {
     "pseudo_label": pa.int32(), "seed": pa.int64(), "index": pa.int64(), "init_patch_id": pa.string(),
@@ -122,7 +129,7 @@ def run(
     shares = images_per_label(config.count, _cluster_sizes(clusters), config.allocation)
     candidates = plan_candidates(config, shares, clusters, out)
     sample_candidates(config, candidates, ModelFiles(adapter, base, vae), latents, runtime)
-    compared = compare(candidates.paths, references, runtime)
+    compared = compare(candidates.paths, references, runtime, config.scale)
     gains = gains_of_files(teacher, candidates.paths, runtime) if teacher and config.sr_gain_share < 1 else None
     selected = [
         select_for_label(config, label, np.flatnonzero(candidates.labels == label), share, compared, gains)
@@ -133,11 +140,15 @@ def run(
     written = write_images(config, [candidates.path(index) for index in chosen], teacher, out, runtime)
     described, places = compared, chosen
     if config.detail_restoration > 0:  # the images are no longer those that were compared
-        described, places = compare(written, references, runtime), list(range(len(written)))
+        write_sampled(out, [candidates.path(index) for index in chosen])
+        described, places = compare(written, references, runtime, config.scale), list(range(len(written)))
     rows = [_row(config, candidates, index, gains) | _facts(described, place)
             for index, place in zip(chosen, places, strict=True)]  # fmt: skip
     finish_image_set(out, rows, FIELDS)
-    summary = _summary(config, rows, compared, selected, out)
+    summary = {
+        **_summary(config, rows, compared, selected, out),
+        **_quality(config, (compared, chosen), (described, places), candidates.labels[chosen], clusters),
+    }
     write_json(out / "summary.json", summary)
     return StageResult({name: summary[name] for name in COUNTED})
 
@@ -283,6 +294,15 @@ def write_images(config: SampleConfig, chosen: list[Path], teacher: Path | None,
     return files
 
 
+def write_sampled(out: Path, chosen: list[Path]) -> None:
+    """Keep the selected images as they were sampled, under the names of the restored ones."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored, with a fixed date: the same bytes every time
+        for position, path in enumerate(chosen):
+            archive.writestr(zipfile.ZipInfo(Path(image_set_name(position)).name), path.read_bytes())
+    write_atomically(out / SAMPLED, buffer.getvalue())
+
+
 def _row(config: SampleConfig, candidates: Candidates, index: int, gains: np.ndarray | None) -> dict[str, Any]:
     """The origin of an image."""
     return {
@@ -327,6 +347,23 @@ def _summary(
     }
 
 
+def _quality(
+    config: SampleConfig,
+    sampled: tuple[Comparison, list[int]],
+    final: tuple[Comparison, list[int]],
+    labels: np.ndarray,
+    clusters: Path,
+) -> dict[str, Any]:
+    """Quality of the set as it was sampled and selected; below ``restored`` that of the restored images, if it has any."""
+    of_patch = read_labels(clusters)
+    compared, places = sampled
+    summary: dict[str, Any] = dict(set_quality(compared, places, labels, of_patch).rounded())
+    summary["psnr_bic_sampled_mean"] = round(float(compared.psnr_bic[places].mean()), 4)
+    if config.detail_restoration > 0:
+        summary["restored"] = set_quality(*final, labels, of_patch).rounded()
+    return summary
+
+
 def _mean_scores(scores: list[tuple[int, Scores]], suffix: str) -> dict[str, float]:
     """Means over the pseudo-labels, weighted by their images."""
     total = sum(share for share, _ in scores)
@@ -335,4 +372,12 @@ def _mean_scores(scores: list[tuple[int, Scores]], suffix: str) -> dict[str, flo
     return {f"psnr_bic_wasserstein_db{suffix}": round(distance, 4), f"coverage{suffix}": round(coverage, 5)}
 
 
-STAGE = Stage("sample", version=3, run=run, config=SampleConfig, section="II-C", on_gpu=True)
+STAGE = Stage(
+    "sample",
+    version=4,
+    run=run,
+    config=SampleConfig,
+    section="II-C",
+    on_gpu=True,
+    words="{count:,} distilled images of {height} px",
+)

@@ -23,6 +23,7 @@ from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import to_float
+from ddsr_core.imaging.kernel import SCALE
 from ddsr_core.pseudo_labels.clusters import read_labels
 from ddsr_core.pseudo_labels.embedders import embed_images, load_embedder
 from ddsr_core.pseudo_labels.embeddings import read_config
@@ -117,7 +118,7 @@ def thumbnail_vectors(images: Tensor) -> np.ndarray:
     return F.normalize(small - small.mean(1, keepdim=True), dim=1).cpu().numpy()
 
 
-def compare(candidates: list[Path], references: References, runtime: Runtime) -> Comparison:
+def compare(candidates: list[Path], references: References, runtime: Runtime, scale: int = SCALE) -> Comparison:
     """Describe candidates and patches in the same way, and find the nearest patch of each candidate by pixels and embedding.
 
     Patches and their vectors are read one batch at a time. What stays in memory is the id, pseudo-label and PSNR_bic of each
@@ -125,19 +126,20 @@ def compare(candidates: list[Path], references: References, runtime: Runtime) ->
 
     Args:
         candidates: PNG files, all of one size.
+        scale: of PSNR_bic.
 
     Raises:
         InputError: the artifacts do not belong together.
     """
     of_patch = read_labels(references.clusters)
-    samples = _describe(candidates, references, runtime)
+    samples = _describe(candidates, references, runtime, scale)
     by_pixels = Nearest(len(candidates))
     real_psnr: list[float] = []
     real_labels: list[int] = []
     with runtime.progress("Comparing with real patches", total=len(of_patch), unit="patches") as bar:
         for names, pixels in batches_of_patches(references.patches, samples.side_px):
             real = to_float(pixels)
-            real_psnr += psnr_bic(real).tolist()
+            real_psnr += psnr_bic(real, scale=scale).tolist()
             real_labels += [label_of(of_patch, name) for name in names]
             by_pixels.update((samples.thumbnails @ thumbnail_vectors(real).T).max(0), names)
             bar.advance(len(names))
@@ -173,7 +175,7 @@ class _Samples:
     side_px: int
 
 
-def _describe(candidates: list[Path], references: References, runtime: Runtime) -> _Samples:
+def _describe(candidates: list[Path], references: References, runtime: Runtime, scale: int) -> _Samples:
     config = read_config(references.embeddings)
     embedder = load_embedder(config, runtime.device, references.weights)
     psnr: list[float] = []
@@ -183,7 +185,7 @@ def _describe(candidates: list[Path], references: References, runtime: Runtime) 
             paths = candidates[start : start + COMPARE_BATCH]
             pixels = np.stack([read_rgb(path) for path in paths])
             images = to_float(pixels)
-            psnr += psnr_bic(images).tolist()
+            psnr += psnr_bic(images, scale=scale).tolist()
             thumbnails.append(np.stack([thumbnail_vectors(images), thumbnail_vectors(images.flip(3))]))
             vectors.append(unit_length(embed_images(pixels, embedder, config, [path.name for path in paths])))
             bar.advance(len(paths))

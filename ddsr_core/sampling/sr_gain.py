@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ddsr_core.config import Runtime
-from ddsr_core.imaging.bicubic import make_lr, upsample
+from ddsr_core.imaging.bicubic import crop_to_multiple, make_lr, upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import to_float
+from ddsr_core.imaging.kernel import SCALE
 from ddsr_core.metrics.psnr_ssim import rgb_to_y, to_levels
 from ddsr_core.sr.weights import load_network
 
@@ -31,18 +32,19 @@ PERFECT_DB = 99.0
 
 
 @torch.no_grad()
-def sr_gains(network: nn.Module, images: Tensor) -> np.ndarray:
+def sr_gains(network: nn.Module, images: Tensor, scale: int = SCALE) -> np.ndarray:
     """PSNR of the network's enlargements minus that of bicubic, on Y, dB.
 
     Args:
-        network: ``(B, 3, h, w)`` in [0, 1] to four times the size, on the images' device.
-        images: float32 ``(B, 3, H, W)`` in [0, 1], H and W multiples of 4.
+        network: ``(B, 3, h, w)`` in [0, 1] to ``scale`` times the size, on the images' device.
+        images: float32 ``(B, 3, H, W)`` in [0, 1], cropped at the bottom and right to multiples of ``scale``.
 
     Returns:
         float32 ``(B,)``.
     """
-    lr = make_lr(images)
-    return np.asarray((_psnr_y(network(lr), images) - _psnr_y(upsample(lr), images)).cpu(), np.float32)
+    images = crop_to_multiple(images, scale)
+    lr = make_lr(images, scale)
+    return np.asarray((_psnr_y(network(lr), images) - _psnr_y(upsample(lr, scale), images)).cpu(), np.float32)
 
 
 def _psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
@@ -58,13 +60,14 @@ def gains_of_files(teacher: Path, paths: Sequence[Path], runtime: Runtime) -> np
     Raises:
         InputError: ``teacher`` holds no network.
     """
-    network = load_network(teacher, trust=True).module.to(runtime.device)
+    loaded = load_network(teacher, trust=True)
+    network = loaded.module.to(runtime.device)
     gains = []
     with runtime.progress("Measuring the SR gain of the samples", total=len(paths), unit="images") as bar:
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
             images = to_float(np.stack([read_rgb(path) for path in batch])).to(runtime.device)
-            gains.append(sr_gains(network, images))
+            gains.append(sr_gains(network, images, loaded.scale))
             bar.advance(len(batch))
     return np.concatenate(gains)
 

@@ -5,15 +5,14 @@ A field that is None takes the value published for the network (`ddsr_core.sr.re
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
 from ddsr_core.config import StageConfig
+from ddsr_core.imaging.kernel import Scale
 from ddsr_core.metrics.spec import MetricName
 
-#: Upsampling factors that networks are trained for.
-Scale = Literal[2, 3, 4]
 Schedule = Literal["cosine", "step"]
 #: How LR images are made: MATLAB's bicubic reduction, or Real-ESRGAN's random degradations.
 Degradation = Literal["bicubic", "real-esrgan"]
@@ -71,6 +70,8 @@ class ValidationConfig(StageConfig):
 class TrainSRConfig(StageConfig):
     """How one SR network is trained. Empty fields take the values published for the network."""
 
+    younger_fields: ClassVar[frozenset[str]] = frozenset({"processes"})
+
     arch: str = Field("srformer-light", description="Name of the network, or module:Class of your own.")
     arch_kwargs: dict[str, JsonValue] = Field({}, description="Arguments of the network that override its defaults.")
     scale: Scale = Field(4, description="Upsampling factor.")
@@ -101,6 +102,9 @@ class TrainSRConfig(StageConfig):
     )
     compile: bool = Field(
         False, description="Compile the network with torch.compile. Takes a minute or more; turn it on for long trainings."
+    )
+    processes: int = Field(
+        1, ge=1, le=64, description="Processes that share every batch, one per GPU. The batch size must be a multiple of it."
     )
     validation: ValidationConfig | None = Field(
         None, description="Validate on test photos during training and keep the best weights. Empty: no validation."

@@ -31,6 +31,16 @@ T = TypeVar("T")
 UPLOAD_BYTES = 2**28
 
 
+class Share(NamedTuple):
+    """Which part of every batch a process computes: part ``rank`` of ``processes`` equal parts."""
+
+    rank: int
+    processes: int
+
+
+WHOLE = Share(0, 1)
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Packed HR and LR images.
@@ -93,9 +103,9 @@ class Pairs:
         """`draw` and `cut` in one: uint8 LR ``(batch, p, p, 3)`` and HR ``(batch, scale p, scale p, 3)``."""
         return self.cut(self.draw(seed, step, batch))
 
-    def batch(self, seed: int, step: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`crops` as float32 ``(batch, 3, …)`` in [0, 1], channels-last, on the device."""
-        lr, hr = self.crops(seed, step, batch)
+    def batch(self, seed: int, step: int, batch: int, device: torch.device, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+        """`crops`, or a process's share of them, as float32 ``(n, 3, …)`` in [0, 1], channels-last, on the device."""
+        lr, hr = self.cut(self.draw(seed, step, batch).part(share))
         return _to_device(lr, device), _to_device(hr, device)
 
 
@@ -105,6 +115,10 @@ class Draw(NamedTuple):
     images: np.ndarray
     corners: np.ndarray
     turns: np.ndarray
+
+    def part(self, share: Share) -> Draw:
+        """The crops of one process."""
+        return Draw(*(np.split(values, share.processes)[share.rank] for values in self))
 
 
 class Resident:
@@ -121,9 +135,9 @@ class Resident:
         self.starts = np.concatenate([[0], pairs.ends[:-1]])  # first LR pixel of each image
         self.turns = {factor: self._turns(factor) for factor in (1, pairs.scale)}
 
-    def batch(self, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor]:
+    def batch(self, seed: int, step: int, batch: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         """The same values as `Pairs.batch`."""
-        draw = self.pairs.draw(seed, step, batch)
+        draw = self.pairs.draw(seed, step, batch).part(share)
         return self._gather(self.lr, draw, 1), self._gather(self.hr, draw, self.pairs.scale)
 
     def _gather(self, pixels: Tensor, draw: Draw, factor: int) -> Tensor:
@@ -140,21 +154,23 @@ class Resident:
         return torch.from_numpy(np.stack([turned(grid, turn) for turn in range(8)])).to(self.device)
 
 
-def batches(pairs: Pairs, seed: int, steps: range, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    pairs: Pairs, seed: int, steps: range, batch: int, device: torch.device, share: Share = WHOLE
+) -> Iterator[tuple[Tensor, Tensor]]:
     """`Pairs.batch` of each step in order.
 
     On a GPU, the pixels are kept in GPU memory if they take at most a quarter of what is free. Otherwise a thread cuts the
     next batch while the GPU works on the current one.
     """
     if device.type != "cuda":
-        yield from (pairs.batch(seed, step, batch, device) for step in steps)
+        yield from (pairs.batch(seed, step, batch, device, share) for step in steps)
         return
     free, _ = torch.cuda.mem_get_info(device)
     if pairs.hr.nbytes + pairs.lr.nbytes <= free // 4:
         resident = Resident(pairs, device)
-        yield from (resident.batch(seed, step, batch) for step in steps)
+        yield from (resident.batch(seed, step, batch, share) for step in steps)
     else:
-        yield from prefetch(lambda step: pairs.batch(seed, step, batch, device), steps)
+        yield from prefetch(lambda step: pairs.batch(seed, step, batch, device, share), steps)
 
 
 def prefetch(make: Callable[[int], T], steps: range) -> Iterator[T]:

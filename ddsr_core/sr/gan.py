@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ddsr_core.distributed import ProcessGroup
 from ddsr_core.errors import ConfigError
 from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.config import DiscriminatorName, GanConfig
-from ddsr_core.sr.optim import descend, new_adam
+from ddsr_core.sr.optim import ONE_PROCESS, descend, new_adam
 from ddsr_core.sr.perceptual import Perceptual, find_trunk, load_trunk
 from ddsr_core.sr.recipes import GanRecipe, gan_recipe
 from ddsr_core.storage.files import sha256_of
@@ -129,6 +130,7 @@ def adversarial_step(
     rate: float,
     grad_clip: float,
     bf16: bool,
+    group: ProcessGroup = ONE_PROCESS,
 ) -> Tensor:
     """One step of the generator, then one step of the discriminator on the same crops.
 
@@ -140,6 +142,7 @@ def adversarial_step(
         rate: learning rate of both networks.
         grad_clip: largest gradient norm of either network.
         bf16: whether the networks run in bfloat16. Losses are always float32.
+        group: processes that share the step. The means of a relativistic loss run over the part of each process.
 
     Returns:
         float32 ``(7,)`` on the device: `TERMS` and both gradient norms.
@@ -158,13 +161,13 @@ def adversarial_step(
         recipe.gan * generator_loss(fake, real),
     ]
     loss = torch.stack(terms).sum()
-    norm = descend(loss, network, optimizer, rate, grad_clip)
+    norm = descend(loss, network, optimizer, rate, grad_clip, group)
 
     discriminator.requires_grad_(True)
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
         real, fake = discriminator(hr).float(), discriminator(sr.detach()).float()
     discriminator_term = discriminator_loss(fake, real, recipe.relativistic)
-    discriminator_norm = descend(discriminator_term, discriminator, adversary.optimizer, rate, grad_clip)
+    discriminator_norm = descend(discriminator_term, discriminator, adversary.optimizer, rate, grad_clip, group)
     return torch.stack([loss, *terms, discriminator_term, norm, discriminator_norm]).detach()
 
 

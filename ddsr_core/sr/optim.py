@@ -5,14 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ddsr_core.distributed import ProcessGroup, SingleProcess
+
+ONE_PROCESS = SingleProcess()
+
 
 def new_adam(network: nn.Module, learning_rate: float, beta2: float = 0.99) -> torch.optim.Adam:
     """Fused Adam with betas (0.9, ``beta2``) over all weights."""
     return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, beta2), fused=True)
 
 
-def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float) -> Tensor:
-    """One optimizer step: backward, clip, update.
+def descend(
+    loss: Tensor,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    grad_clip: float,
+    group: ProcessGroup = ONE_PROCESS,
+) -> Tensor:
+    """One optimizer step: backward, average over the processes, clip, update.
 
     Args:
         loss: scalar.
@@ -20,15 +31,17 @@ def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, 
         optimizer: its learning rate is set to ``rate``.
         rate: learning rate of this step.
         grad_clip: largest gradient norm.
+        group: processes that share the step.
 
     Returns:
         Gradient norm before clipping: a scalar on the device.
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    group.average_([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    for settings in optimizer.param_groups:
+        settings["lr"] = rate
     optimizer.step()
     return norm
 

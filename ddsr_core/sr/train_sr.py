@@ -8,7 +8,10 @@ ends with the same bytes.
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddsr_core.config import Runtime
+from ddsr_core.distributed import ProcessGroup, run_together
 from ddsr_core.errors import ConfigError, TrainingError
 from ddsr_core.reporters import Reporter
 from ddsr_core.sr import gan
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import TrainSRConfig
-from ddsr_core.sr.data import Pairs, batches, pack_pairs
+from ddsr_core.sr.data import Pairs, Share, batches, pack_pairs
 from ddsr_core.sr.degradation import degrader_of, smallest_px
 from ddsr_core.sr.gan import adversarial_step
 from ddsr_core.sr.grids import write_grid
-from ddsr_core.sr.optim import descend, ema_decay_at, update_ema
+from ddsr_core.sr.optim import ONE_PROCESS, descend, ema_decay_at, update_ema
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.state import (
     State,
@@ -44,6 +48,8 @@ from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
 
 CURVE_ROWS = 200
 GRIDS = 10
+#: In the folder of the unfinished build: digests of the inputs as they were read.
+READ = "inputs.json"
 #: Loss terms in the curves, and what is checked in every step, without a discriminator.
 TERMS = ("loss",)
 WATCHED = ("L1 loss", "gradient of the L1 loss")
@@ -91,21 +97,70 @@ def run(
         MissingWeightsError: the perceptual trunk is missing, or is not the one that the config demands.
         TrainingError: a loss or gradient is not finite. The last good checkpoint stays in ``out/resume``.
     """
-    plan = plan_of(config)
-    state = new_state(config, runtime.device, trunk, init)  # before the images are read, so that a wrong name fails at once
-    validator = new_validator(config, test, runtime.device)
-    pairs = pack_pairs(data, out / RESUME / "pairs", plan.lr_patch_px, config.scale, runtime.progress)
-    read = {"data": (pairs.source, data), **({"test": (validator.digest, validator.test)} if validator else {})}
-    read |= {"init": (sha256_of(weights_file(init)), init)} if init else {}
+    inputs = Inputs(data, trunk, test, init)
+    if config.processes == 1:
+        train_in_process(ONE_PROCESS, runtime, config=config, inputs=inputs, out=out)
+    else:
+        check_share(config)
+        pairs = packed_pairs(config, data, out, runtime)  # once, before the processes start
+        runtime.require_unchanged("data", pairs.source, data)
+        work = partial(train_in_process, config=config, inputs=inputs, out=out)
+        run_together(work, config.processes, out, runtime)
+    read = json.loads((out / RESUME / READ).read_text())
+    return StageResult(counts=json.loads((out / "summary.json").read_text()), inputs=read)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Paths that the stage reads; see `run`."""
+
+    data: Path
+    trunk: Path | None
+    test: Path | None
+    init: Path | None
+
+
+def packed_pairs(config: TrainSRConfig, data: Path, out: Path, runtime: Runtime) -> Pairs:
+    """The training pairs, packed in ``out/resume``."""
+    return pack_pairs(data, out / RESUME / "pairs", plan_of(config).lr_patch_px, config.scale, runtime.progress)
+
+
+def read_inputs(inputs: Inputs, pairs: Pairs, validator: Validator | None, runtime: Runtime) -> dict[str, str]:
+    """Digests of what was read.
+
+    Raises:
+        ChangedInputError: one of them is not that in the key.
+    """
+    read = {"data": (pairs.source, inputs.data)}
+    if validator:
+        read["test"] = validator.digest, validator.test
+    if inputs.init:
+        read["init"] = sha256_of(weights_file(inputs.init)), inputs.init
     for name, (digest, place) in read.items():
         runtime.require_unchanged(name, digest, place)
+    return {name: digest for name, (digest, _) in read.items()}
+
+
+def train_in_process(group: ProcessGroup, runtime: Runtime, *, config: TrainSRConfig, inputs: Inputs, out: Path) -> None:
+    """The entire stage in one of its processes. Process 0 validates and writes."""
+    # before the images are read, so that a wrong name fails at once
+    state = new_state(config, runtime.device, inputs.trunk, inputs.init)
+    validator = new_validator(config, inputs.test, runtime.device)
+    pairs = packed_pairs(config, inputs.data, out, runtime)
+    read = read_inputs(inputs, pairs, validator, runtime)
     checkpoint = out / RESUME / "checkpoint.pt"
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, config)
     check_scale(state.ema, config, runtime.device)
     check_crops(config)
-    train(config, state, pairs, out, runtime, validator)
+    train(config, state, pairs, out, runtime, validator, group)
+    if group.rank == 0:
+        write_outputs(config, state, pairs, validator, out)
+        write_json(out / RESUME / READ, read)
 
+
+def write_outputs(config: TrainSRConfig, state: State, pairs: Pairs, validator: Validator | None, out: Path) -> None:
+    """Weights, curves and summary of a finished training."""
     summary = {**provenance(config, state), **training_facts(config, state, pairs)}
     write_network(config, state, out)
     write_curves(out / "curves.csv", state)
@@ -115,7 +170,20 @@ def run(
         assert best is not None  # the last step is validated
         summary |= {"best_step": best.step, "best": {name: round(value, 5) for name, value in best.values.items()}}
     write_json(out / "summary.json", summary)
-    return StageResult(counts=summary, inputs={name: digest for name, (digest, _) in read.items()})
+
+
+def check_share(config: TrainSRConfig) -> None:
+    """
+    Raises:
+        ConfigError: a batch cannot be split into equal parts.
+    """
+    batch = plan_of(config).batch_size
+    if batch % config.processes:
+        raise ConfigError(
+            f"a batch of {batch} crops cannot be shared equally by {config.processes} processes",
+            where="processes",
+            fix=f"set batch_size to a multiple of {config.processes}",
+        )
 
 
 def check_crops(config: TrainSRConfig) -> None:
@@ -207,38 +275,45 @@ def train(
     out: Path,
     runtime: Runtime,
     validator: Validator | None = None,
+    group: ProcessGroup = ONE_PROCESS,
 ) -> None:
-    """Run the remaining steps. Checkpoints go to ``out/resume``, grids to ``out/grids``, the best weights to ``best/``."""
+    """Run the remaining steps. Checkpoints go to ``out/resume``, grids to ``out/grids``, the best weights to ``best/``.
+
+    Args:
+        group: processes that share the steps. Process 0 validates and writes.
+    """
     plan, device, checkpoint = plan_of(config), torch.device(runtime.device), out / RESUME / "checkpoint.pt"
     bf16 = config.precision == "bf16" and (device.type != "cpu" or find_architecture(config.arch).bf16_on_cpu)
     # reading a number back makes the GPU wait
     read_every = 1 if device.type == "cpu" else min(50, max(1, config.iterations // CURVE_ROWS))
     degrade = degrader_of(config.degradation, config.scale, runtime.device)
     unread: list[Tensor] = []
-    steps = range(state.step, config.iterations)
+    steps, writes, share = range(state.step, config.iterations), group.rank == 0, Share(group.rank, group.count)
 
     with (
         own_randomness(device),
         runtime.progress(f"Training {config.arch}", total=len(steps) + state.step, unit="steps", done=state.step) as bar,
         runtime.reporter(f"train_sr-{config.arch}", config.model_dump(mode="json")) as reporter,
     ):
-        for step, (lr, hr) in zip(steps, batches(pairs, config.seed, steps, plan.batch_size, device), strict=True):
-            torch.manual_seed(config.seed * 1_000_003 + step)  # networks with dropout resume exactly
+        for step, (lr, hr) in zip(steps, batches(pairs, config.seed, steps, plan.batch_size, device, share), strict=True):
+            torch.manual_seed(config.seed * 1_000_003 + step + (group.rank << 48))  # networks with dropout resume exactly
             if state.adversary and step == plan.switch:
                 join_adversary(state, state.adversary)
-            lr = degrade(hr, (config.seed, step)) if degrade else lr
-            unread.append(train_step(config, state, lr, hr, bf16))
+            lr = degrade(hr, (config.seed, step) if writes else (config.seed, step, group.rank)) if degrade else lr
+            unread.append(train_step(config, state, lr, hr, bf16, group))
             state.step, due = step + 1, due_after(config, step + 1)
             if any(due) or state.step % read_every == 0:
                 read_back(config, state, unread, checkpoint)
-            stops = bool(due.validation and validator and validate(config, state, validator, out, reporter))
+            stops = bool(writes and due.validation and validator and validate(config, state, validator, out, reporter))
+            if due.validation:
+                stops = bool(group.gather(torch.tensor([float(stops)], device=device))[0])  # process 0 decides
             if due.row or stops:
                 bar.note(f"loss {add_row(state, plan.learning_rate_at(step), reporter):.4f}")
-            if due.grid or stops:
+            if writes and (due.grid or stops):
                 grid = out / f"grids/step-{state.step:06d}.png"
                 write_grid(grid, state.ema, pairs, config.seed, device)
                 reporter.picture("train/grid", grid, state.step)
-            if due.checkpoint:
+            if writes and due.checkpoint:
                 save_checkpoint(checkpoint, state, config)
             bar.advance()
             if stops:
@@ -272,22 +347,33 @@ def validate(config: TrainSRConfig, state: State, validator: Validator, out: Pat
     return validator.gives_up(state.validations)
 
 
-def train_step(config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, bf16: bool) -> Tensor:
+def train_step(
+    config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, bf16: bool, group: ProcessGroup = ONE_PROCESS
+) -> Tensor:
     """One step of the current phase, then of the moving average.
 
     Returns:
-        float32 on the device: the values that `WATCHED` names, or `gan.WATCHED` with a discriminator.
+        float32 on the device, means over the processes: the values that `WATCHED` names, or `gan.WATCHED` with a
+        discriminator.
     """
+    watched = _step(config, state, lr, hr, bf16, group)
+    group.average_([watched])
+    return watched
+
+
+def _step(config: TrainSRConfig, state: State, lr: Tensor, hr: Tensor, bf16: bool, group: ProcessGroup) -> Tensor:
     plan = plan_of(config)
     rate = plan.learning_rate_at(state.step)
     if state.adversary and state.step >= plan.switch:
-        watched = adversarial_step(state.network, state.optimizer, state.adversary, lr, hr, rate, config.grad_clip, bf16)
+        watched = adversarial_step(
+            state.network, state.optimizer, state.adversary, lr, hr, rate, config.grad_clip, bf16, group
+        )
         update_ema(state.ema, state.network, ema_decay_at(config.ema_decay, state.step - plan.switch))
         return watched
     with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
         sr = state.network(lr)
     loss = F.l1_loss(sr.float(), hr)
-    norm = descend(loss, state.network, state.optimizer, rate, config.grad_clip)
+    norm = descend(loss, state.network, state.optimizer, rate, config.grad_clip, group)
     update_ema(state.ema, state.network, ema_decay_at(config.ema_decay, state.step))
     if state.adversary is None:
         return torch.stack([loss, norm]).detach()
@@ -328,4 +414,12 @@ def write_curves(path: Path, state: State) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-STAGE = Stage("train_sr", version=2, run=run, config=TrainSRConfig, section="III", on_gpu=True)
+STAGE = Stage(
+    "train_sr",
+    version=2,
+    run=run,
+    config=TrainSRConfig,
+    section="III",
+    on_gpu=True,
+    words="{arch}, {iterations:,} iterations",
+)

@@ -64,6 +64,25 @@ class _Job:
     target: Path
 
 
+@dataclass(frozen=True)
+class Upscaling:
+    """Images to enlarge, checked before the first one is read.
+
+    Attributes:
+        network: name of the network.
+        scale: its upsampling factor.
+        module: the network itself.
+        jobs: the images, and the PNG files to write.
+        kept: outputs that exist and stay (``existing="skip"``).
+    """
+
+    network: str
+    scale: int
+    module: nn.Module
+    jobs: list[_Job]
+    kept: list[Path]
+
+
 def upscale(
     inputs: Path | Sequence[Path],
     output: Path,
@@ -96,15 +115,32 @@ def upscale(
             input or an existing file, or no image could be enlarged.
         StorageError: the disk is full, read-only or damaged, or ``weights`` is a damaged artifact.
     """
-    runtime = runtime or Runtime()
+    return enlarge_all(plan_upscaling(inputs, output, weights, scale, existing, trust), tile_px, runtime or Runtime())
+
+
+def plan_upscaling(
+    inputs: Path | Sequence[Path], output: Path, weights: Path, scale: int | None, existing: Existing, trust: bool
+) -> Upscaling:
+    """Find the images, and load the network. Arguments and errors are those of `upscale`."""
     jobs, kept = _plan([inputs] if isinstance(inputs, Path) else list(inputs), Path(output), existing)
     require_whole(weights)
     network, factor, name = load_network(Path(weights), trust)
     _check_scale(factor, scale, name, weights)
-    device = resolve_device(runtime.device)
-    network = network.to(device).eval()
-    done = Upscaled(name, factor, [], kept, {})
+    return Upscaling(name, factor, network, jobs, kept)
+
+
+def enlarge_all(planned: Upscaling, tile_px: int, runtime: Runtime) -> Upscaled:
+    """Enlarge the images. One of several that cannot be enlarged is skipped.
+
+    Raises:
+        InputError: no image could be enlarged.
+        StorageError: the disk is full, read-only or damaged.
+    """
+    jobs, name, factor = planned.jobs, planned.network, planned.scale
     overlap_px = min(OVERLAP_PX, tile_px // 4)
+    device = resolve_device(runtime.device)
+    network = planned.module.to(device).eval()
+    done = Upscaled(name, factor, [], planned.kept, {})
     tiles = sum(_count_tiles(job.photo, tile_px, overlap_px) for job in jobs)
     with runtime.progress(f"Upscaling with {name}", total=tiles, unit="tiles") as bar:
         for job in jobs:

@@ -147,6 +147,7 @@ class Stage:
         section: of the paper, if it describes the stage.
         on_gpu: whether it runs on the GPU pool, if there is one.
         photo_cache: whether it can reuse results of single photos from earlier builds (`Runtime.photo_cache`).
+        words: what an artifact is, for people: a format of its counts and its config.
     """
 
     name: str
@@ -156,11 +157,12 @@ class Stage:
     section: str = ""
     on_gpu: bool = False
     photo_cache: bool = False
+    words: str = ""
 
     def key(self, config: StageConfig, inputs: Mapping[str, StageInput]) -> str:
         """Hash of stage name, stage version, canonical config and the inputs' digests (first 32 hex digits)."""
         parents = {name: item.digest for name, item in inputs.items()}
-        return digest_of([self.name, self.version, config.model_dump(mode="json"), parents])[:KEY_LENGTH]
+        return digest_of([self.name, self.version, config.canonical(), parents])[:KEY_LENGTH]
 
 
 def read_manifest(folder: Path) -> Manifest | None:

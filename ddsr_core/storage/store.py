@@ -233,7 +233,7 @@ class Store:
             key=key,
             digest=result.digest or digest_of({name: entry.sha256 for name, entry in files.items()}),
             stage_version=stage.version,
-            config=config.model_dump(mode="json"),
+            config=config.canonical(),
             parents={name: item.digest for name, item in inputs.items()},
             counts=dict(result.counts),
             files=files,

@@ -41,8 +41,13 @@ def progress_for(stream: Any = None) -> ProgressFactory:
 class _RichBar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
+        self._begun: float | None = time.monotonic()
 
     def advance(self, amount: int = 1) -> None:
+        if self._begun is not None and time.monotonic() - self._begun >= RESUME_SECONDS:
+            self._begun = None
+            done = next(task.completed for task in self._progress.tasks if task.id == self._task)
+            self._progress.reset(self._task, completed=int(done))  # forgets the rate of the first moments
         self._progress.advance(self._task, amount)
 
     def note(self, text: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from datetime import timedelta
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -19,6 +19,7 @@ from ddsr_core.errors import StorageError
 from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, PROTOCOLS, ExperimentName
 from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.pipeline.home import home_of
+from ddsr_core.reporters import ReporterName
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.doctor import examine
@@ -166,13 +167,15 @@ def doctor(home: str | None, as_json: bool) -> None:
 @click.option("--photos", type=click.Path(path_type=Path), metavar="DIR",
               help="Photos to train on.  [default: photographs from Debian packages, downloaded]")  # fmt: skip
 @set_option("prior_steps=100", "Change one field of the recipe; may be repeated.")
+@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
+              help="Program that shows the training curves. Its files go to OUT/tracking.")  # fmt: skip
 @json_option
-def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def pretrain(photos: Path | None, out: Path, overrides: tuple[str, ...], report_to: Any, as_json: bool) -> None:
     """Train a small base model, such as ddsr-tiny, on photos.
 
     Example: ddsr pretrain --out my-base --photos photos/
     """
-    folder = steps().pretrain_base(photos, out, overrides)
+    folder = steps().pretrain_base(photos, out, overrides, report_to)
     click.echo(json.dumps({"base": str(folder)}) if as_json else f"Base model: {folder}")
 
 

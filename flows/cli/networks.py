@@ -17,11 +17,10 @@ from ddsr_core.pipeline.config import checked
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import find_weights
 from ddsr_core.pseudo_labels.names import EMBEDDERS
-from ddsr_core.reporters import ReporterName
 from ddsr_core.sr.config import VALIDATIONS, Degradation
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.remote_store import open_store
-from flows.cli.options import Group, complete_networks, device_option, home_option, json_option
+from flows.cli.options import Group, complete_networks, device_option, home_option, json_option, report_to_option
 
 #: Options of the validation, and their fields in its config.
 VALIDATION_OPTIONS = {"val_every": "every", "val_metrics": "metrics", "early_stop": "early_stop"}
@@ -56,6 +55,8 @@ def steps() -> Any:
               help="How LR images are made. real-esrgan: random blur, noise and JPEG, for unknown photos.")  # fmt: skip
 @click.option("--init", type=click.Path(path_type=Path), default=None,
               help="Start from these weights: a train_sr folder, or a file of the same network and scale.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True,
+              help="Processes that share every batch, one per GPU. The batch size must be a multiple of it.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE",
               help="Change one field of the recipe; may be repeated. Example: batch_size=8.")  # fmt: skip
 @click.option("--training-set", "--source", "training_set", type=click.Choice(list(TRAINING_SETS)), default="full",
@@ -81,8 +82,7 @@ def steps() -> Any:
 @click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: network and data]")
 @home_option
 @device_option
-@click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None,
-              help="Program that shows the training curves. Its files go to HOME/tracking.")  # fmt: skip
+@report_to_option
 @json_option
 def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_json: bool, **options: Any) -> None:
     """Train one SR network on a folder of images.
@@ -91,6 +91,7 @@ def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_
     """
     validation = validation_of(options, iterations)
     options["scale"] = int(options["scale"])
+    options["overrides"] = (f"processes={options.pop('processes')}", *options["overrides"])
     trained = steps().train_one(home_of(home), data=data, iterations=iterations, run=name, validation=validation, **options)
     artifact, cached = trained.weights, trained.cached
     weights = artifact.path / "weights.safetensors"
@@ -203,11 +204,12 @@ def protocol_of(options: dict[str, Any]) -> EvaluateConfig:
 @click.option("--existing", type=click.Choice(["refuse", "overwrite", "skip"]), default="refuse", show_default=True,
               help="What to do if an output file exists.")  # fmt: skip
 @trust_option
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: upscale-IN]")
 @home_option
 @device_option
 @json_option
-def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | None, existing: str, trust: bool,
-            home: str | None, device: str, as_json: bool) -> None:  # fmt: skip
+def upscale(source: Path, output: Path, weights: str, tile: int, name: str | None, home: str | None, device: str,
+            as_json: bool, **options: Any) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
     The weights determine the upsampling factor. Transparency is preserved. The results are 8-bit PNG files. Files of a
@@ -216,13 +218,14 @@ def upscale(source: Path, output: Path, weights: str, tile: int, scale: int | No
 
     Example: ddsr upscale small/ large/ --weights demo:edsr-small/distilled
     """
-    network = find_weights(open_store(home_of(home)), weights)
-    done = steps().upscale(source, output, network, device, scale=scale, tile_px=tile, existing=existing, trust=trust)
+    place = home_of(home)
+    fields = {"images": source, "output": output, "weights": find_weights(open_store(place), weights), "tile_px": tile}
+    run, done = steps().upscale(place, device, **fields, run=name, **options)
     if as_json:
         skipped = {str(path): reason for path, reason in done.skipped.items()}
         written, kept = [str(path) for path in done.written], [str(path) for path in done.kept]
         result = {"network": done.network, "scale": done.scale, "written": written, "kept": kept, "skipped": skipped}
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps({"run": run, **result}, indent=2))
     else:
         kept_text = f", {len(done.kept)} kept" if done.kept else ""
         click.echo(
@@ -248,25 +251,30 @@ def skip_lines(skipped: Mapping[Path, str]) -> list[str]:
 
 
 @networks.command("export-sr")
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("weights", shell_complete=complete_networks)
 @click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
 @trust_option
+@click.option("--run", "name", default=None, help="Name of the run below HOME/runs.  [default: export-OUT]")
+@home_option
 @json_option
-def export_sr(weights: Path, output: Path, trust: bool, as_json: bool) -> None:
+def export_sr(weights: str, output: Path, trust: bool, name: str | None, home: str | None, as_json: bool) -> None:
     """Export an SR network to ONNX.
 
-    WEIGHTS is a train_sr folder or a weights file. The ONNX file accepts images of any size; its output is compared with
-    that of PyTorch. Programs that read PyTorch files need no export: weights.pth and weights.safetensors in the folder use
-    the tensor names of the original implementations.
+    WEIGHTS is a train_sr folder, a weights file, or a network of a run such as demo:edsr-small/distilled. The ONNX file
+    accepts images of any size; its output is compared with that of PyTorch. Programs that read PyTorch files need no export:
+    weights.pth and weights.safetensors in the folder use the tensor names of the original implementations.
 
-    Example: ddsr export-sr ddsr-home/artifacts/train_sr/KEY x4.onnx
+    Example: ddsr export-sr demo:edsr-small/distilled x4.onnx
     """
-    network, differences = steps().export_network(weights, output, trust)
+    place = home_of(home)
+    file = find_weights(open_store(place), weights)
+    done = steps().export_network(place, weights=file, output=output, trust=trust, run=name)
+    network = done.network
     if as_json:
-        largest = {f"{height}x{width}": difference for (height, width), difference in differences.items()}
+        largest = {f"{height}x{width}": difference for (height, width), difference in done.differences.items()}
         result = {"network": network.name, "scale": network.scale, "file": str(output), "largest_difference": largest}
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps({"run": done.run, **result}, indent=2))
         return
     click.echo(f"{network.name} x{network.scale}: {output}")
-    for (height, width), difference in differences.items():
+    for (height, width), difference in done.differences.items():
         click.echo(f"  LR of {height}x{width} px: largest difference between onnxruntime and PyTorch {difference:.1e}")

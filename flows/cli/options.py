@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,6 +14,7 @@ import ddsr_core
 from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline.home import home_of
 from ddsr_core.pipeline.run_folder import parsed_state
+from ddsr_core.reporters import ReporterName
 from flows.cli.temporary_server import names_server
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -190,8 +191,14 @@ def chained(options: Sequence[Option]) -> Option:
     return decorate
 
 
+def report_to_option(function: F) -> F:
+    """``--report-to PROGRAM``."""
+    text = "Program that shows the training curves. Its files go to HOME/tracking."
+    return click.option("--report-to", type=click.Choice(get_args(ReporterName)), default=None, help=text)(function)
+
+
 #: Where a run stores its results, where it computes, and what it prints.
-where_options = (home_option, device_option, parallel_options, prefect_option, json_option)
+where_options = (home_option, device_option, parallel_options, report_to_option, prefect_option, json_option)
 
 
 def run_options(function: F) -> F:

@@ -52,13 +52,15 @@ def request_of(kind: type[R], *, file: Path | None, home: str | None, runner: st
 
 
 def dry_run(request: RunRequest) -> None:
-    """Print what a run would use, notices about it, and how to get an estimate."""
-    found = library().preflight(request, open_store(request.home))
+    """Print what a run would use, an estimate, and notices about it."""
+    store = open_store(request.home)
+    found = library().preflight(request, store)
     for line in found.lines:
         click.echo(line)
+    click.echo(f"estimate: {library().estimate_text(request, store.home)}")
     for notice in found.notices:
         click.echo(f"notice: {notice}")
-    click.echo(f"Nothing was run. Estimate of time, memory and disk: ddsr plan --images {request.images} "
+    click.echo(f"Nothing was run. Time, memory and disk of each stage: ddsr plan --images {request.images} "
                f"--preset {request.base_preset}")  # fmt: skip
 
 
@@ -117,6 +119,8 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, dry: bool
     with stopping():
         require_ready(request)
         if no_prefect:
+            estimate = library().estimate_text(request, open_store(request.home).home)
+            click.echo(f"ddsr: estimate: {estimate}", err=True)
             outcome = library().run_plainly(request, library().progress_for())
         else:
             outcome = call_flow("flows.distill:distill", request.run_name, request)
@@ -125,7 +129,7 @@ def run_pipeline(*, name: str | None, no_prefect: bool, as_json: bool, dry: bool
         data = {**{name: getattr(outcome, name) for name in fields}, "results": outcome.table}
         click.echo(json.dumps(data, indent=2, default=str))
         return
-    library().print_results(outcome.table)
+    library().print_results(outcome.table, title=f"SR networks on the test photos (x{request.resolved_config().scale})")
     for reason, count in outcome.skipped.items():
         click.echo(f"Skipped: {count} photos: {reason}")
     cached = sum(row["cached"] for row in outcome.stages)

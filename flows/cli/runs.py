@@ -1,4 +1,4 @@
-"""Commands on finished runs: runs, show, report, search, export, gc."""
+"""Commands on finished runs: runs, show, report, serve, search, export, push, gc."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def show(run: str, home: str | None, as_json: bool) -> None:
         click.echo(json.dumps(state, indent=2))
         return
     click.echo(f"{state['name']}: {status_of(state)} ({state.get('about') or state['preset']})")
-    for name in ("images", "test", "started", "finished"):
+    for name in ("images", "test", "output", "started", "finished"):
         if state.get(name) not in (None, "None"):
             click.echo(f"  {name + ':':<10} {state[name]}")
     for stage in state.get("stages", []):
@@ -113,6 +113,35 @@ def report(run: str, picture: Path | None, home: str | None, as_json: bool) -> N
         return
     for name, path in written.items():
         click.echo(f"{name}: {path}")
+
+
+@finished.command()
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen on. With 0.0.0.0, everybody who reaches it can read the reports.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=4280, show_default=True, help="Port; 0 chooses a free one.")
+@home_option
+@json_option
+def serve(host: str, port: int, home: str | None, as_json: bool) -> None:
+    """Serve the reports of a home to browsers.
+
+    Read-only: only reports and their tables are served, no photos and no images of the sets. Set DDSR_REPORTS_URL to the
+    address that is printed, in the environment of the workers, and pages in the Prefect UI link to the reports. Ctrl-C ends
+    it.
+
+    Example: ddsr serve --port 4280
+    """
+    from ddsr_core.report.serve import report_server, reports_of  # imports the store of this home
+
+    store = open_store(home_of(home))
+    with report_server(store, host, port) as server:
+        name = f"[{host}]" if ":" in host else host
+        address, count = f"http://{name}:{server.server_port}", len(reports_of(store))
+        if as_json:
+            click.echo(json.dumps({"url": address, "home": store.url, "reports": count}))
+        else:
+            click.echo(f"{count} reports of {store.url}: {address}")
+            click.echo(f"For links in the Prefect UI: export DDSR_REPORTS_URL={address}")
+        server.serve_forever()
 
 
 @finished.command()
@@ -162,19 +191,21 @@ def search(text: str | None, image: Path | None, name: str, count: int, sheet: P
               help="ema: weights averaged over training, as used by the run. raw: weights of the last step.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="Base model; required if the folder of an adapter is given instead of a run.")
 @click.option("--vae", metavar="MODEL", help="VAE, if not the one of the base model.")
+@click.option("--run", "name", default=None, help="Name of the export's own run below HOME/runs.  [default: export-RUN]")
 @home_option
 @json_option
-def export(source: str, out: Path, kind: str, weights: str, base: str | None, vae: str | None, home: str | None,
-           as_json: bool) -> None:  # fmt: skip
+def export(source: str, out: Path, kind: str, weights: str, name: str | None, home: str | None, as_json: bool,
+           **models: str | None) -> None:  # fmt: skip
     """Export the fine-tuned diffusion model of a run.
 
     The DiffFit parameters are merged into the weights, so other programs can load them without ddsr.
 
     Example: ddsr export demo --out my-dit --format diffusers
     """
-    folder = steps().export_model(open_store(home_of(home)), source, out, kind, weights, base, vae)
+    done = steps().export_model(home_of(home), source=source, output=out, layout=kind, weights=weights, run=name, **models)
+    folder = done.output
     if as_json:
-        click.echo(json.dumps({"model": str(folder), "format": kind, "weights": weights}, indent=2))
+        click.echo(json.dumps({"run": done.run, "model": str(folder), "format": kind, "weights": weights}, indent=2))
         return
     click.echo(f"Model: {folder}")
     if kind == "diffusers":
@@ -226,19 +257,28 @@ def gc(delete: bool, nights: int | None, home: str | None, as_json: bool) -> Non
 
     Example: ddsr gc --delete
     """
-    from ddsr_core.gc import artifact_folders, collect_garbage  # imports the pipeline
+    from ddsr_core.gc import ago, artifact_folders, collect_garbage  # imports the pipeline
 
     store = open_store(home_of(home))
     removed = collect_garbage(store, delete, nights)
     left = {str(folder): reason for folder, reason in artifact_folders(store) if reason}
     if as_json:
-        artifacts = [{"path": str(path), "bytes": size} for path, size in removed]
+        artifacts = [{"path": str(item.place), "bytes": item.bytes, "what": item.what} for item in removed]
         click.echo(json.dumps({"deleted": delete, "artifacts": artifacts, "left": left}, indent=2))
         return
-    for path, size in removed:
-        click.echo(f"{'removed' if delete else 'would remove'} {path} ({size / 1e6:.1f} MB)")
+    for item in removed:
+        click.echo(f"{'removed' if delete else 'would remove'} {item.what}, {ago(item.made)} ({size_text(item.bytes)})")
+        click.echo(f"    {item.place}")
     for folder, reason in left.items():
         click.echo(f"left alone {folder}: {reason}")
-    total = sum(size for _, size in removed) / 1e6
+    total = sum(item.bytes for item in removed)
     hint = "" if delete or not removed else ". Remove them with `ddsr gc --delete`."
-    click.echo(f"{len(removed)} folders, {total:.1f} MB{hint}")
+    click.echo(f"{len(removed)} folders, {size_text(total)}{hint}")
+
+
+def size_text(size: int) -> str:
+    """
+    >>> size_text(123_456), size_text(2_000_000_000)
+    ('0.1 MB', '2.0 GB')
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -11,39 +11,45 @@ import click
 
 from ddsr_core.config import Runtime, resolve_device
 from ddsr_core.evaluation.evaluate import BICUBIC
-from ddsr_core.pipeline import steps
 from ddsr_core.pipeline.config import checked
+from ddsr_core.pipeline.output_runs import (
+    Exported,
+    ExportedNetwork,
+    ExportRequest,
+    NetworkExportRequest,
+    UpscaleRequest,
+    run_export,
+    run_network_export,
+    run_upscale,
+)
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.step_runs import EvaluateRequest, Trained, TrainRequest, run_evaluation, run_training
-from ddsr_core.pipeline.steps import Crops, ModelExport, export_network, search_run, with_overrides
+from ddsr_core.pipeline.steps import Crops, search_run, with_overrides
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photographs import fetch_photographs
 from ddsr_core.pretrain.run import run as pretrain
-from ddsr_core.reporters import no_reporter, reporter_to
+from ddsr_core.reporters import ReporterName, Tracking, tracked
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.sr.upscale import Upscaled
-from ddsr_core.sr.upscale import upscale as enlarge
 from ddsr_core.sr.weights import named_class
 from ddsr_core.storage.files import storage_errors
 from ddsr_core.storage.remote_store import open_store
 from ddsr_core.storage.stage import RESUME, Artifact
-from ddsr_core.storage.store import Store
 from flows.cli.console import print_results, progress_for
 
 __all__ = [
-    "Crops", "ModelExport", "evaluate_networks", "export_model", "export_network", "pretrain_base", "print_results",
+    "Crops", "evaluate_networks", "export_model", "export_network", "pretrain_base", "print_results",
     "search_run", "train_one", "upscale", "with_overrides",
 ]  # fmt: skip
 
 
-def train_one(home: str, report_to: str | None, **fields: Any) -> Trained:
-    """Train one network on a folder of images; its curves are shown by a `ddsr_core.reporters.ReporterName` if named."""
+def train_one(home: str, **fields: Any) -> Trained:
+    """Train one network on a folder of images."""
     request = checked(TrainRequest, {"home": home, **fields})
     store, recipe = open_store(home), request.recipe()
-    reporter = reporter_to(report_to, store.home / "tracking") if report_to else no_reporter
-    trained = run_training(request, store, plain_backend(request, store, progress_for(), reporter=reporter))
-    if trained.cached and report_to:
-        click.echo(f"ddsr: nothing to report to {report_to}: the network is already in the cache", err=True)
+    trained = run_training(request, store, plain_backend(request, store, progress_for()))
+    if trained.cached and request.report_to:
+        click.echo(f"ddsr: nothing to report to {request.report_to}: the network is already in the cache", err=True)
     crop = trained.weights.manifest.config["lr_patch_px"]
     if crop is not None and recipe.lr_patch_px is None:
         text = f"LR crops of {crop} px: the images are smaller than the published {plan_of(recipe).lr_patch_px} px"
@@ -66,21 +72,31 @@ def evaluate_networks(home: str, trust: bool, **fields: Any) -> Mapping[str, Art
     return run_evaluation(request, store, plain_backend(request, store, progress_for()))
 
 
-def upscale(source: Path, output: Path, weights: Path, device: str, **options: Any) -> Upscaled:
-    """Enlarge an image or a folder of images."""
-    runtime = Runtime(device=resolve_device(device), progress=progress_for())
-    return enlarge(source, output, weights, runtime=runtime, **options)
+def upscale(home: str, device: str, **fields: Any) -> tuple[str, Upscaled]:
+    """Enlarge an image or a folder of images; returns the name of the run and what was written."""
+    request = checked(UpscaleRequest, fields)
+    return run_upscale(request, open_store(home), Runtime(device=resolve_device(device), progress=progress_for()))
 
 
-def export_model(store: Store, source: str, out: Path, kind: Any, weights: Any, base: str | None, vae: str | None) -> Path:
+def export_model(home: str, **fields: Any) -> Exported:
     """Export the fine-tuned model of a run, or an adapter's folder with its base."""
-    return steps.export_model(store, source, out, ModelExport(kind, weights, base, vae))
+    return run_export(checked(ExportRequest, fields), open_store(home))
 
 
-def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str]) -> Path:
-    """Train a base model into the folder ``out``. Until it is done, ``out/resume`` holds the state to resume from."""
+def export_network(home: str, **fields: Any) -> ExportedNetwork:
+    """Write an SR network as ONNX."""
+    return run_network_export(checked(NetworkExportRequest, fields), open_store(home))
+
+
+def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str], report_to: ReporterName | None = None) -> Path:
+    """Train a base model into the folder ``out``. Until it is done, ``out/resume`` holds the state to resume from.
+
+    Args:
+        report_to: program that shows the curves; its files go to ``out/tracking``.
+    """
     config = with_overrides(PretrainConfig, {}, overrides)
-    runtime = Runtime(progress=progress_for())
+    tracking = Tracking(to=report_to) if report_to else None
+    runtime = Runtime(progress=progress_for(), reporter=tracked(tracking, out))
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         if photos is None:

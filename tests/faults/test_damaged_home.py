@@ -110,13 +110,10 @@ READERS: dict[str, Reader] = {
     "versions": (lambda root: ["versions", "--name", "cats", "--json"], set()),
     "gc": (lambda root: ["gc", "--json"], set()),
 }  # fmt: skip
-#: Commands without --home.
-WITHOUT_HOME = {"export-sr"}
 
 
 def run_reader(name: str, root: Path) -> Result:
-    arguments = READERS[name][0](root)
-    return ddsr(*arguments, *([] if arguments[0] in WITHOUT_HOME else ["--home", root / "home"]))
+    return ddsr(*READERS[name][0](root), "--home", root / "home")
 
 
 def flipped(path: Path, rng: np.random.Generator) -> None:

@@ -7,9 +7,9 @@ import torch
 
 from ddsr_core.diffusion.base import Base, load_base
 from ddsr_core.diffusion.config import FinetuneConfig
-from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.training_set import Batch, Part, TrainingSet, draw_batch, load_training_set, parts_of
+from ddsr_core.distributed import SingleProcess
 from tests.helpers.tiny_base import SHAPE, write_base, write_clusters, write_latents, write_patches
 
 CONFIG = FinetuneConfig(

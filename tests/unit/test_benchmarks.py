@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import (
     base_model,
+    decomposition,
     embeddings,
     evaluation,
     finetune_step,
@@ -36,10 +37,10 @@ from benchmarks.gpu_work import Cell
 from benchmarks.torch_alone import Fields, field
 from ddsr_core.diffusion.config import FinetuneConfig
 from ddsr_core.diffusion.difffit import unfreeze
-from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.dit import DiTConfig
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
 from ddsr_core.diffusion.training_set import TrainingSet, draw_batch, parts_of
+from ddsr_core.distributed import SingleProcess
 from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pseudo_labels import embeddings as embeddings_stage
@@ -274,6 +275,9 @@ TOYS = {
     "sr_training": (sr_training, "photos", ["--batch", "1", "--patch", "16", "--steps", "1", "--threads", "1"],
                     [*sr_training.PARTS, "step"]),
     "texture": (texture, "small_photo", [*TOY_RUN, "--only", "L_simple"], ["L_simple"]),
+    "decomposition": (decomposition, "small_photo",
+                      [*TOY_RUN, "--test", "PHOTOS", "--seeds", "2", "--noised", "900", "--set", "sr.train.iterations=1"],
+                      ["real", "reconstructed", "from t = 900", "from noise"]),
     "structure": (structure, "small_photo", [*TOY_RUN, "--only", "fine-tuned, L_SR off"],
                   ["8 accepted patches", "the same, encoded and decoded", "fine-tuned, L_SR off"]),
 }  # fmt: skip
@@ -286,7 +290,8 @@ def test_benchmark_prints_its_table(
 ) -> None:
     module, photos, arguments, rows = TOYS[name]
     home = ["--home", str(tmp_path)] if photos == "small_photo" else []
-    module.main([str(request.getfixturevalue(photos)), *arguments, *home])
+    path = str(request.getfixturevalue(photos))
+    module.main([path, *(path if word == "PHOTOS" else word for word in arguments), *home])
     (table,) = tables_of(capsys.readouterr().out)
     assert_well_formed(table)
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == rows

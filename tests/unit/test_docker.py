@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -186,6 +187,27 @@ def test_deploying_keeps_what_was_set_in_the_ui():
         assert item["parameters"].keys() <= parameters_of(item["entrypoint"]), item["name"]
     assert items["restart-crashed"]["parameters"] == {}
     assert facts["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": IMAGE_ROOT}}]
+
+
+def test_deploying_removes_what_earlier_versions_made_and_nothing_else():
+    class Client:
+        def __init__(self) -> None:
+            self.removed: list[str] = []
+
+        def read_deployment_by_name(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(id=name)
+
+        def delete_deployment(self, name: str) -> None:
+            self.removed.append(name)
+
+    client = Client()
+    ours = {"keeper/keeper": {"entrypoint": "flows/keeper.py:keeper"}}
+    theirs = {"keeper/keeper": {"entrypoint": "my/zoo.py:keeper"}, "mine/mine": {"entrypoint": "flows/keeper.py:keeper"}}
+    assert deploy.remove_former(client, theirs) == []  # type: ignore[arg-type]
+    assert deploy.remove_former(client, {"mine/mine": theirs["mine/mine"], **ours}) == ["keeper/keeper"]  # type: ignore[arg-type]
+    assert client.removed == ["keeper/keeper"]
+    names = {item["name"] for item in yaml.safe_load(FILE.read_text())["deployments"]}
+    assert not names & {name.partition("/")[2] for name in deploy.FORMER}
 
 
 def test_a_first_deploying_takes_the_file():

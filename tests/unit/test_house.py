@@ -19,9 +19,9 @@ from tests.helpers.commands import ROOT
 PACKAGES = ("ddsr_core", "tasks", "flows", "deployments")
 #: Each room imports only from rooms before it.
 ROOMS = (
-    "threads", "errors", "factories", "progress", "reporters", "parallel", "config", "storage", "metrics", "imaging",
-    "pseudo_labels", "diffusion", "sr", "sampling", "baselines", "evaluation", "stages", "report", "pipeline", "planning",
-    "experiments", "nightly", "pretrain", "gc", "api",
+    "threads", "errors", "factories", "progress", "reporters", "parallel", "config", "storage", "distributed", "metrics",
+    "imaging", "pseudo_labels", "diffusion", "sr", "sampling", "baselines", "evaluation", "stages", "report", "pipeline",
+    "planning", "experiments", "nightly", "pretrain", "gc", "api",
 )  # fmt: skip
 #: Configs and tables of names. They may be imported by anybody, and import nothing but pydantic and each other.
 LIGHT_NAMES = ("config", "names", "spec", "kernel", "architectures", "recipes")

@@ -26,8 +26,8 @@ from tests.helpers.toy_stage import TOY, CountConfig
 
 
 def test_stages_stand_in_the_order_of_the_paper():
-    paper = ["patches", "embeddings", "clusters", "latents", "class_rows", "finetune", "sample", "crops", "subset", "gsdd",
-             "train_sr", "evaluate"]  # fmt: skip
+    paper = ["patches", "embeddings", "clusters", "latents", "class_rows", "finetune", "sample", "crops", "restore",
+             "subset", "gsdd", "train_sr", "evaluate"]  # fmt: skip
     assert [name for name in STAGES if name in paper] == paper
     sections = [stage.section for stage in STAGES.values()]
     assert sections == sorted(sections, key=["II-A", "II-B", "II-C", "III"].index)

@@ -122,11 +122,6 @@ def test_psnr_bic_is_that_of_the_scale(photos, tmp_path):
     assert values[2] > values[3] > values[4]
 
 
-def test_crops_are_whole_lr_pixels():
-    with pytest.raises(ValueError, match="multiple of scale"):
-        CropsConfig(patch_px=32, scale=3)
-
-
 def test_a_photo_that_changes_between_measuring_and_cutting_ends_the_stage(photos, tmp_path, monkeypatch):
     store, source = Store(tmp_path / "home"), photo_source(photos)
     measure = crops._measure

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ddsr_core.baselines.config import GSDDConfig
-from ddsr_core.baselines.gsdd import augment, features, initial_latents, invert, run
+from ddsr_core.baselines.gsdd import augment, features, initial_latents, invert, paired_patches, run
 from ddsr_core.config import Runtime
 from ddsr_core.errors import ConfigError, InputError, TrainingError
 from ddsr_core.imaging.bicubic import make_lr, upsample
@@ -104,6 +104,32 @@ def test_latents_begin_at_the_lr_of_different_patches_of_the_class():
     found = [int((every - z).abs().amax((1, 2, 3)).argmin()) for z in begin]
     assert len(set(found)) == 4
     assert all(torch.equal(every[index], z) for index, z in zip(found, begin, strict=True))
+
+
+def test_a_start_from_noise_is_no_patch_and_has_the_statistics_of_the_class():
+    real = np.random.default_rng(0).integers(100, 140, (12, 32, 32, 3), dtype=np.uint8)
+    real[..., 0] //= 2  # red is darker
+    begin = initial_latents(GSDDConfig(init="noise"), real, 5, 0)
+    lr = make_lr(to_float(real))
+    assert begin.shape == (5, 3, 8, 8)
+    assert torch.allclose(begin.mean((0, 2, 3)), lr.mean((0, 2, 3)), atol=0.01)
+    assert torch.allclose(begin.std((0, 2, 3)), lr.std((0, 2, 3)), rtol=0.2)
+    assert min(float((lr - z).abs().amax((1, 2, 3)).min()) for z in begin) > 0.02
+    assert not torch.equal(begin[0], begin[1])
+
+
+def test_pairs_keep_the_images_of_a_class_apart_where_the_mean_alone_lets_them_fall_together():
+    """Real patches are dark or bright. Images that start alike meet the mean; only with pairs do they become different."""
+    torch.manual_seed(0)
+    real = np.repeat(np.array([40, 240], np.uint8), 8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+    network, spread = Plain().requires_grad_(False), {}
+    for form in ("initial", "pairs"):
+        config = GSDDConfig(steps=150, learning_rate=0.02, init="noise", regularizer=1.0, regularizer_form=form)
+        partners = real[paired_patches(config, len(real), 6, 0)].mean((1, 2, 3))
+        made, _ = invert(config, network, real, 6, 0, "cpu")
+        spread[form] = float(made.mean((1, 2, 3)).std()) / float(partners.std())
+    assert spread["pairs"] > 0.4
+    assert spread["initial"] < 0.5 * spread["pairs"]
 
 
 def test_the_augmentation_is_one_for_the_whole_batch():

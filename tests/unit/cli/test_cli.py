@@ -275,7 +275,9 @@ def unused_artifact(home: Path) -> Path:
 def test_gc_removes_what_no_run_uses_and_only_when_told(tmp_path: Path):
     home = tmp_path / "home"
     folder = unused_artifact(home)
-    assert "would remove" in ddsr("gc", "--home", home).output
+    listed = ddsr("gc", "--home", home).output
+    assert "would remove toy, not finished, today (0.0 MB)\n    " in listed
+    assert f"would remove toy, today (0.0 MB)\n    {folder}" in listed
     assert folder.exists()
     done = json.loads(ddsr("gc", "--delete", "--json", "--home", home).output)
     assert [Path(item["path"]).name for item in done["artifacts"]] == ["0" * 32 + ".partial", folder.name]
@@ -365,15 +367,16 @@ def test_upscale_says_by_how_much(tmp_path: Path):
     kwargs = {"feat": 8, "blocks": 1}
     save_weights(tmp_path / "w", build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
     folder = photos(tmp_path / "p", 1)
-    done = ddsr("upscale", folder, tmp_path / "big", "--weights", tmp_path / "w", "--device", "cpu")
+    home = ("--home", tmp_path / "home")
+    done = ddsr("upscale", folder, tmp_path / "big", "--weights", tmp_path / "w", "--device", "cpu", *home)
     assert "edsr-small x4: 1 written, 0 skipped" in done.output
     for name in ("b.dng", "a.dng", "c.heics"):
         (folder / name).write_bytes(b"raw")
-    some = ddsr("upscale", folder, tmp_path / "some", "--weights", tmp_path / "w", "--device", "cpu")
+    some = ddsr("upscale", folder, tmp_path / "some", "--weights", tmp_path / "w", "--device", "cpu", *home)
     assert some.exit_code == 3
     assert "edsr-small x4: 1 written, 3 skipped" in some.output
     assert f"  2 skipped, unsupported: .dng: {folder / 'a.dng'}, {folder / 'b.dng'}\n" in some.output
-    refused = ddsr("upscale", folder, tmp_path / "more", "--weights", tmp_path / "w", "--scale", 2)
+    refused = ddsr("upscale", folder, tmp_path / "more", "--weights", tmp_path / "w", "--scale", 2, *home)
     assert_failed(refused, "the weights enlarge x4, not x2")
 
 
@@ -426,7 +429,7 @@ def small_weights(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["", "weights.pth", "weights.safetensors"])
 def test_export_sr_writes_onnx_and_says_how_near_it_is(tmp_path: Path, name: str):
-    result = ddsr("export-sr", small_weights(tmp_path / "w") / name, tmp_path / "new/x4.onnx")
+    result = ddsr("export-sr", small_weights(tmp_path / "w") / name, tmp_path / "new/x4.onnx", "--home", tmp_path / "home")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "new/x4.onnx").is_file()
     assert "edsr-small x4" in result.output
@@ -435,7 +438,8 @@ def test_export_sr_writes_onnx_and_says_how_near_it_is(tmp_path: Path, name: str
     assert max(differences) < 1e-5
 
 
-def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path):
+def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DDSR_HOME", str(tmp_path / "home"))
     weights = small_weights(tmp_path / "w")
     assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights file", "none")
     assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "unknown network", "other.pth")

@@ -24,6 +24,22 @@ def test_the_rate_of_a_resumed_stage_counts_new_work_alone(clock: list[float], c
     assert "Scoring: 940/1000 photos, 2.0/s, 20.2 s, 30 s left" in capsys.readouterr().err
 
 
+def test_a_bar_on_a_terminal_forgets_what_an_earlier_run_has_done(clock: list[float]):
+    progress = console.Progress(console.TimeRemainingColumn(), get_time=lambda: clock[0], disable=True)
+    bar = console._RichBar(progress, progress.add_task("Scoring", total=1000, note="sharp"))
+    (task,) = progress.tasks
+    for _ in range(9):  # from an earlier run
+        clock[0] += 0.02
+        bar.advance(100)
+    assert task.speed is not None
+    assert task.speed > 4000
+    for _ in range(3):
+        clock[0] += 10
+        bar.advance(20)
+    assert (task.completed, task.speed, task.time_remaining) == pytest.approx((960, 2.0, 20.0), abs=0.01)
+    assert task.fields == {"note": "sharp"}
+
+
 def test_work_of_a_moment_has_a_rate_too(clock: list[float], capsys: pytest.CaptureFixture[str]):
     with console._lines("Scoring", total=10, unit="photos") as bar:
         clock[0] += 0.5

@@ -6,6 +6,8 @@ import pytest
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
+from ddsr_core.reporters import reporter_to
+from tests.helpers.reporting import reported_in
 from tests.helpers.tiny_finetuning import CONFIG, write_inputs
 
 
@@ -17,5 +19,5 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def finished(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
-    finetune.run(CONFIG, **inputs, out=out, runtime=Runtime())
+    finetune.run(CONFIG, **inputs, out=out, runtime=Runtime(reporter=reporter_to("tensorboard", reported_in(out))))
     return out

@@ -1,4 +1,4 @@
-"""Class rows: the named classes nearest each cluster, in CLIP's space."""
+"""Class rows: the classes nearest each cluster, by their names in CLIP's space or by their centers in VGG16's."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,17 @@ from safetensors.torch import save_file
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import class_rows
-from ddsr_core.diffusion.class_rows import class_names, nearest_rows
+from ddsr_core.diffusion.base import CLASSES, base_source, load_class_centers
+from ddsr_core.diffusion.class_rows import class_names, nearest_rows, sampled_patches
 from ddsr_core.diffusion.config import ClassRowsConfig
+from ddsr_core.diffusion.finetune import read_rows
+from ddsr_core.diffusion.latents import batches_of_patches
 from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.imaging.images import to_float
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures
 from tests.helpers.published_models import write_diffusers, write_original
-from tests.helpers.tiny_base import write_base
+from tests.helpers.tiny_base import IMAGE_PX, SHAPE, write_base, write_clusters, write_patches
 
 TINY = {
     "embed_dim": 32,
@@ -75,3 +80,46 @@ def test_classes_without_names_and_networks_without_text_are_refused(tmp_path: P
             ClassRowsConfig(embeddings=EmbeddingsConfig(backend="vgg16")), clusters=tmp_path, base=tmp_path / "base",
             out=tmp_path, runtime=Runtime(),
         )  # fmt: skip
+
+
+def test_a_cluster_starts_at_the_classes_that_most_of_its_patches_are_nearest_to(tmp_path: Path):
+    base, patches, clusters = (tmp_path / name for name in ("base", "patches", "clusters"))
+    write_base(base)
+    write_patches(patches)
+    write_clusters(clusters)  # patches 0 to 7 have pseudo-label 0, and so on
+    features = PatchFeatures(IMAGE_PX, grid=2)
+    vectors = torch.cat([features.vectors(to_float(pixels)) for _, pixels in batches_of_patches(patches, IMAGE_PX)])
+    centers = torch.full((SHAPE.classes, 512), 9.0)  # far from every patch
+    centers[4], centers[7], centers[9] = vectors[:6].mean(0), vectors[6], vectors[8:16].mean(0)
+    save_file({"centers": centers}, base / CLASSES)
+    own = torch.cdist(vectors[:8], centers).argmin(1).tolist()
+    config = ClassRowsConfig(by="centers", nearest=2)
+    result = class_rows.run(config, clusters=clusters, base=base, patches=patches, out=tmp_path, runtime=Runtime())
+    rows = read_rows(tmp_path)
+    assert set(rows) == {0, 1, 2}
+    assert 1 <= len(rows[0]) <= 2
+    kept = sum(own.count(row) for row in rows[0])
+    assert rows[0] == pytest.approx({row: own.count(row) / kept for row in rows[0]}, abs=1e-5)
+    assert 7 in own
+    assert result.counts["by"] == "centers"
+    assert json.loads((tmp_path / "rows.json").read_text())["shares_of_patches"]["0"] == pytest.approx(kept / 8, abs=1e-3)
+
+
+def test_centers_belong_to_the_digest_of_a_base_and_must_fit_its_classes(tmp_path: Path):
+    base = write_base(tmp_path / "base")
+    before = base_source(str(base)).digest
+    with pytest.raises(InputError, match="no class centers"):
+        load_class_centers(base)
+    save_file({"centers": torch.zeros(SHAPE.classes, 512)}, base / CLASSES)
+    assert base_source(str(base)).digest != before
+    assert load_class_centers(base).shape == (SHAPE.classes, 512)
+    save_file({"centers": torch.zeros(3, 512)}, base / CLASSES)
+    with pytest.raises(InputError, match="not the centers of 12 classes"):
+        load_class_centers(base)
+
+
+def test_at_most_so_many_patches_of_each_cluster_are_compared():
+    labels = {f"p{index}": int(index >= 5) for index in range(25)}
+    chosen = sampled_patches(labels, 6)
+    assert [sum(labels[name] == label for name in chosen) for label in (0, 1)] == [5, 6]
+    assert chosen == sampled_patches(labels, 6)

@@ -18,6 +18,7 @@ from ddsr_core.diffusion.difffit import Adapter, extract, fold, save_adapter, ta
 from ddsr_core.diffusion.dit import DiT, DiTConfig
 from ddsr_core.diffusion.export import export, pipeline_transformer, pipeline_vae
 from ddsr_core.errors import InputError
+from ddsr_core.pipeline.run_folder import list_runs
 from ddsr_core.sampling.sample import load_tuned
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.stage import Source, Stage, StageResult
@@ -204,6 +205,12 @@ def copy_adapter(config: StageConfig, *, adapter: Path, out: Path, runtime: Runt
 COPY = Stage("finetune", version=0, run=copy_adapter, config=StageConfig)
 
 
+@pytest.fixture(autouse=True)
+def home_of_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The home of commands that name none."""
+    monkeypatch.setenv("DDSR_HOME", str(tmp_path / "home"))
+
+
 def ddsr(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
@@ -254,6 +261,12 @@ def test_the_command_finds_the_adapter_and_the_base_of_a_run(saved: tuple[Path, 
         expected, _ = load_tuned(adapter, base, weights, "cpu")  # type: ignore[arg-type]
         found = load_file(tmp_path / kind / "dit.safetensors")
         assert all(torch.equal(found[name], value) for name, value in expected.dit.state_dict().items())
+    exported = {state["name"]: state for state in list_runs(Store(tmp_path / "home")) if state.get("kind") == "export"}
+    assert {name: item["status"] for name, item in exported.items()} == {
+        "export-mine": "completed",
+        "export-adapter": "completed",
+    }
+    assert [stage["key"] for stage in exported["export-mine"]["stages"]] == [artifact.key]
     assert (tmp_path / "run/dit.safetensors").read_bytes() != (tmp_path / "raw/dit.safetensors").read_bytes()
 
     write_json(run / "run.json", {**state, "stages": []})

@@ -20,8 +20,9 @@ from ddsr_core.diffusion.training_set import TrainingSet
 from ddsr_core.errors import InputError, TrainingError
 from ddsr_core.progress import Bar
 from tests.helpers.interruption import Killed, digests, killing_after
+from tests.helpers.reporting import Recorder, read_events, reported_in
 from tests.helpers.tiny_base import write_clusters
-from tests.helpers.tiny_finetuning import CONFIG, read_csv
+from tests.helpers.tiny_finetuning import CONFIG, LABEL_MAP, read_csv
 
 
 def test_a_finished_stage_has_all_its_files(finished: Path):
@@ -46,6 +47,29 @@ def test_every_term_is_written_for_every_step_and_its_gradient_norm_at_intervals
     assert float(curves[0]["d"]) == 0.0  # memories are empty at first
     assert float(curves[-1]["r"]) > 0
     assert all(float(gradients[-1][term]) > 0 for term in ("simple", "vb", "r", "d"))
+
+
+def test_tensorboard_shows_the_terms_their_gradients_texture_and_samples(finished: Path):
+    events = read_events(reported_in(finished) / "finetune")
+    curves, gradients = read_csv(finished / "curves.csv"), read_csv(finished / "gradients.csv")
+    for term in TERMS:
+        shown = [(event.step, event.value) for event in events.Scalars(f"train/{term}")]
+        assert shown == [(int(row["step"]), pytest.approx(float(row[term]), abs=1e-4)) for row in curves]
+    assert [event.step for event in events.Scalars("gradients/simple")] == [int(row["step"]) for row in gradients]
+    assert [event.step for event in events.Scalars("texture/samples_db")] == [0, 3, 6, 9]
+    assert [picture.step for picture in events.Images("samples")] == [6, 12]
+
+
+def test_a_point_of_a_long_curve_is_the_mean_of_its_steps(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(finetune, "CURVE_POINTS", 3)
+    recorder = Recorder()
+    trainer = FinetuneTrainer(load_base(str(inputs["base"])), CONFIG, LABEL_MAP)
+    for step in range(1, 11):
+        trainer.curve.append({"step": step, **dict.fromkeys(TERMS, float(step))})
+        trainer.step = step
+        finetune.report(trainer, 10, recorder)
+    points = [(step, values["train/simple"]) for step, values in recorder.rows if values]
+    assert points == [(3, 2.0), (6, 5.0), (9, 8.0), (10, 10.0)]
 
 
 @pytest.mark.parametrize(("title", "amount"), [("Fine-tuning", 2), ("Fine-tuning", 10)])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from ddsr_core.diffusion.distributed import SingleProcess
 from ddsr_core.diffusion.finetune_loss import FinetuneLoss
 from ddsr_core.diffusion.finetune_trainer import FinetuneTrainer
+from ddsr_core.distributed import SingleProcess
 from tests.helpers.tiny_finetuning import CONFIG, LABEL_MAP, draw, load_inputs, only_part, terms_of
 
 

@@ -87,7 +87,7 @@ def test_recomputing_changes_nothing(inputs: dict[str, Path]):
 
 
 def test_class_rows_are_initialized_as_configured(inputs: dict[str, Path]):
-    def rows(start: str, nearest: dict[int, list[int]] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows(start: str, nearest: dict[int, dict[int, float]] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         base, _ = load_inputs(inputs)
         table = base.dit.y_embedder.embedding_table.weight
         before = table.detach().clone()
@@ -98,11 +98,17 @@ def test_class_rows_are_initialized_as_configured(inputs: dict[str, Path]):
     assert torch.equal(before, after)
     before, after = rows("null")
     assert torch.equal(after[:3], before[SHAPE.null_row].expand(3, -1))
-    before, after = rows("clip_nearest", {0: [1, 2], 1: [0], 2: [5]})
-    torch.testing.assert_close(after[:3], torch.stack([before[[1, 2]].mean(0), before[0], before[5]]))
-    assert torch.equal(after[3:], before[3:])
+    before, after = rows("auto")
+    assert torch.equal(after[:3], before[SHAPE.null_row].expand(3, -1))
+    for init in ("auto", "nearest_classes", "clip_nearest"):
+        before, after = rows(init, {0: {1: 0.75, 2: 0.25}, 1: {0: 1.0}, 2: {5: 1.0}})
+        expected = torch.stack([0.75 * before[1] + 0.25 * before[2], before[0], before[5]])
+        torch.testing.assert_close(after[:3], expected)
+        assert torch.equal(after[3:], before[3:])
     with pytest.raises(InputError, match="no nearest classes for pseudo-label 2"):
-        rows("clip_nearest", {0: [1], 1: [1]})
+        rows("clip_nearest", {0: {1: 1.0}, 1: {1: 1.0}})
+    with pytest.raises(InputError, match="no nearest classes for pseudo-label 0"):
+        rows("nearest_classes")
 
 
 @pytest.mark.parametrize(("samples_db", "share"), [(30.0, 1.0), (25.0, 1.0), (24.25, 0.25), (24.0, 0.0), (21.0, 0.0)])

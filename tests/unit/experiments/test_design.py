@@ -105,5 +105,7 @@ def test_a_baseline_has_the_seed_and_the_budget_of_the_distilled_sets():
     made = [variant.config(config, seed=7) for variant in design.variants]
     assert {c.sr.seeds for c in made} == {(7,)}
     assert {c.sample.count for c in made} == {config.sample.count}
-    assert [variant.source for variant in design.baselines] == ["random", "threshold", "full"]
+    assert [variant.source for variant in design.baselines] == [
+        "random", "threshold", "random-restored", "threshold-restored", "full",
+    ]  # fmt: skip
     assert {variant.source for variant in design.distilled} == {"distilled"}

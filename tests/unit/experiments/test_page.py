@@ -59,9 +59,9 @@ def test_answers_are_taken_seed_by_seed_at_the_most_images():
 
 def test_every_seed_is_a_dot_and_every_cell_is_in_a_table(tmp_path: Path):
     page = text_of(tmp_path, cells(0.2))
-    lines = 4 * 2  # training sets with columns, numbers of images
+    lines = 6 * 2  # training sets with columns, numbers of images
     charts = 4 * 2  # metrics, networks
-    assert page.count('class="seed') == charts * lines * 3 + 3 * 2 * 3  # and the differences at the head
+    assert page.count('class="seed') == charts * lines * 3 + 5 * 2 * 3  # and the differences at the head
     assert "25.510 ± 0.010" in page
     assert page.count("<script>") == 1
 

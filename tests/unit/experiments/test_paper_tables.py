@@ -9,7 +9,7 @@ import pytest
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.experiments.design import Cell, Design, Variant
 from ddsr_core.experiments.markdown import columns_of, rows_of, tables_markdown
-from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, ExperimentName
+from ddsr_core.experiments.names import DEFAULT_PRESET, EXPERIMENTS, ExperimentName, ProtocolName
 from ddsr_core.experiments.paper_tables import COUNTS, PAPER, design_of, paper_cells
 from ddsr_core.experiments.plots import plot_metric
 from ddsr_core.pipeline.config import load_config
@@ -63,10 +63,29 @@ def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have():
 
 def test_the_papers_cells_stand_under_ours_in_its_own_metric():
     rgb = [Cell(c.variant, c.network, c.seed, {"psnr_rgb": 25.0}, {}, c.images, 1) for c in CELLS]
-    design = replace(DESIGN, metrics=("psnr_rgb",), with_paper=True)
+    design = replace(DESIGN, metrics=("psnr_rgb",), paper_rows=frozenset({"distilled", "full"}))
     text = tables_markdown(rgb, {"psnr_rgb": 24.0}, design, "")
     assert "| *paper* | *25.030* | *25.210* |  |" in text
     assert "| *paper* |  |  | *25.720* |" in text
+    fewer = tables_markdown(rgb, {"psnr_rgb": 24.0}, replace(design, paper_rows=frozenset({"full"})), "")
+    assert fewer.count("*paper*") == 1
+
+
+def test_the_papers_figures_stand_only_where_the_preset_does_what_the_paper_does():
+    everywhere, some = {"random", "full", "gsdd", "distilled", "threshold"}, {"random", "full", "gsdd"}
+
+    def rows(preset: str, *overrides: str, protocol: ProtocolName = "paper") -> frozenset[str]:
+        config = load_config(preset, overrides=overrides, protocol=protocol)
+        return design_of("table2", protocol, config).paper_rows
+
+    assert (
+        rows("paper") == rows("released") == rows("paper", "sample.seed=3", "sample.batch_size=4", "vae=mine") == everywhere
+    )
+    assert rows("best") == rows("paper", "sample.guidance_scale=1.0") == rows("paper", "finetune.batch_size=16") == some
+    assert rows("demo", protocol="mini") == frozenset()
+    assert design_of("sources", "paper", load_config("paper", protocol="paper")).paper_rows == frozenset()
+    notes = design_of("table2", "paper", load_config("best", protocol="paper")).notes
+    assert any("left out" in note for note in notes)
 
 
 def test_plots_are_the_same_bytes_for_the_same_cells_and_show_every_row():
@@ -91,6 +110,20 @@ def test_the_papers_distilled_row_stands_under_the_images_that_nothing_was_resto
     assert "teacher SR network" in by_name["distilled + restored"].meaning
     assert paper_cells("table2", "EDSR", "distilled + restored", "psnr_rgb") == {}
     assert paper_cells("table2", "EDSR", "distilled", "psnr_rgb")[7] == 25.03
+
+
+@pytest.mark.parametrize("protocol", ["mini", "paper"])
+@pytest.mark.parametrize("name", get_args(ExperimentName))
+def test_where_a_restored_distilled_set_stands_restored_crops_stand_beside_it(name, protocol):
+    config, design = load_config(DEFAULT_PRESET[protocol], protocol=protocol), design_of(name, protocol)
+    configs = {variant.name: variant.config(config, 0) for variant in design.variants}
+    shares = {row: made.sample.detail_restoration for row, made in configs.items()}
+    restored = [row for row in (variant.name for variant in design.distilled) if shares[row] > 0]
+    assert bool(restored) == (name != "starts")
+    for row in restored:
+        for crops in ("random + restored", "threshold + restored"):
+            assert shares[crops] == 1.0
+            assert configs[crops].teacher == configs[row].teacher
 
 
 @pytest.mark.parametrize("protocol", ["mini", "paper"])

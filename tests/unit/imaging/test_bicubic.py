@@ -77,3 +77,8 @@ def test_lr_images_have_8_bits():
 def test_sides_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiples of 4"):
         downsample(torch.zeros(1, 3, 18, 16))
+
+
+def test_psnr_bic_crops_to_whole_lr_pixels():
+    image = as_batch(random_image(64, 64))
+    assert psnr_bic(image, scale=3).item() == psnr_bic(image[..., :63, :63], scale=3).item()

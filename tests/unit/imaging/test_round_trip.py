@@ -36,6 +36,18 @@ def test_sums_are_those_of_the_bicubic_round_trip(kernel: Kernel, cell: int, siz
     np.testing.assert_allclose(actual, expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("kernel", ["matlab", "opencv"])
+@pytest.mark.parametrize(
+    ("scale", "cell", "size"), [(2, 16, (64, 102)), (2, 2, (18, 34)), (3, 24, (75, 99)), (3, 8, (63, 72))]
+)
+def test_sums_at_other_scales(kernel: Kernel, scale: int, cell: int, size: tuple[int, int]) -> None:
+    image = photo(*size)
+    luma = gray(to_float(image).double())
+    error = luma - upsample(downsample(luma, scale, kernel), scale, kernel)
+    expected = cell_sums(error[0, 0].square().numpy(), cell)
+    np.testing.assert_allclose(squared_error_sums(image, kernel, cell, scale), expected, rtol=2e-5)
+
+
 def test_the_opencv_kernel_is_opencvs() -> None:
     image = photo(64, 96)
     luma = gray(to_float(image))[0, 0].numpy()

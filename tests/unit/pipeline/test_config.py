@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.config import (
     PRESETS,
+    SCALED_STAGES,
     PipelineConfig,
     chosen_config,
     load_config,
@@ -20,6 +21,7 @@ from ddsr_core.pipeline.config import (
     preset_names,
     to_toml,
 )
+from ddsr_core.stages import STAGES
 
 
 def test_the_four_presets_load():
@@ -188,6 +190,36 @@ def test_every_field_of_every_stage_is_described():
 def test_presets_are_plain_toml():
     for file in PRESETS.glob("*.toml"):
         assert tomllib.loads(file.read_text())["base"]
+
+
+def test_restored_crops_join_a_comparison_with_a_restored_set():
+    def sets(*overrides: str) -> tuple[str, ...]:
+        return load_config("demo", overrides=overrides).training_sets
+
+    plain = ("distilled", "random", "threshold", "full")
+    assert sets("sample.detail_restoration=0") == plain
+    assert sets("sample.detail_restoration=0.5") == (*plain, "random-restored", "threshold-restored")
+    assert sets("sample.detail_restoration=1", "sr.training_sets=['distilled']") == ("distilled",)
+    assert sets("sample.detail_restoration=1", "sr.training_sets=['random', 'full']") == ("random", "full")
+    again = ("random-restored", "distilled", "threshold-restored")
+    assert sets("sample.detail_restoration=1", f"sr.training_sets={list(again)}") == again
+
+
+def test_the_stages_have_the_scale_of_the_pipeline():
+    config = load_config("demo", overrides=["scale=2"])
+    assert {getattr(config, name).scale for name in SCALED_STAGES} == {2}
+    assert config.sr.recipe("edsr", 0).scale == 2
+    assert overridden(config, ["scale=4"]) == load_config("demo")
+    assert PipelineConfig.model_validate(config.model_dump()) == config
+    for text in ("sr.train.scale=2", "evaluate.scale=2", "sr.per_arch.edsr.scale=2"):
+        with pytest.raises(ConfigError, match="set scale alone"):
+            load_config("demo", overrides=[text])
+
+
+def test_a_run_at_the_papers_scale_keeps_its_keys():
+    key = STAGES["patches"].key(load_config("demo").patches, {})
+    assert key == "97686bb7eaa27e4e344b6f8e62a548ce"
+    assert STAGES["patches"].key(load_config("demo", overrides=["scale=2"]).patches, {}) != key
 
 
 TOML = 'preset = "demo"\n[clusters]\nk = 5\n'

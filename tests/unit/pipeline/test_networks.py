@@ -16,6 +16,7 @@ from ddsr_core.pipeline.stages import Stages
 from ddsr_core.planning.bench import textured
 from ddsr_core.sr.config import GanConfig, TrainSRConfig
 from ddsr_core.storage.store import Store
+from tests.helpers.reporting import read_events
 
 SMALL = TrainSRConfig(arch="edsr-small", iterations=3, batch_size=4, lr_patch_px=16)
 
@@ -65,13 +66,16 @@ def test_networks_have_the_same_bytes_side_by_side_and_in_turn(tmp_path, monkeyp
     try:
         for side_by_side in (True, False):
             store = Store(tmp_path / f"home-{side_by_side}")
-            execution = Execution(home=str(store.home), device="cpu", side_by_side=side_by_side)
+            execution = Execution(home=str(store.home), device="cpu", side_by_side=side_by_side, report_to="tensorboard")
             stages = Stages(config, plain_backend(execution, store))
             recipes = [SMALL.model_copy(update={"seed": seed}) for seed in range(2)]
             jobs = [(network_job(stages, recipe, source, source, str(recipe.seed)), None) for recipe in recipes]
             built = [network_of(stages, job, source, source) for job, _ in prefetched(stages, jobs)]
             assert [run.cached for run in stages.runs] == [False] * 4  # built by this run, in either way
             digests.append([artifact.digest for pair in built for artifact in pair])
+            for label, (weights, _) in zip(("0", "1"), built, strict=True):
+                events = read_events(store.home / f"tracking/{label}-{weights.key[:8]}")
+                assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
     finally:
         torch.set_num_threads(before)
     assert digests[0] == digests[1]

@@ -49,7 +49,7 @@ def complete(store: Store, *keys: str) -> None:
 
 
 def removed(store: Store) -> list[str]:
-    return [Path(place).name for place, _ in collect_garbage(store, delete=True)]
+    return [Path(item.place).name for item in collect_garbage(store, delete=True)]
 
 
 def test_run_that_goes_on_or_has_failed_keeps_what_it_has_built_and_used(tmp_path: Path, log: Path) -> None:

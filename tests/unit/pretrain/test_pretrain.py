@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ddsr_core.config import Runtime
-from ddsr_core.diffusion.base import OWN_FILES, load_base
+from ddsr_core.diffusion.base import CLASSES, OWN_FILES, load_base
 from ddsr_core.diffusion.samplers import sample_latents
 from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.imaging.images import save_png
@@ -20,8 +20,10 @@ from ddsr_core.pretrain.checkpoints import load_checkpoint
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.pretrain.photos import cut_patches, is_held_out, scaled_copies
 from ddsr_core.pretrain.prior import PriorData, PriorTrainer, channel_statistics, learning_rate, mirror_tokens, prior_batch
-from ddsr_core.pretrain.run import CLASSES, run
+from ddsr_core.pretrain.run import run
+from ddsr_core.reporters import reporter_to
 from ddsr_core.storage.files import sha256_of
+from tests.helpers.reporting import read_events
 
 TINY = PretrainConfig(
     smallest_short_side_px=64, keep_share=1.0, stride_px=16, held_out_share=0.5, vae_channels=8, vae_steps=3,
@@ -38,6 +40,9 @@ def photos(tmp_path: Path) -> Path:
         save_png(tmp_path / f"photos/{seed}.png", cv2.GaussianBlur(noise, (0, 0), 2))
     assert {is_held_out(f"{seed}.png", 0.5) for seed in range(4)} == {True, False}
     return tmp_path / "photos"
+
+
+PHASES = ("autoencoder", "decoder", "prior")
 
 
 class Killed(BaseException):
@@ -71,8 +76,12 @@ def digests(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_in_each_phase_gives_the_same_bytes(photos: Path, tmp_path: Path):
-    run(TINY, photos=photos, out=tmp_path / "one/base", runtime=Runtime())
+def test_a_run_that_was_killed_in_each_phase_gives_the_same_bytes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ddsr_core.pretrain.prior.CURVE_EVERY", 2)  # the prior has six steps
+    reporter = reporter_to("tensorboard", tmp_path / "tracking")
+    run(TINY, photos=photos, out=tmp_path / "one/base", runtime=Runtime(reporter=reporter))
     kills = [("Training the autoencoder", 2), ("Training the decoder", 2), ("Encoding patches", 1),
              ("Training the prior", 3), ("Training the prior", 2)]  # fmt: skip
     for title, unit in kills:
@@ -89,6 +98,11 @@ def test_a_run_that_was_killed_in_each_phase_gives_the_same_bytes(photos: Path, 
     assert scores[0].startswith("step,samples,frechet,precision,recall")
     assert [line.split(",")[0] for line in scores[1:]] == ["4", "6"]
     assert (tmp_path / "one/base/progress/samples-0000006.png").is_file()
+    tags = {phase: read_events(tmp_path / f"tracking/pretrain-{phase}").Tags() for phase in PHASES}
+    assert all("train/l1" in tags[phase]["scalars"] for phase in ("autoencoder", "decoder"))
+    assert "train/adversarial" in tags["decoder"]["scalars"]
+    assert {"train/mse", "score/frechet"} <= set(tags["prior"]["scalars"])
+    assert tags["prior"]["images"] == ["samples"]
     assert load_file(tmp_path / "one/base" / CLASSES)["centers"].shape == (2, 512)
 
 

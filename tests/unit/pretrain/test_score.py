@@ -8,35 +8,19 @@ import pytest
 import torch
 
 from ddsr_core.diffusion.dit import DiT, DiTConfig
-from ddsr_core.pretrain.features import PatchFeatures, TokenBasis, describe, make_classes, nearest_class
+from ddsr_core.pretrain.features import TokenBasis, describe, make_classes
 from ddsr_core.pretrain.score import (
     Reference,
     cloud_scores,
     eps_errors,
-    frechet_distance,
     other_classes,
-    precision_recall,
     row_effect,
 )
+from ddsr_core.pseudo_labels.patch_features import PatchFeatures, nearest_class
 
 
 def cloud(count: int, seed: int = 0, dims: int = 6) -> torch.Tensor:
     return torch.randn(count, dims, generator=torch.Generator().manual_seed(seed))
-
-
-def test_frechet_distance_of_shifted_and_stretched_clouds():
-    one = cloud(500)
-    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(one, one + 2) == pytest.approx(6 * 4, rel=1e-5)
-    variance = one.double().var(0).sum()
-    assert frechet_distance(one, 3 * (one - one.mean(0)) + one.mean(0)) == pytest.approx(4 * float(variance), rel=1e-4)
-
-
-def test_precision_and_recall_tell_missing_modes_from_bad_images():
-    left, right = cloud(100) - 50, cloud(100, 1) + 50
-    assert precision_recall(torch.cat([left, right]), left + 1e-3) == (1.0, 0.5)  # a mode is missing
-    precision, recall = precision_recall(left, torch.cat([left, right]))
-    assert (precision, recall) == (0.5, 1.0)  # half of the images are nothing real
 
 
 def test_scores_of_the_real_thing_are_perfect():

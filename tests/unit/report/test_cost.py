@@ -28,6 +28,13 @@ def test_stages_are_added_up_by_name_and_an_artifact_counts_once():
     assert (cost.seconds, cost.built_seconds, cost.gpu_seconds, cost.wall_seconds) == (60, 50, 0, 65)
 
 
+def test_the_training_of_the_teacher_is_counted_and_named():
+    stages = (stage("train_sr (teacher)", "a", 40, False), stage("train_sr (edsr random)", "b", 20, False))
+    cost = cost_of(RunRecord(name="n", preset="demo", stages=stages))
+    assert [(s.name, s.seconds) for s in cost.stages] == [("teacher", 40), ("train_sr", 20)]
+    assert cost.seconds == 60
+
+
 def test_a_run_without_stages_cost_nothing():
     cost = cost_of(RunRecord(name="n", preset="demo"))
     assert (cost.stages, cost.seconds, cost.wall_seconds) == ((), 0, None)

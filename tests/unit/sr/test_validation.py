@@ -24,28 +24,12 @@ from ddsr_core.sr.config import TrainSRConfig, ValidationConfig
 from ddsr_core.sr.train_sr import run
 from ddsr_core.sr.validation import Validated, Validator, center
 from ddsr_core.sr.weights import load_network
+from tests.helpers.reporting import Recorder
 
 TINY = TrainSRConfig(
     arch="edsr-small", arch_kwargs={"feat": 8, "blocks": 1}, iterations=12, batch_size=2, lr_patch_px=8,
     learning_rate=3e-3, checkpoint_every=4, seed=3, validation=ValidationConfig(every=3, metrics=("psnr_y", "ssim_y")),
 )  # fmt: skip
-
-
-class Recorder:
-    def __init__(self):
-        self.rows, self.pictures = [], []
-
-    def scalars(self, values, step):
-        self.rows.append((step, dict(values)))
-
-    def picture(self, name, file, step):
-        assert file.is_file()
-        self.pictures.append((name, step))
-
-    @contextmanager
-    def open(self, name, settings):
-        self.name, self.settings = name, settings
-        yield self
 
 
 @pytest.fixture

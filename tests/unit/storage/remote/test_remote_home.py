@@ -30,7 +30,7 @@ def test_gc_removes_what_no_run_names_but_not_what_is_built_now(machines: Machin
     locked, _ = here.build(TOY, CountConfig(files=3), inputs(log))
     here.bucket.write("runs/demo/run.json", json.dumps({"stages": [{"key": kept.key}]}).encode())
     here.bucket.write(f"artifacts/toy/{locked.key}.lock", b"")
-    assert [place for place, _ in collect_garbage(there, delete=False)] == [f"{URL}/artifacts/toy/{unused.key}"]
+    assert [item.place for item in collect_garbage(there, delete=False)] == [f"{URL}/artifacts/toy/{unused.key}"]
     assert there.find("toy", unused.key) is not None
     collect_garbage(there, delete=True)
     assert [there.find("toy", item.key) is not None for item in (kept, unused, locked)] == [True, False, True]
@@ -245,7 +245,7 @@ def test_gc_removes_nothing_from_a_prefix_that_is_not_a_home(machines: Machines,
     assert here.bucket.read(photo) is not None
     unused, _ = here.build(TOY, CountConfig(), inputs(log))
     assert here.bucket.read(".ddsr-home") is not None
-    assert [place for place, _ in collect_garbage(there, delete=True)] == [f"{URL}/artifacts/toy/{unused.key}"]
+    assert [item.place for item in collect_garbage(there, delete=True)] == [f"{URL}/artifacts/toy/{unused.key}"]
     assert here.bucket.read(photo) is not None
 
 

@@ -1,8 +1,8 @@
-"""Several processes share each fine-tuning step, one GPU per process, through accelerate.
+"""Several processes share each training step, one GPU per process, through accelerate.
 
-Every process samples the same batch and computes an equal part of it. Predictions are gathered for the minimax losses, whose
-minima and maxima run over the whole batch, and gradients are averaged. The loss curve is therefore that of one process
-with the same batch.
+Every process draws the same batch and computes an equal part of it, and gradients are averaged. The loss curve is therefore
+that of one process with the same batch. In fine-tuning, predictions are gathered for the minimax losses, whose minima and
+maxima run over the whole batch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from ddsr_core import errors
 from ddsr_core.config import Runtime
 from ddsr_core.progress import Bar
+from ddsr_core.reporters import OpenReporter
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.stage import RESUME
 
@@ -75,7 +77,7 @@ Work = Callable[[ProcessGroup, Runtime], None]
 
 
 def run_together(work: Work, count: int, out: Path, runtime: Runtime) -> None:
-    """Run ``work`` in ``count`` processes and wait. Process 0 reports progress.
+    """Run ``work`` in ``count`` processes and wait. Process 0 reports progress and curves.
 
     Raises:
         DdsrError: the error of a process; the others are stopped.
@@ -85,9 +87,8 @@ def run_together(work: Work, count: int, out: Path, runtime: Runtime) -> None:
     messages: Any = get_context("spawn").SimpleQueue()
     address = f"127.0.0.1:{_free_port()}"
     # The children get a parent-death signal, so that a killed run leaves no process behind that still writes.
-    processes = start_processes(
-        _child, (count, address, work, failure, runtime.device, messages), nprocs=count, join=False, start_method="spawn"
-    )
+    arguments = (count, address, work, failure, runtime.device, runtime.reporter, messages)
+    processes = start_processes(_child, arguments, nprocs=count, join=False, start_method="spawn")
     try:
         _show(processes, messages, runtime)
     except (ProcessRaisedException, ProcessExitedException) as error:
@@ -98,7 +99,9 @@ def run_together(work: Work, count: int, out: Path, runtime: Runtime) -> None:
         raise
 
 
-def _child(rank: int, count: int, address: str, work: Work, failure: Path, device: str, messages: Any) -> None:
+def _child(
+    rank: int, count: int, address: str, work: Work, failure: Path, device: str, reporter: OpenReporter, messages: Any
+) -> None:
     host, port = address.split(":")
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
@@ -108,7 +111,9 @@ def _child(rank: int, count: int, address: str, work: Work, failure: Path, devic
 
     on_cpu = device == "cpu"
     accelerator = Accelerator(cpu=on_cpu)
-    own = Runtime(device=str(accelerator.device), progress=_reporting(messages) if rank == 0 else Runtime().progress)
+    own = Runtime(device=str(accelerator.device))
+    if rank == 0:
+        own = replace(own, progress=_reporting(messages), reporter=reporter)
     try:
         work(Accelerated(accelerator), own)
     except errors.DdsrError as error:

@@ -7,6 +7,8 @@ import pytest
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion import finetune
 from ddsr_core.errors import InputError
+from ddsr_core.reporters import reporter_to
+from tests.helpers.reporting import read_events
 from tests.helpers.tiny_base import write_clusters
 from tests.helpers.tiny_finetuning import CONFIG, read_csv
 
@@ -16,7 +18,9 @@ def test_two_processes_have_the_loss_curve_of_one(inputs: dict[str, Path], tmp_p
     for processes in (1, 2):
         config = CONFIG.model_copy(update={"processes": processes, "precision": "fp32", "norm_every": 3})
         out = tmp_path / str(processes)
-        finetune.run(config, **inputs, out=out, runtime=Runtime())
+        reporter = reporter_to("tensorboard", tmp_path / f"{processes}-tracking")
+        finetune.run(config, **inputs, out=out, runtime=Runtime(reporter=reporter))
+        assert len(read_events(tmp_path / f"{processes}-tracking/finetune").Scalars("train/simple")) == 12  # process 0 only
         curves.append((read_csv(out / "curves.csv"), read_csv(out / "gradients.csv")))
     for alone, together in zip(*curves, strict=True):
         assert len(alone) == len(together)
