@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 from torch import nn
 
 from ddsr_core.config import Runtime, resolve_device
@@ -97,7 +98,8 @@ def upscale(
     """Enlarge images to PNG files.
 
     If ``output`` ends in ``.png`` it takes one image. Otherwise it is a folder that gets ``<name>.png`` for each image, in
-    the same subfolders as the input. Files below ``output`` are never inputs. Alpha is enlarged bicubically, EXIF
+    the same subfolders as the input. Files below ``output`` are never inputs. Alpha is enlarged bicubically, colors
+    of fully transparent pixels are those of the nearest visible one, EXIF
     orientation is applied, and an RGB color profile is kept. The output always has 8 bits per channel.
 
     Args:
@@ -269,6 +271,18 @@ def _count_tiles(photo: Photo, tile_px: int, overlap_px: int) -> int:
     return 0 if size is None else count_tiles(size[1], size[0], tile_px, overlap_px)
 
 
+def visible_colors(picture: Picture) -> np.ndarray:
+    """The colors, ``uint8 (H, W, 3)``, with those of fully transparent pixels replaced by the nearest visible color.
+
+    Networks mix neighbors: hidden black around a white drawing would become a gray fringe.
+    """
+    hidden = np.zeros(picture.rgb.shape[:2], bool) if picture.alpha is None else picture.alpha == 0
+    if not hidden.any() or hidden.all():
+        return picture.rgb
+    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return np.ascontiguousarray(picture.rgb[rows, columns])
+
+
 def _enlarge(
     network: nn.Module,
     picture: Picture,
@@ -278,7 +292,7 @@ def _enlarge(
     overlap_px: int,
     on_tile: Callable[[], object],
 ) -> np.ndarray:
-    lr = to_float(picture.rgb).to(device)
+    lr = to_float(visible_colors(picture)).to(device)
     sr = to_uint8(enlarge(network, lr, scale=scale, tile_px=tile_px, overlap_px=overlap_px, on_tile=on_tile))[0]
     if picture.alpha is None:
         return sr

@@ -77,7 +77,9 @@ def test_transparency_is_kept(tmp_path: Path) -> None:
     upscale(tmp_path / "logo.png", tmp_path / "big.png", WEIGHTS)
     big = read_picture(tmp_path / "big.png")
     assert big.alpha is not None
-    assert np.array_equal(big.rgb, expected(noise(16, 16)))
+    visible = noise(16, 16)
+    visible[:, :8] = visible[:, 8:9]
+    assert np.array_equal(big.rgb, expected(visible))
     assert np.array_equal(big.alpha, expected(np.repeat(alpha[..., None], 3, 2))[..., 0])
 
 
@@ -115,7 +117,27 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
     assert big.alpha is not None
     assert (big.alpha[:, :12] == 0).all()
     assert (big.alpha[:, 20:] == 255).all()
-    assert big.rgb[5, 2].tolist() == [200, 30, 30]
+    assert big.rgb[5, 2].tolist() == [10, 90, 160]
+
+
+def test_hidden_black_around_a_white_drawing_leaves_no_fringe(tmp_path: Path) -> None:
+    y, x = np.mgrid[:48, :48]
+    image = np.zeros((48, 48, 4), np.uint8)
+    image[(y - 24) ** 2 + (x - 24) ** 2 < 15**2] = 255
+    Image.fromarray(image).save(tmp_path / "disc.png")
+    upscale(tmp_path / "disc.png", tmp_path / "big.png", WEIGHTS)
+    big = read_picture(tmp_path / "big.png")
+    assert big.alpha is not None
+    assert (big.rgb[big.alpha > 0] == 255).all()
+    assert (read_rgb(tmp_path / "big.png") == 255).all()  # on white
+
+
+def test_a_picture_without_anything_visible_is_enlarged(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path / "nothing.png")
+    upscale(tmp_path / "nothing.png", tmp_path / "big.png", WEIGHTS)
+    big = read_picture(tmp_path / "big.png")
+    assert big.alpha is not None
+    assert not big.alpha.any()
 
 
 def test_16_bit_gray_with_a_transparent_level_is_taken_as_opaque(tmp_path: Path) -> None:
