@@ -316,4 +316,5 @@ def _deploy_all(facts: Mapping[str, Any]) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, fix="correct that file")
+        fix = "correct that file, or see the log of the server"
+        raise DdsrError(f"Prefect refuses the deployments: {' '.join(said[-3:])}", where=FILE, fix=fix)

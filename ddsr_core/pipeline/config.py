@@ -274,18 +274,22 @@ def _texts(model: type[BaseModel] | None, names: list[str]) -> set[str]:
     return {str(text) for literal in literals for text in get_args(literal)}
 
 
+#: What stands for None in TOML.
+NULL = "null"
+
+
 def to_toml(config: BaseModel) -> str:
     """A complete config as TOML. TOML has no null: None is written as the text ``null``, and read as None."""
-    return tomli_w.dumps(_replaced(config.model_dump(mode="json"), None, "null"))
+    return tomli_w.dumps(_replaced(config.model_dump(mode="json"), None, NULL))
 
 
 def from_toml(text: str) -> dict[str, Any]:
-    """Plain values of what `to_toml` wrote, with None for ``null``.
+    """The plain values of a config that `to_toml` has written, None included.
 
     Raises:
         ValueError: it is not TOML.
     """
-    return dict(_replaced(tomllib.loads(text), "null", None))
+    return dict(_replaced(tomllib.loads(text), NULL, None))
 
 
 def _replaced(value: Any, old: Any, new: Any) -> Any:
@@ -331,7 +335,7 @@ def _read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the config file is not TOML: {error}", where=path) from error
     if not isinstance(values, dict):
         raise ConfigError("the config file has no fields", where=path, fix="Write `stage:` and its fields below it.")
-    return _complete_alternatives(_replaced(values, "null", None))
+    return _complete_alternatives(_replaced(values, NULL, None))
 
 
 #: Pairs of fields of which exactly one is set.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
 from ddsr_core.config import Runtime, StageConfig, resolve_device
-from ddsr_core.errors import ConfigError
+from ddsr_core.errors import ConfigError, DdsrError
 from ddsr_core.parallel import RunParts, begin_worker
 from ddsr_core.pipeline.request import Execution, Runner
 from ddsr_core.pipeline.stages import Backend
@@ -91,13 +91,20 @@ def spread_here(runner: Runner, workers: int) -> RunParts:
 
     Results do not depend on the number of workers, except for the order of additions, which depends on the number of cores
     of each process. If a worker stops, its build stays unfinished and the next run continues it.
+
+    Raises:
+        DdsrError: a worker process was ended, for example because memory was short; when the parts are consumed.
     """
 
     def spread(do: Callable[[Any], None], parts: Sequence[Any]) -> Iterator[None]:
-        with _executor(runner, min(workers, len(parts))) as executor:
-            for future in [executor.submit(do, part) for part in parts]:
-                future.result()
-                yield
+        try:
+            with _executor(runner, min(workers, len(parts))) as executor:
+                for future in [executor.submit(do, part) for part in parts]:
+                    future.result()
+                    yield
+        except BrokenExecutor as error:
+            fix = "memory is most likely short: pass --in-turn or fewer --workers, and run again to continue"
+            raise DdsrError("a worker process has ended before its work was done", fix=fix) from error
 
     return spread
 

@@ -112,11 +112,13 @@ class NextStep:
 def next_steps(report: Report, run_dir: Path, level: Level) -> list[NextStep]:
     """Up to three commands with paths filled in: measure, enlarge or share the set; train on it; use the best network."""
     steps: list[NextStep | None] = [_after_verdict(report, run_dir, level)]
-    if report.distilled:
-        data = run_dir / "distilled"
-        command = _command("ddsr train-sr", data=data, arch="edsr", iterations=100_000, home=run_dir.parent.parent)
-        steps.append(NextStep("Train an SR network on the distilled set", command))
     network = _best_network(report)
+    if report.distilled:
+        arch = network.arch if network else "edsr"
+        iterations = 20_000 if arch.endswith("-small") else 100_000  # small networks are those of runs on a CPU
+        data, home = run_dir / "distilled", run_dir.parent.parent
+        command = _command("ddsr train-sr", data=data, arch=arch, iterations=iterations, home=home)
+        steps.append(NextStep("Train an SR network on the distilled set for longer", command))
     if network is not None:
         name = f"{report.run.name}:{network.arch}/{network.source}"
         command = _command("ddsr upscale IN OUT", weights=name, home=run_dir.parent.parent)
@@ -137,7 +139,7 @@ def _after_verdict(report: Report, run_dir: Path, level: Level) -> NextStep | No
         test = {"test": "MORE-TEST-PHOTOS"} if photos < LEAST_PHOTOS else {}
         changes = [f"sr.seeds=[{', '.join(map(str, range(LEAST_SEEDS)))}]"]
         if not {result.record.source for result in report.sr} - {DISTILLED, *WHOLE}:
-            changes.append("sr.training_sets=['distilled', 'random', 'full']")
+            changes.append('sr.training_sets=["distilled", "random", "full"]')  # one pair of quotes in the shell
         options = {**again, **test, "config": run_dir / "config.toml", "set": changes, "run": f"{name}-seeds"}
         purpose = f"Find out whether the set is good: repeat with {LEAST_SEEDS} seeds{more}"
         return NextStep(purpose, _command("ddsr distill", **options, home=home))

@@ -63,7 +63,9 @@ def overview(
     gutter, width = 74, 74 + columns * (TILE + GAP) + 8
     sheet = BAND + real * (TILE + GAP) + 8 + made * (TILE + GAP) if clusters else 0
     side = min((width - 16) // max(1, len(crops)) - GAP, 2 * TILE)
-    height = sheet + (BAND + side + BAND if crops else 0) + 8
+    crops = [(caption.replace(" + ", "\n+ "), image) for caption, image in crops]
+    below = BAND * (1 + max((caption.count("\n") for caption, _ in crops), default=0))
+    height = sheet + (BAND + side + below if crops else 0) + 8
     canvas = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
 
@@ -84,7 +86,9 @@ def overview(
     for index, (caption, image) in enumerate(crops):
         x = 8 + index * (side + GAP)
         put(Image.fromarray(image), x, sheet + BAND, side)
-        draw.text((x + side // 2, sheet + BAND + side + BAND // 2), caption, "black", font=font, anchor="mm")
+        draw.text(
+            (x + side // 2, sheet + BAND + side + below // 2), caption, "black", font=font, anchor="mm", align="center"
+        )
     if crops:
         draw.text((8 + 2 * (side + GAP), sheet + BAND // 2), title, "black", font=font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from ddsr_core.config import Runtime
-from ddsr_core.errors import InputError, StorageError
+from ddsr_core.errors import DdsrError, InputError, StorageError
 from ddsr_core.imaging.images import save_png
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.parallel import MAX_PARTS, in_parts
+from ddsr_core.pipeline.plain import spread_here
 from ddsr_core.pseudo_labels import embeddings, patches, scoring
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
 from ddsr_core.pseudo_labels.scoring import PhotosToScore, score_part
@@ -104,3 +106,12 @@ def test_never_more_parts_than_can_be_kept_busy() -> None:
     assert len(parts) <= MAX_PARTS
     assert [item for part in parts for item in part] == items
     assert in_parts([], 3) == []
+
+
+def test_a_worker_that_was_killed_is_one_message_with_advice():
+    def killed(part: int) -> None:
+        raise BrokenExecutor("a process in the pool was terminated abruptly")
+
+    with pytest.raises(DdsrError, match="a worker process has ended") as caught:
+        list(spread_here("threads", 2)(killed, [0, 1]))
+    assert "memory" in str(caught.value)

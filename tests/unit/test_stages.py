@@ -9,7 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from ddsr_core.diffusion.base import CLASSES
 from ddsr_core.errors import ConfigError
 from ddsr_core.pipeline.config import PipelineConfig, load_config
 from ddsr_core.pipeline.distill import distill
@@ -22,6 +25,7 @@ from ddsr_core.storage.stage import Artifact, Manifest, Source, Stage
 from ddsr_core.storage.store import Store
 from flows import distill as flow_module
 from tasks.stages import TASKS
+from tests.helpers.tiny_base import SHAPE, write_base
 from tests.helpers.toy_stage import TOY, CountConfig
 
 
@@ -94,9 +98,26 @@ def test_the_flow_builds_what_the_library_builds(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(flow_module, "publish_run", lambda *_: None)
     monkeypatch.setattr(flow_module, "refuse_endless_crashes", lambda: None)
     monkeypatch.setattr(flow_module, "prefect_backend", lambda *_: None)
+    monkeypatch.setattr(flow_module, "require_ready", lambda *_: None)
     flow_module.distill.fn(images=Path("photos"))
     assert [item.artifact.key for item in flow.runs] == [item.artifact.key for item in library.runs]
     assert [item.label for item in flow.runs][-1] == "sample"
+
+
+@pytest.mark.parametrize("centers", [True, False])
+def test_fine_tuning_starts_at_the_nearest_classes_if_the_base_has_centers(centers: bool, tmp_path: Path):
+    base = write_base(tmp_path / "base")
+    if centers:
+        save_file({"centers": torch.zeros(SHAPE.classes, 512)}, base / CLASSES)
+
+    def built(init: str) -> list[str]:
+        stages = fake_stages(load_config("demo", overrides=[f"base={base}", f"finetune.class_row_init={init}"]))
+        distill(stages, Source(Path("photos"), "digest"))
+        return [run.artifact.manifest.stage for run in stages.runs]
+
+    assert ("class_rows" in built("auto")) is centers
+    assert "class_rows" in built("nearest_classes")  # the stage says what is missing
+    assert "class_rows" not in built("null")
 
 
 def test_model_files_are_hashed_once(monkeypatch: pytest.MonkeyPatch):

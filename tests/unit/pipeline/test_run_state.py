@@ -10,8 +10,8 @@ import pytest
 
 from ddsr_core.errors import InputError
 from ddsr_core.pipeline import run_state
-from ddsr_core.pipeline.config import load_config
-from ddsr_core.pipeline.run_folder import read_run
+from ddsr_core.pipeline.config import PipelineConfig, load_config
+from ddsr_core.pipeline.run_folder import read_config, read_run
 from ddsr_core.pipeline.run_state import (
     complete_run,
     failure_noted,
@@ -54,6 +54,14 @@ def test_published_weights_are_copies(tmp_path: Path):
     assert copy.name == "a-B-full.safetensors"
     copy.write_bytes(b"edited")
     assert (tmp_path / "weights.safetensors").read_bytes() == b"weights"
+
+
+def test_the_config_of_a_run_is_read_with_its_unset_fields(tmp_path: Path):
+    store, config = Store(tmp_path / "home"), load_config("demo")
+    start_run(store, "cats", config, tmp_path, None)
+    assert config.vae is None
+    assert read_config(store, "cats")["vae"] is None
+    assert PipelineConfig.model_validate(read_config(store, "cats")) == config
 
 
 class Watched(Store):

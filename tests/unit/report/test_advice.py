@@ -62,7 +62,7 @@ def test_next_steps_are_commands_with_their_paths_filled_in(report: Report):
         "ddsr", "distill", "--images", "/p/my photos", "--test", "/p/test", "--config", "/h/runs/cats/config.toml",
         "--set", "sr.seeds=[0, 1, 2]", "--run", "cats-seeds", "--home", "/h",
     ]  # fmt: skip
-    assert train.command.startswith("ddsr train-sr --data /h/runs/cats/distilled --arch edsr")
+    assert train.command == "ddsr train-sr --data /h/runs/cats/distilled --arch edsr-small --iterations 20000 --home /h"
     assert upscale.command == "ddsr upscale IN OUT --weights cats:edsr-small/full --home /h"  # it has the highest PSNR-Y
     assert next_steps(report, Path("/h/runs/cats"), "better")[0].command == "ddsr push cats ORG/NAME --home /h"
     assert "sample.count=28" in next_steps(report, Path("/h/runs/cats"), "worse")[0].command
@@ -71,5 +71,5 @@ def test_next_steps_are_commands_with_their_paths_filled_in(report: Report):
 def test_a_run_without_baselines_is_repeated_with_them(report: Report):
     alone = report.model_copy(update={"sr": tuple(r for r in report.sr if r.record.source == "distilled")})
     command = shlex.split(next_steps(alone, Path("/h/runs/cats"), "unknown")[0].command)
-    assert "sr.training_sets=['distilled', 'random', 'full']" in command
+    assert 'sr.training_sets=["distilled", "random", "full"]' in command
     assert command.count("--set") == 2
