@@ -32,9 +32,9 @@ from tests.helpers.commands import TINY, make_photos
 
 FLIPS = int(os.environ.get("DDSR_FLIPS", "1"))
 SEED = int(os.environ.get("DDSR_MUTATION_SEED", "0"))
-#: Commands that read no artifact of a home: what they do is covered by other tests.
+#: Commands that read no artifact of a home (serve: published reports): what they do is covered by other tests.
 BEGIN_OR_SET_UP = {"demo", "distill", "reproduce", "nightly", "plan", "bench", "doctor", "pretrain", "deploy", "notify",
-                   "config", "fields"}  # fmt: skip
+                   "config", "fields", "serve"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
