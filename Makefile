@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LOCKS := requirements.lock requirements-nodeps.lock pyproject.toml
 
-.PHONY: setup demo test check lint docs clean
+.PHONY: setup demo test check audit lint docs clean
 
 setup: $(STAMP)                 ## .venv with everything; does nothing when it is up to date
 
@@ -25,11 +25,15 @@ demo: setup                     ## the whole method on bundled photos, about fiv
 test: setup                     ## the test suite
 	$(BIN)/python -m pytest
 
-check: setup                    ## format, lint, spelling and types
+check: setup                    ## format, lint, spelling, types and security
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml ddsr_core tasks flows deployments
+
+audit: setup                    ## known vulnerabilities of the locked packages; needs the network
+	$(BIN)/uv tool run pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 lint: setup                     ## fix what can be fixed automatically
 	$(BIN)/ruff check --fix .

@@ -42,6 +42,7 @@ from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.sr.upscale import Upscaled
 from ddsr_core.sr.upscale import upscale as enlarge
 from ddsr_core.storage.remote_store import open_store
+from ddsr_core.storage.stage import require_whole
 
 HOME = "ddsr-home"
 
@@ -226,6 +227,7 @@ def load_distilled(folder: str | Path) -> list[DistilledImage]:
     """
     folder = Path(folder)
     root = folder / "distilled" if (folder / "distilled").is_dir() else folder
+    require_whole(root)
     rows = read_image_set(root)
     return [DistilledImage(read_rgb(root / row["file_name"]), int(row["pseudo_label"]), row) for row in rows]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from ddsr_core.errors import ConfigError
+from ddsr_core.errors import ChangedInputError, ConfigError
 from ddsr_core.parallel import RunParts
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.reporters import OpenReporter, no_reporter
@@ -40,7 +41,7 @@ class StageConfig(BaseModel):
     Every field is part of the stage's key. Whatever must not change the key belongs in `Runtime`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_say_bounds)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_say_bounds)
     #: Fields that are younger than the artifacts of their stage. They enter the key only if they differ from their default,
     #: so that the artifacts keep their keys.
     younger_fields: ClassVar[frozenset[str]] = frozenset()
@@ -69,6 +70,7 @@ class Runtime:
             little from one build to the next.
         run_parts: runs parts of the work in other processes; None does all of it in this one.
         reporter: where training curves are shown (`ddsr_core.reporters`).
+        input_digests: digests in the key of inputs that come from outside the store and may change while they are read.
     """
 
     device: str = "cpu"
@@ -77,6 +79,21 @@ class Runtime:
     photo_cache: Path | None = None
     run_parts: RunParts | None = None
     reporter: OpenReporter = field(default=no_reporter)
+    input_digests: Mapping[str, str] = field(default_factory=dict)
+
+    def require_unchanged(self, name: str, digest: str, where: Path) -> None:
+        """Make sure that an input has been read as the key says. A stage calls this before it spends hours on it.
+
+        Args:
+            name: of the input. Nothing is compared for an artifact of the store.
+            digest: of what has been read.
+            where: the input, for the message.
+
+        Raises:
+            ChangedInputError: it is not the digest in the key.
+        """
+        if self.input_digests.get(name, digest) != digest:
+            raise ChangedInputError(f"the {name} changed while they were read", where=where, fix="run again")
 
 
 def resolve_device(name: str = "auto") -> str:

@@ -7,7 +7,6 @@ a folder that is not a home is refused.
 
 from __future__ import annotations
 
-import re
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,11 +18,10 @@ from filelock import FileLock, Timeout
 from ddsr_core.errors import StorageError
 from ddsr_core.nightly.registry import night_lock, read_registry, registry_names
 from ddsr_core.pipeline.pins import pinned_keys
-from ddsr_core.pipeline.run_folder import list_runs
+from ddsr_core.pipeline.run_folder import published_state, run_names
 from ddsr_core.stages import describe
-from ddsr_core.storage.home import is_home
 from ddsr_core.storage.remote_store import RemoteStore
-from ddsr_core.storage.stage import KEY_LENGTH, MANIFEST, Manifest, foreign_files, read_manifest
+from ddsr_core.storage.stage import MANIFEST, Manifest, foreign_files, is_key, read_manifest
 from ddsr_core.storage.store import Store
 
 
@@ -61,7 +59,8 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
         StorageError: the folder is not a home of ddsr; or a night is running; or the record of a run cannot be read, so that
             what it names is unknown.
     """
-    if not (store.home / "artifacts").exists() and not isinstance(store, RemoteStore):
+    remote = isinstance(store, RemoteStore)
+    if not (store.sizes("artifacts") if remote else (store.home / "artifacts").exists()):
         return []
     require_home(store)
     with ExitStack() as stack:
@@ -73,8 +72,8 @@ def collect_garbage(store: Store, delete: bool, nights: int | None = None) -> li
         published = store.published() if isinstance(store, RemoteStore) else {}
         try:
             used = used_keys(store, nights)
-        except (ValueError, KeyError, TypeError) as error:
-            fix = "Restore the damaged run.json below runs/, or remove the folder of its run."
+        except (KeyError, TypeError) as error:  # whole, but of another program or version
+            fix = "Restore the run.json below runs/, or remove the folder of its run."
             raise StorageError(f"the record of a run cannot be read: {error}", where=store.home / "runs", fix=fix) from error
         local = _collect_local(store, folders, used, delete)
         return local + (_collect_published(store, published, used, delete) if isinstance(store, RemoteStore) else [])
@@ -86,9 +85,9 @@ def require_home(store: Store) -> None:
     Raises:
         StorageError: it is not.
     """
-    if (store.home / "artifacts").exists() and not is_home(store.home):
-        fix = "Pass the home folder of ddsr with --home."
-        raise StorageError("this is not a home of ddsr; nothing is removed", where=store.home, fix=fix)
+    if not store.is_marked():
+        fix = "Pass the home of ddsr with --home."
+        raise StorageError("this is not a home of ddsr; nothing is removed", where=store.url, fix=fix)
 
 
 def artifact_folders(store: Store) -> list[tuple[Path, str]]:
@@ -105,7 +104,7 @@ def _why_foreign(folder: Path) -> str:
     key = folder.name.removesuffix(".partial")
     if folder.is_symlink():
         return "it is a link"
-    if not re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", key):
+    if not is_key(key):
         return "its name is not a key"
     if folder.name != key:
         return "" if folder.with_name(f"{key}.lock").exists() else "it was not left by a build of ddsr"
@@ -147,6 +146,14 @@ def _words(manifest: Manifest | None, stage: str) -> str:
     return f"{stage}, not finished" if manifest is None else describe(manifest)
 
 
+def _parsed(manifest: bytes) -> Manifest | None:
+    """A manifest on S3; None if it is damaged."""
+    try:
+        return Manifest.model_validate_json(manifest)
+    except ValueError:
+        return None
+
+
 def ago(made: datetime | None, now: datetime | None = None) -> str:
     """A time in words, by the days of the local time zone.
 
@@ -168,7 +175,7 @@ def _collect_published(store: RemoteStore, published: dict[str, int], used: set[
         if key in used or (delete and key in pinned_keys(store)):
             continue
         data = store.read_file(f"{base}/{MANIFEST}")
-        manifest = None if data is None else Manifest.model_validate_json(data)
+        manifest = None if data is None else _parsed(data)
         made = None if manifest is None else datetime.fromisoformat(manifest.created)
         removed.append(Removed(f"{store.url}/{base}", size, _words(manifest, stage), made))
         if delete:
@@ -182,7 +189,8 @@ def used_keys(store: Store, nights: int | None = None) -> set[str]:
     registries = [read_registry(store, name) for name in registry_names(store)]
     versions = [(item, registry.recent(nights)) for registry in registries for item in registry.versions]
     old_runs = {item.run for item, recent in versions if item.number not in recent}
-    runs = [state for state in list_runs(store) if state.get("name") not in old_runs]
+    states = [published_state(store, name) for name in run_names(store)]
+    runs = [state for state in states if state and state.get("name") not in old_runs]
     by_stages = {stage["key"] for state in runs for stage in state.get("stages", [])}
     by_earlier_runs = {key for state in runs for key in state.get("kept", [])}
     by_versions = (item.keys.values() for item, recent in versions if item.number in recent)

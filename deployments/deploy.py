@@ -13,17 +13,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from uuid import UUID
 
-import httpx
 import yaml
 from prefect.automations import Automation
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
@@ -34,11 +32,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
 
 from ddsr_core.errors import ConfigError, DdsrError
 from ddsr_core.pipeline.home import home_of
 from tasks.gpu_slots import GPU_SLOTS
+from tasks.server import reachable
 
 PoolType = Literal["process", "docker", "kubernetes"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,36 +112,6 @@ def default_home(in_containers: bool) -> str | None:
     if in_containers:
         return IMAGE_HOME
     return None if (ROOT / "pyproject.toml").is_file() else str(Path("ddsr-home").resolve())
-
-
-@contextmanager
-def reachable() -> Iterator[SyncPrefectClient]:
-    """A client of the server that PREFECT_API_URL names.
-
-    Raises:
-        ConfigError: PREFECT_API_URL is not set, or the server rejects the password.
-        DdsrError: the server does not answer.
-    """
-    url = PREFECT_API_URL.value()
-    fix = "start one (prefect server start) and set PREFECT_API_URL=http://127.0.0.1:4200/api"
-    if not url:
-        raise ConfigError("no Prefect server is set", where="PREFECT_API_URL", fix=fix)
-    try:
-        with get_client(sync_client=True) as client:
-            _say_hello(client, url)
-            yield client
-    except httpx.TransportError as error:
-        raise DdsrError(f"the Prefect server does not answer: {error}", where=url, fix=fix) from error
-
-
-def _say_hello(client: SyncPrefectClient, url: str) -> None:
-    try:
-        client.hello()
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != 401:
-            raise
-        fix = "set PREFECT_API_AUTH_STRING to what the server was started with (PREFECT_SERVER_API_AUTH_STRING)"
-        raise ConfigError("the Prefect server rejects the password", where=url, fix=fix) from error
 
 
 def runs_at_once() -> int:
@@ -306,7 +274,7 @@ def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, 
     """The content of `FILE`, completed with paths of this machine and with settings that were changed in the UI.
 
     Parameters that are set on the server alone are kept. So are its schedules, unless a schedule of the file is active; an
-    inactive schedule only serves as a template for the first deployment.
+    inactive schedule only serves as a template for the first deployment. A deployment that is paused stays paused.
 
     Args:
         code: folder of the flows on the machine that runs them.
@@ -318,6 +286,8 @@ def prefect_file(code: str, home: str | None, before: Mapping[str, Mapping[str, 
     there = {name.rpartition("/")[2]: item for name, item in before.items()}
     for item in facts["deployments"]:
         known = there.get(item["name"], {})
+        if known.get("paused"):  # Prefect unpauses whatever is deployed without it
+            item["paused"] = True
         ours = {"home": home} if home else {}
         wanted = {**known.get("parameters", {}), **ours, **item.get("parameters", {})}
         taken = parameters_of(item["entrypoint"])  # Prefect rejects runs with unknown parameters

@@ -13,7 +13,8 @@ from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
 
 from ddsr_core.errors import ConfigError
-from deployments.deploy import RUNS, TAGGED, reachable, update_automation
+from deployments.deploy import RUNS, TAGGED, update_automation
+from tasks.server import reachable
 
 #: Event that `flows.nightly` emits when a new set becomes the active one.
 PROMOTED = "ddsr.night.promoted"

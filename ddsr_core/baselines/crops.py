@@ -6,7 +6,6 @@ threshold. The training set *full* needs no stage: it is the photo folder itself
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from ddsr_core.imaging.bicubic import psnr_bic
 from ddsr_core.imaging.decode import UnusableImage, decode_rgb
 from ddsr_core.imaging.image_sets import finish_image_set, image_set_name, read_image_parquet
 from ddsr_core.imaging.images import save_png, to_float
-from ddsr_core.imaging.photos import UNREADABLE, iter_photos, source_digest
+from ddsr_core.imaging.photos import iter_photos, source_digest
 from ddsr_core.sr.data import count_images
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
@@ -124,15 +123,10 @@ def _measure(photos: Path, out: Path, runtime: Runtime) -> None:
     skipped: Counter[str] = Counter()
     with runtime.progress("Measuring photos", total=count_images(photos), unit="photos") as bar:
         for photo in iter_photos(photos):
-            digest, height, width = "", 0, 0
-            try:
-                data = photo.content()
-                digest = hashlib.sha256(data).hexdigest()
-                height, width = decode_rgb(data, photo.name).shape[:2]
-            except UnusableImage as error:
-                digest = digest or f"{UNREADABLE}{error.reason}"
-                skipped[error.what] += 1
-            sizes.append((height, width))
+            digest, pixels = photo.read_once()
+            if isinstance(pixels, UnusableImage):
+                skipped[pixels.what] += 1
+            sizes.append((0, 0) if isinstance(pixels, UnusableImage) else (pixels.shape[0], pixels.shape[1]))
             entries.append((photo.name, digest))
             bar.advance()
     digests = [digest for _, digest in entries]

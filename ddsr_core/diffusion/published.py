@@ -80,11 +80,12 @@ def _from_hub(repository: str, parts: Sequence[str], option: str) -> Path:
     from huggingface_hub import errors, snapshot_download  # half a second to import: only a hub id needs it
 
     reason: Exception | None = None
+    # The digest of what is read is in the key of every result, so no revision is pinned.
     # The cache comes first: a run that has its weights needs no network. Then one format, then the other.
     for local, name in ((True, "*"), (False, WEIGHTS[0]), (False, WEIGHTS[1])):
         wanted = [str(Path(part) / file) for part in parts for file in (CONFIG, name)] + ["model_index.json"]
         try:
-            folder = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=local))
+            folder = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=local))  # nosec B615
         except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
             reason = error
             continue

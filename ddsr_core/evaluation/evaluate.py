@@ -21,16 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddsr_core.config import Runtime, resolve_device
-from ddsr_core.errors import InputError
+from ddsr_core.errors import ChangedInputError, InputError
 from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.evaluation.evaluator import Bicubic, Enlarged, Evaluator, Network, overlapped, reference_features
 from ddsr_core.evaluation.scores import ImageScores, mean_scores
 from ddsr_core.imaging.bicubic import upsample
 from ddsr_core.imaging.images import save_png, to_uint8
-from ddsr_core.imaging.test_sets import HrImage, find_pairs
+from ddsr_core.imaging.test_sets import HrImage, pinned_pairs
 from ddsr_core.metrics.spec import METRICS, MIN_SIDE_PX
-from ddsr_core.sr.weights import load_network
-from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.sr.weights import load_network, weights_file
+from ddsr_core.storage.files import sha256_of, write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
 
 BICUBIC = "bicubic"
@@ -44,18 +44,22 @@ def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out:
 
     Args:
         config: protocol and metrics.
-        test: any photo source, or a folder of pairs (`find_pairs`).
+        test: any photo source, or a folder of pairs (`ddsr_core.imaging.test_sets.find_pairs`).
         weights: a ``train_sr`` folder or a weights file; None measures bicubic.
         out: output folder.
         runtime: device and progress.
 
     Raises:
+        ChangedInputError: photos or weights have changed since their digests were computed.
         InputError: no image could be measured, pairs do not match, or the weights cannot be read or have another scale.
         MissingWeightsError: a metric needs weights that are not installed.
     """
     device = resolve_device(runtime.device)
     network, name = _load(config, weights, device)
-    images = find_pairs(test, config.scale, config.multiple)
+    weights_digest = {} if weights is None else {"weights": sha256_of(weights_file(weights))}
+    tests = pinned_pairs(test, config.scale, config.multiple)
+    runtime.require_unchanged("test", tests.digest, test)
+    images = tests.pairs
     files = [out / RESUME / f"{index:06d}.json" for index in range(len(images))]
     missing = [index for index, file in enumerate(files) if not file.is_file()]
     if missing:
@@ -72,8 +76,8 @@ def run(config: EvaluateConfig, *, test: Path, weights: Path | None = None, out:
     summary = _summarize(name, config, rows, test, lr_given=images[0].lr is not None)
     _write_rows(out / "per_image.parquet", [row["scores"] for row in rows if "scores" in row])
     write_json(out / "summary.json", summary)
-    return StageResult({key: summary[key] for key in ("network", "scale", "images", "identical", "metrics")}
-                       | {"skipped": len(summary["skipped"])})  # fmt: skip
+    counts = {key: summary[key] for key in ("network", "scale", "images", "identical", "metrics")}
+    return StageResult({**counts, "skipped": len(summary["skipped"])}, inputs={"test": tests.digest, **weights_digest})
 
 
 STAGE = Stage(
@@ -118,6 +122,8 @@ def _enlarge_or_skip(evaluator: Evaluator, job: tuple[HrImage, Path | None]) -> 
     image, closeup = job
     try:
         hr, lr = evaluator.read(image)
+    except ChangedInputError:
+        raise
     except InputError as error:
         return InputError(error.what, where=image.hr.name), closeup
     return evaluator.enlarge(image.hr.name, hr, lr), closeup

@@ -16,7 +16,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from ddsr_core.errors import ChangedInputError, InputError
 from ddsr_core.imaging.decode import HEIF, NOT_READABLE, UnusableImage, decode_rgb, plain_reason
 from ddsr_core.imaging.parquet_photos import find_parquet, parquet_pictures
 from ddsr_core.storage.home import RESULT_FOLDERS, is_home
-from ddsr_core.storage.stage import Source
+from ddsr_core.storage.stage import Source, require_whole
 
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 #: Files with these suffixes are photos. They count as unusable if their content is not an image.
@@ -88,18 +88,24 @@ class Photo:
         """The content of the file, which was read before.
 
         Args:
-            digest: SHA-256 of the content then.
+            digest: `digest` of the content then.
 
         Raises:
-            ChangedInputError: the content has changed, or can no longer be read.
+            ChangedInputError: the content has changed, can no longer be read, or could not be read before.
+            UnusableImage: it could not be read before, for the same reason.
         """
         try:
             data = self.content()
             if hashlib.sha256(data).hexdigest() == digest:
                 return data
-        except UnusableImage:  # it could be read before
-            pass
+        except UnusableImage as error:
+            if f"{UNREADABLE}{error.reason}" == digest:
+                raise
         raise ChangedInputError("a photo changed during the run", where=self.name, fix="run again")
+
+    def pinned(self, digest: str) -> Photo:
+        """The same photo; reading it raises what `content_unchanged` raises."""
+        return replace(self, load=lambda: self.content_unchanged(digest))
 
     def read(self) -> np.ndarray:
         """Decode the image to ``uint8 (H, W, 3)``.
@@ -108,6 +114,16 @@ class Photo:
             UnusableImage: the file cannot be read or decoded.
         """
         return decode_rgb(self.content(), self.name)
+
+    def read_once(self) -> tuple[str, np.ndarray | UnusableImage]:
+        """`digest` and pixels from one reading of the file; the error in place of pixels if it cannot be decoded."""
+        digest = ""
+        try:
+            data = self.content()
+            digest = hashlib.sha256(data).hexdigest()
+            return digest, decode_rgb(data, self.name)
+        except UnusableImage as error:
+            return digest or f"{UNREADABLE}{error.reason}", error
 
     def digest(self) -> str:
         """SHA-256 of the file, or `UNREADABLE` and the reason why it cannot be read."""
@@ -126,14 +142,14 @@ def iter_photos(source: Path | str) -> Iterator[Photo]:
     path = Path(source).expanduser()
     if path.is_dir():
         count = 0
-        for count, photo in enumerate(_folder_photos(path), start=1):  # noqa: B007
+        for count, photo in enumerate(folder_photos(path), start=1):  # noqa: B007
             yield photo
         if not count:
             yield from _parquet_photos(find_parquet(path), path)
     elif path.suffix.lower() == ".parquet" and path.is_file():
         yield from _parquet_photos([path], path)
     elif path.exists():
-        yield _photo(path, shown(path.name))
+        yield file_photo(path, shown(path.name))
     elif any(sign in str(source) for sign in "*?["):
         yield from _glob_photos(str(path))
     else:
@@ -142,7 +158,7 @@ def iter_photos(source: Path | str) -> Iterator[Photo]:
 
 def find_images(folder: Path) -> list[Path]:
     """The image files below a folder that can be tried, sorted by relative path. See the module for what an image is."""
-    return [photo.path for photo in _folder_photos(Path(folder)) if photo.path is not None and not _refusal(photo.path)]
+    return [photo.path for photo in folder_photos(Path(folder)) if photo.path is not None and not _refusal(photo.path)]
 
 
 def count_photos(source: Path | str) -> int:
@@ -168,7 +184,9 @@ def digested_photos(source: Path | str) -> list[tuple[Photo, str]]:
 
     Raises:
         InputError: the source does not exist, or contains no image file.
+        StorageError: it is a damaged artifact.
     """
+    require_whole(source)
     entries = [(photo, photo.digest()) for photo in iter_photos(source)]
     if not entries:
         raise InputError(
@@ -212,10 +230,11 @@ def _glob_photos(pattern: str) -> Iterator[Photo]:
         if path.is_dir() or in_home.contain(path) or path.relative_to(root).parts[0] in results:
             continue
         if _is_photo(path):
-            yield _photo(path, shown(path))
+            yield file_photo(path, shown(path))
 
 
-def _folder_photos(folder: Path) -> Iterator[Photo]:
+def folder_photos(folder: Path) -> Iterator[Photo]:
+    """What looks like a photo below a folder, usable or not, sorted by relative path. Parquet files are not read."""
     by_name = {path.relative_to(folder).as_posix(): photo for path, photo in _walk(folder)}
     return (by_name[name] for name in sorted(by_name))
 
@@ -246,7 +265,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, Photo]]:
                 if not is_home(path):
                     (links if entry.is_symlink() else waiting).append(path)
             elif _is_photo(path):
-                yield path, _photo(path, shown(path.relative_to(folder)))
+                yield path, file_photo(path, shown(path.relative_to(folder)))
         links.sort()
 
 
@@ -310,7 +329,8 @@ def _refusal(path: Path) -> str:
     return f"unsupported: {suffix}" if suffix in UNSUPPORTED_SUFFIXES else ""
 
 
-def _photo(path: Path, name: str) -> Photo:
+def file_photo(path: Path, name: str) -> Photo:
+    """A file as a photo, whatever it is: reading it raises the reason if it is not one that is decoded."""
     reason = _refusal(path)
     return Photo(name, _Refusal(name, reason), path) if reason else Photo(name, path.read_bytes, path)
 

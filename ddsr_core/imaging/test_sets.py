@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddsr_core.errors import InputError
+from ddsr_core.errors import ChangedInputError, InputError
 from ddsr_core.imaging.decode import UnusableImage, image_size
-from ddsr_core.imaging.photos import Photo, iter_photos
+from ddsr_core.imaging.photos import Photo, digested_photos, iter_photos, source_digest
 
 #: Folders of HR images, and of LR images beside them ({scale} is filled in). Glob patterns; the first match counts.
 HR_FOLDERS = ("HR", "GT", "GTmod*", "*_HR")
 LR_FOLDERS = ("LRx{scale}", "LR_bicubic/X{scale}", "LRbicx{scale}", "*_LR_bicubic/X{scale}", "LR/X{scale}", "LR")
 
 _SRF = re.compile(r"(?P<name>.*)_SRF_(?P<scale>\d+)_(?P<kind>HR|LR)")
+
+
+#: What tells the photos of a source apart: the file, or the name in Parquet and how often that name occurred before.
+_Place = tuple[Path | str, int]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,56 @@ def find_pairs(test: Path | str, scale: int = 4, mod_crop: int = 0) -> list[HrIm
     for pair in pairs:
         _check_sizes(pair, scale, mod_crop)
     return pairs
+
+
+@dataclass(frozen=True)
+class PinnedPairs:
+    """The images of a test set as they were when its digest was computed.
+
+    Attributes:
+        pairs: as of `find_pairs`; reading a photo that has changed since raises `ChangedInputError`.
+        digest: of the whole source, as of `ddsr_core.imaging.photos.photo_source`.
+    """
+
+    pairs: list[HrImage]
+    digest: str
+
+
+def pinned_pairs(test: Path | str, scale: int = 4, mod_crop: int = 0) -> PinnedPairs:
+    """`find_pairs`, and the digest of every photo of the test set, so that what is measured is what the digest says.
+
+    Raises:
+        ChangedInputError: a photo was added or changed in the meantime.
+        InputError: as `find_pairs`.
+    """
+    entries = digested_photos(test)
+    digests = dict(zip(_places(photo for photo, _ in entries), (digest for _, digest in entries), strict=True))
+    found = find_pairs(test, scale, mod_crop)
+    hr = _pinned([pair.hr for pair in found], digests)
+    lr: Sequence[Photo | None] = _pinned([pair.lr for pair in found if pair.lr], digests) or [None] * len(hr)
+    pairs = [HrImage(*pair) for pair in zip(hr, lr, strict=True)]
+    return PinnedPairs(pairs, source_digest((photo.name, digest) for photo, digest in entries))
+
+
+def _pinned(photos: list[Photo], digests: Mapping[_Place, str]) -> list[Photo]:
+    places = list(_places(photos))
+    unknown = [photo.name for photo, place in zip(photos, places, strict=True) if place not in digests]
+    if unknown:
+        raise ChangedInputError(
+            f"{unknown[0]} is not among the photos of the test set",
+            fix="run again if it was just added; a folder that is hidden or inside a home has to be named itself",
+        )
+    return [photo.pinned(digests[place]) for photo, place in zip(photos, places, strict=True)]
+
+
+def _places(photos: Iterable[Photo]) -> Iterator[_Place]:
+    rows: Counter[str] = Counter()
+    for photo in photos:
+        if photo.path is not None:
+            yield photo.path.resolve(), 0
+        else:
+            yield photo.name, rows[photo.name]
+            rows[photo.name] += 1
 
 
 def spare_px(hr: tuple[int, int], lr: tuple[int, int], scale: int, mod_crop: int = 0) -> tuple[int, int]:

@@ -286,7 +286,7 @@ def artifact_of(store: Store, stage: str, version: Version) -> Artifact:
             else "fine-tune from the base model (--cold)"
         )
         raise StorageError(
-            f"version {version.number} is missing its {stage} artifact",
+            f"the {stage} artifact of version {version.number} is missing or damaged",
             where=store.folder(stage, version.keys[stage]),
             fix=f"Restore it from a backup, or {instead}.",
         )
@@ -366,8 +366,7 @@ def repair_current(store: Store, name: str) -> None:
         if registry.active_version is None:
             return
         artifact = artifact_of(store, sampling.STAGE.name, registry.active_version)
-        wanted = {path: entry.bytes for path, entry in artifact.manifest.files.items()}
-        if store.sizes(f"{folder_of(name)}/current") != wanted:
+        if not store.holds(f"{folder_of(name)}/current", artifact.manifest.files):
             publish_current(store, name, artifact)
 
 

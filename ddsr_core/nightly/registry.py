@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
-from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.metrics.spec import METRICS, MetricName
-from ddsr_core.storage.files import now
-from ddsr_core.storage.store import Store
+from ddsr_core.storage.files import now, sealed, unsealed
+from ddsr_core.storage.store import LOG, Store
 
 FOLDER, FILE = "nightly", "registry.json"
 
@@ -190,17 +190,18 @@ def read_registry(store: Store, name: str) -> Registry:
 
     Raises:
         ConfigError: the series cannot have this name.
-        InputError: the file is damaged.
+        StorageError: the file is damaged.
     """
     path = f"{folder_of(name)}/{FILE}"
     data = store.read_file(path)
     if data is None:
         return Registry()
+    where, fix = f"{store.url}/{path}", "restore the file from a backup"
+    record = unsealed(data, where, fix)
     try:
-        return Registry.model_validate_json(data)
+        return Registry.model_validate(record)
     except ValueError as error:
-        fix = "Restore the file from a backup."
-        raise InputError(f"the registry is damaged: {error}", where=f"{store.url}/{path}", fix=fix) from error
+        raise StorageError("the file is damaged", where=where, fix=fix) from error
 
 
 @contextmanager
@@ -212,7 +213,7 @@ def changing(store: Store, name: str) -> Iterator[Registry]:
 
 def write_registry(store: Store, name: str, registry: Registry) -> None:
     """Write the registry, for all machines that share the home."""
-    store.write_file(f"{folder_of(name)}/{FILE}", _json(registry.model_dump(mode="json")))
+    store.write_file(f"{folder_of(name)}/{FILE}", _json(sealed(registry.model_dump(mode="json"))))
 
 
 def registry_names(store: Store) -> list[str]:
@@ -222,13 +223,21 @@ def registry_names(store: Store) -> list[str]:
 
 def write_photos(store: Store, name: str, number: int, photos: Mapping[str, str]) -> None:
     """Record which photos a version is made from: name -> digest of the content."""
-    store.write_file(_photos_file(name, number), _json(dict(photos)))
+    store.write_file(_photos_file(name, number), _json(sealed({"photos": dict(photos)})))
 
 
 def read_photos(store: Store, name: str, number: int) -> dict[str, str] | None:
-    """What `write_photos` recorded; None if the file is gone."""
-    data = store.read_file(_photos_file(name, number))
-    return None if data is None else dict(json.loads(data))
+    """What `write_photos` recorded; None if the file is gone or damaged. Nothing but the number of changes depends on it."""
+    path = _photos_file(name, number)
+    data = store.read_file(path)
+    if data is None:
+        return None
+    try:
+        record = unsealed(data, f"{store.url}/{path}", "remove it")
+    except StorageError as error:
+        LOG.warning("%s", error)
+        return None
+    return dict(record.get("photos", record))
 
 
 def _photos_file(name: str, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,8 @@ from ddsr_core.sampling.config import SampleConfig
 from ddsr_core.sr.architectures import find_architecture
 from ddsr_core.sr.config import GanConfig, TrainSRConfig
 
+#: Tables and lists inside each other; our deepest field has four.
+MOST_NESTING = 20
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "protocols"
 Preset = Literal["demo", "released", "paper", "best"]
@@ -242,8 +245,13 @@ def parse_override(text: str, model: type[BaseModel] | None = None) -> dict[str,
     if not equals or not all(names):
         raise ConfigError(f"cannot read the override {text!r}", where="--set", fix="write --set stage.field=value")
     value: Any
+    if len(names) > MOST_NESTING:
+        raise _too_deep("--set")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
+        _require_flat(value, "--set")
+    except RecursionError as error:
+        raise _too_deep("--set") from error
     except tomllib.TOMLDecodeError:
         value = raw.strip()
         if value in ("null", "none") and value not in _texts(model, names):
@@ -276,7 +284,11 @@ def to_toml(config: BaseModel) -> str:
 
 
 def from_toml(text: str) -> dict[str, Any]:
-    """The plain values of a config that `to_toml` has written, None included."""
+    """The plain values of a config that `to_toml` has written, None included.
+
+    Raises:
+        ValueError: it is not TOML.
+    """
     return dict(_replaced(tomllib.loads(text), NULL, None))
 
 
@@ -289,11 +301,32 @@ def _replaced(value: Any, old: Any, new: Any) -> Any:
     return new if value == old else value
 
 
+def _require_flat(value: Any, where: object, depth: int = 0) -> None:
+    """
+    Raises:
+        ConfigError: tables and lists inside each other, deeper than any field.
+    """
+    if depth > MOST_NESTING:
+        raise _too_deep(where)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _require_flat(item, where, depth + 1)
+
+
+def _too_deep(where: object) -> ConfigError:
+    return ConfigError("the values are nested too deeply", where=where, fix="`ddsr config` prints a file of the right form")
+
+
 def _read_values(path: Path) -> dict[str, Any]:
     """The values of a TOML file, or of a YAML file by its suffix."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        data = Path(path).read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError("the config file is in UTF-16", where=path, fix="save it as UTF-8")
+        text = data.decode("utf-8-sig")
         values = yaml.safe_load(text) or {} if Path(path).suffix in (".yaml", ".yml") else tomllib.loads(text)
+        _require_flat(values, path)
+    except RecursionError as error:
+        raise _too_deep(path) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"the config file is not YAML: {error}", where=path) from error
     except OSError as error:

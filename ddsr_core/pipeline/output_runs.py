@@ -24,7 +24,7 @@ from ddsr_core.sr.onnx_export import export_onnx
 from ddsr_core.sr.upscale import Existing, Upscaled, enlarge_all, plan_upscaling
 from ddsr_core.sr.weights import LoadedNetwork, load_network
 from ddsr_core.storage.files import storage_errors
-from ddsr_core.storage.stage import Artifact
+from ddsr_core.storage.stage import Artifact, require_whole
 from ddsr_core.storage.store import Store
 
 
@@ -122,6 +122,7 @@ def run_export(request: ExportRequest, store: Store) -> Exported:
 
     Raises:
         InputError: no such run or adapter, the adapter's base is not named, or the output is not empty.
+        StorageError: the adapter is damaged.
     """
     base, vae = request.base, request.vae
     adapter = Path(request.source).expanduser()
@@ -129,6 +130,7 @@ def run_export(request: ExportRequest, store: Store) -> Exported:
         config = read_config(store, request.source)
         adapter = artifact_paths(store, request.source, "finetune")["finetune"]
         base, vae = base or config["base"], vae or config.get("vae")
+    require_whole(adapter)
     if base is None:
         raise InputError("an adapter needs its base model", where=adapter, fix="name it with --base")
     out = request.output.expanduser().absolute()
@@ -146,6 +148,7 @@ def run_network_export(request: NetworkExportRequest, store: Store) -> ExportedN
     Raises:
         InputError: no such weights, or the output already exists or is not an ``.onnx`` file.
         ConfigError: the network cannot be written as ONNX.
+        StorageError: the weights are a damaged artifact.
     """
     out = request.output.expanduser()
     if out.suffix.lower() != ".onnx":
@@ -155,6 +158,7 @@ def run_network_export(request: NetworkExportRequest, store: Store) -> ExportedN
     if out.exists():
         raise InputError("the output file already exists", where=out, fix="name another file, or remove this one")
     weights = request.weights.expanduser()
+    require_whole(weights)
     network = load_network(weights, request.trust)
     about = f"{network.name} x{network.scale} as ONNX"
     used = artifact_at(store, weights)

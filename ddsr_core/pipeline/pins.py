@@ -16,8 +16,9 @@ from datetime import UTC, datetime, timedelta
 from ddsr_core.config import StageConfig
 from ddsr_core.parallel import RunParts
 from ddsr_core.pipeline.networks import NetworkJob
+from ddsr_core.pipeline.run_folder import published_state
 from ddsr_core.pipeline.stages import Backend
-from ddsr_core.storage.files import now
+from ddsr_core.storage.files import now, sealed, unsealed
 from ddsr_core.storage.remote_store import retry_while_unreachable
 from ddsr_core.storage.stage import Artifact, Stage, StageInput
 from ddsr_core.storage.store import Store
@@ -47,7 +48,7 @@ class Pins:
         new = [key for key in dict.fromkeys(keys) if key not in self.keys]
         if new:
             self.keys += new
-            text = json.dumps({"written": now(), "keys": self.keys})
+            text = json.dumps(sealed({"written": now(), "keys": self.keys}))
             retry_while_unreachable(lambda: self.store.write_file(self.name, text.encode()))
 
     def over(self, backend: Backend) -> Backend:
@@ -74,15 +75,19 @@ class Pins:
 
 
 def pinned_keys(store: Store) -> set[str]:
-    """Keys recorded by executions that have not finished and whose run folder exists."""
+    """Keys recorded by executions that have not finished and whose run folder exists.
+
+    Raises:
+        StorageError: a record is damaged, so that what it names is unknown.
+    """
     keys: set[str] = set()
     for name in store.sizes(FOLDER):
         run = name.rpartition("/")[0]
-        pinned, state = store.read_file(f"{FOLDER}/{name}"), store.read_file(f"runs/{run}/run.json")
+        pinned, state = store.read_file(f"{FOLDER}/{name}"), published_state(store, run)
         if pinned is None or state is None:  # just finished, or the user has removed the run
             continue
-        noted = json.loads(pinned)
+        noted = unsealed(pinned, f"{store.url}/{FOLDER}/{name}", "remove it if none of its runs is active")
         age = datetime.now(UTC) - datetime.fromisoformat(noted["written"])
-        if age < MEMORY or json.loads(state)["status"] != "completed":
+        if age < MEMORY or state["status"] != "completed":
             keys.update(noted["keys"])
     return keys

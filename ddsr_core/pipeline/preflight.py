@@ -17,6 +17,8 @@ from ddsr_core.imaging.photos import UNREADABLE, iter_photos, photo_digests
 from ddsr_core.pipeline.config import PipelineConfig
 from ddsr_core.pipeline.request import Execution, RunRequest
 from ddsr_core.pipeline.run_folder import check_run_name
+from ddsr_core.sr.architectures import ARCHITECTURES, find_architecture
+from ddsr_core.sr.networks import build_network
 from ddsr_core.storage.store import Store
 
 #: With less, not even the smallest run ends.
@@ -43,7 +45,7 @@ def check_request(request: RunRequest, store: Store) -> PipelineConfig:
         The configuration of the run.
 
     Raises:
-        ConfigError: a wrong configuration, name or device.
+        ConfigError: a wrong configuration, name, network or device.
         InputError: there are no photos or test photos.
         StorageError: the home cannot be written, or has no space.
     """
@@ -53,9 +55,26 @@ def check_request(request: RunRequest, store: Store) -> PipelineConfig:
     if request.test is not None:
         require_photos(request.test, "test photos", "--test")
     check_device(request)
+    check_networks(request, config)
     store.check()
     check_space(store.home)
     return config
+
+
+def check_networks(execution: Execution, config: PipelineConfig) -> None:
+    """Make sure that networks of the user's own (``module:Class``) can be built, if this machine trains them.
+
+    Raises:
+        ConfigError: there is no such module or class, or it does not take the arguments.
+    """
+    if execution.gpu != "local":
+        return
+    recipes = [config.sr.recipe(arch, config.sr.seeds[0]) for arch in config.sr.archs]
+    recipes += [config.teacher] if config.sample.needs_teacher else []
+    recipes += [config.gsdd_generator] if "gsdd" in config.sr.training_sets else []
+    for recipe in recipes:
+        if recipe.arch not in ARCHITECTURES:
+            build_network(recipe.arch, find_architecture(recipe.arch).arguments(recipe.scale, recipe.arch_kwargs))
 
 
 def require_photos(source: Path, what: str, option: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from ddsr_core.errors import ConfigError
 from ddsr_core.imaging.hold_out import hold_out, keep_apart
 from ddsr_core.imaging.photos import photo_digests, source_digest
-from ddsr_core.pipeline.config import PipelineConfig
+from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.distill import Comparison, compare, distill
 from ddsr_core.pipeline.pins import Pins
 from ddsr_core.pipeline.plain import plain_backend
@@ -118,7 +119,8 @@ def open_run(request: RunRequest, store: Store, backend: Backend, *, wait: bool 
     sets = photos_of(request, config, store)
     photos, tests = sets.train, sets.tests
     identity = {"kind": request.kind, "photos_digest": photos.digest, "tests_digest": tests.digest if tests else None}
-    name = free_name(store, request.run_name, identity, chosen=request.run is not None)
+    settings = hashlib.sha256(to_toml(config).encode()).hexdigest()
+    name = free_name(store, request.run_name, identity, chosen=request.run is not None, config_digest=settings)
     with store.locked(f"locks/run-{name}", name, f"the run {name!r}, begun", wait=wait), failure_noted(store, name):
         start_run(store, name, config, sets.images, tests.path if tests else None, identity, left_out=sets.left_out)
         pins = Pins(store, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import socket
 from collections.abc import Mapping
@@ -10,8 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.pipeline.config import from_toml
+from ddsr_core.storage.files import unsealed
 from ddsr_core.storage.store import Store
 
 #: Fields of run.json that identify the photos of a run. A run is never continued with other photos under its name.
@@ -33,12 +34,18 @@ def check_run_name(name: str) -> None:
         raise ConfigError(f"{name!r} cannot be the name of a run", where="run", fix="use letters, digits, - and _")
 
 
-def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, chosen: bool) -> str:
+def free_name(
+    store: Store, wanted: str, identity: Mapping[str, str | None], *, chosen: bool, config_digest: str | None = None
+) -> str:
     """The name of a run: ``wanted``, unless a run of other photos or tests has it.
+
+    A name that the user has not chosen is not given to other settings once a run has finished under it, as its results
+    would be replaced.
 
     Args:
         identity: values of `IDENTITY`.
         chosen: whether the user has chosen the name. Other names get a number: ``best-photos-2``.
+        config_digest: of the settings; None: they are part of the identity.
 
     Raises:
         ConfigError: a chosen name that cannot be a run's, or belongs to a run of other photos or tests.
@@ -47,7 +54,8 @@ def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, 
     for number in count(1):
         name = wanted if number == 1 else f"{wanted}-{number}"
         state = published_state(store, name)
-        if state is None or all(state.get(field, value) == value for field, value in identity.items()):
+        same_photos = state is None or all(state.get(field, value) == value for field, value in identity.items())
+        if same_photos and (chosen or state is None or not _has_results_of_others(state, config_digest)):
             if number > 1 and chosen:
                 break
             return name
@@ -58,6 +66,12 @@ def free_name(store: Store, wanted: str, identity: Mapping[str, str | None], *, 
         where=f"{store.url}/runs/{wanted}",
         fix=f"choose another name, such as --run {name}; or remove that folder if you no longer need it",
     )
+
+
+def _has_results_of_others(state: Mapping[str, Any], config_digest: str | None) -> bool:
+    """Whether a run has finished with other settings than these."""
+    before = state.get("config_digest")
+    return state.get("status") == "completed" and config_digest is not None and before not in (None, config_digest)
 
 
 #: How a run can end without having finished.
@@ -86,12 +100,26 @@ def status_of(state: Mapping[str, Any]) -> str:
     return status
 
 
-def list_runs(store: Store) -> list[dict[str, Any]]:
-    """run.json of every run, oldest first."""
+def run_names(store: Store) -> list[str]:
+    """Names of the runs of a home, sorted."""
     paths = (path.split("/") for path in store.sizes("runs"))
-    names = sorted(path[0] for path in paths if path[1:] == ["run.json"])
-    states = [state for name in names if (state := published_state(store, name)) is not None]
-    return sorted(states, key=lambda state: str(state.get("started")))
+    return sorted(path[0] for path in paths if path[1:] == ["run.json"])
+
+
+def list_runs(store: Store) -> list[dict[str, Any]]:
+    """run.json of every run, oldest first.
+
+    A damaged one is listed with the status ``damaged`` and, as ``message``, what is wrong. It has no other fields.
+    """
+    states = [state for name in run_names(store) if (state := _state_or_damage(store, name)) is not None]
+    return sorted(states, key=lambda state: str(state.get("started", "")))
+
+
+def _state_or_damage(store: Store, name: str) -> dict[str, Any] | None:
+    try:
+        return published_state(store, name)
+    except StorageError as error:
+        return {"name": name, "status": "damaged", "message": str(error)}
 
 
 def read_run(store: Store, name: str) -> dict[str, Any]:
@@ -99,18 +127,37 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
 
     Raises:
         InputError: no run has that name.
+        StorageError: its run.json is damaged.
     """
     state = published_state(store, name)
     if state is None:
-        known = ", ".join(str(state["name"]) for state in list_runs(store)) or "none yet"
+        known = ", ".join(run_names(store)) or "none yet"
         raise InputError(f"no run {name!r}", where=f"{store.url}/runs", fix=f"runs here: {known}")
     return state
 
 
 def published_state(store: Store, name: str) -> dict[str, Any] | None:
-    """run.json as all machines see it. While a run is active, the folder on its own machine has newer files."""
-    data = store.read_file(f"runs/{name}/run.json")
-    return None if data is None else dict(json.loads(data))
+    """run.json as all machines see it. While a run is active, the folder on its own machine has newer files.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    path = f"runs/{name}/run.json"
+    data = store.read_file(path)
+    return None if data is None else parsed_state(data, name, f"{store.url}/{path}")
+
+
+def parsed_state(data: bytes, name: str, where: object) -> dict[str, Any]:
+    """The content of the run.json of a run.
+
+    Raises:
+        StorageError: it is damaged, or that of another run.
+    """
+    fix = "restore it from a backup; or, to give up what the run has noted, remove its folder and run its command again"
+    state = unsealed(data, where, fix)
+    if state.get("name", name) != name or not isinstance(state.get("status", ""), str):
+        raise StorageError("the file is damaged", where=where, fix=fix)
+    return state
 
 
 def read_config(store: Store, name: str) -> dict[str, Any]:
@@ -118,10 +165,19 @@ def read_config(store: Store, name: str) -> dict[str, Any]:
 
     Raises:
         InputError: no run has that name.
+        StorageError: the file is missing or damaged.
     """
-    read_run(store, name)
+    state = read_run(store, name)
     store.pull(f"runs/{name}", ("config.toml",))
-    return from_toml((run_folder(store, name) / "config.toml").read_text())
+    path = run_folder(store, name) / "config.toml"
+    try:
+        data = path.read_bytes()
+        if state.get("config_digest") in (None, hashlib.sha256(data).hexdigest()):
+            return from_toml(data.decode())
+    except (FileNotFoundError, ValueError):
+        pass
+    fix = "restore it from a backup, or run the command of the run again: finished stages are kept"
+    raise StorageError("the settings of the run are missing or damaged", where=path, fix=fix)
 
 
 def find_weights(store: Store, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
 import shutil
@@ -16,14 +16,23 @@ from pydantic import BaseModel
 
 from ddsr_core.baselines.names import label_of
 from ddsr_core.errors import InputError, StorageError
-from ddsr_core.pipeline.config import PipelineConfig, from_toml, to_toml
+from ddsr_core.pipeline.config import PipelineConfig, to_toml
 from ddsr_core.pipeline.distill import Comparison, TrainedNetwork
-from ddsr_core.pipeline.run_folder import Stopped, check_run_name, published_state, read_run, run_folder, this_process
+from ddsr_core.pipeline.run_folder import (
+    Stopped,
+    check_run_name,
+    parsed_state,
+    published_state,
+    read_config,
+    read_run,
+    run_folder,
+    this_process,
+)
 from ddsr_core.pipeline.stages import Distilled, StageRun, Stages
 from ddsr_core.report.card import write_data_card
 from ddsr_core.report.html import write_report
 from ddsr_core.report.record import RunRecord, SrRecord, StageRecord
-from ddsr_core.storage.files import copy_file, now, storage_errors, write_atomically, write_json
+from ddsr_core.storage.files import copy_file, now, sealed, storage_errors, write_atomically, write_json
 from ddsr_core.storage.stage import Artifact
 from ddsr_core.storage.store import LOG, Store
 
@@ -91,9 +100,11 @@ def begin_step(store: Store, name: str, config: BaseModel, about: Mapping[str, s
     earlier = {stage["key"] for stage in before.get("stages", [])} | set(before.get("kept", []))
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.toml", to_toml(config).encode())
+        text = to_toml(config).encode()
+        write_atomically(folder / "config.toml", text)
         state = {"name": name, "preset": "", **about, "status": "running", **this_process(), "started": now()}
-        write_json(folder / "run.json", {**state, "kept": sorted(earlier)})
+        state |= {"config_digest": hashlib.sha256(text).hexdigest(), "kept": sorted(earlier)}
+        write_json(folder / "run.json", sealed(state))
     store.push(f"runs/{name}")
     return folder
 
@@ -121,7 +132,7 @@ def finish_run(store: Store, name: str, stages: Stages, distilled: Distilled, co
     with storage_errors(folder):
         publish_distilled(distilled.images, folder / "distilled")
         publish_networks(comparison.networks if comparison else (), folder / "networks")
-        state = _over(json.loads((folder / "run.json").read_text()))
+        state = _over(_local_state(folder / "run.json"))
         begun: dict[str, Any] = {field: state[field] for field in BEGUN if field in state}
         record = to_record(name, stages, comparison).model_copy(update={**begun, "finished": now()})
         report = write_report(folder, record)
@@ -138,7 +149,7 @@ def complete_run(store: Store, name: str, stages: Iterable[StageRun]) -> None:
     records = {item.artifact.key: portable(store, _stage_record(item).model_dump(mode="json")) for item in stages}
     path = run_folder(store, name) / "run.json"
     with storage_errors(path):
-        state = _over(json.loads(path.read_text()))
+        state = _over(_local_state(path))
     _note_completed(store, name, {**state, "finished": now(), "stages": list(records.values())})
 
 
@@ -147,7 +158,7 @@ def _note_completed(store: Store, name: str, state: Mapping[str, Any]) -> None:
     store.push(f"runs/{name}", mirror=True)
     path = run_folder(store, name) / "run.json"
     with storage_errors(path):
-        write_json(path, {**state, "status": "completed"})
+        write_json(path, sealed({**state, "status": "completed"}))
     store.write_file(f"runs/{name}/run.json", path.read_bytes())
 
 
@@ -159,6 +170,11 @@ def portable(store: Store, value: Any) -> Any:
         return [portable(store, item) for item in value]
     root = f"{store.home}/artifacts/"
     return f"artifacts/{value.removeprefix(root)}" if isinstance(value, str) and value.startswith(root) else value
+
+
+def _local_state(path: Path) -> dict[str, Any]:
+    """run.json of a run that this machine works on."""
+    return parsed_state(path.read_bytes(), path.parent.name, path)
 
 
 def _over(state: dict[str, Any]) -> dict[str, Any]:
@@ -185,11 +201,11 @@ def fail_run(store: Store, name: str, message: str, status: Stopped = "failed") 
     """Note in run.json why the run has stopped. One that was finished before it could begin again stays so."""
     path = run_folder(store, name) / "run.json"
     try:
-        state = json.loads(path.read_text()) if path.exists() else {}
+        state = _local_state(path) if path.exists() else {}
         if state.get("status") != "running":
             return
         run_log(store, name)(f"{status}: {message}")
-        write_json(path, {**state, "status": status, "message": message, "finished": now()})
+        write_json(path, sealed({**state, "status": status, "message": message, "finished": now()}))
         store.push(f"runs/{name}")
     except (StorageError, OSError) as error:  # most likely what the run has failed of
         LOG.warning("%s: that the run has failed is not noted: %s", path, error)
@@ -287,6 +303,7 @@ def read_record(store: Store, name: str) -> RunRecord:
 
     Raises:
         InputError: no such run, it has not been finished, or it has no report.
+        StorageError: a record or an artifact of the run is missing or damaged.
     """
     state = read_run(store, name)
     if "about" in state:
@@ -294,7 +311,7 @@ def read_record(store: Store, name: str) -> RunRecord:
     if state["status"] != "completed":
         raise InputError(f"the run is {state['status']}", where=name, fix="finish it first: run its command again")
     store.pull(f"runs/{name}", RUN_FILES)
-    config = from_toml((run_folder(store, name) / "config.toml").read_text())
+    config = read_config(store, name)
     fields = {field: state[field] for field in RunRecord.model_fields if field in state}
     return _brought(store, RunRecord.model_validate({**fields, "config": config}))
 

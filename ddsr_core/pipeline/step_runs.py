@@ -10,14 +10,18 @@ from typing import Annotated, Protocol
 
 from pydantic import BaseModel, Field
 
-from ddsr_core.baselines.names import TrainingSetName
+from ddsr_core.baselines.generated import require_generated
+from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.errors import ConfigError
 from ddsr_core.evaluation import evaluate
 from ddsr_core.evaluation.config import EvaluateConfig
+from ddsr_core.imaging.hold_out import keep_apart
 from ddsr_core.imaging.kernel import Scale
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.pins import Pins
+from ddsr_core.pipeline.preflight import left_out_notices
 from ddsr_core.pipeline.request import AtLeastOne, Execution, name_of, slug
+from ddsr_core.pipeline.run import give_notice, require_one_machine
 from ddsr_core.pipeline.run_folder import free_name
 from ddsr_core.pipeline.run_state import begin_step, complete_run, failure_noted, run_log
 from ddsr_core.pipeline.stages import Backend, Stages
@@ -76,15 +80,6 @@ class TrainRequest(Execution):
         }  # fmt: skip
         return with_overrides(TrainSRConfig, values, self.overrides)
 
-    def sources(self) -> dict[str, Source]:
-        """The inputs of the training besides its images: ``test`` and ``init``, if they are given.
-
-        Raises:
-            InputError: no such photos or weights.
-        """
-        test = {"test": photo_source(self.test)} if self.test else {}
-        return test | ({"init": weights_source(self.init.expanduser())} if self.init else {})
-
     @property
     def run_name(self) -> str:
         """Name of the run: the user's, or else network and data, such as ``edsr-small-demo-distilled``."""
@@ -113,34 +108,72 @@ class Trained:
         run: name of the run.
         weights: its artifact, a folder with ``weights.safetensors`` and ``weights.pth``.
         cached: whether it already existed.
+        left_out: number of images that were left out because they are also test photos.
     """
 
     run: str
     weights: Artifact
     cached: bool
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a network is trained on.
+
+    Attributes:
+        data: the images.
+        more: the inputs ``test`` of a validation and ``init``, if they are given.
+        left_out: names of images that are not among ``data`` because they are also test photos.
+    """
+
+    data: Source
+    more: dict[str, Source]
+    left_out: tuple[str, ...] = ()
+
+
+def inputs_of(request: TrainRequest, store: Store) -> TrainingInputs:
+    """Hash the inputs of a training. Images that are also test photos are left out.
+
+    Raises:
+        ConfigError: all images are test photos, or some are and other machines take part.
+        InputError: no such images or weights, or ``data`` is not a generated set of the kind that is asked for.
+    """
+    if request.training_set in TRAINING_SETS and TRAINING_SETS[request.training_set].generated:
+        require_generated(request.training_set, request.data.expanduser())
+    init = {"init": weights_source(request.init.expanduser())} if request.init else {}
+    if request.test is None:
+        return TrainingInputs(photo_source(request.data), init)
+    apart = keep_apart(request.data, request.test, store.home)
+    if apart.left_out:
+        require_one_machine(request, store, len(apart.left_out))
+    return TrainingInputs(apart.train, {"test": apart.test, **init}, apart.left_out)
 
 
 def run_training(request: TrainRequest, store: Store, backend: Backend, *, wait: bool = False) -> Trained:
-    """Train one network on all of ``data``, or on crops of it.
+    """Train one network on all of ``data``, or on crops of it. Test photos are left out of training.
 
     Raises:
-        ConfigError: unknown network or field, or a name that is taken by another network.
+        ConfigError: unknown network or field, a name that is taken by another network, or all images are test photos.
         InputError: no images, or ``data`` is not a generated set of that kind.
         StorageError: the home cannot be written, or another command is working on the run.
     """
-    recipe, data, more = request.recipe(), photo_source(request.data), request.sources()
+    recipe = request.recipe()
+    inputs = inputs_of(request, store)
+    data, more = inputs.data, inputs.more
     crops = Crops(request.training_set, request.count, request.patch_px, request.embeddings)
     identity = {
         "kind": "train-sr", "photos_digest": data.digest, "recipe": with_crops(recipe, crops),
         **{f"{name}_digest": source.digest for name, source in more.items()},
     }  # fmt: skip
     about = f"{recipe.arch}, {recipe.iterations:,} iterations, on {request.data}"
-    with open_step(store, request, identity, recipe, about, wait=wait) as step:
+    with open_step(store, request, identity, recipe, about, left_out=len(inputs.left_out), wait=wait) as step:
         stages = Stages(config_of(crops, recipe.scale), step.pins.over(backend), run_log(store, step.name))
+        give_notice(stages, left_out_notices(inputs.left_out))
         images = images_of(stages, data, request.training_set)
         weights = stages.train_sr(fitted(recipe, images.path), images, recipe.arch, more)
         complete_run(store, step.name, stages.runs)
-        return Trained(step.name, weights, stages.runs[-1].cached)
+        return Trained(step.name, weights, stages.runs[-1].cached, len(inputs.left_out))
 
 
 def run_evaluation(
@@ -197,13 +230,18 @@ def open_step(
     config: BaseModel,
     about: str,
     *,
+    left_out: int = 0,
     wait: bool,
 ) -> Iterator[Step]:
-    """Begin the run of a single step, without a report. If it stops early, run.json says why."""
+    """Begin the run of a single step, without a report. If it stops early, run.json says why.
+
+    Args:
+        left_out: number of training images that are left out because they are also test photos.
+    """
     store.check()
     name = free_name(store, request.run_name, identity, chosen=request.run is not None)
     with store.locked(f"locks/run-{name}", name, f"the run {name!r}, begun", wait=wait), failure_noted(store, name):
-        begin_step(store, name, config, {**identity, "about": about})
+        begin_step(store, name, config, {**identity, "about": about, "left_out": left_out})
         pins = Pins(store, name)
         yield Step(name, pins)
         pins.drop()

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from ddsr_core.baselines.generated import require_generated
 from ddsr_core.baselines.names import TRAINING_SETS, TrainingSetName
 from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.contact_sheet import contact_sheet
@@ -28,7 +27,7 @@ from ddsr_core.pseudo_labels.names import EmbedderName
 from ddsr_core.sr.config import TrainSRConfig
 from ddsr_core.sr.plan import plan_of
 from ddsr_core.storage.files import sha256_of
-from ddsr_core.storage.stage import Artifact, Source
+from ddsr_core.storage.stage import Artifact, Source, require_whole
 from ddsr_core.storage.store import Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -73,16 +72,14 @@ def fitted(config: TrainSRConfig, data: Path) -> TrainSRConfig:
 
 
 def images_of(stages: Stages, data: Source, kind: TrainingSetName) -> Artifact | Source:
-    """The data themselves, or crops of them.
+    """The data themselves, as for a generated set, or crops of them.
 
     Raises:
         ConfigError: there is no such kind of training set.
-        InputError: the data are not a generated set of that kind.
     """
     if kind not in TRAINING_SETS:
         raise ConfigError(f"unknown training set {kind!r}", where="source", fix=f"one of: {', '.join(TRAINING_SETS)}")
     if TRAINING_SETS[kind].generated:
-        require_generated(kind, data.path)
         return data
     return training_set(stages, kind, photos_alone(stages, data))
 
@@ -110,7 +107,9 @@ def weights_source(path: Path) -> Source:
 
     Raises:
         InputError: it is neither.
+        StorageError: it is a damaged artifact.
     """
+    require_whole(path)
     file = path / "weights.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InputError("no weights here", where=path, fix="name a weights file, a train_sr folder, or bicubic")

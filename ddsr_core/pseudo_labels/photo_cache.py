@@ -6,7 +6,9 @@ to one photo source: entries of photos that the source has lost are removed.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import zlib
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +22,8 @@ from ddsr_core.storage.vector_table import TABLE, merge_table, read_table
 
 #: Older versions of the table are not needed, but another process may still read the previous one.
 KEEP_VERSIONS = timedelta(minutes=10)
+#: Column of checksums in the table of embeddings.
+_CHECK = "check"
 
 
 class ScoreCache:
@@ -34,15 +38,18 @@ class ScoreCache:
         self.folder = None if photo_cache is None else _folder_of(photo_cache / "scores", config)
 
     def get(self, digest: str) -> bytes | None:
-        """The scores given to `put`, or None."""
+        """The scores given to `put`; None if there are none, or they are damaged."""
         path = self._path(digest)
-        return path.read_bytes() if path is not None and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        check, _, scores = path.read_bytes().partition(b"\n")
+        return scores if check == hashlib.sha256(scores).hexdigest().encode() else None
 
     def put(self, digest: str, scores: bytes) -> None:
         """Store the scores of a photo."""
         path = self._path(digest)
         if path is not None:
-            write_atomically(path, scores)
+            write_atomically(path, hashlib.sha256(scores).hexdigest().encode() + b"\n" + scores)
 
     def known(self) -> set[str]:
         """Digests of the photos in the cache."""
@@ -76,7 +83,9 @@ class VectorCache:
             return {}
         try:
             columns, vectors = read_table(self.folder)
-        except (OSError, RuntimeError, ValueError) as error:  # the exceptions of LanceDB
+            if columns[_CHECK].to_pylist() != _checks(columns, vectors):
+                raise ValueError("a row is not what was written")
+        except (OSError, RuntimeError, ValueError, KeyError) as error:  # the exceptions of LanceDB
             LOG.warning("%s: damaged; all patches are embedded again (%s)", self.folder, error)
             shutil.rmtree(self.folder / "lancedb")
             return {}
@@ -85,7 +94,17 @@ class VectorCache:
     def finish(self, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
         """Make the cache equal to this table of embeddings: insert new rows, delete missing ones, keep the rest."""
         if self.folder is not None:
-            merge_table(self.folder, parts, KEEP_VERSIONS)
+            checked = (
+                (columns.append_column(_CHECK, pa.array(_checks(columns, some), pa.int64())), some)
+                for columns, some in parts
+            )
+            merge_table(self.folder, checked, KEEP_VERSIONS)
+
+
+def _checks(columns: pa.Table, vectors: np.ndarray) -> list[int]:
+    """A checksum of each row: of its patch id and its vector."""
+    rows = zip(columns["patch_id"].to_pylist(), vectors, strict=True)
+    return [zlib.crc32(vector.tobytes(), zlib.crc32(str(patch_id).encode())) for patch_id, vector in rows]
 
 
 def _folder_of(folder: Path, config: str) -> Path:

@@ -250,7 +250,7 @@ def _add_to_cache(cache: ScoreCache, known: Collection[str], indices: Collection
     for index in indices:
         data = _score_file(out, index).read_bytes()
         digest = ScoredPhoto.from_json(data).digest
-        if digest in known:
+        if digest in known and cache.get(digest) is not None:
             hits.add(digest)
         elif digest:
             cache.put(digest, data)

@@ -27,7 +27,8 @@ def page(template: str, templates: BaseLoader = TEMPLATES, **values: Any) -> str
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed, "percent": percent, "duration": duration, "size": size}
-    script = Markup(TEMPLATES.get_source(environment, "page.js")[0])  # ours; not escaped
+    # Ours, and no data in it: not escaped.
+    script = Markup(TEMPLATES.get_source(environment, "page.js")[0])  # nosec B704
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(script=script, script_hash=digest, **values)
 

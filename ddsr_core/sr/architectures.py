@@ -88,6 +88,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "rrdbnet": _rrdbnet(16_697_987, feat=64, blocks=23, grow=32),
     "srformer-small": _srformer(77_528, recipes.SMALL, embed=32, depths=[2, 2], heads=[2, 2], window=8),
     "srformer-light": _srformer(872_748, embed=60, depths=[6, 6, 6, 6], heads=[6, 6, 6, 6], window=16),
+    "srformer": _srformer(10_543_503, embed=180, depths=[6] * 6, heads=[6] * 6, window=24, head="classical"),
     "hit-srf-small": _hit_srf(142_080, recipes.SMALL, embed=40, heads=[4, 4], window_px=[4, 8, 24]),
     "hit-srf": _hit_srf(866_420, embed=60, heads=[6, 6, 6, 6], window_px=[4, 8, 16, 32, 48, 64]),
 }

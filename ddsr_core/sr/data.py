@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.bicubic import make_lr
+from ddsr_core.imaging.decode import UnusableImage
 from ddsr_core.imaging.images import to_float, to_uint8
-from ddsr_core.imaging.photos import count_photos, iter_photos
+from ddsr_core.imaging.photos import count_photos, iter_photos, source_digest
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.storage.files import write_json
 
@@ -50,6 +51,7 @@ class Pairs:
         scale: upsampling factor.
         lr_patch_px: height and width of the LR crops.
         skipped: number of images left out, by reason.
+        source: digest of the images as they were read, as of `ddsr_core.imaging.photos.photo_source`.
     """
 
     hr: np.ndarray
@@ -58,6 +60,7 @@ class Pairs:
     scale: int
     lr_patch_px: int
     skipped: dict[str, int]
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.lr_sizes)
@@ -197,11 +200,11 @@ def pack_pairs(data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progr
     Raises:
         InputError: no image is left.
     """
-    index = folder / "index.json"
+    index = folder / "packed.json"
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        sizes, skipped = _pack(data, folder, lr_patch_px, scale, progress)
-        write_json(index, {"lr_sizes": sizes, "skipped": skipped})  # written last: the folder is complete once it exists
+        packed = _pack(data, folder, lr_patch_px, scale, progress)
+        write_json(index, packed)  # written last: the folder is complete once it exists
     packed = json.loads(index.read_text())
     return Pairs(
         hr=np.memmap(folder / "hr.bin", np.uint8, "r"),
@@ -210,6 +213,7 @@ def pack_pairs(data: Path, folder: Path, lr_patch_px: int, scale: int = 4, progr
         scale=scale,
         lr_patch_px=lr_patch_px,
         skipped=packed["skipped"],
+        source=packed["source"],
     )
 
 
@@ -222,10 +226,10 @@ def count_images(data: Path) -> int:
     return count_photos(data)
 
 
-def _pack(
-    data: Path, folder: Path, lr_patch_px: int, scale: int, progress: ProgressFactory
-) -> tuple[list[tuple[int, int]], dict[str, int]]:
+def _pack(data: Path, folder: Path, lr_patch_px: int, scale: int, progress: ProgressFactory) -> dict[str, Any]:
+    """Returns ``lr_sizes``, ``skipped`` and ``source`` of `Pairs`."""
     sizes: list[tuple[int, int]] = []
+    entries: list[tuple[str, str]] = []
     skipped: Counter[str] = Counter()
     with (
         (folder / "hr.bin").open("wb") as hr_file,
@@ -234,10 +238,10 @@ def _pack(
     ):
         for photo in iter_photos(data):
             bar.advance()
-            try:
-                hr = photo.read()
-            except InputError as error:
-                skipped[error.what] += 1
+            digest, hr = photo.read_once()
+            entries.append((photo.name, digest))
+            if isinstance(hr, UnusableImage):
+                skipped[hr.what] += 1
                 continue
             h, w = hr.shape[0] // scale, hr.shape[1] // scale
             if min(h, w) < lr_patch_px:
@@ -256,7 +260,7 @@ def _pack(
             where=data,
             fix=f"use images of at least {lr_patch_px * scale} px, or lower lr_patch_px",
         )
-    return sizes, dict(skipped)
+    return {"lr_sizes": sizes, "skipped": dict(skipped), "source": source_digest(entries)}
 
 
 def _to_device(crops: np.ndarray, device: torch.device) -> Tensor:

@@ -42,12 +42,14 @@ from ddsr_core.sr.state import (
     save_checkpoint,
 )
 from ddsr_core.sr.validation import Validator, curve_csv
-from ddsr_core.sr.weights import save_weights
-from ddsr_core.storage.files import write_atomically, write_json
+from ddsr_core.sr.weights import save_weights, weights_file
+from ddsr_core.storage.files import sha256_of, write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Source, Stage, StageResult
 
 CURVE_ROWS = 200
 GRIDS = 10
+#: In the folder of the unfinished build: digests of the inputs as they were read.
+READ = "inputs.json"
 #: Loss terms in the curves, and what is checked in every step, without a discriminator.
 TERMS = ("loss",)
 WATCHED = ("L1 loss", "gradient of the L1 loss")
@@ -87,6 +89,7 @@ def run(
         init: weights file or ``train_sr`` folder that the network starts from; None: random weights.
 
     Raises:
+        ChangedInputError: photos have changed since their digests were computed.
         ConfigError: unknown network, a network of another scale, crops that the discriminator cannot take, or a validation
             without test photos.
         InputError: no image is large enough for a crop, ``init`` does not fit the network, or ``out/resume`` belongs to
@@ -99,10 +102,12 @@ def run(
         train_in_process(ONE_PROCESS, runtime, config=config, inputs=inputs, out=out)
     else:
         check_share(config)
-        packed_pairs(config, data, out, runtime)  # once, before the processes start
+        pairs = packed_pairs(config, data, out, runtime)  # once, before the processes start
+        runtime.require_unchanged("data", pairs.source, data)
         work = partial(train_in_process, config=config, inputs=inputs, out=out)
         run_together(work, config.processes, out, runtime)
-    return StageResult(counts=json.loads((out / "summary.json").read_text()))
+    read = json.loads((out / RESUME / READ).read_text())
+    return StageResult(counts=json.loads((out / "summary.json").read_text()), inputs=read)
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,29 @@ def packed_pairs(config: TrainSRConfig, data: Path, out: Path, runtime: Runtime)
     return pack_pairs(data, out / RESUME / "pairs", plan_of(config).lr_patch_px, config.scale, runtime.progress)
 
 
+def read_inputs(inputs: Inputs, pairs: Pairs, validator: Validator | None, runtime: Runtime) -> dict[str, str]:
+    """Digests of what was read.
+
+    Raises:
+        ChangedInputError: one of them is not that in the key.
+    """
+    read = {"data": (pairs.source, inputs.data)}
+    if validator:
+        read["test"] = validator.digest, validator.test
+    if inputs.init:
+        read["init"] = sha256_of(weights_file(inputs.init)), inputs.init
+    for name, (digest, place) in read.items():
+        runtime.require_unchanged(name, digest, place)
+    return {name: digest for name, (digest, _) in read.items()}
+
+
 def train_in_process(group: ProcessGroup, runtime: Runtime, *, config: TrainSRConfig, inputs: Inputs, out: Path) -> None:
     """The entire stage in one of its processes. Process 0 validates and writes."""
     # before the images are read, so that a wrong name fails at once
     state = new_state(config, runtime.device, inputs.trunk, inputs.init)
     validator = new_validator(config, inputs.test, runtime.device)
     pairs = packed_pairs(config, inputs.data, out, runtime)
+    read = read_inputs(inputs, pairs, validator, runtime)
     checkpoint = out / RESUME / "checkpoint.pt"
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, config)
@@ -134,6 +156,7 @@ def train_in_process(group: ProcessGroup, runtime: Runtime, *, config: TrainSRCo
     train(config, state, pairs, out, runtime, validator, group)
     if group.rank == 0:
         write_outputs(config, state, pairs, validator, out)
+        write_json(out / RESUME / READ, read)
 
 
 def write_outputs(config: TrainSRConfig, state: State, pairs: Pairs, validator: Validator | None, out: Path) -> None:

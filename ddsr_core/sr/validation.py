@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddsr_core.errors import InputError
+from ddsr_core.errors import ChangedInputError, InputError
 from ddsr_core.imaging.bicubic import make_lr, upsample
 from ddsr_core.imaging.contact_sheet import contact_sheet
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
-from ddsr_core.imaging.test_sets import HrImage, find_pairs, spare_px
+from ddsr_core.imaging.test_sets import HrImage, pinned_pairs, spare_px
 from ddsr_core.imaging.tiling import enlarge
 from ddsr_core.metrics.psnr_ssim import fidelity, full_precision, mean_psnr
 from ddsr_core.metrics.spec import METRICS, MIN_SIDE_PX
@@ -41,7 +41,9 @@ class Validated:
 
 
 class Validator:
-    """Measures networks on one test set, whose layouts are those of `find_pairs`.
+    """Measures networks on one test set, whose layouts are those of `ddsr_core.imaging.test_sets.find_pairs`.
+
+    ``digest`` is that of the test set. A photo that changes afterwards ends the next validation.
 
     Args:
         config: metrics and pictures.
@@ -64,7 +66,8 @@ class Validator:
         degrade: RealEsrganDegradation | None = None,
     ) -> None:
         self.config, self.test, self.scale, self.device, self.degrade = config, test, scale, device, degrade
-        self.photos = find_pairs(test, scale, scale)
+        tests = pinned_pairs(test, scale, scale)
+        self.photos, self.digest = tests.pairs, tests.digest
         self.measures = {name: METRICS[name].load(device) for name in config.metrics if METRICS[name].measure}
 
     def validate(self, network: nn.Module, step: int, picture: Path) -> Validated:
@@ -76,6 +79,7 @@ class Validator:
             picture: the PNG file; not written if the config asks for no pictures.
 
         Raises:
+            ChangedInputError: a photo has changed since the validator was made.
             InputError: no photo can be read and is large enough.
         """
         values: dict[str, list[float]] = {name: [] for name in self.config.metrics}
@@ -83,6 +87,8 @@ class Validator:
         for photo in self.photos:
             try:
                 hr, lr = self.read(photo)
+            except ChangedInputError:
+                raise
             except InputError:
                 continue
             with torch.no_grad(), full_precision():

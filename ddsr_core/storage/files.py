@@ -8,18 +8,21 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ddsr_core.config import digest_of
 from ddsr_core.errors import StorageError
 
 #: Suffix of files that are being written.
 TEMPORARY = ".tmp"
 #: How file systems say that they do not copy in the kernel, or not from the other one.
 _NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+#: Field of a record that holds the digest of the others.
+_SEAL = "check"
 _OTHER_HOME = "choose another folder with --home"
 _FIXES = {
     errno.ENOSPC: "free some space (`ddsr gc --delete`) and run again: finished stages are kept",
@@ -92,6 +95,32 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a digest of itself, which `unsealed` compares: a damaged record must not be believed."""
+    bare = {name: item for name, item in value.items() if name != _SEAL}
+    return {**bare, _SEAL: digest_of(bare)}
+
+
+def unsealed(data: bytes, where: object, fix: str) -> dict[str, Any]:
+    """The record in a file that was written with `sealed`. One without a digest, of an earlier version, is believed.
+
+    Args:
+        data: content of the file.
+        where, fix: of the message.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    try:
+        value = json.loads(data)
+        whole = isinstance(value, dict) and value.pop(_SEAL, None) in (None, digest_of(value))
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise StorageError("the file is damaged", where=where, fix=fix)
+    return dict(value)
 
 
 def copy_file(source: Path | str, target: Path | str) -> None:

@@ -14,11 +14,15 @@ HOME_MARKER = ".ddsr-home"
 RESULT_FOLDERS = frozenset({"artifacts", "runs", "nightly", "splits", "demo-photos", "prefect-results"})
 
 
+#: Content of the marker.
+MARK = json.dumps({"made_by": "ddsr", "format": 1}).encode()
+
+
 def mark_home(home: Path) -> None:
     """Create a home, or mark one of an earlier version, if it is not marked yet."""
     marker = home / HOME_MARKER
     if not marker.is_file():
-        write_atomically(marker, json.dumps({"made_by": "ddsr", "format": 1}).encode())
+        write_atomically(marker, MARK)
 
 
 def is_home(folder: Path) -> bool:

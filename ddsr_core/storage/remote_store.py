@@ -25,9 +25,20 @@ from pydantic import BeforeValidator
 from ddsr_core.config import Runtime, StageConfig, digest_of
 from ddsr_core.errors import ConfigError, StorageError, UnreachableError
 from ddsr_core.storage.files import sha256_of, storage_errors, write_atomically, write_json
+from ddsr_core.storage.home import HOME_MARKER, MARK
 from ddsr_core.storage.remote_lock import RemoteOwner, remote_lock
 from ddsr_core.storage.s3 import SCHEME, Bucket
-from ddsr_core.storage.stage import MANIFEST, Artifact, Manifest, Stage, StageInput, has_content, is_whole
+from ddsr_core.storage.stage import (
+    MANIFEST,
+    Artifact,
+    FileEntry,
+    Manifest,
+    Stage,
+    StageInput,
+    has_content,
+    is_key,
+    is_whole,
+)
 from ddsr_core.storage.store import LOG, Owner, Store
 
 #: A home as a parameter of a flow: a folder or ``s3://bucket/prefix``. A string, as a Path drops a slash of the URL.
@@ -75,6 +86,7 @@ class RemoteStore(Store):
         self.bucket = Bucket(url)
         super().__init__(cache_folder(self.bucket.url))
         self.url = self.bucket.url
+        self._marked = False
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The artifact, downloaded to the cache folder, if it is published and complete; None if missing or damaged.
@@ -228,6 +240,19 @@ class RemoteStore(Store):
         self.unpublish(artifact.manifest.stage, artifact.key)
         super().forget(artifact)
 
+    def mark(self) -> None:
+        super().mark()
+        if not self._marked:
+            if self.bucket.read(HOME_MARKER) is None:
+                self.bucket.write(HOME_MARKER, MARK)
+            self._marked = True
+
+    def is_marked(self) -> bool:
+        return self.bucket.read(HOME_MARKER) is not None or any(
+            name.endswith(f"/{MANIFEST}") and self._published(*name.split("/")[1:3]) is not None
+            for name in self.bucket.list("artifacts/")
+        )
+
     def check(self) -> None:
         super().check()
         self.bucket.write(".writable", b"")
@@ -246,6 +271,9 @@ class RemoteStore(Store):
     def sizes(self, folder: str) -> dict[str, int]:
         return {name.removeprefix(f"{folder}/"): item.bytes for name, item in self.bucket.list(folder + "/").items()}
 
+    def holds(self, folder: str, files: Mapping[str, FileEntry]) -> bool:
+        return self.sizes(folder) == {name: entry.bytes for name, entry in files.items()}
+
     def push(self, folder: str, *, mirror: bool = False) -> None:
         root = self.home / folder
         files = {f"{folder}/{p.relative_to(root).as_posix()}": p for p in sorted(root.rglob("*")) if p.is_file()}
@@ -262,6 +290,8 @@ class RemoteStore(Store):
     def published(self) -> dict[str, int]:
         """Sizes in bytes of published artifacts, ``artifacts/<stage>/<key>``, including those without a manifest.
 
+        What lies in folders that are not called by a key is not ours.
+
         Artifacts that another builder has locked are left out, unless its lock has had no heartbeat for an hour.
         """
         listed = self.bucket.list("artifacts/")
@@ -270,7 +300,7 @@ class RemoteStore(Store):
         sizes: dict[str, int] = {}
         for name, item in listed.items():
             parts = name.split("/")
-            if len(parts) > 3 and "/".join(parts[:3]) not in locked:
+            if len(parts) > 3 and is_key(parts[2]) and "/".join(parts[:3]) not in locked:
                 sizes["/".join(parts[:3])] = sizes.get("/".join(parts[:3]), 0) + item.bytes
         return dict(sorted(sizes.items()))
 

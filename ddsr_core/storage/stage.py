@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from ddsr_core.storage.files import sha256_of
 MANIFEST = "manifest.json"
 #: Hex digits of a key.
 KEY_LENGTH = 32
+_KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")
 #: A stage stores in ``out / RESUME`` what it needs to resume after an interruption, such as checkpoints. The folder is
 #: removed when the artifact is complete.
 RESUME = "resume"
@@ -92,21 +94,25 @@ class StageResult:
 class StageInput(Protocol):
     """Anything a stage reads: an `Artifact` or an external `Source`.
 
-    Its digest enters the key, its path is passed to the stage function.
+    Its digest enters the key, its path is passed to the stage function. ``stored``: whether it is an artifact of the store,
+    which nobody changes.
     """
 
     @property
     def digest(self) -> str: ...
     @property
     def path(self) -> Path: ...
+    @property
+    def stored(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Input from outside the store: a path, and the digest of its content."""
+    """Input from outside the store, or an artifact in another process (``stored``): a path, and its content's digest."""
 
     path: Path
     digest: str
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,10 @@ class Artifact:
     @property
     def key(self) -> str:
         return self.manifest.key
+
+    @property
+    def stored(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,23 @@ def open_artifact(folder: Path) -> Artifact:
     if not is_whole(folder, manifest):
         raise StorageError("a file of the artifact is missing or damaged", where=folder, fix="run again: it is rebuilt")
     return Artifact(manifest, folder)
+
+
+def is_key(name: str) -> bool:
+    """Whether the name of a folder is a key."""
+    return _KEY.fullmatch(name) is not None
+
+
+def require_whole(path: Path | str) -> None:
+    """Check the artifact that a user names by its path, or by that of a file in it. Other paths are not looked at.
+
+    Raises:
+        StorageError: the artifact is damaged, or contains a foreign file.
+    """
+    place = Path(path).expanduser().resolve()
+    for folder in (place, *place.parents):
+        if is_key(folder.name) and folder.parent.parent.name == "artifacts" and folder.is_dir():
+            open_artifact(folder)
 
 
 def has_content(path: Path, entry: FileEntry) -> bool:

@@ -35,7 +35,7 @@ from ddsr_core.storage.files import (
     write_json,
     writing_atomically,
 )
-from ddsr_core.storage.home import mark_home
+from ddsr_core.storage.home import is_home, mark_home
 from ddsr_core.storage.stage import (
     MANIFEST,
     RESUME,
@@ -48,6 +48,7 @@ from ddsr_core.storage.stage import (
     StageResult,
     file_entries,
     foreign_files,
+    has_content,
     is_whole,
     read_manifest,
 )
@@ -162,7 +163,7 @@ class Store:
             runtime = replace(runtime, photo_cache=None)
         key = stage.key(config, inputs)
         with storage_errors(self.home):
-            mark_home(self.home)
+            self.mark()
             self.folder(stage.name, key).parent.mkdir(parents=True, exist_ok=True)
             with self.locked(f"artifacts/{stage.name}/{key}", runtime.run, f"{stage.name} {key}, built"):
                 existing = self.find(stage.name, key)
@@ -213,9 +214,12 @@ class Store:
         partial = folder.with_name(key + ".partial")
         partial.mkdir(exist_ok=True)
         started, cpu_before = time.monotonic(), cpu_seconds()
+        outside = {name: item.digest for name, item in inputs.items() if not item.stored}
+        runtime = replace(runtime, input_digests=outside)
         try:
             result = stage.run(config, **{name: item.path for name, item in inputs.items()}, out=partial, runtime=runtime)
-            _check_inputs(result, inputs)
+            for name, digest in result.inputs.items():
+                runtime.require_unchanged(name, digest, inputs[name].path)
         except ChangedInputError:
             shutil.rmtree(partial)
             raise
@@ -257,9 +261,17 @@ class Store:
             StorageError: the home cannot be written.
         """
         with storage_errors(self.home):
-            mark_home(self.home)
+            self.mark()
             write_atomically(self.home / ".writable", b"")
             (self.home / ".writable").unlink()
+
+    def mark(self) -> None:
+        """Mark the home as one of ddsr, if it is not marked yet."""
+        mark_home(self.home)
+
+    def is_marked(self) -> bool:
+        """Whether it is a home of ddsr; nothing is removed from other folders."""
+        return is_home(self.home)
 
     def bring(self, path: Path) -> Path:
         """The local folder of an artifact, given its path in a ``run.json``.
@@ -300,6 +312,12 @@ class Store:
         root = self.home / folder
         return {path.relative_to(root).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()}
 
+    def holds(self, folder: str, files: Mapping[str, FileEntry]) -> bool:
+        """Whether a folder of the home holds exactly these files, with their digests; on S3, with their sizes."""
+        root = self.home / folder
+        same_names = self.sizes(folder).keys() == files.keys()
+        return same_names and all(has_content(root / name, entry) for name, entry in files.items())
+
     def push(self, folder: str, *, mirror: bool = False) -> None:
         """Publish a folder of the home, such as ``runs/demo``. Does nothing for a local home.
 
@@ -328,6 +346,11 @@ class InputRef(BaseModel):
         named = {"stage": item.manifest.stage, "key": item.key} if isinstance(item, Artifact) else {}
         return cls(path=item.path, digest=item.digest, **named)
 
+    @property
+    def stored(self) -> bool:
+        """Whether it is an artifact of the store."""
+        return bool(self.stage and self.key)
+
     def source(self, store: Store) -> Source:
         """The input on this machine.
 
@@ -338,7 +361,7 @@ class InputRef(BaseModel):
             local = store.folder(self.stage, self.key)
             # The path differs from the local one if another machine, or another cache folder, has written it.
             is_local = self.path == local and local.exists()
-            return Source(local if is_local else store.bring(local), self.digest)
+            return Source(local if is_local else store.bring(local), self.digest, stored=True)
         return Source(self.path, self.digest)
 
 
@@ -364,13 +387,6 @@ def _remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
-
-
-def _check_inputs(result: StageResult, inputs: Mapping[str, StageInput]) -> None:
-    """Check that the inputs of a result still match its key."""
-    for name, digest in result.inputs.items():
-        if digest != inputs[name].digest:
-            raise ChangedInputError(f"the {name} changed while they were read", where=inputs[name].path, fix="run again")
 
 
 def _owner(note: Path) -> str:

@@ -67,8 +67,8 @@ class _Rate(ProgressColumn):
 @contextmanager
 def _bars(title: str, *, total: int, unit: str = "items", done: int = 0) -> Iterator[Bar]:
     columns = (
-        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), _Rate(unit),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description:<24}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(unit),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield _RichBar(progress, progress.add_task(title, total=total, completed=min(done, total), note=""))
@@ -122,14 +122,13 @@ def print_results(
     """
     if not rows:
         return
-    table = Table(title=title)
+    table = Table(title=Text(title))  # not markup: names may have brackets
     table.add_column("network")
     table.add_column(origin)
     metrics = [metric for metric in METRICS.values() if metric.default or any(metric.name in row for row in rows)]
     for metric in metrics:
         table.add_column(metric.heading, justify="right")
     for row in rows:
-        table.add_row(
-            row["arch"], row.get("label", row["source"]), *(metric.text(row.get(metric.name)) for metric in metrics)
-        )
+        cells = (row["arch"], row.get("label", row["source"]), *(metric.text(row.get(metric.name)) for metric in metrics))
+        table.add_row(*map(Text, cells))
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)

@@ -1,4 +1,4 @@
-"""The command ``ddsr``. Exit codes: 0 done, 1 failed (what, where, how to fix), 2 wrong usage."""
+"""The command ``ddsr``. Exit codes: 0 done, 1 failed (what, where, how to fix), 2 wrong usage, 3 some files skipped."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +24,11 @@ from flows.cli.options import Group, complete_networks, device_option, home_opti
 
 #: Options of the validation, and their fields in its config.
 VALIDATION_OPTIONS = {"val_every": "every", "val_metrics": "metrics", "early_stop": "early_stop"}
+
+#: Exit code of a command that has done what it could and has left out some of its input files.
+SOME_SKIPPED = 3
+#: Skipped files that are named for each reason.
+SHOWN_SKIPS = 3
 
 trust_option = click.option("--trust", is_flag=True, help="Allow weights files to import your own network (module:Class).")
 
@@ -63,8 +70,8 @@ def steps() -> Any:
 @click.option("--embeddings", type=click.Choice(list(EMBEDDERS)), default="vgg16", show_default=True,
               help="Features that k-center and hdc compare crops by.")  # fmt: skip
 @click.option("--test", type=click.Path(path_type=Path), default=None,
-              help="Photos to validate on during training. The best weights are stored in addition to the last "
-                   "ones.")  # fmt: skip
+              help="Photos to validate on during training; those among DATA are left out of training. The best weights "
+                   "are stored in addition to the last ones.")  # fmt: skip
 @click.option("--val-every", type=click.IntRange(1), default=None,
               help="Steps between validations.  [default: a tenth of the iterations]")  # fmt: skip
 @click.option("--val-metric", "val_metrics", multiple=True, type=click.Choice(list(METRICS)),
@@ -89,7 +96,8 @@ def train_sr(data: str, iterations: int, name: str | None, home: str | None, as_
     artifact, cached = trained.weights, trained.cached
     weights = artifact.path / "weights.safetensors"
     best = {"best_weights": artifact.path / "best/weights.safetensors"} if validation else {}
-    result = {"run": trained.run, "weights": weights, **best, "cached": cached, **artifact.manifest.counts}
+    facts = {"cached": cached, "left_out": trained.left_out}
+    result = {"run": trained.run, "weights": weights, **best, **facts, **artifact.manifest.counts}
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
         return
@@ -204,7 +212,9 @@ def upscale(source: Path, output: Path, weights: str, tile: int, name: str | Non
             as_json: bool, **options: Any) -> None:  # fmt: skip
     """Enlarge an image or a folder with an SR network.
 
-    The weights determine the upsampling factor. Transparency is preserved. The results are 8-bit PNG files.
+    The weights determine the upsampling factor. Transparency is preserved. The results are 8-bit PNG files. Files of a
+    folder that cannot be enlarged, such as damaged ones or raw formats of cameras, are counted by reason; the exit code is
+    then 3.
 
     Example: ddsr upscale small/ large/ --weights demo:edsr-small/distilled
     """
@@ -216,13 +226,28 @@ def upscale(source: Path, output: Path, weights: str, tile: int, name: str | Non
         written, kept = [str(path) for path in done.written], [str(path) for path in done.kept]
         result = {"network": done.network, "scale": done.scale, "written": written, "kept": kept, "skipped": skipped}
         click.echo(json.dumps({"run": run, **result}, indent=2))
-        return
-    kept_text = f", {len(done.kept)} kept" if done.kept else ""
-    click.echo(
-        f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept_text}: {output}"
-    )
-    for path, reason in done.skipped.items():
-        click.echo(f"  {path}: {reason}")
+    else:
+        kept_text = f", {len(done.kept)} kept" if done.kept else ""
+        click.echo(
+            f"{done.network} x{done.scale}: {len(done.written)} written, {len(done.skipped)} skipped{kept_text}: {output}"
+        )
+        for line in skip_lines(done.skipped):
+            click.echo(f"  {line}")
+    if done.skipped:
+        sys.exit(SOME_SKIPPED)
+
+
+def skip_lines(skipped: Mapping[Path, str]) -> list[str]:
+    """One line per reason: how many files were skipped for it, and the first of them.
+
+    >>> skip_lines({Path("a.dng"): "unsupported: .dng", Path("b.dng"): "unsupported: .dng"})
+    ['2 skipped, unsupported: .dng: a.dng, b.dng']
+    """
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in skipped.items():
+        by_reason.setdefault(reason, []).append(click.format_filename(path))
+    first = {reason: [*names[:SHOWN_SKIPS], *["…"] * (len(names) > SHOWN_SKIPS)] for reason, names in by_reason.items()}
+    return [f"{len(names)} skipped, {reason}: {', '.join(first[reason])}" for reason, names in by_reason.items()]
 
 
 @networks.command("export-sr")

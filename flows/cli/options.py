@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 import ddsr_core
 from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline.home import home_of
+from ddsr_core.pipeline.run_folder import parsed_state
 from ddsr_core.reporters import ReporterName
 from flows.cli.temporary_server import names_server
 
@@ -122,8 +123,10 @@ def complete_networks(context: click.Context, parameter: click.Parameter, incomp
     """Networks of runs, ``RUN:ARCH/TRAINING-SET``, and files for shell completion."""
     networks = []
     for run in complete_runs(context, parameter, ""):
-        state = json.loads((Path(home_of(context.params.get("home"))) / "runs" / run / "run.json").read_text())
-        networks += [f"{run}:{record['arch']}/{record['source']}" for record in state.get("sr", [])]
+        path = Path(home_of(context.params.get("home"))) / "runs" / run / "run.json"
+        with suppress(DdsrError, OSError):  # nothing is completed from a damaged file
+            state = parsed_state(path.read_bytes(), run, path)
+            networks += [f"{run}:{record['arch']}/{record['source']}" for record in state.get("sr", [])]
     items = [CompletionItem(name) for name in dict.fromkeys(networks) if name.startswith(incomplete)]
     return [*items, CompletionItem(incomplete, type="file")]
 

@@ -20,7 +20,7 @@ from ddsr_core.pipeline.request import RunRequest
 from ddsr_core.pipeline.run_folder import run_folder
 from ddsr_core.storage.remote_store import open_store
 from flows.cli.prefect_settings import apply_defaults
-from flows.cli.temporary_server import begin_server, wait_for_server
+from flows.cli.temporary_server import begin_server
 
 R = TypeVar("R", bound=RunRequest)
 
@@ -91,17 +91,21 @@ def call_flow(entry: str, name: str, request: RunRequest) -> Any:
         request: its fields are the flow's parameters.
 
     Raises:
-        DdsrError: Prefect's temporary server did not start.
+        DdsrError: Prefect's temporary server did not start, or the user's server does not answer.
     """
-    apply_defaults(open_store(request.home).home)
-    begun = begin_server()
+    folder = open_store(request.home).home
+    apply_defaults(folder)
+    server = begin_server(folder)
     from tasks import progress as shown  # after the defaults are set, as it imports Prefect
+    from tasks.server import require_server
 
     shown.current.set(library().progress_for())
     module, _, function = entry.partition(":")
     flow = getattr(importlib.import_module(module), function)
-    if begun:
-        wait_for_server()
+    if server is not None:
+        server.wait()
+    else:
+        require_server()
     fields = {name: value for name, value in request if name in signature(flow.fn).parameters}
     return flow.with_options(flow_run_name=name)(**fields)
 

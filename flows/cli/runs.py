@@ -39,6 +39,9 @@ def runs(home: str | None, as_json: bool) -> None:
         click.echo(f"{home_of(home)} has no runs. Start with `ddsr demo`.")
     else:
         print_table([RUN_COLUMNS, *map(run_row, states)])
+        for state in states:
+            if state["status"] == "damaged":
+                click.echo(f"{state['name']}: {state['message']}", err=True)
 
 
 RUN_COLUMNS = ("run", "status", "preset", "photos", "best PSNR-Y", "started", "took")
@@ -58,7 +61,7 @@ def run_row(state: dict[str, Any]) -> tuple[str, ...]:
     return (
         state["name"],
         status_of(state),
-        state["preset"] or state.get("kind", ""),
+        state.get("preset") or state.get("kind", ""),
         f"{counts.get('patches', {}).get('photos', '')}",
         f"{max(scores):.2f} dB" if scores else "",
         f"{started.astimezone():%Y-%m-%d %H:%M}" if started else "",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,10 @@ def digests(home: Path) -> dict[str, str]:
     """Key -> digest of every whole artifact."""
     manifests = (json.loads(path.read_text()) for path in home.glob("artifacts/*/*/manifest.json"))
     return {manifest["key"]: manifest["digest"] for manifest in manifests}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

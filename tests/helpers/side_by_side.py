@@ -106,11 +106,12 @@ def run_on(photos: Path, home: Path, *runners: str, **environment: str) -> subpr
 def main(photos: Path, home: Path, *runners: str) -> None:
     """Print how far the progress of each stage went at a time: by parts of it."""
     from flows.cli.prefect_settings import apply_defaults
-    from flows.cli.temporary_server import begin_server, wait_for_server
+    from flows.cli.temporary_server import begin_server
 
     apply_defaults(home)
-    if begin_server():  # one for all: each process that knows of no server would start its own
-        wait_for_server()
+    server = begin_server(home)  # one for all: each process that knows of no server would start its own
+    if server is not None:
+        server.wait()
     from prefect import flow
 
     from tasks import progress

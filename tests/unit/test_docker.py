@@ -225,3 +225,10 @@ def test_flows_of_an_installed_package_keep_results_out_of_it(tmp_path: Path, mo
     assert deploy.default_home(in_containers=True) == deploy.IMAGE_HOME
     monkeypatch.setenv("DDSR_HOME", "s3://bucket/prefix")
     assert deploy.default_home(in_containers=True) == "s3://bucket/prefix"
+
+
+def test_a_deployment_that_is_paused_stays_paused():
+    known = {"nightly/nightly": {"paused": True}, "distill/distill": {"paused": False}}
+    items = {item["name"]: item for item in prefect_file("/checkout", None, known)["deployments"]}
+    assert items["nightly"]["paused"] is True
+    assert not items["distill"].get("paused")

@@ -35,8 +35,8 @@ LIGHT_MODULES = (
 )
 #: What a light module may import from outside.
 LIGHT_IMPORTS = {
-    "__future__", "collections", "dataclasses", "difflib", "enum", "hashlib", "importlib", "json", "math", "pathlib",
-    "pydantic", "re", "tomli_w", "tomllib", "typing", "yaml",
+    "__future__", "codecs", "collections", "dataclasses", "difflib", "enum", "hashlib", "importlib", "json", "math",
+    "pathlib", "pydantic", "re", "tomli_w", "tomllib", "typing", "yaml",
 }  # fmt: skip
 MOST_IMPORTS_IN_FUNCTIONS = 40
 

@@ -1,4 +1,4 @@
-"""SRFormer (Zhou et al., "SRFormer: Permuted Self-Attention for Single Image Super-Resolution", ICCV 2023), light form.
+"""SRFormer (Zhou et al., "SRFormer: Permuted Self-Attention for Single Image Super-Resolution", ICCV 2023).
 
 Written from the paper. The outline is that of SwinIR with two changes: *permuted self-attention*, where keys and values are
 projected to a quarter of the channels and each 2x2 cell of tokens is folded into channels, so that a window of S x S
@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Scales of each head.
+HEADS = {"light": (2, 3, 4, 8), "classical": (2, 3, 4, 8), "real": (4,)}
+#: Channels of the heads of the large networks.
+HEAD_WIDTH = 64
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 
 
@@ -175,6 +180,15 @@ class ResidualGroup(nn.Module):
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class PixelShuffleHead(nn.Sequential):
+    """Upsampling of the classical form in steps of 2 or 3: ``(B, C, h, w)`` to ``(B, C, scale h, scale w)``."""
+
+    def __init__(self, width: int, scale: int) -> None:
+        factors = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}[scale]
+        steps = ((nn.Conv2d(width, width * factor**2, 3, padding=1), nn.PixelShuffle(factor)) for factor in factors)
+        super().__init__(*chain.from_iterable(steps))
+
+
 class SRFormer(nn.Module):
     """Super-resolution of RGB in [0, 1]: ``(B, 3, h, w)`` to ``(B, 3, scale h, scale w)``, not clamped.
 
@@ -187,6 +201,11 @@ class SRFormer(nn.Module):
         window: window size S, in LR pixels; a multiple of 4.
         mlp_ratio: width of the ConvFFN over ``embed``.
         scale: upsampling factor.
+        head: ``light`` shuffles pixels once; ``classical``, that of the large network, has `HEAD_WIDTH` channels at every
+            size; ``real``, of networks for real photos (x4 only), enlarges by repetition.
+
+    Raises:
+        ValueError: a head that does not exist at that scale.
     """
 
     mean: Tensor
@@ -199,9 +218,12 @@ class SRFormer(nn.Module):
         window: int = 16,
         mlp_ratio: float = 2.0,
         scale: int = 4,
+        head: Literal["light", "classical", "real"] = "light",
     ) -> None:
         super().__init__()
-        self.window, self.scale = window, scale
+        if head not in HEADS or scale not in HEADS[head]:
+            raise ValueError(f"there is no head {head!r} for x{scale}")
+        self.window, self.scale, self.head = window, scale, head
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, embed, 3, padding=1)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
@@ -210,7 +232,15 @@ class SRFormer(nn.Module):
         )
         self.norm = nn.LayerNorm(embed)
         self.conv_after_body = nn.Conv2d(embed, embed, 3, padding=1)
-        self.upsample = nn.Sequential(nn.Conv2d(embed, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        if head == "light":
+            self.upsample = nn.Sequential(nn.Conv2d(embed, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        else:
+            self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed, HEAD_WIDTH, 3, padding=1), nn.LeakyReLU())
+            self.conv_last = nn.Conv2d(HEAD_WIDTH, 3, 3, padding=1)
+        if head == "classical":
+            self.upsample = PixelShuffleHead(HEAD_WIDTH, scale)
+        elif head == "real":
+            self.conv_up1, self.conv_up2, self.conv_hr = (nn.Conv2d(HEAD_WIDTH, HEAD_WIDTH, 3, padding=1) for _ in range(3))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -222,8 +252,19 @@ class SRFormer(nn.Module):
         x = self.conv_first(padded - self.mean)
         x = x + self.conv_after_body(self.body(x))
         with torch.autocast(x.device.type, enabled=False):
-            x = self.upsample(x.to(self.conv_first.weight.dtype)) + self.mean
+            x = self.enlarge(x.to(self.conv_first.weight.dtype)) + self.mean
         return x[..., : height * self.scale, : width * self.scale]
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """The head: features ``(B, C, h, w)`` to an image ``(B, 3, scale h, scale w)``."""
+        if self.head == "light":
+            return self.upsample(x)
+        x = self.conv_before_upsample(x)
+        if self.head == "classical":
+            return self.conv_last(self.upsample(x))
+        for convolution in (self.conv_up1, self.conv_up2):
+            x = F.leaky_relu(convolution(F.interpolate(x, scale_factor=2.0, mode="nearest")), 0.2)
+        return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2))
 
     def body(self, x: Tensor) -> Tensor:
         """The transformer: ``(B, C, H, W)`` to the same, H and W multiples of the window."""
@@ -274,8 +315,9 @@ def with_public_convffn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Arguments of the `SRFormer` that a state dict (`own_names`) belongs to, or None if it belongs to another network."""
     first = "layers.0.residual_group.blocks.0."
-    needed = ("conv_first.weight", first + "attn.kv.weight", first + "mlp.dwconv.weight", "upsample.0.weight")
-    if not all(name in state for name in needed):
+    needed = ("conv_first.weight", first + "attn.kv.weight", first + "mlp.dwconv.weight")
+    head = _head_of(state)
+    if head is None or not all(name in state for name in needed):
         return None
     embed = state["conv_first.weight"].shape[0]
     places = [name.split(".") for name in state if name.endswith(".attn.relative_position_bias_table")]
@@ -289,5 +331,18 @@ def srformer_kwargs(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         "heads": [table.shape[1] for table in tables],
         "window": int(tables[0].shape[0] ** 0.5) + 1,
         "mlp_ratio": state[first + "mlp.fc1.weight"].shape[0] / embed,
-        "scale": int((state["upsample.0.weight"].shape[0] / 3) ** 0.5),
+        "scale": head[1],
+        "head": head[0],
     }
+
+
+def _head_of(state: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """Head and scale, or None."""
+    if "conv_up2.weight" in state and "conv_hr.weight" in state:
+        return "real", 4
+    if "upsample.0.weight" not in state:
+        return None
+    if "conv_last.weight" not in state:
+        return "light", math.isqrt(state["upsample.0.weight"].shape[0] // 3)
+    steps = [value.shape for name, value in state.items() if name.startswith("upsample.") and name.endswith(".weight")]
+    return "classical", math.prod(math.isqrt(out // width) for out, width, *_ in steps)

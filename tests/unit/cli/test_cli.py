@@ -370,6 +370,12 @@ def test_upscale_says_by_how_much(tmp_path: Path):
     home = ("--home", tmp_path / "home")
     done = ddsr("upscale", folder, tmp_path / "big", "--weights", tmp_path / "w", "--device", "cpu", *home)
     assert "edsr-small x4: 1 written, 0 skipped" in done.output
+    for name in ("b.dng", "a.dng", "c.heics"):
+        (folder / name).write_bytes(b"raw")
+    some = ddsr("upscale", folder, tmp_path / "some", "--weights", tmp_path / "w", "--device", "cpu", *home)
+    assert some.exit_code == 3
+    assert "edsr-small x4: 1 written, 3 skipped" in some.output
+    assert f"  2 skipped, unsupported: .dng: {folder / 'a.dng'}, {folder / 'b.dng'}\n" in some.output
     refused = ddsr("upscale", folder, tmp_path / "more", "--weights", tmp_path / "w", "--scale", 2, *home)
     assert_failed(refused, "the weights enlarge x4, not x2")
 

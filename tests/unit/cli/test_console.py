@@ -60,3 +60,10 @@ def test_results_have_the_default_metrics_and_those_that_were_measured(capsys: p
     assert "0.2500" in text
     assert "DISTS ↓" in text
     assert "LPIPS-VGG" not in text
+
+
+def test_brackets_in_names_are_text(capsys):
+    rows = [{"arch": "net[old]", "source": "sets[red]/a", "psnr_y": 1.0}, {"arch": "net[/]", "source": "b", "psnr_y": 2.0}]
+    console.print_results(rows, title="x[bold]y")
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("net[old]", "sets[red]/a", "net[/]", "x[bold]y"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ddsr_core.errors import InputError
-from ddsr_core.imaging.images import save_png
-from ddsr_core.imaging.test_sets import find_pairs
+from ddsr_core.errors import ChangedInputError, InputError
+from ddsr_core.imaging.images import encode_png, save_png
+from ddsr_core.imaging.photos import photo_source
+from ddsr_core.imaging.test_sets import find_pairs, pinned_pairs
 
 
 def put(folder: Path, *names: str, size: tuple[int, int] = (64, 48)) -> None:
@@ -119,3 +122,43 @@ def test_nothing_there(tmp_path: Path) -> None:
         find_pairs(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         find_pairs(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("changed", ["HR/b.png", "LRx4/a.png"])
+def test_pinned_pairs_are_those_of_the_digest(tmp_path: Path, changed: str) -> None:
+    put(tmp_path / "HR", "a.png", "b.png")
+    put(tmp_path / "LRx4", "a.png", "b.png", size=(16, 12))
+    pinned = pinned_pairs(tmp_path)
+    assert pinned.digest == photo_source(tmp_path).digest
+    assert [(pair.hr.name, pair.hr.read().shape, pair.lr and pair.lr.read().shape) for pair in pinned.pairs] == [
+        ("a.png", (48, 64, 3), (12, 16, 3)), ("b.png", (48, 64, 3), (12, 16, 3))
+    ]  # fmt: skip
+    save_png(tmp_path / changed, np.ones((48, 64, 3), np.uint8))
+    photos = {"HR/b.png": pinned.pairs[1].hr, "LRx4/a.png": pinned.pairs[0].lr}
+    with pytest.raises(ChangedInputError, match="changed during the run"):
+        photos[changed].read()
+
+
+def test_pinned_pairs_of_linked_folders_and_of_damaged_photos(tmp_path: Path) -> None:
+    put(tmp_path / "originals", "a.png")
+    (tmp_path / "originals/b.png").write_bytes(b"damaged")
+    (tmp_path / "originals/gone.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "HR").symlink_to("originals")
+    a, b, gone = (pair.hr for pair in pinned_pairs(tmp_path).pairs)
+    assert a.read().shape == (48, 64, 3)
+    for photo in (b, gone):
+        with pytest.raises(InputError, match="not a readable image") as unusable:
+            photo.read()
+        assert not isinstance(unusable.value, ChangedInputError)
+    put(tmp_path / "originals", "b.png")
+    with pytest.raises(ChangedInputError):
+        b.read()
+
+
+def test_pinned_rows_of_parquet_may_have_one_name(tmp_path: Path) -> None:
+    images = [np.full((12, 12, 3), level, np.uint8) for level in (0, 100, 200)]
+    rows = [{"bytes": encode_png(image), "path": "same.png"} for image in images]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
+    pinned = pinned_pairs(tmp_path / "a.parquet")
+    assert [int(pair.hr.read().max()) for pair in pinned.pairs] == [0, 100, 200]
+    assert pinned.digest == photo_source(tmp_path / "a.parquet").digest

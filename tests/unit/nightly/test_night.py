@@ -212,7 +212,7 @@ def test_gc_keeps_what_versions_need_though_their_runs_are_gone(fakes, store, ph
     collect_garbage(store, delete=True, nights=1)  # the last version and the active one stay
     assert roll_back(store, NAME, 4).active == 4
     assert roll_back(store, NAME, 1).active == 1
-    with pytest.raises(StorageError, match="version 2 is missing its sample"):
+    with pytest.raises(StorageError, match="the sample artifact of version 2 is missing or damaged"):
         roll_back(store, NAME, 2)
 
 
@@ -260,3 +260,12 @@ def test_a_night_on_its_own_test_photos_is_refused(fakes, store, photos):
         fakes.spend(store, photos, photos)
     assert read_registry(store, NAME).last is None
     assert fakes.ran == []
+
+
+def test_a_byte_that_was_changed_in_the_current_set_is_put_right_by_the_next_night(fakes, store, photos, test_photos):
+    fakes.spend(store, photos, test_photos)
+    published = store.home / "nightly/n/current/metadata.jsonl"
+    before = published.read_bytes()
+    published.write_bytes(before.swapcase()[::-1])
+    assert fakes.spend(store, photos, test_photos).version is None
+    assert published.read_bytes() == before

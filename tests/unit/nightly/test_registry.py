@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddsr_core.errors import ConfigError, InputError
+from ddsr_core.errors import ConfigError, InputError, StorageError
 from ddsr_core.nightly.registry import Registry, Version, read_registry, should_promote, write_registry
 from ddsr_core.storage.store import Store
 
@@ -79,7 +79,7 @@ def test_it_is_written_and_read(registry: Registry, tmp_path: Path):
     write_registry(store, "cats", registry)
     assert read_registry(store, "cats") == registry
     (tmp_path / "nightly/cats/registry.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(StorageError, match="damaged"):
         read_registry(store, "cats")
 
 

@@ -220,3 +220,42 @@ def test_a_run_at_the_papers_scale_keeps_its_keys():
     key = STAGES["patches"].key(load_config("demo").patches, {})
     assert key == "97686bb7eaa27e4e344b6f8e62a548ce"
     assert STAGES["patches"].key(load_config("demo", overrides=["scale=2"]).patches, {}) != key
+
+
+TOML = 'preset = "demo"\n[clusters]\nk = 5\n'
+
+
+def test_a_byte_order_mark_is_ignored_and_utf_16_is_named(tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_bytes(TOML.encode("utf-8-sig"))
+    assert load_config("demo", file).clusters.k == 5
+    for encoding in ("utf-16", "utf-16-be", "utf-16-le"):
+        mark = b"" if encoding == "utf-16" else "\ufeff".encode(encoding)
+        file.write_bytes(mark + TOML.encode(encoding))
+        with pytest.raises(ConfigError, match="in UTF-16") as refused:
+            load_config("demo", file)
+        assert refused.value.fix == "save it as UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lists.toml", "a = " + "[" * 20_000 + "]" * 20_000),
+        ("tables.toml", ".".join(["a"] * 20_000) + " = 1"),
+        ("a little.toml", "a = " + "[" * 30 + "]" * 30),
+        ("lists.yaml", "a: " + "[" * 20_000 + "]" * 20_000),
+    ],
+)
+def test_deep_files_are_one_message(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load_config("demo", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.toml", "[patches]\nthreshold_db = nan"), ("a.yaml", "patches:\n  quantile: .inf")]
+)
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=r"patches\."):
+        load_config("demo", tmp_path / name)

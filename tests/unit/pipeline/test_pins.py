@@ -21,7 +21,7 @@ from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.run_folder import run_folder
 from ddsr_core.pipeline.run_state import fail_run, failure_noted, start_run
 from ddsr_core.pipeline.stages import Backend
-from ddsr_core.storage.files import write_json
+from ddsr_core.storage.files import sealed, write_json
 from ddsr_core.storage.store import Store
 from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
@@ -44,7 +44,8 @@ def state(store: Store) -> dict[str, object]:
 
 def complete(store: Store, *keys: str) -> None:
     facts = {**state(store), "status": "completed", "stages": [{"key": key} for key in keys]}
-    write_json(run_folder(store, "demo") / "run.json", {name: value for name, value in facts.items() if name != "kept"})
+    facts = sealed({name: value for name, value in facts.items() if name != "kept"})
+    write_json(run_folder(store, "demo") / "run.json", facts)
 
 
 def removed(store: Store) -> list[str]:
@@ -114,7 +115,7 @@ def test_what_died_in_a_run_that_was_finished_later_is_forgotten_after_a_while(t
     dead = Pins(store, "demo")
     dead.add("a")
     text = json.loads((store.home / dead.name).read_text())
-    write_json(store.home / dead.name, {**text, "written": "2020-01-01T00:00:00+00:00"})
+    write_json(store.home / dead.name, sealed({**text, "written": "2020-01-01T00:00:00+00:00"}))
     assert pinned_keys(store) == {"a"}
     complete(store)
     assert pinned_keys(store) == set()
@@ -142,18 +143,18 @@ def test_run_that_is_finished_or_begun_while_gc_looks_loses_nothing(
     begin(store, log)
     pins = Pins(store, "demo")
     pins.add(built.key)
-    list_runs, held = gc.list_runs, gc._collect_local
+    run_names, held = gc.run_names, gc._collect_local
 
-    def finish_first(store: Store) -> list[dict[str, object]]:
+    def finish_first(store: Store) -> list[str]:
         complete(store, built.key)
         pins.drop()
-        return list_runs(store)
+        return run_names(store)
 
     def begin_first(*arguments: object) -> object:
         Pins(store, "demo").add(found.key)
         return held(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gc, "list_runs", finish_first)
+    monkeypatch.setattr(gc, "run_names", finish_first)
     monkeypatch.setattr(gc, "_collect_local", begin_first)
     assert removed(store) == []
 

@@ -35,6 +35,13 @@ def photos(tmp_path: Path) -> Path:
         ({"device": "cuda:97"}, ConfigError, "CUDA GPUs on this machine"),
         ({"run": "a/b"}, ConfigError, "cannot be the name of a run"),
         ({"overrides": ("clusters.k=many",)}, ConfigError, "clusters.k"),
+        ({"overrides": ("sr.archs=['nomod:Net']",)}, ConfigError, "cannot import Net from nomod"),
+        ({"overrides": ("sr.archs=['pathlib:Path']",)}, ConfigError, "pathlib:Path is not a torch.nn.Module"),
+        ({"overrides": ("teacher.arch=nomod:Net",)}, ConfigError, "cannot import Net from nomod"),
+        ({"overrides": ("patches.threshold_db=nan",)}, ConfigError, "patches.threshold_db"),
+        ({"overrides": ("finetune.lambda_lsr=inf",)}, ConfigError, "finetune.lambda_lsr"),
+        ({"overrides": ("clusters.k=" + "[" * 5000 + "]" * 5000,)}, ConfigError, "nested too deeply"),
+        ({"overrides": ("a." * 5000 + "b=1",)}, ConfigError, "nested too deeply"),
     ],
 )
 def test_a_wrong_request_fails_before_any_work(

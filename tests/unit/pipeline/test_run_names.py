@@ -32,9 +32,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(tmp_path / "home")
 
 
-def begun(store: Store, photos: Path, **fields: Any) -> str:
+def begun(store: Store, photos: Path, more: tuple[str, ...] = (), **fields: Any) -> str:
     """The name of a run that is begun and left."""
-    request = RunRequest(images=photos, overrides=("sr.archs=[]",), **fields)
+    request = RunRequest(images=photos, overrides=("sr.archs=[]", *more), **fields)
     with open_run(request, store, Backend(no_build, store.url)) as run:
         return run.name
 
@@ -53,6 +53,19 @@ def test_other_photos_get_another_name(store: Store, tmp_path: Path):
     assert begun(store, first) == "demo-cats"  # it goes on
     assert begun(store, third) == "demo-cats-2"
     assert {state["name"] for state in list_runs(store)} == {"demo-cats", "demo-dogs", "demo-cats-2"}
+
+
+def test_other_settings_get_another_name_once_a_run_has_finished(store: Store, tmp_path: Path):
+    photos = photos_in(tmp_path / "cats", "a")
+    other = ("clusters.k=3",)
+    assert begun(store, photos) == "demo-cats"
+    assert begun(store, photos, more=other) == "demo-cats"  # nothing to lose yet
+    complete_run(store, "demo-cats", [])
+    assert begun(store, photos, more=other) == "demo-cats"  # again, with its settings
+    complete_run(store, "demo-cats", [])
+    assert begun(store, photos) == "demo-cats-2"
+    assert begun(store, photos, more=other) == "demo-cats"
+    assert begun(store, photos, run="demo-cats") == "demo-cats"  # as the user says
 
 
 def test_a_chosen_name_that_other_photos_have_is_refused_with_the_choice(store: Store, tmp_path: Path):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddsr_core.errors import InputError
+from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.gc import collect_garbage
+from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.plain import plain_backend
-from ddsr_core.pipeline.run_folder import list_runs
+from ddsr_core.pipeline.run_folder import list_runs, read_run
 from ddsr_core.pipeline.run_state import read_record
 from ddsr_core.pipeline.step_runs import EvaluateRequest, TrainRequest, run_evaluation, run_training
+from ddsr_core.sr.config import ValidationConfig
 from ddsr_core.storage.store import Store
 from flows.evaluate import evaluate
 from flows.train_sr import train_sr
@@ -69,3 +72,28 @@ def test_trained_networks_are_listed_and_gc_spares_them(tmp_path: Path):
     assert first.is_dir()
     assert second.is_dir()
     assert not json.loads((store.home / "runs/edsr-small-photos/run.json").read_text()).get("kept")
+
+
+def test_test_photos_among_the_data_are_left_out_of_a_training_counted_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    photos, tests, store = make_photos(tmp_path / "photos", 4), tmp_path / "tests", Store(tmp_path / "home")
+    tests.mkdir()
+    shutil.copyfile(sorted(photos.iterdir())[1], tests / "renamed.png")
+    common = {"iterations": 1, "overrides": QUICK, "home": store.url}
+    request = TrainRequest(data=photos, test=tests, validation=ValidationConfig(every=1, metrics=("psnr_y",)), **common)
+    done = run_training(request, store, plain_backend(request, store))
+    assert (done.left_out, done.weights.manifest.counts["images"]) == (1, 3)
+    assert read_run(store, done.run)["left_out"] == 1
+    assert caplog.text.count("1 training photo is also a test photo and is left out of training: ") == 1
+    remaining = sorted(photos.iterdir())
+    remaining.pop(1).unlink()
+    assert done.weights.manifest.parents["data"] == photo_source(photos).digest
+
+
+def test_a_training_on_its_own_test_photos_is_refused_before_anything_is_built(tmp_path: Path):
+    photos, store = make_photos(tmp_path / "photos", 2), Store(tmp_path / "home")
+    request = TrainRequest(data=photos, test=photos, iterations=1, overrides=QUICK, home=store.url)
+    with pytest.raises(ConfigError, match="all 2 training photos are test photos"):
+        run_training(request, store, plain_backend(request, store))
+    assert not (store.home / "artifacts").exists()

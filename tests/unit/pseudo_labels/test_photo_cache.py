@@ -16,7 +16,7 @@ from ddsr_core.pseudo_labels import embedders, embeddings, patches, scoring
 from ddsr_core.pseudo_labels.config import EmbeddingsConfig, PatchesConfig
 from ddsr_core.storage.stage import Artifact
 from ddsr_core.storage.store import Store
-from ddsr_core.storage.vector_table import read_table
+from ddsr_core.storage.vector_table import read_table, write_table
 
 CUT = PatchesConfig(patch_px=32, stride_px=32)
 VGG = EmbeddingsConfig(backend="vgg16", image_px=32, batch_size=4)
@@ -109,3 +109,22 @@ def test_a_damaged_table_is_removed_and_rebuilt(photos: Path, tmp_path: Path, ca
     assert "all patches are embedded again" in caplog.text
     assert second[1].digest == first[1].digest
     assert len(known(photo_cache)) == first[1].manifest.counts["patches"]
+
+
+def test_scores_and_vectors_that_are_not_what_was_written_are_computed_again(photos: Path, tmp_path: Path, caplog) -> None:
+    photo_cache = tmp_path / "photo_cache"
+    first = build(photos, tmp_path / "first", photo_cache)
+    scores = next((photo_cache / "scores").rglob("*.json"))
+    scores.write_bytes(scores.read_bytes().replace(b"1", b"2"))
+    folder = next((photo_cache / "embeddings").iterdir())
+    columns, vectors = read_table(folder)
+    vectors = vectors.copy()
+    vectors[0, 0] += 1
+    write_table(folder, [(columns, vectors)])
+    second = build(photos, tmp_path / "second", photo_cache)
+    assert [item.digest for item in second] == [item.digest for item in first]
+    assert second[0].manifest.counts["from_photo_cache"] == 2
+    assert "all patches are embedded again (a row is not what was written)" in caplog.text
+    third = build(photos, tmp_path / "third", photo_cache)
+    assert third[0].manifest.counts["from_photo_cache"] == 3
+    assert third[1].manifest.counts["from_photo_cache"] == third[1].manifest.counts["patches"]

@@ -6,6 +6,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.RCAN import RCAN
 
+from ddsr_core.errors import ConfigError
 from ddsr_core.sr.basicsr_compat import import_basicsr
 from ddsr_core.sr.networks import build_network, own_names, public_names, recognize
 from ddsr_core.sr.weights import load_network, save_weights
@@ -151,6 +152,67 @@ def test_the_authors_srformer_keys():
     assert found["attn_mask"] == (4, 256, 64)
     assert own_names("srformer-light", public).keys() == ours.keys()
     assert recognize(public)[0] == "srformer-light"
+
+
+@pytest.mark.parametrize(("head", "scale"), [("classical", 2), ("classical", 3), ("classical", 4), ("real", 4)])
+def test_files_of_the_large_srformers_open(tmp_path, head, scale):
+    torch.manual_seed(0)
+    kwargs = {"embed": 24, "depths": [2, 1], "heads": [2, 2], "window": 8, "mlp_ratio": 2.0, "scale": scale, "head": head}
+    network = build_network("srformer", kwargs).eval()
+    state = public_names("srformer", network.state_dict())
+    assert {name for name in state if not name.startswith("layers.")} == OUTER | HEAD_OF[head, scale]
+    assert recognize(state)[1] == kwargs
+    torch.save({"params": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "srformer.pth")
+    loaded, lr = load_network(tmp_path / "srformer.pth"), torch.rand(1, 3, 11, 9)
+    assert loaded.scale == scale
+    with torch.no_grad():
+        sr = loaded.module(lr)
+        torch.testing.assert_close(sr, network(lr), rtol=0, atol=0)
+    assert sr.shape == (1, 3, 11 * scale, 9 * scale)
+    save_weights(tmp_path / "ours", loaded.module, "srformer", kwargs, scale, {})
+    with torch.no_grad():
+        torch.testing.assert_close(load_network(tmp_path / "ours").module(lr), sr, rtol=0, atol=1e-6)
+
+
+#: Names outside the transformer's layers, written out from the authors' list of layers.
+OUTER = {f"{name}.{kind}" for name in ("conv_first", "patch_embed.norm", "norm", "conv_after_body")
+         for kind in ("weight", "bias")}  # fmt: skip
+HEAD_OF = {
+    key: {f"{name}.{kind}" for name in ("conv_before_upsample.0", "conv_last", *names) for kind in ("weight", "bias")}
+    for key, names in {
+        ("classical", 2): ("upsample.0",), ("classical", 3): ("upsample.0",), ("classical", 4): ("upsample.0", "upsample.2"),
+        ("real", 4): ("conv_up1", "conv_up2", "conv_hr"),
+    }.items()
+}  # fmt: skip
+
+
+def test_the_large_srformer_has_its_size():
+    with torch.device("meta"):
+        state = build_network("srformer").state_dict()
+    # published: 10.5 million parameters, and 529 rows in each table of biases for windows of 24 pixels
+    assert state["layers.0.residual_group.blocks.0.attn.relative_position_bias_table"].shape == (529, 6)
+    assert recognize(state)[0] == "srformer"
+
+
+def test_no_head_at_a_scale_that_it_does_not_have():
+    with pytest.raises(ConfigError, match="no head 'real' for x2"):
+        build_network("srformer", {"head": "real", "scale": 2})
+
+
+@pytest.mark.parametrize(("head", "upsampler"), [("classical", "pixelshuffle"), ("real", "nearest+conv")])
+def test_the_large_srformers_agree_with_spandrels_extra_architectures(head, upsampler):
+    extra = pytest.importorskip("spandrel_extra_arches.architectures.SRFormer", reason="partly non-commercial, absent")
+    torch.manual_seed(0)
+    size = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 2), "window_size": 8, "mlp_ratio": 2}
+    theirs = extra.SRFormer(upscale=4, img_size=16, upsampler=upsampler, **size).eval()
+    state = own_names("srformer", theirs.state_dict())
+    name, kwargs = recognize(theirs.state_dict())
+    assert kwargs["head"] == head
+    ours = build_network(name, kwargs).eval()
+    ours.load_state_dict(state)
+    lr = torch.rand(1, 3, 24, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(lr), theirs(lr), rtol=0, atol=2e-6)
 
 
 def test_srformer_opens_in_spandrels_extra_architectures(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddsr_core.errors import InputError
+from ddsr_core.errors import InputError, StorageError
 from ddsr_core.imaging.bicubic import upsample
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.images import save_png, to_float, to_uint8
@@ -75,7 +77,9 @@ def test_transparency_is_kept(tmp_path: Path) -> None:
     upscale(tmp_path / "logo.png", tmp_path / "big.png", WEIGHTS)
     big = read_picture(tmp_path / "big.png")
     assert big.alpha is not None
-    assert np.array_equal(big.rgb, expected(noise(16, 16)))
+    visible = noise(16, 16)
+    visible[:, :8] = visible[:, 8:9]
+    assert np.array_equal(big.rgb, expected(visible))
     assert np.array_equal(big.alpha, expected(np.repeat(alpha[..., None], 3, 2))[..., 0])
 
 
@@ -113,7 +117,27 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
     assert big.alpha is not None
     assert (big.alpha[:, :12] == 0).all()
     assert (big.alpha[:, 20:] == 255).all()
-    assert big.rgb[5, 2].tolist() == [200, 30, 30]
+    assert big.rgb[5, 2].tolist() == [10, 90, 160]
+
+
+def test_hidden_black_around_a_white_drawing_leaves_no_fringe(tmp_path: Path) -> None:
+    y, x = np.mgrid[:48, :48]
+    image = np.zeros((48, 48, 4), np.uint8)
+    image[(y - 24) ** 2 + (x - 24) ** 2 < 15**2] = 255
+    Image.fromarray(image).save(tmp_path / "disc.png")
+    upscale(tmp_path / "disc.png", tmp_path / "big.png", WEIGHTS)
+    big = read_picture(tmp_path / "big.png")
+    assert big.alpha is not None
+    assert (big.rgb[big.alpha > 0] == 255).all()
+    assert (read_rgb(tmp_path / "big.png") == 255).all()  # on white
+
+
+def test_a_picture_without_anything_visible_is_enlarged(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path / "nothing.png")
+    upscale(tmp_path / "nothing.png", tmp_path / "big.png", WEIGHTS)
+    big = read_picture(tmp_path / "big.png")
+    assert big.alpha is not None
+    assert not big.alpha.any()
 
 
 def test_16_bit_gray_with_a_transparent_level_is_taken_as_opaque(tmp_path: Path) -> None:
@@ -184,9 +208,54 @@ def test_bad_images_are_skipped_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "in" / "bad.png").write_bytes(b"not a picture")
     done = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
     assert [path.name for path in done.written] == ["good.png"]
-    assert done.skipped == {tmp_path / "in" / "bad.png": "not a readable image"}
+    assert done.skipped == {tmp_path / "in" / "bad.png": "unreadable: not an image of a known format"}
     with pytest.raises(InputError, match="not a readable image"):
         upscale(tmp_path / "in" / "bad.png", tmp_path / "other", WEIGHTS)
+
+
+def test_what_looks_like_an_image_and_is_not_enlarged_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    save_png(folder / "good.png", noise(16, 16))
+    for name in ("a.dng", "b.nef", "sub/c.dng"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        save_png(folder / name, noise(16, 16))  # a raw file has a thumbnail that decoders read
+    Image.fromarray(noise(12, 12)).save(folder / "no-suffix", "JPEG")
+    (folder / "notes.txt").write_text("no picture, and not counted")
+    os.mkfifo(folder / "pipe")
+    done = upscale(folder, tmp_path / "out", WEIGHTS)
+    assert [path.name for path in done.written] == ["good.png", "no-suffix.png"]
+    assert done.skipped == {
+        folder / "a.dng": "unsupported: .dng",
+        folder / "b.nef": "unsupported: .nef",
+        folder / "pipe": "not a regular file",
+        folder / "sub/c.dng": "unsupported: .dng",
+    }
+    for name in ("a.dng", "pipe"):
+        with pytest.raises(InputError) as refused:
+            upscale(folder / name, tmp_path / "other", WEIGHTS)
+        assert refused.value.where == str(folder / name)
+
+
+def test_a_result_whose_name_is_too_long_is_a_skip(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    longest, too_long = "b" * 251, "c" * 253  # file systems take 255 bytes, the suffix of the result included
+    for name in ("a", longest, too_long, "d"):
+        Image.fromarray(noise(16, 16)).save(tmp_path / "in" / name, "JPEG")
+    done = upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
+    assert [path.stem for path in done.written] == ["a", longest, "d"]
+    assert done.skipped == {tmp_path / "in" / too_long: "cannot be written: File name too long"}
+
+
+def test_a_full_disk_ends_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        save_png(tmp_path / f"in/{name}.png", noise(16, 16))
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("ddsr_core.sr.upscale.write_atomically", full)
+    with pytest.raises(StorageError, match="No space left"):
+        upscale(tmp_path / "in", tmp_path / "out", WEIGHTS)
 
 
 def test_existing_outputs(tmp_path: Path) -> None:

@@ -232,3 +232,26 @@ def test_photos_are_not_held_out_for_machines_that_do_not_see_them(machines: Mac
         assert caught.value.fix == "remove them from the training photos"
         require_one_machine(elsewhere, Store(tmp_path))
     require_one_machine(Execution(runner="processes"), machines[0])
+
+
+def test_gc_removes_nothing_from_a_prefix_that_is_not_a_home(machines: Machines, log: Path) -> None:
+    from ddsr_core.gc import collect_garbage
+
+    here, there = machines
+    photo = "artifacts/2024/holiday/a.jpg"
+    here.bucket.write(photo, b"the user's")
+    with pytest.raises(StorageError, match="not a home of ddsr"):
+        collect_garbage(here, delete=True)
+    assert here.bucket.read(photo) is not None
+    unused, _ = here.build(TOY, CountConfig(), inputs(log))
+    assert here.bucket.read(".ddsr-home") is not None
+    assert [item.place for item in collect_garbage(there, delete=True)] == [f"{URL}/artifacts/toy/{unused.key}"]
+    assert here.bucket.read(photo) is not None
+
+
+def test_a_home_of_an_earlier_version_is_known_by_its_artifacts(machines: Machines, log: Path) -> None:
+    here, there = machines
+    assert not there.is_marked()
+    here.build(TOY, CountConfig(), inputs(log))
+    here.bucket.remove([".ddsr-home"])
+    assert there.is_marked()
