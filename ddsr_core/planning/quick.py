@@ -181,7 +181,6 @@ def cost_key(stage: str, config: StageConfig, inputs: Inputs, context: Context) 
         "embeddings": [side],
         "latents": [model, side],
         "class_rows": [model],
-        "restore": [next(iter(inputs["crops"].sizes), None) if "crops" in inputs else None, teacher],
         "finetune": [model, whole.lsr_decoder],
         "sample": [model, side, teacher, whole.embeddings.canonical()],
         "restore": [teacher, next(iter(inputs["crops"].sizes), None) if "crops" in inputs else None],
