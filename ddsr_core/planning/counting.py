@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
+import diffusers.models.modeling_utils  # noqa: F401  (keeps references to torch's initializers: see `_no_initialization`)
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -259,7 +260,11 @@ def counting(answers: Answers | None = None) -> Iterator[Count]:
 
 @contextmanager
 def _no_initialization() -> Iterator[None]:
-    """Leave weights as allocated: `trunc_normal_` would resample until all numbers are small."""
+    """Leave weights as allocated: `trunc_normal_` would resample until all numbers are small.
+
+    The initializers are replaced for the time being. diffusers keeps references to them when it is imported, and puts these
+    back after it has loaded a model; if it were imported in here, no weights would be initialized from then on.
+    """
     init = torch.nn.init
     names = [name for name in vars(init) if name.endswith("_") and not name.endswith("__")]
     with ExitStack() as stack:

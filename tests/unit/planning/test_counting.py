@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,3 +100,23 @@ def test_what_grows_with_every_block_is_counted_on_few_blocks():
             return count.take()
 
     assert mixed(of(1), of(2), 4).flops == pytest.approx(of(5).flops)
+
+
+WEIGHTS_AFTER_COUNTING = """
+import torch
+from ddsr_core.planning.counting import counting
+before = torch.nn.init.kaiming_uniform_
+with counting():
+    from diffusers import AutoencoderTiny
+    AutoencoderTiny()
+AutoencoderTiny().save_pretrained("{folder}")
+AutoencoderTiny.from_pretrained("{folder}", local_files_only=True)
+assert torch.nn.init.kaiming_uniform_ is before
+"""
+
+
+def test_networks_are_initialized_after_something_was_counted(tmp_path: Path):
+    """In a process of its own, where no library that keeps references to torch's initializers is imported yet."""
+    code = WEIGHTS_AFTER_COUNTING.format(folder=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
