@@ -42,16 +42,16 @@ class StageConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_say_bounds)
-    #: Fields that are younger than the artifacts of their stage. They enter the key only if they differ from their default,
-    #: so that the artifacts keep their keys.
-    younger_fields: ClassVar[frozenset[str]] = frozenset()
+    #: Fields that were added after artifacts had been made. They enter the key only if they differ from their default, so
+    #: that those artifacts keep their keys.
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset()
 
     def canonical(self) -> dict[str, Any]:
         """The config as JSON values, in the form that enters the key."""
         values = self.model_dump(mode="json")
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
-            if name in self.younger_fields and value == info.default:
+            if name in self.keyed_if_set and value == info.default:
                 del values[name]
             elif isinstance(value, StageConfig):
                 values[name] = value.canonical()

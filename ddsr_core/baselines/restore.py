@@ -48,4 +48,12 @@ def run(config: RestoreConfig, *, crops: Path, teacher: Path, out: Path, runtime
     return StageResult(counts)
 
 
-STAGE = Stage("restore", version=1, run=run, config=RestoreConfig, section="III", on_gpu=True)
+STAGE = Stage(
+    "restore",
+    version=1,
+    run=run,
+    config=RestoreConfig,
+    section="III",
+    on_gpu=True,
+    words="{count:,} crops with restored detail",
+)

@@ -21,7 +21,7 @@ Checkpointing = Literal["auto", "on", "decoder", "off"]
 class LatentsConfig(StageConfig):
     """How patches are encoded. Always in float32: the moments are stored in float16, and training adds noise to them."""
 
-    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     batch_size: int = Field(
         16, ge=1, le=1024, description="Patches per forward pass of the encoder. Lower it if memory runs out."
@@ -52,7 +52,7 @@ class ClassRowsConfig(StageConfig):
 class FinetuneConfig(StageConfig):
     """Length of fine-tuning, DiffFit, and the weights of the loss terms (paper, equation 6)."""
 
-    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     steps: int | None = Field(
         None, ge=0, description="Optimizer steps; 0 keeps the base model unchanged. Set either this or epochs."

@@ -84,7 +84,7 @@ class SRConfig(StageConfig):
 class PipelineConfig(StageConfig):
     """Everything that a run depends on besides its images."""
 
-    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     preset: str = Field("best", description="Preset that the values started from.")
     scale: Scale = Field(

@@ -190,7 +190,7 @@ def cost_key(stage: str, config: StageConfig, inputs: Inputs, context: Context) 
 
 
 def _fields(stage: str, config: StageConfig) -> dict[str, Any]:
-    """The fields that a cost depends on, as they enter artifact keys: without younger fields that have their default."""
+    """The fields that a cost depends on, as they enter artifact keys."""
     return {name: value for name, value in config.canonical().items() if name not in COUNTS.get(stage, ())}
 
 

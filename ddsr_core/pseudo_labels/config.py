@@ -14,7 +14,7 @@ from ddsr_core.pseudo_labels.names import EmbedderName
 class PatchesConfig(StageConfig):
     """Which windows of the photos become training patches. Set either ``threshold_db`` or ``quantile``."""
 
-    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     patch_px: int = Field(
         512,

@@ -22,7 +22,7 @@ Select = Literal["none", "psnr_bic", "psnr_bic_and_coverage"]
 class SampleConfig(StageConfig):
     """How many images are sampled, how they are selected, and whether their detail is restored."""
 
-    younger_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     # Sampling
     count: int = Field(70, ge=1, le=100_000, description="Images in the distilled set.")

@@ -70,7 +70,7 @@ class ValidationConfig(StageConfig):
 class TrainSRConfig(StageConfig):
     """How one SR network is trained. Empty fields take the values published for the network."""
 
-    younger_fields: ClassVar[frozenset[str]] = frozenset({"processes"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"processes"})
 
     arch: str = Field("srformer-light", description="Name of the network, or module:Class of your own.")
     arch_kwargs: dict[str, JsonValue] = Field({}, description="Arguments of the network that override its defaults.")
