@@ -65,4 +65,4 @@ def test_missing_weights_stop_a_run_before_any_work(tmp_path: Path):
 def test_class_names_without_a_text_tower_are_refused_at_once(tmp_path: Path):
     done = distill(tmp_path, tmp_path / "home", "best")
     assert done.returncode == 1
-    assert "set finetune.class_row_init=null" in done.stderr
+    assert "set finetune.class_row_init=auto" in done.stderr

@@ -29,7 +29,8 @@ NOT_RUN = {
     "ddsr reproduce": "takes minutes: tests/integration/test_reproduce.py",
     "ddsr rollback": "needs several versions: tests/unit/nightly",
     "ddsr train-sr --data photos/ --arch rrdbnet --init": "needs downloaded weights: tests/unit/sr",
-    "ddsr train-sr --data FOLDER --arch NAME --set gan": "a pattern, not a command",
+    "ddsr train-sr --data FOLDER --arch NAME": "a pattern, not a command",
+    "ddsr pretrain": "needs larger photos: tests/unit/pretrain",
     "ddsr evaluate --weights KEY --test OST300/": "needs the weights of DISTS: tests/unit/metrics",
     "ddsr upscale small/ large/ --weights RealESRGAN": "needs downloaded weights: tests/unit/sr/test_upscale.py",
 }
