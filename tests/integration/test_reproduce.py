@@ -43,7 +43,8 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "home/runs/ablation"
     rows = list(csv.DictReader((folder / "ablation.csv").open(newline="")))
-    names = ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "restored", "random", "threshold", "full"]
+    names = ["base", "difffit", "minimax", "lsr-paper", "lsr-target", "select", "restored", "random", "threshold",
+             "random + restored", "threshold + restored", "full"]  # fmt: skip
     assert [(row["variant"], row["seed"]) for row in rows] == [(name, seed) for seed in "0" for name in names]
     table = (folder / "ablation.md").read_text()
     assert table in first.stdout
@@ -57,7 +58,7 @@ def test_every_variant_and_seed_is_measured_and_a_second_run_builds_nothing(tmp_
     assert first.stderr.count(f"{left_out}: 3.png") == 1
     assert json.loads((folder / "run.json").read_text())["left_out"] == 1
     sheets = {path.name for path in folder.glob("sheet-*.png")}
-    assert sheets == {f"sheet-{name}.png" for name in names if name != "full"}
+    assert sheets == {f"sheet-{name.replace(' + ', '-')}.png" for name in names if name != "full"}
     assert read_rgb(folder / "sheet-base.png").shape == (64, 130, 3)  # two images side by side
     assert len(json.loads((folder / "ablation.json").read_text())["cells"]) == len(names)
     assert json.loads((folder / "run.json").read_text())["status"] == "completed"
