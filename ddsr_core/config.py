@@ -93,7 +93,7 @@ class Runtime:
             ChangedInputError: it is not the digest in the key.
         """
         if self.input_digests.get(name, digest) != digest:
-            raise ChangedInputError(f"the {name} changed while they were read", where=where, fix="run again")
+            raise ChangedInputError(f"the input {name} changed while it was read", where=where, fix="run again")
 
 
 def resolve_device(name: str = "auto") -> str:

@@ -186,8 +186,7 @@ def dot_plot(rows: Sequence[Dots], *, title: str, x_label: str, line: float, lin
     parts.append(f'<line class="axis" x1="{x(line):.1f}" x2="{x(line):.1f}" y1="18" y2="{bottom}"/>')
     parts.append(f'<text x="{x(line):.1f}" y="12" text-anchor="middle">{escape(line_label)}</text>')
     parts += [_dots(row, left, 22 + ROW_HEIGHT * (index + 0.5), x) for index, row in enumerate(rows)]
-    middle = (left + WIDTH) / 2
-    parts.append(f'<text x="{middle}" y="{bottom + 34}" text-anchor="middle">{escape(x_label)}</text></svg>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{bottom + 34}" text-anchor="end">{escape(x_label)}</text></svg>')
     return "".join(parts)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from ddsr_core.nightly.night import Night, run_night
 from ddsr_core.pipeline.config import load_config
@@ -28,6 +28,7 @@ from ddsr_core.pipeline.run_folder import read_run
 from ddsr_core.pipeline.step_runs import TrainRequest, run_training
 from ddsr_core.storage.store import Store
 from flows.cli.main import cli
+from tests.helpers.cli import ddsr
 from tests.helpers.commands import TINY, make_photos
 
 FLIPS = int(os.environ.get("DDSR_FLIPS", "1"))
@@ -60,10 +61,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(whole: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may damage."""
     return Path(shutil.copytree(whole, tmp_path / "copy"))
-
-
-def ddsr(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def folder_of(root: Path, stage: str) -> Path:

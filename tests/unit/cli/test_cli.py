@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,39 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 from click.shell_completion import ShellComplete
-from click.testing import CliRunner, Result
 
-from ddsr_core.baselines.names import TRAINING_SETS
-from ddsr_core.config import Runtime
-from ddsr_core.imaging.images import save_png
 from ddsr_core.storage.store import Store
 from flows.cli import main
 from flows.cli.main import cli
+from tests.helpers.cli import assert_failed, ddsr, photos
 from tests.helpers.commands import ROOT
-from tests.helpers.toy_stage import TOY, CountConfig, inputs
 
 MINE = set(cli.commands) - {"train-sr", "evaluate", "upscale", "export-sr"}
-
-
-def ddsr(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def photos(folder: Path, count: int = 3, side: int = 96) -> Path:
-    for seed in range(count):
-        image = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        save_png(folder / f"{seed}.png", image)
-    return folder
-
-
-def assert_failed(result: Result, *texts: str) -> None:
-    assert result.exit_code == 1, result.output
-    assert "Traceback" not in result.output
-    for text in texts:
-        assert text in result.output
 
 
 @pytest.mark.parametrize("command", list(cli.commands))
@@ -258,202 +234,3 @@ def test_runs_show_and_gc_on_an_empty_home(tmp_path: Path):
     assert "no runs" in ddsr("runs", "--home", tmp_path).output
     assert_failed(ddsr("show", "demo", "--home", tmp_path), "no run 'demo'")
     assert ddsr("gc", "--home", tmp_path).exit_code == 0
-
-
-def unused_artifact(home: Path) -> Path:
-    """An artifact and a partial build that no run names, in a home; returns the artifact's folder."""
-    log = home.parent / "log"
-    log.touch()
-    store = Store(home)
-    artifact, _ = store.build(TOY, CountConfig(files=2), inputs(log), Runtime())
-    partial = artifact.path.with_name("0" * 32 + ".partial")
-    partial.mkdir()
-    partial.with_name("0" * 32 + ".lock").touch()
-    return artifact.path
-
-
-def test_gc_removes_what_no_run_uses_and_only_when_told(tmp_path: Path):
-    home = tmp_path / "home"
-    folder = unused_artifact(home)
-    listed = ddsr("gc", "--home", home).output
-    assert "would remove toy, not finished, today (0.0 MB)\n    " in listed
-    assert f"would remove toy, today (0.0 MB)\n    {folder}" in listed
-    assert folder.exists()
-    done = json.loads(ddsr("gc", "--delete", "--json", "--home", home).output)
-    assert [Path(item["path"]).name for item in done["artifacts"]] == ["0" * 32 + ".partial", folder.name]
-    assert [path.name for path in (home / "artifacts/toy").iterdir() if path.is_dir()] == []
-
-
-def test_gc_refuses_a_folder_that_is_not_a_home(tmp_path: Path):
-    album = tmp_path / "photos/artifacts/2024/holiday"
-    album.mkdir(parents=True)
-    (album / "beach.jpg").write_bytes(b"photo")
-    assert_failed(ddsr("gc", "--delete", "--home", tmp_path / "photos"), "not a home of ddsr", "--home")
-    assert (album / "beach.jpg").exists()
-
-
-def test_gc_leaves_alone_what_ddsr_has_not_made(tmp_path: Path):
-    home, outside = tmp_path / "home", tmp_path / "outside"
-    folder = unused_artifact(home)
-    shutil.copytree(folder, outside)
-    (folder / "notes.txt").write_text("mine")
-    (folder.parent / ("1" * 32)).symlink_to(outside)
-    (home / "artifacts/linked").symlink_to(outside)
-    (folder.parent / "holiday").mkdir()
-    (folder.parent / ("2" * 32)).mkdir()
-    (folder.parent / ("3" * 32 + ".partial")).mkdir()
-    done = json.loads(ddsr("gc", "--delete", "--json", "--home", home).output)
-    assert [Path(item["path"]).name for item in done["artifacts"]] == ["0" * 32 + ".partial"]
-    reasons = {Path(path).name[:8]: reason for path, reason in done["left"].items()}
-    assert reasons == {
-        folder.name[:8]: "it contains a foreign file: notes.txt", "1" * 8: "it is a link",
-        "holiday": "its name is not a key",
-        "2" * 8: "its manifest is missing or damaged", "3" * 8: "it was not left by a build of ddsr",
-    }  # fmt: skip
-    assert (outside / "manifest.json").exists()
-
-
-def test_gc_removes_nothing_while_the_record_of_a_run_cannot_be_read(tmp_path: Path):
-    home = tmp_path / "home"
-    folder = unused_artifact(home)
-    Store(home).write_file("runs/cats/run.json", b"{")
-    result = ddsr("gc", "--delete", "--home", home)
-    assert result.exit_code == 1
-    assert "Traceback" not in result.output
-    assert folder.exists()
-
-
-def test_evaluate_bicubic_writes_the_metrics(tmp_path: Path):
-    out = tmp_path / "bicubic.json"
-    result = ddsr(
-        "evaluate", "--weights", "bicubic", "--test", photos(tmp_path / "p", 1), "--json", out, "--no-lpips",
-        "--home", tmp_path / "home",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    metrics = json.loads(out.read_text())["metrics"]
-    assert set(metrics) == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips"}
-    assert 5 < metrics["psnr_y"] < 30
-
-
-def test_evaluate_several_weights_with_bicubic_beside_them(tmp_path: Path):
-    import torch
-
-    from ddsr_core.sr.networks import build_network
-    from ddsr_core.sr.weights import save_weights
-
-    kwargs = {"feat": 8, "blocks": 1}
-    for name in ("one", "two"):
-        with torch.random.fork_rng():
-            torch.manual_seed(len(name))
-            save_weights(tmp_path / name, build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
-    out, folder = tmp_path / "both.json", photos(tmp_path / "p", 1)
-    result = ddsr(
-        "evaluate", "--weights", tmp_path / "one", "--weights", tmp_path / "two", "--test", folder, "--json", out,
-        "--no-lpips", "--round-y", "--mod-crop", 8, "--home", tmp_path / "home",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "bicubic: 1 images" in result.output
-    summaries = json.loads(out.read_text())
-    assert [summary["network"] for summary in summaries] == ["edsr-small", "edsr-small"]
-    assert [(summary["mod_crop"], summary["y"]) for summary in summaries] == [(8, "rounded")] * 2
-    other = ddsr("evaluate", "--weights", tmp_path / "one", "--test", folder, "--scale", 2, "--home", tmp_path / "home")
-    assert_failed(other, "the weights enlarge x4, the evaluation is for x2")
-
-
-def test_upscale_says_by_how_much(tmp_path: Path):
-    from ddsr_core.sr.networks import build_network
-    from ddsr_core.sr.weights import save_weights
-
-    kwargs = {"feat": 8, "blocks": 1}
-    save_weights(tmp_path / "w", build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
-    folder = photos(tmp_path / "p", 1)
-    home = ("--home", tmp_path / "home")
-    done = ddsr("upscale", folder, tmp_path / "big", "--weights", tmp_path / "w", "--device", "cpu", *home)
-    assert "edsr-small x4: 1 written, 0 skipped" in done.output
-    for name in ("b.dng", "a.dng", "c.heics"):
-        (folder / name).write_bytes(b"raw")
-    some = ddsr("upscale", folder, tmp_path / "some", "--weights", tmp_path / "w", "--device", "cpu", *home)
-    assert some.exit_code == 3
-    assert "edsr-small x4: 1 written, 3 skipped" in some.output
-    assert f"  2 skipped, unsupported: .dng: {folder / 'a.dng'}, {folder / 'b.dng'}\n" in some.output
-    refused = ddsr("upscale", folder, tmp_path / "more", "--weights", tmp_path / "w", "--scale", 2, *home)
-    assert_failed(refused, "the weights enlarge x4, not x2")
-
-
-def test_unknown_weights_are_one_message(tmp_path: Path):
-    (tmp_path / "w.pth").write_bytes(b"not weights")
-    folder = photos(tmp_path / "p", 1)
-    for weights in (tmp_path / "w.pth", tmp_path / "none.pth"):
-        assert_failed(ddsr("evaluate", "--weights", weights, "--test", folder, "--home", tmp_path / "home"), weights.name)
-
-
-def test_train_sr_knows_every_source(tmp_path: Path):
-    text = " ".join(ddsr("train-sr", "--help").output.split())
-    assert "|".join(TRAINING_SETS) in text.replace("| ", "|").replace(" |", "|").replace("- ", "-")
-    result = ddsr("train-sr", "--data", tmp_path, "--source", "k-centre")
-    assert result.exit_code == 2
-    assert "k-center" in result.output
-
-
-@pytest.mark.parametrize(
-    ("source", "images"), [("random", 2), ("k-center", 2), ("hdc", 2), ("full-thresholded", 14), ("full", 3)]
-)
-def test_train_sr_on_a_source(tmp_path: Path, source: str, images: int):
-    """k-center and HDC choose 2 of 40 crops; half of 3 x 9 windows pass the threshold; other sources are DATA."""
-    result = ddsr(
-        "train-sr", "--data", photos(tmp_path / "photos", side=64), "--source", source, "--budget", 2, "--patch-px", 32,
-        "--iterations", 1, "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
-        "--device", "cpu", "--json", "--home", tmp_path / "home",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["images"] == images
-
-
-def test_train_sr_on_crops_of_a_wrong_size_is_one_message(tmp_path: Path):
-    folder, home = photos(tmp_path / "photos"), tmp_path / "home"
-    result = ddsr("train-sr", "--data", folder, "--source", "threshold", "--patch-px", 30, "--home", home)
-    assert_failed(result, "patch_px", "multiple of 4")
-
-
-def small_weights(folder: Path) -> Path:
-    import torch
-
-    from ddsr_core.sr.networks import build_network
-    from ddsr_core.sr.weights import save_weights
-
-    kwargs = {"feat": 8, "blocks": 1}
-    save_weights(folder, build_network("edsr-small", kwargs), "edsr-small", kwargs, 4, {})
-    torch.save({"note": torch.zeros(1)}, folder / "other.pth")
-    return folder
-
-
-@pytest.mark.parametrize("name", ["", "weights.pth", "weights.safetensors"])
-def test_export_sr_writes_onnx_and_says_how_near_it_is(tmp_path: Path, name: str):
-    result = ddsr("export-sr", small_weights(tmp_path / "w") / name, tmp_path / "new/x4.onnx", "--home", tmp_path / "home")
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "new/x4.onnx").is_file()
-    assert "edsr-small x4" in result.output
-    differences = [float(line.split()[-1]) for line in result.output.splitlines() if "largest difference" in line]
-    assert len(differences) == 2
-    assert max(differences) < 1e-5
-
-
-def test_export_sr_of_what_is_not_there_or_not_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("DDSR_HOME", str(tmp_path / "home"))
-    weights = small_weights(tmp_path / "w")
-    assert_failed(ddsr("export-sr", tmp_path / "none", tmp_path / "x.onnx"), "no weights file", "none")
-    assert_failed(ddsr("export-sr", weights / "other.pth", tmp_path / "x.onnx"), "unknown network", "other.pth")
-    assert_failed(ddsr("export-sr", weights, tmp_path / "x.pth"), ".pth is not a format", "weights.pth")
-    (tmp_path / "x.onnx").write_text("mine")
-    assert_failed(ddsr("export-sr", weights, tmp_path / "x.onnx"), "already exists")
-    assert (tmp_path / "x.onnx").read_text() == "mine"
-
-
-def test_crops_shrink_to_small_images_and_the_command_says_so(tmp_path: Path):
-    folder, home = photos(tmp_path / "photos", side=64), tmp_path / "home"
-    tiny = ("--iterations", 1, "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}", "--home", home)
-    result = ddsr("train-sr", "--data", folder, *tiny)
-    assert result.exit_code == 0, result.output
-    assert "LR crops of 16 px: the images are smaller than the published 24 px" in result.stderr
-    summary = next(home.glob("artifacts/train_sr/*/summary.json"))
-    assert json.loads(summary.read_text())["lr_patch_px"] == 16

@@ -5,21 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from ddsr_core.baselines.names import TRAINING_SETS
 from ddsr_core.imaging.images import save_png
 from ddsr_core.metrics.spec import METRICS
-from flows.cli.main import cli
+from tests.helpers.cli import ddsr
 
 TINY = (
     "--iterations", "1", "--set", "lr_patch_px=8", "--set", "batch_size=1", "--set", "arch_kwargs={feat=4, blocks=1}",
     "--device", "cpu", "--json",
 )  # fmt: skip
-
-
-def ddsr(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def assert_failed(result: Result, *texts: str) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from diffusers import DiTPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -23,7 +22,7 @@ from ddsr_core.sampling.sample import load_tuned
 from ddsr_core.storage.files import write_json
 from ddsr_core.storage.stage import Source, Stage, StageResult
 from ddsr_core.storage.store import Store
-from flows.cli.main import cli
+from tests.helpers.cli import ddsr
 from tests.helpers.published_models import SHAPE, small_kl, write_diffusers
 from tests.helpers.tiny_base import IMAGE_PX, tiny_dit, write_base
 from tests.helpers.tiny_base import SHAPE as TINY_SHAPE
@@ -209,10 +208,6 @@ COPY = Stage("finetune", version=0, run=copy_adapter, config=StageConfig)
 def home_of_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The home of commands that name none."""
     monkeypatch.setenv("DDSR_HOME", str(tmp_path / "home"))
-
-
-def ddsr(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def test_the_command_writes_a_pipeline_of_an_adapter(saved: tuple[Path, Path], tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ def replace_photo(folder: Path) -> Callable[[], None]:
     return replace
 
 
+def replaced_weights(folder: Path) -> StageInput:
+    """Weights as an input that was hashed before other weights took their place."""
+    network = build_network("edsr-small", TINY)
+    save_weights(folder, network, "edsr-small", TINY, 4, {})
+    hashed = weights_source(folder)
+    next(iter(network.parameters())).data += 1
+    save_weights(folder, network, "edsr-small", TINY, 4, {})
+    return hashed
+
+
 def left_over(store: Store) -> list[str]:
     """Artifacts and partial ones."""
     return [path.name for path in store.home.glob("artifacts/*/*") if path.is_dir()]
@@ -77,7 +87,7 @@ def before_call(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, number:
 @pytest.mark.parametrize("changed", ["data", "test"])
 def test_photos_replaced_before_the_training_reads_them(store: Store, inputs: dict[str, StageInput], changed: str) -> None:
     replace_photo(inputs[changed].path)()
-    with pytest.raises(ChangedInputError, match=f"the {changed} changed while they were read"):
+    with pytest.raises(ChangedInputError, match=f"the input {changed} changed while it was read"):
         store.build(train_sr.STAGE, RECIPE, inputs)
     assert left_over(store) == []
 
@@ -94,19 +104,15 @@ def test_a_test_photo_replaced_between_two_validations(
 def test_initial_weights_replaced_before_the_training_reads_them(
     store: Store, inputs: dict[str, StageInput], tmp_path: Path
 ) -> None:
-    network = build_network("edsr-small", TINY)
-    save_weights(tmp_path / "init", network, "edsr-small", TINY, 4, {})
-    init = weights_source(tmp_path / "init")
-    next(iter(network.parameters())).data += 1
-    save_weights(tmp_path / "init", network, "edsr-small", TINY, 4, {})
-    with pytest.raises(ChangedInputError, match="the init changed"):
+    init = replaced_weights(tmp_path / "init")
+    with pytest.raises(ChangedInputError, match="the input init changed"):
         store.build(train_sr.STAGE, RECIPE, {**inputs, "init": init})
     assert left_over(store) == []
 
 
 def test_test_photos_replaced_before_the_evaluation_reads_them(store: Store, inputs: dict[str, StageInput]) -> None:
     replace_photo(inputs["test"].path)()
-    with pytest.raises(ChangedInputError, match="the test changed"):
+    with pytest.raises(ChangedInputError, match="the input test changed"):
         store.build(evaluate.STAGE, CHEAP, {"test": inputs["test"]})
     assert left_over(store) == []
 
@@ -127,12 +133,8 @@ def test_a_test_photo_replaced_while_another_is_measured_and_put_back(
 def test_weights_replaced_before_the_evaluation_reads_them(
     store: Store, inputs: dict[str, StageInput], tmp_path: Path
 ) -> None:
-    network = build_network("edsr-small", TINY)
-    save_weights(tmp_path / "weights", network, "edsr-small", TINY, 4, {})
-    weights = weights_source(tmp_path / "weights")
-    next(iter(network.parameters())).data += 1
-    save_weights(tmp_path / "weights", network, "edsr-small", TINY, 4, {})
-    with pytest.raises(ChangedInputError, match="the weights changed"):
+    weights = replaced_weights(tmp_path / "weights")
+    with pytest.raises(ChangedInputError, match="the input weights changed"):
         store.build(evaluate.STAGE, CHEAP, {"test": inputs["test"], "weights": weights})
     assert left_over(store) == []
 
