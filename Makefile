@@ -23,7 +23,7 @@ demo: setup                     ## the whole method on bundled photos, about fiv
 	$(BIN)/ddsr demo
 
 test: setup                     ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: setup                    ## format, lint, spelling, types and security
 	$(BIN)/ruff format --check .
