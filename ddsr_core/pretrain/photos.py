@@ -6,6 +6,7 @@ A tenth of the photos is held out, chosen by file name, so that scores are measu
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ddsr_core.errors import InputError
-from ddsr_core.imaging.decode import read_rgb
-from ddsr_core.imaging.photos import find_images
+from ddsr_core.imaging.decode import UnusableImage
+from ddsr_core.imaging.photos import iter_photos
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.pseudo_labels.config import PatchesConfig
@@ -31,12 +32,14 @@ class PatchSet:
         held_out: the same of other photos.
         threshold_db: PSNR_bic that a window had to be below.
         photos: number of photos with at least one window, training and held out.
+        skipped: number of photos that cannot be used, by reason.
     """
 
     train: np.ndarray
     held_out: np.ndarray
     threshold_db: float
     photos: tuple[int, int]
+    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,29 @@ def is_held_out(name: str, share: float) -> bool:
 def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory = silent) -> PatchSet:
     """Cut the textured windows of every photo: the share ``keep_share`` of them with the lowest PSNR_bic.
 
+    Photos that cannot be read are left out and counted.
+
     Raises:
         InputError: no window is left for training or for the scores.
     """
-    photos = find_images(folder)
+    photos = list(iter_photos(folder))
     cut: list[_Windows] = []
+    skipped: Counter[str] = Counter()
     with progress("Cutting patches", total=len(photos), unit="photos") as bar:
-        for number, path in enumerate(photos):
-            held_out = is_held_out(path.name, config.held_out_share)
-            cut.append(_windows(read_rgb(path), held_out, config, np.random.default_rng((config.seed, number))))
+        for number, photo in enumerate(photos):
+            try:
+                pixels = photo.read()
+            except UnusableImage as error:
+                skipped[error.reason.split(":")[0]] += 1
+            else:
+                held_out = is_held_out(Path(photo.name).name, config.held_out_share)
+                cut.append(_windows(pixels, held_out, config, np.random.default_rng((config.seed, number))))
             bar.advance()
     scores = np.concatenate([windows.psnr_bic for windows in cut]) if cut else np.empty(0)
     if not len(scores):
         raise InputError(
-            f"none of {len(photos)} photos is large enough",
+            f"none of {len(photos)} photos is large enough"
+            + (f" ({sum(skipped.values())} cannot be read)" if skipped else ""),
             where=folder,
             fix=f"use photos of at least {config.smallest_short_side_px * config.least_reduction:.0f} px on their short "
             "side, or lower smallest_short_side_px",
@@ -100,7 +112,7 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
         sum(windows.held_out == held and bool((windows.psnr_bic <= threshold).any()) for windows in cut)
         for held in (False, True)
     )
-    return PatchSet(parts[0], parts[1], threshold, (counts[0], counts[1]))
+    return PatchSet(parts[0], parts[1], threshold, (counts[0], counts[1]), dict(sorted(skipped.items())))
 
 
 def _windows(image: np.ndarray, held_out: bool, config: PretrainConfig, rng: np.random.Generator) -> _Windows:

@@ -105,7 +105,8 @@ def run(config: PretrainConfig, *, photos: Path, out: Path, runtime: Runtime) ->
     save_base(out, info, dit, vae)
     save_file({"centers": load_file(place.work / "features" / FEATURES)["centers"]}, out / CLASSES)
     write_json(out / "curves.json", {"scores": scores, "config": config.model_dump(mode="json"), **patches.facts})
-    return StageResult(counts={"patches": len(patches.train), "classes": config.classes})
+    counts = {"patches": len(patches.train), "classes": config.classes, "skipped": patches.facts.get("skipped", {})}
+    return StageResult(counts=counts)
 
 
 def _patches(config: PretrainConfig, photos: Path, place: Place) -> Patches:
@@ -117,6 +118,7 @@ def _patches(config: PretrainConfig, photos: Path, place: Place) -> Patches:
         found = {
             "photos": cut.photos[0], "held_out_photos": cut.photos[1], "train_patches": len(cut.train),
             "held_out_patches": len(cut.held_out), "threshold_db": round(cut.threshold_db, 4),
+            **({"skipped": cut.skipped} if cut.skipped else {}),
         }  # fmt: skip
         if facts.exists() and json.loads(facts.read_text()) != found:
             raise InputError(

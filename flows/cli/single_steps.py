@@ -101,6 +101,8 @@ def pretrain_base(photos: Path | None, out: Path, overrides: Iterable[str], repo
         out.mkdir(parents=True, exist_ok=True)
         if photos is None:
             photos = fetch_photographs(out / RESUME / "photos", runtime.progress)
-        pretrain(config, photos=photos, out=out, runtime=runtime)
+        done = pretrain(config, photos=photos, out=out, runtime=runtime)
         shutil.rmtree(out / RESUME)
+    for reason, count in done.counts["skipped"].items():
+        click.echo(f"ddsr: {count} photos skipped: {reason}", err=True)
     return out

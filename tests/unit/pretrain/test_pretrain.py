@@ -143,6 +143,16 @@ def test_the_share_with_the_most_texture_is_kept_and_held_out_photos_stay_apart(
         cut_patches(photos, TINY.model_copy(update={"smallest_short_side_px": 400}))
 
 
+def test_a_damaged_photo_is_left_out_and_counted(photos: Path):
+    whole = cut_patches(photos, TINY)
+    (photos / "damaged.png").write_bytes((photos / "0.png").read_bytes()[:200])
+    (photos / "empty.jpg").write_bytes(b"")
+    with_damage = cut_patches(photos, TINY)
+    assert sum(with_damage.skipped.values()) == 2
+    assert not whole.skipped
+    assert with_damage.photos == whole.photos
+
+
 def tiny_data(count: int = 10) -> PriorData:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, count, 4, 16, 16, generator=generator).half()
