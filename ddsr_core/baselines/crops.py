@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,10 @@ def run(
         ConfigError: the input that the kind needs is missing, or the patches have another size.
         InputError: no photo is large enough, or there are no patches.
     """
-    name, write = _WRITERS[config.kind]
-    source = {"photos": photos, "patches": patches}[name]
-    if source is None:
-        raise ConfigError(f"{config.kind} crops need {name}", where="kind", fix=f"give the stage its input {name}")
-    rows, statistics = write(config, source, out, runtime)
+    if config.kind == "random":
+        rows, statistics = _random_crops(config, _needed(photos, "photos", config), out, runtime)
+    else:
+        rows, statistics = _threshold_crops(config, _needed(patches, "patches", config), out, runtime)
     fields = {"photo": pa.string(), "y": pa.int32(), "x": pa.int32(), "psnr_bic": pa.float32()}
     finish_image_set(out, rows, fields)
     counts = {
@@ -61,7 +59,7 @@ def run(
         **statistics,
     }
     write_json(out / "summary.json", counts)
-    return StageResult(counts=counts, inputs={"photos": _measured(out)["source"]} if name == "photos" else {})
+    return StageResult(counts=counts, inputs={"photos": _measured(out)["source"]} if config.kind == "random" else {})
 
 
 def draw_crop(sizes: np.ndarray, patch_px: int, seed: int, index: int) -> tuple[int, int, int]:
@@ -173,11 +171,11 @@ def _psnr_bic(crop: np.ndarray, config: CropsConfig) -> float:
     return round(float(psnr_bic(to_float(crop), config.kernel, config.scale)), 4)
 
 
-#: Kind -> the input that it needs, and its writer.
-_WRITERS: Mapping[str, tuple[str, Callable[[CropsConfig, Path, Path, Runtime], tuple[list[Row], dict[str, Any]]]]] = {
-    "random": ("photos", _random_crops),
-    "threshold": ("patches", _threshold_crops),
-}
+def _needed(source: Path | None, name: str, config: CropsConfig) -> Path:
+    if source is None:
+        raise ConfigError(f"{config.kind} crops need {name}", where="kind", fix=f"give the stage its input {name}")
+    return source
+
 
 STAGE = Stage(
     "crops", version=1, run=run, config=CropsConfig, section="III", words="{count:,} {kind} crops of {patch_px} px"

@@ -80,15 +80,14 @@ def _gap(row: TableRow, source: str, rows: Iterable[TableRow]) -> float | None:
 
 def _best(groups: Sequence[tuple[TableRow, list[SrResult]]]) -> list[frozenset[str]]:
     """For each row the metrics in which it leads the reduced sets of its architecture by more than chance explains."""
-    return [
-        frozenset(
-            name
-            for name in row.metrics
-            if (others := [g for other, g in groups if _competes(row, other)])
-            and all(is_positive(_gains(own, other, name)) for other in others)
-        )
-        for row, own in groups
-    ]
+    return [_leads(row, own, [theirs for other, theirs in groups if _competes(row, other)]) for row, own in groups]
+
+
+def _leads(row: TableRow, own: list[SrResult], rivals: list[list[SrResult]]) -> frozenset[str]:
+    """The metrics in which ``own`` is ahead of all rivals; none without rivals."""
+    if not rivals:
+        return frozenset()
+    return frozenset(name for name in row.metrics if all(is_positive(_gains(own, rival, name)) for rival in rivals))
 
 
 def _competes(row: TableRow, other: TableRow) -> bool:
