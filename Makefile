@@ -33,7 +33,7 @@ check: setup                    ## format, lint, spelling, types and security
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml ddsr_core tasks flows deployments
 
 audit: setup                    ## known vulnerabilities of the locked packages; needs the network
-	$(BIN)/uv tool run pip-audit --requirement requirements.lock --no-deps --disable-pip
+	$(BIN)/uv tool run pip-audit --strict --requirement requirements.lock --no-deps --disable-pip
 
 lint: setup                     ## fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
