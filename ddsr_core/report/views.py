@@ -36,6 +36,12 @@ LOSSES: Mapping[str, tuple[str, str]] = {
 }
 
 
+def color_of(source: str) -> int:
+    """Color of a training set. Crops with restored detail have the color of the crops."""
+    known = TRAINING_SETS.get(source)
+    return SOURCE_COLORS.get((known.restored_from if known else "") or source, OTHER_COLOR)
+
+
 def meanings(report: Report) -> dict[str, str]:
     """What each training set of the report is, by the label that its tables use."""
     labels = {report.label_of(name): text.meaning for name, text in TRAINING_SETS.items()}
@@ -267,7 +273,7 @@ def verdict_chart(judged: Verdict) -> str:
             item.difference.by_seed,
             item.difference.mean,
             item.difference.half_width,
-            SOURCE_COLORS.get(item.other, OTHER_COLOR),
+            color_of(item.other),
         )
         for item in judged.comparisons
     ]
@@ -292,7 +298,7 @@ def result_charts(report: Report) -> list[tuple[str, str]]:
 
 def _result_chart(report: Report, arch: str, sets: Mapping[tuple[str, int | None], list[float]], bicubic: float) -> str:
     rows = [
-        charts.Dots(report.label_of(source), own, sum(own) / len(own), None, SOURCE_COLORS.get(source, OTHER_COLOR))
+        charts.Dots(report.label_of(source), own, sum(own) / len(own), None, color_of(source))
         for (source, _), own in sets.items()
     ]
     title, label = f"PSNR-Y of {arch} by training set", METRICS["psnr_y"].heading
