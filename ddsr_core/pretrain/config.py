@@ -22,7 +22,7 @@ PHASE_FIELDS: dict[str, tuple[str, ...]] = {
     "features": ("classes", "token_dims"),
     "prior": (
         "hidden", "depth", "heads", "row_std", "prior_steps", "prior_batch", "prior_learning_rate", "prior_warmup",
-        "decay_share", "label_dropout", "timestep_weighting", "repa_weight", "repa_block", "ema_decay", "compiled",
+        "decay_share", "label_dropout", "timestep_weighting", "repa_weight", "repa_block", "ema_decay", "compile",
         "checkpoint_every",
     ),
 }  # fmt: skip
@@ -121,10 +121,10 @@ class PretrainConfig(StageConfig):
     label_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of samples trained with the null label, for guidance and unlabeled sampling."
     )
-    compiled: bool = Field(
+    compile: bool = Field(
         False,
-        description="Compile the DiT with torch.compile for training. Requires a C++ compiler and a minute at the start; a "
-        "step of the default size is then about a quarter faster on two cores. Results differ by rounding.",
+        description="Compile the DiT with torch.compile. Requires a C++ compiler; a quarter faster on two cores at the "
+        "default size. Results differ by rounding.",
     )
     timestep_weighting: Literal["uniform", "min_snr", "logit_normal"] = Field(
         "uniform",

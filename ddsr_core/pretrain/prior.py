@@ -159,8 +159,8 @@ class PriorTrainer:
         self.scores: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
         self._hidden: Tensor | None = None
-        if config.compiled:
-            self.model.compile(dynamic=False)
+        if config.compile:
+            self.model.compile()
         if config.repa_weight:
             self.model.layers[config.repa_block - 1].register_forward_hook(self._keep_hidden)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -182,6 +183,16 @@ def test_every_weighting_of_timesteps_trains(weighting: str):
     terms = [trainer.advance() for _ in range(3)]
     assert set(terms[0]) == {"mse", "vb", "repa"}
     assert not torch.equal(before, trainer.model.blocks[0].mlp.fc1.weight)
+
+
+def test_a_compiled_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = (PriorTrainer(TINY.model_copy(update={"compile": value}), tiny_data()) for value in (False, True))
+    for _ in range(3):
+        expected, found = plain.advance(), compiled.advance()
+    assert found == pytest.approx(expected, rel=1e-2)
+    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
+    assert [trainer.model._compiled_call_impl is not None for trainer in (plain, compiled)] == [False, True]
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():
