@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddsr_core.errors import InputError
 from ddsr_core.imaging.decode import UnusableImage
-from ddsr_core.imaging.photos import iter_photos
+from ddsr_core.imaging.photos import Photo, iter_photos
 from ddsr_core.pretrain.config import PretrainConfig
 from ddsr_core.progress import ProgressFactory, silent
 from ddsr_core.pseudo_labels.config import PatchesConfig
@@ -78,18 +78,7 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
         InputError: no window is left for training or for the scores.
     """
     photos = list(iter_photos(folder))
-    cut: list[_Windows] = []
-    skipped: Counter[str] = Counter()
-    with progress("Cutting patches", total=len(photos), unit="photos") as bar:
-        for number, photo in enumerate(photos):
-            try:
-                pixels = photo.read()
-            except UnusableImage as error:
-                skipped[error.reason.split(":")[0]] += 1
-            else:
-                held_out = is_held_out(Path(photo.name).name, config.held_out_share)
-                cut.append(_windows(pixels, held_out, config, np.random.default_rng((config.seed, number))))
-            bar.advance()
+    cut, skipped = _cut_all(photos, config, progress)
     scores = np.concatenate([windows.psnr_bic for windows in cut]) if cut else np.empty(0)
     if not len(scores):
         raise InputError(
@@ -113,6 +102,23 @@ def cut_patches(folder: Path, config: PretrainConfig, progress: ProgressFactory 
         for held in (False, True)
     )
     return PatchSet(parts[0], parts[1], threshold, (counts[0], counts[1]), dict(sorted(skipped.items())))
+
+
+def _cut_all(photos: list[Photo], config: PretrainConfig, progress: ProgressFactory) -> tuple[list[_Windows], Counter[str]]:
+    """The windows of every photo that can be read, and how many cannot, by reason."""
+    cut: list[_Windows] = []
+    skipped: Counter[str] = Counter()
+    with progress("Cutting patches", total=len(photos), unit="photos") as bar:
+        for number, photo in enumerate(photos):
+            try:
+                pixels = photo.read()
+            except UnusableImage as error:
+                skipped[error.reason.split(":")[0]] += 1
+            else:
+                held_out = is_held_out(Path(photo.name).name, config.held_out_share)
+                cut.append(_windows(pixels, held_out, config, np.random.default_rng((config.seed, number))))
+            bar.advance()
+    return cut, skipped
 
 
 def _windows(image: np.ndarray, held_out: bool, config: PretrainConfig, rng: np.random.Generator) -> _Windows:
