@@ -22,7 +22,7 @@ Select = Literal["none", "psnr_bic", "psnr_bic_and_coverage"]
 class SampleConfig(StageConfig):
     """How many images are sampled, how they are selected, and whether their detail is restored."""
 
-    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"scale"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"scale", "own_cluster"})
 
     # Sampling
     count: int = Field(70, ge=1, le=100_000, description="Images in the distilled set.")
@@ -73,6 +73,11 @@ class SampleConfig(StageConfig):
         "psnr_bic_and_coverage",
         description="How images are selected from the candidates: none takes the first, psnr_bic matches the PSNR_bic "
         "distribution of the real patches, psnr_bic_and_coverage also covers them in embedding space.",
+    )
+    own_cluster: bool = Field(
+        False,
+        description="Select first among the candidates whose nearest patch in embedding space has their pseudo-label. Turn "
+        "it on if images of a cluster look like patches of another.",
     )
     scale: Scale = Field(SCALE, description="Upsampling factor of PSNR_bic. Filled in by the pipeline.")
     max_cosine: float = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -38,19 +38,17 @@ class SetQuality:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
-def set_quality(compared: Comparison, places: Sequence[int], labels: np.ndarray, of_patch: Mapping[str, int]) -> SetQuality:
+def set_quality(compared: Comparison, places: Sequence[int], labels: np.ndarray) -> SetQuality:
     """Quality of some of the images of a comparison.
 
     Args:
         places: their indices in ``compared``.
         labels: their pseudo-labels ``(len(places),)``.
-        of_patch: pseudo-label of every accepted patch.
     """
-    nearest = np.array([of_patch[compared.by_embedding.patch_id[place]] for place in places])
     psnr = compared.psnr_bic[list(places)]
     precision, recall = mean_precision_recall(compared.vectors[list(places)], labels, compared.real_vectors)
     return SetQuality(
-        own_cluster_share=float((nearest == labels).mean()),
+        own_cluster_share=float((compared.nearest_label[list(places)] == labels).mean()),
         precision=precision,
         recall=recall,
         psnr_bic_distance_db=float(wasserstein_distance(psnr, compared.real_psnr_bic)),

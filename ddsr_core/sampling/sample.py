@@ -29,13 +29,21 @@ from ddsr_core.errors import ConfigError, InputError
 from ddsr_core.imaging.decode import read_rgb
 from ddsr_core.imaging.image_sets import finish_image_set, image_set_name
 from ddsr_core.imaging.images import encode_png
-from ddsr_core.pseudo_labels.clusters import read_labels
 from ddsr_core.sampling.allocation import images_per_label
 from ddsr_core.sampling.config import SAMPLED, SampleConfig
 from ddsr_core.sampling.init_patches import InitLatents, init_patches
 from ddsr_core.sampling.quality import set_quality
 from ddsr_core.sampling.restoration import restored_files
-from ddsr_core.sampling.selection import Comparison, References, Scores, choose, compare, random_score, score
+from ddsr_core.sampling.selection import (
+    Comparison,
+    References,
+    Scores,
+    choose,
+    compare,
+    own_cluster_first,
+    random_score,
+    score,
+)
 from ddsr_core.sampling.sr_gain import gains_of_files, highest_gain
 from ddsr_core.storage.files import write_atomically, write_json
 from ddsr_core.storage.stage import RESUME, Stage, StageResult
@@ -147,7 +155,7 @@ def run(
     finish_image_set(out, rows, FIELDS)
     summary = {
         **_summary(config, rows, compared, selected, out),
-        **_quality(config, (compared, chosen), (described, places), candidates.labels[chosen], clusters),
+        **_quality(config, (compared, chosen), (described, places), candidates.labels[chosen]),
     }
     write_json(out / "summary.json", summary)
     return StageResult({name: summary[name] for name in COUNTED})
@@ -270,6 +278,9 @@ def select_for_label(
     psnr = compared.psnr_bic[allowed]
     target = compared.real_psnr_bic[compared.real_labels == label]
     similarity = compared.real_vectors[label] @ compared.vectors[allowed].T
+    if config.own_cluster:
+        kept = own_cluster_first(compared.nearest_label[allowed] == label, similarity.max(0), share)
+        allowed, psnr, similarity = allowed[kept], psnr[kept], similarity[:, kept]
     chosen = choose(config.select, psnr, target, similarity, share)
     random = random_score(share, psnr, target, similarity, config.seed)
     return Selected([int(index) for index in allowed[chosen]], score(chosen, psnr, target, similarity), random)
@@ -352,15 +363,13 @@ def _quality(
     sampled: tuple[Comparison, list[int]],
     final: tuple[Comparison, list[int]],
     labels: np.ndarray,
-    clusters: Path,
 ) -> dict[str, Any]:
     """Quality of the set as it was sampled and selected; below ``restored`` that of the restored images, if it has any."""
-    of_patch = read_labels(clusters)
     compared, places = sampled
-    summary: dict[str, Any] = dict(set_quality(compared, places, labels, of_patch).rounded())
+    summary: dict[str, Any] = dict(set_quality(compared, places, labels).rounded())
     summary["psnr_bic_sampled_mean"] = round(float(compared.psnr_bic[places].mean()), 4)
     if config.detail_restoration > 0:
-        summary["restored"] = set_quality(*final, labels, of_patch).rounded()
+        summary["restored"] = set_quality(*final, labels).rounded()
     return summary
 
 

@@ -79,6 +79,7 @@ class Comparison:
     Attributes:
         psnr_bic: of the candidates ``(n,)``; ``vectors``: their embeddings ``(n, d)``.
         by_pixels, by_embedding: the training patch that each candidate is most similar to.
+        nearest_label: pseudo-label of the one that is most similar by embedding ``(n,)``.
         real_psnr_bic: of the accepted patches ``(N,)``; ``real_labels``: their pseudo-labels ``(N,)``.
         real_vectors: for each pseudo-label embeddings of its patches ``(at most COVERAGE_SAMPLE, d)``.
     """
@@ -87,6 +88,7 @@ class Comparison:
     vectors: np.ndarray
     by_pixels: Nearest
     by_embedding: Nearest
+    nearest_label: np.ndarray
     real_psnr_bic: np.ndarray
     real_labels: np.ndarray
     real_vectors: list[np.ndarray]
@@ -145,8 +147,10 @@ def compare(candidates: list[Path], references: References, runtime: Runtime, sc
             bar.advance(len(names))
     by_embedding, real_vectors = _compare_vectors(samples.vectors, references.embeddings, of_patch)
     return Comparison(
-        samples.psnr_bic, samples.vectors, by_pixels, by_embedding, np.array(real_psnr), np.array(real_labels), real_vectors
-    )
+        psnr_bic=samples.psnr_bic, vectors=samples.vectors, by_pixels=by_pixels, by_embedding=by_embedding,
+        nearest_label=np.array([of_patch[name] for name in by_embedding.patch_id]), real_psnr_bic=np.array(real_psnr),
+        real_labels=np.array(real_labels), real_vectors=real_vectors,
+    )  # fmt: skip
 
 
 def _compare_vectors(vectors: np.ndarray, embeddings: Path, of_patch: Mapping[str, int]) -> tuple[Nearest, list[np.ndarray]]:
@@ -224,6 +228,21 @@ def farthest_first(vectors: np.ndarray, count: int, first: int) -> list[int]:
 def unit_length(vectors: np.ndarray) -> np.ndarray:
     """Rows of ``(n, d)`` scaled to length 1, ``float32``; embeddings are never zero."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+
+def own_cluster_first(own: np.ndarray, similarity: np.ndarray, at_least: int) -> np.ndarray:
+    """The candidates of a pseudo-label that resemble its cluster.
+
+    Args:
+        own: whether the patch nearest to a candidate has its pseudo-label, ``bool (n,)``.
+        similarity: largest cosine to a patch with its pseudo-label ``(n,)``.
+        at_least: how many are wanted; if fewer are ``own``, the most similar ones of the others are added.
+
+    Returns:
+        Indices, ascending.
+    """
+    order = np.lexsort((-similarity, ~own))
+    return np.sort(order[: max(at_least, int(own.sum()))])
 
 
 def choose(select: Select, psnr: np.ndarray, target: np.ndarray, similarity: np.ndarray, count: int) -> np.ndarray:

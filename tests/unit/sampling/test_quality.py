@@ -13,25 +13,22 @@ def cloud(count: int, axis: int, seed: int) -> np.ndarray:
     return unit_length(np.eye(16)[axis] + noise)
 
 
-def comparison(vectors: np.ndarray, nearest: list[str], psnr: np.ndarray, real: list[np.ndarray]) -> Comparison:
-    by_embedding = Nearest(len(vectors))
-    by_embedding.patch_id = nearest
-    labels = np.repeat(np.arange(len(real)), [len(part) for part in real])
-    return Comparison(psnr, vectors, Nearest(len(vectors)), by_embedding, np.full(len(labels), 22.0), labels, real)
+def comparison(vectors: np.ndarray, nearest: list[int], psnr: np.ndarray, real: list[np.ndarray]) -> Comparison:
+    labels, none = np.repeat(np.arange(len(real)), [len(part) for part in real]), Nearest(len(vectors))
+    return Comparison(psnr, vectors, none, none, np.array(nearest), np.full(len(labels), 22.0), labels, real)
 
 
 def test_the_quality_is_that_of_the_selected_images():
     real = [cloud(40, 0, 1), cloud(40, 1, 2)]
     vectors = np.concatenate([cloud(10, 0, 3), cloud(10, 1, 4), cloud(10, 5, 5)])  # the last ten are nothing real
-    nearest = ["a"] * 10 + ["b"] * 5 + ["a"] * 15
+    nearest = [0] * 10 + [1] * 5 + [0] * 15
     compared = comparison(vectors, nearest, np.repeat([23.0, 22.0, 99.0], 10), real)
-    of_patch = {"a": 0, "b": 1}
-    good = set_quality(compared, list(range(20)), np.repeat([0, 1], 10), of_patch)
+    good = set_quality(compared, list(range(20)), np.repeat([0, 1], 10))
     assert good.own_cluster_share == 0.75
     assert good.psnr_bic_distance_db == pytest.approx(0.5)
     assert good.precision > 0.7
     assert good.recall > 0.7
-    bad = set_quality(compared, list(range(10, 30)), np.repeat([1, 0], 10), of_patch)
+    bad = set_quality(compared, list(range(10, 30)), np.repeat([1, 0], 10))
     assert bad.precision < 0.6
     assert bad.own_cluster_share == 0.75
     assert set(bad.rounded()) == {"own_cluster_share", "precision", "recall", "psnr_bic_distance_db"}

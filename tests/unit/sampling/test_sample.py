@@ -66,6 +66,15 @@ def test_the_image_set_and_its_measurements(finished: Path, inputs: dict[str, Pa
     assert table["image"][0].as_py()["bytes"] == (finished / "images/000000.png").read_bytes()
 
 
+def test_images_that_resemble_their_own_cluster_are_selected_first(inputs: dict[str, Path], tmp_path: Path):
+    shares = {}
+    for own in (False, True):
+        config = CONFIG.model_copy(update={"count": 7, "oversample": 6, "own_cluster": own})
+        sampling.run(config, **inputs, out=tmp_path / str(own), runtime=Runtime())
+        shares[own] = json.loads((tmp_path / str(own) / "summary.json").read_text())["own_cluster_share"]
+    assert shares[True] > shares[False]
+
+
 @pytest.mark.parametrize(
     ("title", "amount"),
     [("Sampling", 4), ("Sampling", 12), ("Describing the samples", 20), ("Comparing with real patches", 16)],

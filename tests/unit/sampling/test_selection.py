@@ -22,6 +22,7 @@ from ddsr_core.sampling.selection import (
     compare,
     farthest_first,
     most_covering,
+    own_cluster_first,
     quantile_groups,
     random_score,
     score,
@@ -195,3 +196,10 @@ def test_clusters_of_other_patches_are_refused(home: Path, tmp_path: Path):
 
 def test_farthest_first_on_a_line():
     assert farthest_first(np.array([[0.0], [1.0], [5.0], [9.0]]), 4, first=1) == [1, 3, 2, 0]
+
+
+def test_candidates_that_resemble_their_own_cluster_come_first():
+    own, similarity = np.array([False, True, False, True]), np.array([0.9, 0.1, 0.5, 0.2])
+    assert own_cluster_first(own, similarity, 1).tolist() == [1, 3]
+    assert own_cluster_first(own, similarity, 3).tolist() == [0, 1, 3]  # the most similar of the others fills up
+    assert own_cluster_first(own, similarity, 4).tolist() == [0, 1, 2, 3]
