@@ -2,7 +2,8 @@
 
 A base model made by `ddsr pretrain` has classes that are k-means clusters of its own training patches in VGG16 features,
 and knows their centers. The patches of a cluster are assigned to these centers, and the cluster starts at the mean of the
-rows of the classes with most patches, weighted by their shares (``finetune.class_row_init="nearest_classes"``).
+rows of the classes that most of its patches, and fewer of the other clusters' patches, are assigned to
+(``finetune.class_row_init="nearest_classes"``).
 
 Where classes have names instead, such as ImageNet's, a cluster's centroid in CLIP's image space is compared with class
 names ("a photo of a tench") in the text space beside it. The mean of the rows of the nearest classes is a better
@@ -13,11 +14,12 @@ Neither the paper nor its code does this; both are our options.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ddsr_core.config import Runtime
 from ddsr_core.diffusion.base import load_base_facts, load_class_centers, read_info
@@ -60,7 +62,7 @@ def run(
     """
     if config.by == "centers":
         shares = class_shares(config, clusters, base, patches, runtime)
-        nearest = {label: heaviest(of_label, config.nearest) for label, of_label in shares.items()}
+        nearest = {label: heaviest(of_label, config.nearest) for label, of_label in distinctive(shares).items()}
         covered = {label: round(sum(shares[label][row] for row in rows), 4) for label, rows in nearest.items()}
         write_json(out / "rows.json", {**_rows_json(nearest), "shares_of_patches": covered})
         return StageResult({"by": "centers", "nearest": {str(label): list(rows)[:3] for label, rows in nearest.items()}})
@@ -81,12 +83,15 @@ def _rows_json(nearest: dict[int, dict[int, float]]) -> dict[str, dict[str, list
 def class_shares(
     config: ClassRowsConfig, clusters: Path, base: Path, patches: Path | None, runtime: Runtime
 ) -> dict[int, dict[int, float]]:
-    """Pseudo-label -> class -> share of the cluster's patches that are nearest to the center of that class.
+    """Pseudo-label -> class -> share of the cluster's patches that are nearest to the center of that class, by cosine.
+
+    The center of a class of all sorts of patches is short. By Euclidean distance it is the nearest one for most patches that
+    are unlike the base model's own: on the demo's photos, for 55 % to 99 % of every cluster.
 
     Raises:
         InputError: the base model has no class centers, or the patches are missing or of another size.
     """
-    centers, side = load_class_centers(base), read_info(base).image_px
+    centers, side = F.normalize(load_class_centers(base), dim=1), read_info(base).image_px
     if patches is None:
         raise InputError("class centers are compared with patches", where="patches", fix="give the patches artifact")
     labels = read_labels(clusters)
@@ -102,6 +107,21 @@ def class_shares(
                     counts[labels[names[index]]][row] += 1
             bar.advance(len(kept))
     return {label: {row: n / found.total() for row, n in found.items()} for label, found in counts.items()}
+
+
+def distinctive(shares: dict[int, dict[int, float]]) -> dict[int, dict[int, float]]:
+    """Pseudo-label -> class -> its share times the ratio of that share to its mean over the pseudo-labels.
+
+    A class that every cluster has many patches of would give all of them the same initial row.
+
+    >>> distinctive({0: {7: 0.5, 8: 0.5}, 1: {7: 1.0}})
+    {0: {7: 0.3333333333333333, 8: 1.0}, 1: {7: 1.3333333333333333}}
+    """
+    mean: defaultdict[int, float] = defaultdict(float)
+    for of_label in shares.values():
+        for row, share in of_label.items():
+            mean[row] += share / len(shares)
+    return {label: {row: share**2 / mean[row] for row, share in of_label.items()} for label, of_label in shares.items()}
 
 
 def sampled_patches(labels: dict[str, int], most: int) -> set[str]:
@@ -195,4 +215,4 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-STAGE = Stage("class_rows", version=2, run=run, config=ClassRowsConfig, section="II-B", words="class rows of a base model")
+STAGE = Stage("class_rows", version=3, run=run, config=ClassRowsConfig, section="II-B", words="class rows of a base model")
