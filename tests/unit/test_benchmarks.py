@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import (
     base_model,
     decomposition,
+    demo_picture,
     embeddings,
     evaluation,
     finetune_step,
@@ -45,7 +46,9 @@ from ddsr_core.imaging.demo_photos import write_demo_photos
 from ddsr_core.imaging.images import save_png
 from ddsr_core.pseudo_labels import embeddings as embeddings_stage
 from ddsr_core.pseudo_labels import scoring
+from ddsr_core.report.data import gather
 from ddsr_core.sr import train_sr
+from tests.helpers.fake_run import fake_run
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Libraries of other benchmarks, and those that the tests below run under another name.
@@ -322,6 +325,16 @@ def test_figures_of_a_base_model_are_printed(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "sheet.png").exists()
 
 
+def test_the_picture_of_a_run_has_a_tile_per_image(tmp_path: Path) -> None:
+    picture = demo_picture.demo_picture(gather(fake_run(tmp_path / "home", count=14)))
+    rows, columns = 2 * demo_picture.ROWS, 7
+    side, pitch = demo_picture.TILE_PX, demo_picture.TILE_PX + demo_picture.GAP_PX
+    left = [demo_picture.LABEL_PX + column * pitch for column in range(columns)]
+    assert all(picture[demo_picture.LINE_PX + 2 : demo_picture.LINE_PX + side, x : x + side].std() > 10 for x in left)
+    assert picture.shape[0] > demo_picture.LINE_PX + rows * pitch + demo_picture.CROP_PX
+    assert picture.shape[1] == demo_picture.LABEL_PX + columns * pitch
+
+
 @pytest.mark.e2e
 @pytest.mark.skipif(not os.environ.get("DDSR_E2E"), reason="starts servers: set DDSR_E2E=1")
 def test_orchestration_benchmark_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -346,6 +359,7 @@ def test_every_benchmark_is_run_here() -> None:
         "plan_vs_measured",
         "threads",
         "base_model",
+        "demo_picture",
         "finetune_step",
         "gpu",
         "hit_srf",
