@@ -15,9 +15,9 @@ from ddsr_core.imaging.images import save_png
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "patches.patch_px=64", "patches.stride_px=32", "clusters.k=2", "embeddings.image_px=32", "finetune.steps=2",
-    "finetune.batch_size=2", "sample.count=2", "sample.oversample=1", "sample.steps=2", "teacher.arch=edsr-small",
-    "teacher.iterations=2", "teacher.lr_patch_px=16", "sr.archs=['edsr-small']", "sr.training_sets=['distilled']",
-    "sr.train.iterations=2", "sr.train.batch_size=2", "evaluate.lpips=false",
+    "finetune.batch_size=2", "sample.count=2", "sample.oversample=1", "sample.steps=2", "sample.detail_restoration=1",
+    "teacher.arch=edsr-small", "teacher.iterations=2", "teacher.lr_patch_px=16", "sr.archs=['edsr-small']",
+    "sr.training_sets=['distilled']", "sr.train.iterations=2", "sr.train.batch_size=2", "evaluate.lpips=false",
 )  # fmt: skip
 
 
