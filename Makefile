@@ -19,7 +19,7 @@ $(STAMP): $(LOCKS)
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements-nodeps.lock -e .
 	touch $@
 
-demo: setup                     ## the whole method on bundled photos, about five minutes
+demo: setup                     ## the whole method on bundled photos, about four minutes
 	$(BIN)/ddsr demo
 
 test: setup                     ## the test suite

@@ -78,6 +78,16 @@ def train_and_measure(job: NetworkJob) -> None:
         store.build(evaluate.STAGE, job.evaluate, {"weights": weights, "test": job.tests.source(store)}, runtime)
 
 
+def is_built(job: NetworkJob) -> bool:
+    """Whether both artifacts of a job exist."""
+    store = open_store(job.home)
+    weights = store.find(train_sr.STAGE.name, job.key)
+    if weights is None:
+        return False
+    inputs: dict[str, StageInput] = {"weights": weights, "test": job.tests.source(store)}
+    return store.find(evaluate.STAGE.name, evaluate.STAGE.key(job.evaluate, inputs)) is not None
+
+
 def has_small_step(recipe: TrainSRConfig) -> bool:
     """Whether a training step is so small that a second thread hardly helps: below about `SMALL_STEP_FLOPS`.
 
@@ -112,7 +122,8 @@ def prefetched(stages: Stages, jobs: Iterable[tuple[NetworkJob, T]]) -> Iterator
     """
     networks = stages.backend.networks
     known = list(jobs)
-    if networks is None or (stages.backend.only_small and not all(has_small_step(job.recipe) for job, _ in known)):
+    too_large = stages.backend.only_small and not all(has_small_step(job.recipe) for job, _ in known)
+    if networks is None or too_large or all(is_built(job) for job, _ in known):  # starting workers takes seconds
         yield from known
         return
     done = networks(train_and_measure, [job for job, _ in known])

@@ -14,13 +14,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 
 from ddsr_core.errors import InputError
 
 TABLE = "patches"
+
+
+def _connect(folder: Path) -> Any:
+    import lancedb  # two seconds, which a run from the cache does not have to wait
+
+    return lancedb.connect(str(folder))
 
 
 def write_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None:
@@ -32,7 +37,7 @@ def write_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]]) -> None
     shutil.rmtree(out / "lancedb", ignore_errors=True)
     batches = chain.from_iterable(_joined(columns, vectors).to_batches() for columns, vectors in parts)
     first = next(batches)
-    lancedb.connect(str(out / "lancedb")).create_table(TABLE, chain([first], batches), schema=first.schema)
+    _connect(out / "lancedb").create_table(TABLE, chain([first], batches), schema=first.schema)
 
 
 def merge_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]], keep_versions: timedelta) -> None:
@@ -43,7 +48,7 @@ def merge_table(out: Path, parts: Iterable[tuple[pa.Table, np.ndarray]], keep_ve
         keep_versions: how long older versions of the table are kept.
     """
     rows = pa.concat_tables([_joined(columns, vectors) for columns, vectors in parts])
-    database = lancedb.connect(str(out / "lancedb"))
+    database = _connect(out / "lancedb")
     if (out / "lancedb" / f"{TABLE}.lance").is_dir():
         table = database.open_table(TABLE)
         merge = table.merge_insert("patch_id").when_not_matched_insert_all().when_not_matched_by_source_delete()
@@ -79,7 +84,7 @@ def open_table(folder: Path) -> Any:
     path = Path(folder) / "lancedb"
     if not (path / f"{TABLE}.lance").is_dir():
         raise InputError("there is no table of embeddings", where=path, fix="run the embeddings stage first")
-    return lancedb.connect(str(path)).open_table(TABLE)
+    return _connect(path).open_table(TABLE)
 
 
 def content_digest(ids: Iterable[str], vectors: Iterable[np.ndarray]) -> str:

@@ -9,7 +9,15 @@ from ddsr_core.evaluation.config import EvaluateConfig
 from ddsr_core.imaging.images import save_png
 from ddsr_core.imaging.photos import photo_source
 from ddsr_core.pipeline.config import PipelineConfig
-from ddsr_core.pipeline.networks import has_small_step, network_job, network_of, own_threads, prefetched
+from ddsr_core.pipeline.networks import (
+    has_small_step,
+    is_built,
+    network_job,
+    network_of,
+    own_threads,
+    prefetched,
+    train_and_measure,
+)
 from ddsr_core.pipeline.plain import plain_backend
 from ddsr_core.pipeline.request import Execution
 from ddsr_core.pipeline.stages import Stages
@@ -79,3 +87,26 @@ def test_networks_have_the_same_bytes_side_by_side_and_in_turn(tmp_path, monkeyp
     finally:
         torch.set_num_threads(before)
     assert digests[0] == digests[1]
+
+
+def test_networks_from_the_cache_need_no_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddsr_core.pipeline.plain.idle_cores", lambda: 2)
+    (tmp_path / "photos").mkdir()
+    save_png(tmp_path / "photos/a.png", textured(96, 96))
+    source, store = photo_source(tmp_path / "photos"), Store(tmp_path / "home")
+    stages = Stages(
+        PipelineConfig(evaluate=EvaluateConfig(metrics=("psnr_y",))),
+        plain_backend(Execution(home=str(store.home), device="cpu"), store),
+    )
+    job = network_job(stages, SMALL, source, source, "edsr-small")
+    assert not is_built(job)
+    train_and_measure(job)
+    assert is_built(job)
+    monkeypatch.setattr("ddsr_core.pipeline.plain._executor", None)  # it would be called to start workers
+    assert [item for item, _ in prefetched(stages, [(job, None)])] == [job]
+    with pytest.raises(TypeError):
+        list(
+            prefetched(
+                stages, [(job, None), (job.model_copy(update={"recipe": SMALL.model_copy(update={"seed": 9})}), None)]
+            )
+        )
