@@ -10,10 +10,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ddsr_core.errors import DdsrError
 from ddsr_core.pipeline.request import RunRequest
@@ -29,6 +31,15 @@ SEED = int(os.environ.get("DDSR_MUTATION_SEED", "0"))
 
 def request_for(root: Path, home: Path) -> RunRequest:
     return RunRequest(images=root / "photos", test=root / "tests", overrides=TINY, home=str(home), run="mine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The same sums in this process and in the one that crashes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +97,7 @@ def test_a_crash_at_any_rename_of_a_run_loses_nothing(undisturbed: tuple[Path, l
 
 def main(root: str, home: str, at: str) -> None:
     """A run that ends in a crash at one operation."""
+    torch.set_num_threads(1)
     with failing(Faults(Path(home), int(at), crash)):
         run_plainly(request_for(Path(root), Path(home)))
 

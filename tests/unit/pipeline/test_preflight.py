@@ -37,7 +37,7 @@ def photos(tmp_path: Path) -> Path:
         ({"overrides": ("clusters.k=many",)}, ConfigError, "clusters.k"),
         ({"overrides": ("sr.archs=['nomod:Net']",)}, ConfigError, "cannot import Net from nomod"),
         ({"overrides": ("sr.archs=['pathlib:Path']",)}, ConfigError, "pathlib:Path is not a torch.nn.Module"),
-        ({"overrides": ("teacher.arch=nomod:Net",)}, ConfigError, "cannot import Net from nomod"),
+        ({"overrides": ("sample.detail_restoration=1", "teacher.arch=no:Net")}, ConfigError, "cannot import Net from no"),
         ({"overrides": ("patches.threshold_db=nan",)}, ConfigError, "patches.threshold_db"),
         ({"overrides": ("finetune.lambda_lsr=inf",)}, ConfigError, "finetune.lambda_lsr"),
         ({"overrides": ("clusters.k=" + "[" * 5000 + "]" * 5000,)}, ConfigError, "nested too deeply"),

@@ -26,18 +26,18 @@ def few_threads():
 def test_planned_flops_are_those_of_a_run(tmp_path, capsys):
     for name, side in (("train", 320), ("test", 96)):
         save_png(tmp_path / name / "a.png", textured(side, side))
-    settings = ["embeddings.batch_size=8", "latents.batch_size=8"]
+    settings = ["embeddings.batch_size=8", "latents.batch_size=8", "sample.detail_restoration=1"]
     plan_vs_measured.main([
         "--toy", "--photos", str(tmp_path / "train"), "--test", str(tmp_path / "test"),
         *(part for value in settings for part in ("--set", value)),
     ])  # fmt: skip
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert [row[1].split()[0] for row in rows] == [
-        "patches", "embeddings", "clusters", "latents", "finetune", "train_sr", "sample", "evaluate", "train_sr", "evaluate",
-        "all",
+        "patches", "embeddings", "clusters", "latents", "class_rows", "finetune", "train_sr", "sample", "evaluate",
+        "train_sr", "evaluate", "all",
     ]  # fmt: skip
     counted = {row[1].strip(): (float(row[2]), float(row[3])) for row in rows if float(row[3]) > 0}
-    assert len(counted) == 9
+    assert len(counted) == 10
     for name, (planned, measured) in counted.items():
         assert planned == pytest.approx(measured, rel=0.02, abs=0.02), name
 

@@ -41,7 +41,8 @@ def test_a_stage_without_known_work_is_an_error_that_names_the_table():
 def test_a_plan_has_the_stages_of_the_run_in_order():
     planned = plan(request(price=2.0))
     assert [stage.stage for stage in planned.stages] == [
-        "patches", "embeddings", "clusters", "latents", "finetune", "sample", "evaluate", "train_sr", "evaluate",
+        "patches", "embeddings", "clusters", "latents", "class_rows", "finetune", "sample", "evaluate", "train_sr",
+        "evaluate",
     ]  # fmt: skip
     assert [stage.label for stage in planned.stages][-3:] == ["bicubic", "edsr-small distilled", "edsr-small distilled"]
     patches, embeddings = planned.stages[0], planned.stages[1]
@@ -169,8 +170,8 @@ def test_the_command_prints_a_row_per_stage_and_what_does_not_fit(tmp_path):
     settings = [part for value in (*TINY, "sr.archs=[]") for part in ("--set", value)]
     shown = CliRunner().invoke(cli, [*words, *settings])
     assert shown.exit_code == 0, shown.output
-    assert [line.split()[0] for line in shown.output.splitlines()[:7]] == [
-        "stage", "patches", "embeddings", "clusters", "latents", "finetune", "sample",
+    assert [line.split()[0] for line in shown.output.splitlines()[:8]] == [
+        "stage", "patches", "embeddings", "clusters", "latents", "class_rows", "finetune", "sample",
     ]  # fmt: skip
     data = json.loads(CliRunner().invoke(cli, [*words, *settings, "--json"]).output)
     assert data["fits"] is True
